@@ -1,0 +1,1 @@
+"""lbr-st: Learn Before Represent for Sentence Transformers."""

@@ -1,0 +1,26 @@
+"""The one exception type for mistakes that a user can mend."""
+
+from __future__ import annotations
+
+
+class LBRError(ValueError):
+    """A mistake in what the user gave: says what is wrong, where, and what to do about it.
+
+    Args:
+        what: What is wrong, with the offending value.
+        where: The file, line, key or row it was found in. Optional.
+        fix: What to do about it. Optional.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        message = f"{where}: {what}" if where else what
+        super().__init__(f"{message} {fix}" if fix else message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle through the keyword arguments (datasets sends errors between processes)."""
+        return (_rebuild, (self.what, self.where, self.fix))
+
+
+def _rebuild(what: str, where: str | None, fix: str | None) -> LBRError:
+    return LBRError(what, where=where, fix=fix)

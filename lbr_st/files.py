@@ -1,0 +1,108 @@
+"""Files: the cache folder, hashes, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lbr_st.errors import LBRError
+
+
+def cache_dir() -> Path:
+    """Return the folder for downloads and conversions: ``$LBR_ST_CACHE``, else ``~/.cache/lbr-st``."""
+    configured = os.environ.get("LBR_ST_CACHE")
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lbr-st"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
+    """Raise :class:`LBRError` if ``path`` already holds something and ``overwrite`` is off."""
+    if overwrite or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    raise LBRError(
+        "the output already exists.", where=str(path), fix="Choose another folder, remove this one, or pass overwrite."
+    )
+
+
+@contextmanager
+def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    The folder is written beside ``path``, flushed to disk and renamed, so ``path`` is never half-written.
+
+    Args:
+        path: Where the finished folder goes.
+        overwrite: Replace a folder that is already there.
+
+    Raises:
+        LBRError: ``path`` exists and ``overwrite`` is off, or the disk is full or read-only.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite=overwrite)
+    with explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with explain_disk_errors(path):
+            yield aside
+            # mkdtemp's 0700 is meant for secrets; a release is meant to be read by others.
+            umask = os.umask(0)
+            os.umask(umask)
+            aside.chmod(0o777 & ~umask)
+            _flush(aside)
+            _swap(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "read-only" into an :class:`LBRError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LBRError(
+                "the disk is full.", where=str(path), fix="Nothing was left half-written; free some space and run again."
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
+        raise
+
+
+def _swap(aside: Path, path: Path) -> None:
+    """Put ``aside`` in the place of ``path``; a folder that was there leaves only once the new one is in."""
+    if not path.exists():
+        aside.rename(path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    try:
+        aside.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for item in [*folder.rglob("*"), folder]:
+        descriptor = os.open(item, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
