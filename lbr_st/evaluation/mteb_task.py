@@ -1,0 +1,149 @@
+"""A local retrieval set as an MTEB task, scored by BEIR's rules."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.errors import LBRError
+from lbr_st.files import cache_dir
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTaskRetrieval
+
+    from lbr_st.data.retrieval import RetrievalSet
+
+
+def import_extra(module: str) -> Any:
+    """Import a module of the ``eval`` extra.
+
+    Args:
+        module: Its dotted name.
+
+    Returns:
+        The module.
+
+    Raises:
+        LBRError: It cannot be imported; the message names the extra to install.
+    """
+    # mteb creates ~/.cache/mteb while it is imported; keep it with our own files unless the user chose a place.
+    os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise LBRError(f"evaluation needs {module}: {error}.", fix='Run: pip install "lbr-st[eval]"') from error
+
+
+def judged_queries(data: RetrievalSet) -> dict[str, str]:
+    """Return the queries with at least one relevant document (id to text); only these can be scored.
+
+    Raises:
+        LBRError: No query has a relevant document.
+    """
+    judged = {
+        query_id: data.queries[query_id]
+        for query_id, grades in data.qrels.items()
+        if query_id in data.queries and any(grade > 0 for grade in grades.values())
+    }
+    if not judged:
+        raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name)
+    return judged
+
+
+def task_name(data: RetrievalSet) -> str:
+    """Return the set's name as MTEB's tasks and files may bear it: ``folder/test`` becomes ``folder-test``.
+
+    Raises:
+        LBRError: The name has other characters than letters, digits and ``_ . - /``.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", data.name):
+        raise LBRError(
+            f"the name {data.name!r} cannot name a task and its file.",
+            where="name",
+            fix="Use the letters A-Z, digits, '_', '.', '-', and '/' between parts.",
+        )
+    return data.name.replace("/", "-")
+
+
+def retrieval_task(
+    data: RetrievalSet, split: str = "test", domains: Sequence[str] = ("Chemistry",)
+) -> AbsTaskRetrieval:
+    """Make an MTEB retrieval task from texts that are already in memory; nothing is downloaded.
+
+    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does. After a run the task
+    holds ``per_query``: query id to nDCG@10.
+
+    Args:
+        data: Corpus, queries and judgements; the task is named by :func:`task_name`.
+        split: The name under which MTEB files the scores.
+        domains: MTEB's names for the field, such as ``"Chemistry"``, ``"Medical"``, ``"Programming"``.
+
+    Returns:
+        A task for ``mteb.evaluate``.
+
+    Raises:
+        LBRError: The set's name cannot name a task, MTEB does not know a domain, or there is nothing to evaluate.
+    """
+    queries = judged_queries(data)
+    metadata = _metadata(data, split, domains)
+    base = import_extra("mteb.abstasks").AbsTaskRetrieval
+    dataset_class = import_extra("datasets").Dataset
+
+    class LocalRetrieval(base):  # type: ignore[misc, valid-type]
+        ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
+        per_query: dict[str, float] | None = None
+        data_loaded: bool = False
+
+        def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
+            if self.data_loaded:
+                return
+            self.dataset = {
+                "default": {
+                    split: {
+                        "corpus": dataset_class.from_dict(
+                            {
+                                "id": list(data.corpus),
+                                "title": [""] * len(data.corpus),
+                                "text": list(data.corpus.values()),
+                            }
+                        ),
+                        "queries": dataset_class.from_dict({"id": list(queries), "text": list(queries.values())}),
+                        "relevant_docs": {query_id: dict(data.qrels[query_id]) for query_id in queries},
+                        "top_ranked": None,
+                    }
+                }
+            }
+            self.data_loaded = True
+
+        def task_specific_scores(
+            self, scores: Mapping[str, Mapping[str, float]], *args: Any, **kwargs: Any
+        ) -> dict[str, float]:
+            # MTEB averages right after this call; it is the one place where the scores of single queries are seen.
+            self.per_query = {query_id: float(values["ndcg_cut_10"]) for query_id, values in scores.items()}
+            return {}
+
+    LocalRetrieval.metadata = metadata
+    return LocalRetrieval()
+
+
+def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
+    task_metadata = import_extra("mteb.abstasks.task_metadata").TaskMetadata
+    try:
+        return task_metadata(
+            name=task_name(data),
+            description=data.description or data.name,
+            dataset={"path": f"local/{task_name(data)}", "revision": data.revision},
+            type="Retrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=[split],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+            domains=list(domains) or None,
+            is_public=False,
+        )
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise LBRError(f"MTEB does not accept this task: {error}", where=data.name) from error
