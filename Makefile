@@ -1,0 +1,41 @@
+# Everything runs from a virtual environment in .venv, set up on first use with the versions in constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help lbr-chem lbr-chem-full test lint clean .venv
+
+help:  ## Print this list
+	@echo "Targets:"
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.-]+):.*## */  make \1|/' | \
+		while IFS='|' read -r target text; do printf '%-22s %s\n' "  $$target" "$$text"; done
+
+.venv: $(STAMP)  ## Set up the virtual environment (PYTHON=... picks the interpreter, 3.11 or newer)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "lbr-st needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[chem,eval,dev]"
+	@touch $@
+
+lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)
+	$(BIN)/python recipes/chem.py --quick --output lbr-chem
+
+lbr-chem-full: $(STAMP)  ## The same with the full recipe (hours on a CPU)
+	$(BIN)/python recipes/chem.py --output lbr-chem
+
+test: $(STAMP)  ## Run the tests, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove the virtual environment, caches and build leftovers; trained models stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find lbr_st recipes eval tests -name __pycache__ -type d -prune -exec rm -rf {} +

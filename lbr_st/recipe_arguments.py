@@ -1,0 +1,86 @@
+"""The recipe's fields as jsonargparse arguments, and what jsonargparse says about them in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from lbr_st.errors import LBRError
+from lbr_st.recipe_sections import SECTIONS, RunConfig
+
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def add_recipe_arguments(parser: ArgumentParser, sections: Iterable[str] = tuple(SECTIONS)) -> None:
+    """Add the run's own fields and those of some sections, each section under its own title.
+
+    Args:
+        parser: The parser to add to.
+        sections: Names of the sections.
+    """
+    for key, kind in [(None, RunConfig), *((key, SECTIONS[key]) for key in sections)]:
+        title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+        # as_group would add a `--model CONFIG` option for a section's own file, whose keys jsonargparse checks loosely.
+        parser.add_argument_group(title).add_class_arguments(kind, key, as_group=False)
+
+
+@cache
+def field_types() -> dict[str, Any]:
+    """Return the type of every field by its dotted key."""
+    types: dict[str, Any] = dict(get_type_hints(RunConfig))
+    for section, kind in SECTIONS.items():
+        types |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    return types
+
+
+def takes_null(key: str) -> bool:
+    """Return whether the field with this dotted key may be None."""
+    return NoneType in get_args(field_types()[key])
+
+
+def similar(word: str, known: Iterable[str], prefix: str = "") -> str | None:
+    """Return "Did you mean …?" for the closest known words, or None if none is close.
+
+    Args:
+        word: The word that is not known.
+        known: The known words.
+        prefix: Written before each word of the answer.
+    """
+    known = list(known)
+    last = word.rpartition(".")[2]
+    # The right name in the wrong section is closer than any likeness of letters.
+    matches = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {' or '.join(prefix + match for match in matches)}?" if matches else None
+
+
+def explain(error: Exception) -> LBRError:
+    """Return jsonargparse's complaint as one plain line that names the key."""
+    text = str(error)
+    found = re.search(r'Parser key "([^"]+)":(.*)', text, flags=re.DOTALL)
+    if found is None or found[1] not in field_types():
+        return LBRError(" ".join(text.split()))
+    values = re.findall(r"(?:Got value|Given value): (.*)", found[2])
+    not_value = f", not {values[-1].strip()}" if values else ""
+    return LBRError(f"must be {describe(found[1])}{not_value}.", where=found[1])
+
+
+def describe(key: str) -> str:
+    """Return in plain words what the field with this dotted key takes."""
+    return _describe(field_types()[key])
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is list:
+        choices = get_args(get_args(hint)[0])
+        return f"a list out of {', '.join(choices)}, such as [{', '.join(choices[:2])}]"
+    if NoneType in get_args(hint):
+        return _describe(get_args(hint)[0]) + " or null"
+    return _PLAIN[hint]

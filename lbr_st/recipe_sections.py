@@ -1,0 +1,172 @@
+"""The sections of a recipe: plain dataclasses whose docstrings are also the command line's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class RunConfig:
+    """The run as a whole.
+
+    Args:
+        name: Name of the released model.
+        seed: Seed of every random choice.
+        precision: Arithmetic for training; auto lets the device decide.
+    """
+
+    name: str = "lbr-model"
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass
+class ModelConfig:
+    """The base model, its bottleneck and how much of it is trained.
+
+    Args:
+        base: Causal language model to start from: the embedded smollm2-135m, a hub id or a local folder.
+        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text.
+        token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random.
+        projection_dim: Size of the embedding after a learned projection; null keeps the model's own size.
+        max_seq_length: Longest text in tokens, bottleneck tokens included; longer texts are cut.
+        query_prompt: Text put before every query, in training and when encoding.
+        document_prompt: Text put before every document, in training and when encoding.
+        lora: Train LoRA adapters and the new token rows; false trains every weight.
+        lora_rank: Rank of the LoRA adapters.
+        lora_alpha: Scale of the LoRA adapters; alpha divided by rank multiplies their output.
+        lora_dropout: Dropout before the LoRA adapters while training.
+    """
+
+    base: str = "smollm2-135m"
+    num_bottleneck_tokens: int = 4
+    token_init: Literal["mean", "eos", "random"] = "mean"
+    projection_dim: int | None = None
+    max_seq_length: int = 256
+    query_prompt: str = "query: "
+    document_prompt: str = "document: "
+    lora: bool = True
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.0
+
+
+@dataclass
+class DataConfig:
+    """Where the text and the query-document pairs come from.
+
+    Args:
+        source: Domain data: chebi, a BEIR folder, a .jsonl, .csv or .parquet file, or a hub dataset id.
+        text_column: Column that holds plain text.
+        query_column: Column that holds the query of a pair.
+        document_column: Column that holds the document of a pair.
+        split: Split to train on.
+        texts: A further source of plain text for the learn stage.
+        pairs: Source of query-document pairs for the represent stage, when it is not the main source.
+    """
+
+    source: str = "chebi"
+    text_column: str = "text"
+    query_column: str = "query"
+    document_column: str = "document"
+    split: str = "train"
+    texts: str | None = None
+    pairs: str | None = None
+
+
+@dataclass
+class LearnConfig:
+    """Stage 1, learn: generative training through the bottleneck.
+
+    Args:
+        enabled: Run this stage.
+        pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
+            (text to itself), continue (first part of a text to the rest).
+        bottleneck: What the target sees of its context: the bottleneck's keys and values, or the pooled embedding only.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        batch_size: Pairs per step.
+        learning_rate: Peak learning rate of the model's weights or adapters.
+        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge.
+        warmup_steps: Steps over which the learning rates rise from zero.
+        context_weight: Weight of plain language modelling on the context.
+        rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
+        target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
+        max_target_tokens: Longest target in tokens; null sets no limit of its own.
+        eval_steps: Steps between two measurements of the bottleneck gain.
+        num_eval_pairs: Held-out pairs on which the bottleneck gain is measured.
+    """
+
+    enabled: bool = True
+    pairs: list[Literal["natural", "reverse", "reconstruct", "continue"]] = field(
+        default_factory=lambda: ["natural", "reverse", "reconstruct"]
+    )
+    bottleneck: Literal["attention", "embedding"] = "attention"
+    max_steps: int = 200
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    token_learning_rate: float = 1e-2
+    warmup_steps: int = 10
+    context_weight: float = 0.1
+    rate_weight: float = 0.0
+    target_dropout: float = 0.0
+    max_target_tokens: int | None = 32
+    eval_steps: int = 50
+    num_eval_pairs: int = 64
+
+
+@dataclass
+class RepresentConfig:
+    """Stage 2, represent: contrastive training of the compressed representation.
+
+    Args:
+        enabled: Run this stage.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        batch_size: Pairs per step; the other documents of a batch are a query's negatives.
+        mini_batch_size: Encode a batch in pieces of this size with the cached loss, to save memory; null: whole.
+        learning_rate: Peak learning rate of the model's weights or adapters.
+        token_learning_rate: Peak learning rate of the new token rows.
+        warmup_steps: Steps over which the learning rates rise from zero.
+        temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
+        num_hard_negatives: Mined hard negatives per query; 0 uses in-batch negatives only.
+        replay_weight: Weight of the generative loss replayed beside the contrastive one; 0 turns it off.
+        eval_steps: Steps between two evaluations on held-out pairs.
+    """
+
+    enabled: bool = True
+    max_steps: int = 200
+    batch_size: int = 64
+    mini_batch_size: int | None = None
+    learning_rate: float = 2e-4
+    token_learning_rate: float = 1e-3
+    warmup_steps: int = 10
+    temperature: float = 0.05
+    num_hard_negatives: int = 0
+    replay_weight: float = 0.0
+    eval_steps: int = 100
+
+
+@dataclass
+class EvaluateConfig:
+    """Retrieval evaluation on the held-out queries.
+
+    Args:
+        enabled: Evaluate at the end of a run.
+        num_queries: Number of queries to evaluate; null takes all.
+        num_documents: Number of documents to search; null takes all.
+        batch_size: Texts encoded at once.
+    """
+
+    enabled: bool = True
+    num_queries: int | None = None
+    num_documents: int | None = None
+    batch_size: int = 64
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "learn": LearnConfig,
+    "represent": RepresentConfig,
+    "evaluate": EvaluateConfig,
+}

@@ -1,0 +1,202 @@
+"""The command line: what it passes on, its help, and its exit codes."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lbr_st.cli import COMMANDS, main
+from lbr_st.errors import LBRError
+from lbr_st.recipe import Recipe, save_recipe
+from lbr_st.recipe_arguments import field_types
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Stand-ins for the modules behind the commands; each call is recorded."""
+    seen = []
+
+    def recorder(name):
+        return lambda *args, **kwargs: seen.append((name, args, kwargs))
+
+    pipeline = {name: recorder(name) for name in ("run", "run_learn", "run_represent", "run_evaluate")}
+    monkeypatch.setitem(sys.modules, "lbr_st.pipeline", SimpleNamespace(**pipeline))
+    monkeypatch.setitem(sys.modules, "lbr_st.release", SimpleNamespace(release=recorder("release")))
+    monkeypatch.setitem(sys.modules, "lbr_st.reconstruct", SimpleNamespace(main=recorder("reconstruct")))
+    return seen
+
+
+def test_train(calls):
+    assert main(["train", "--output", "out", "--learn.max_steps", "50", "--overwrite"]) == 0
+    recipe = Recipe()
+    recipe.learn.max_steps = 50
+    assert calls == [("run", (recipe, "out"), {"overwrite": True, "work_folder": None})]
+
+
+def test_the_other_commands(calls):
+    assert main(["learn", "--output", "out"]) == 0
+    assert main(["represent", "--output", "out"]) == 0
+    assert main(["represent", "model", "--output", "out", "--overwrite"]) == 0
+    assert main(["release", "model", "--output", "out", "--adapter_only"]) == 0
+    assert main(["reconstruct", "model", "water", "null", "1", "--max_new_tokens", "8"]) == 0
+    assert main(["evaluate", "model", "--output", "out", "--evaluate.num_queries", "5"]) == 0
+    evaluated = Recipe()
+    evaluated.evaluate.num_queries = 5
+    assert calls == [
+        ("run_learn", (Recipe(), "out"), {"overwrite": False}),
+        ("run_represent", (Recipe(), None, "out"), {"overwrite": False}),
+        ("run_represent", (Recipe(), "model", "out"), {"overwrite": True}),
+        ("release", ("model", "out"), {"adapter_only": True, "overwrite": False}),
+        ("reconstruct", ("model", ["water", "null", "1"], 8), {}),
+        ("run_evaluate", ("model", evaluated, "out"), {}),
+    ]
+
+
+@pytest.mark.parametrize("config_first", [True, False])
+def test_command_line_beats_file_beats_default(calls, tmp_path, config_first):
+    recipe = Recipe(name="1")
+    recipe.learn.max_steps, recipe.learn.batch_size, recipe.learn.pairs = 7, 8, ["continue"]
+    recipe.data.texts, recipe.represent.max_steps = "more.jsonl", 9
+    save_recipe(recipe, tmp_path / "r.yaml")
+    config, flag = ["--config", str(tmp_path / "r.yaml")], ["--learn.max_steps", "50"]
+    words = [*config, *flag] if config_first else [*flag, *config]
+    # `learn` has no --represent flags; what the file says there still holds.
+    assert main(["learn", "--output", "out", *words]) == 0
+    recipe.learn.max_steps = 50
+    assert calls[0][1][0] == recipe
+
+
+def test_lists_and_null(calls):
+    words = ["--learn.pairs", "[natural,continue]", "--learn.max_target_tokens", "null", "--name", "1"]
+    assert main(["train", "--output", "out", *words]) == 0
+    recipe = calls[0][1][0]
+    assert recipe.learn.pairs == ["natural", "continue"]
+    assert recipe.learn.max_target_tokens is None
+    assert recipe.name == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a command must be given"),
+        (["trian"], "'trian' is no command. Did you mean train?"),
+        (["train"], "--output must be given"),
+        (["release", "--output", "x"], "MODEL must be given"),
+        (["reconstruct", "model"], "TEXT must be given"),
+        (["train", "--output"], "expected one argument"),
+        (["train", "--output", "x", "--learn.steps", "3"], "--learn.steps. Did you mean --learn.max_steps?"),
+        (
+            ["train", "--output", "x", "--model", "y"],
+            "unknown flag --model. Its fields are flags, such as --model.base.",
+        ),
+        (["learn", "--output", "x", "--represent.max_steps", "3"], "unknown flag --represent.max_steps"),
+        (["train", "--output", "x", "--learn.max_steps", "x"], "learn.max_steps: must be a whole number, not x."),
+        (["train", "--output", "x", "--learn.max_steps", "null"], "learn.max_steps: must be a whole number, not None."),
+        (["train", "--output", "x", "--learn.pairs", "natural"], "learn.pairs: must be a list"),
+        (["train", "--output", "x", "--precision", "fp16"], "precision"),
+    ],
+)
+def test_usage_errors_exit_2(calls, capsys, words, message):
+    assert main(words) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.startswith("error: ")
+    assert len(output.err.splitlines()) == 2
+    assert "--help" in output.err.splitlines()[1]
+    assert not output.out
+    assert not calls
+
+
+def test_user_errors_exit_1(calls, capsys, monkeypatch, tmp_path):
+    assert main(["train", "--output", "x", "--learn.max_steps", "-1"]) == 1
+    assert capsys.readouterr().err == "error: learn.max_steps: must be at least 0, not -1.\n"
+    (tmp_path / "r.yaml").write_text("sead: 1")
+    assert main(["train", "--output", "x", "--config", str(tmp_path / "r.yaml")]) == 1
+    assert "unknown key sead. Did you mean seed?" in capsys.readouterr().err
+    assert not calls
+
+    def fail(*args, **kwargs):
+        raise LBRError("the output already exists.", where="out")
+
+    monkeypatch.setattr(sys.modules["lbr_st.release"], "release", fail)
+    assert main(["release", "model", "--output", "out"]) == 1
+    assert capsys.readouterr().err == "error: out: the output already exists.\n"
+    assert main(["release", "model", "--output", "out", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_exits_130(calls, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["lbr_st.pipeline"], "run", interrupt)
+    assert main(["train", "--output", "x"]) == 130
+    error = capsys.readouterr().err
+    assert "run the same command again to continue" in error
+    assert len(error.splitlines()) == 1
+
+
+def help_of(capsys, *words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = " ".join(help_of(capsys).split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.description.split(',')[0]}" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_help(capsys, calls, name):
+    shown = help_of(capsys, name)
+    command = COMMANDS[name]
+    assert shown.startswith(f"usage: lbr-st {name} ")
+    assert f"\n  {command.example}\n" in shown
+    assert command.description.split(",")[0] in shown
+    assert "--debug" in shown
+    # The example must be one that works.
+    words = command.example.replace('"', "").replace("--config recipe.yaml ", "").split()
+    assert main(words[1:]) == 0
+
+
+def test_every_field_has_a_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    lines = help_of(capsys, "train").splitlines()
+    for key in field_types():
+        start = next(index for index, line in enumerate(lines) if line.lstrip().startswith(f"--{key} "))
+        shown = " ".join(lines[start : start + 2])
+        assert ". (type: " in shown, key
+        assert "default: " in shown, key
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("lbr-st ")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    code = f"""
+import sys
+from lbr_st.cli import main
+try:
+    main({words!r})
+except SystemExit as done:
+    assert done.code == 0
+heavy = {{"torch", "transformers", "sentence_transformers", "datasets", "mteb"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_python_dash_m():
+    done = subprocess.run([sys.executable, "-m", "lbr_st", "trian"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'trian' is no command.")

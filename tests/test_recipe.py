@@ -1,0 +1,204 @@
+"""The recipe: round trips, refusals and ranges."""
+
+import math
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbr_st.errors import LBRError
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe_arguments import field_types
+from lbr_st.recipe_sections import SECTIONS
+
+
+def changed(**values):
+    recipe = Recipe()
+    for key, value in values.items():
+        section, _, name = key.rpartition("__")
+        setattr(getattr(recipe, section) if section else recipe, name, value)
+    return recipe
+
+
+def load(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path)
+
+
+def test_default_round_trip_is_byte_identical(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b" / "c.yaml"
+    save_recipe(Recipe(), first)
+    assert load_recipe(first) == Recipe()
+    save_recipe(load_recipe(first), second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_partial_file_keeps_defaults(tmp_path):
+    recipe = load(tmp_path, "learn:\n  max_steps: 3\n  learning_rate: 1e-5\n")
+    assert recipe == changed(learn__max_steps=3, learn__learning_rate=1e-5)
+    assert load(tmp_path, "{}") == Recipe()
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+# A word for "nothing" is refused as the name of an optional source: YAML would not give it back.
+name = text.filter(lambda value: value.strip() and value.lower() not in ("null", "~"))
+positive = st.integers(1, 2**40)
+share = st.floats(0, 1, exclude_max=True)
+weight = st.floats(0, allow_infinity=False)
+rate = st.floats(0, exclude_min=True, allow_infinity=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional={
+            "name": name,
+            "seed": st.integers(0, 2**32 - 1),
+            "precision": st.sampled_from(["auto", "float32", "bfloat16"]),
+            "model__base": name,
+            "model__query_prompt": text,
+            "model__projection_dim": st.none() | positive,
+            "model__lora": st.booleans(),
+            "model__lora_dropout": share,
+            "data__source": name,
+            "data__texts": st.none() | name,
+            "data__pairs": st.none() | name,
+            "learn__pairs": st.lists(
+                st.sampled_from(["natural", "reverse", "reconstruct", "continue"]), min_size=1, unique=True
+            ),
+            "learn__learning_rate": rate,
+            "learn__context_weight": weight,
+            "learn__max_target_tokens": st.none() | positive,
+            "represent__batch_size": positive,
+            "represent__temperature": rate,
+            "evaluate__num_queries": st.none() | positive,
+        },
+    )
+)
+def test_any_valid_recipe_survives_its_file(tmp_path_factory, values):
+    recipe = changed(**values)
+    folder = tmp_path_factory.mktemp("recipe")
+    save_recipe(recipe, folder / "a.yaml")
+    loaded = load_recipe(folder / "a.yaml")
+    assert loaded == recipe
+    save_recipe(loaded, folder / "b.yaml")
+    assert (folder / "a.yaml").read_bytes() == (folder / "b.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("yaml", "parts"),
+    [
+        ("modle: {}", ["line 1", "unknown key modle", "Did you mean model?"]),
+        ("model:\n  lora_rnk: 3", ["line 2", "unknown key model.lora_rnk", "model.lora_rank?"]),
+        ("max_steps: 3", ["learn.max_steps or represent.max_steps"]),
+        ("model.base: x", ["unknown key model.base", "model: {base: …}"]),
+        ("seed: 1\nseed: 2", ["line 2", "seed is given twice"]),
+        ("model: 3", ["model", "must hold keys"]),
+        ("model:", ["model", "must hold keys"]),
+        ("", ["empty"]),
+        ("[1]", ["must hold keys"]),
+        ("a: b: c", ["line 1", "no valid YAML"]),
+        ("name: \x00", ["no valid YAML"]),
+        ("name: !!python/object/apply:os.getcwd []", ["no valid YAML", "constructor"]),
+        ("name: {class_path: os.system}", ["name: must be text"]),
+        ("name: 3", ["name: must be text, not 3"]),
+        ("seed: null", ["seed: must have a value"]),
+        ("seed: 1.5", ["seed: must be a whole number, not 1.5"]),
+        ("model: {num_bottleneck_tokens: four}", ["model.num_bottleneck_tokens: must be a whole number, not four"]),
+        ("model: {projection_dim: x}", ["model.projection_dim: must be a whole number or null, not x"]),
+        ("model: {lora: 1}", ["model.lora: must be true or false, not 1"]),
+        ("model: {token_init: zeros}", ["model.token_init: must be one of mean, eos, random, not zeros"]),
+        ("learn: {pairs: natural}", ["learn.pairs: must be a list out of natural,", "not natural"]),
+        ("learn: {pairs: [backwards]}", ["learn.pairs: must be a list out of natural,", "not backwards"]),
+    ],
+)
+def test_bad_files_are_refused_in_one_plain_line(tmp_path, yaml, parts):
+    with pytest.raises(LBRError) as caught:
+        load(tmp_path, yaml)
+    message = str(caught.value)
+    assert all(part in message for part in ["recipe.yaml", *parts]), message
+    assert "\n" not in message
+    assert "<class" not in message
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(LBRError, match=r"none\.yaml: cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(LBRError, match="UTF-8"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("name", " "),
+        ("model.num_bottleneck_tokens", 0),
+        ("model.max_seq_length", 4),
+        ("model.projection_dim", 0),
+        ("model.lora_dropout", 1.0),
+        ("model.lora_dropout", -0.1),
+        ("learn.max_steps", -1),
+        ("learn.batch_size", 0),
+        ("learn.learning_rate", 0.0),
+        ("learn.learning_rate", math.nan),
+        ("learn.learning_rate", math.inf),
+        ("learn.token_learning_rate", -1.0),
+        ("learn.target_dropout", 1.0),
+        ("learn.pairs", []),
+        ("learn.pairs", ["natural", "natural"]),
+        ("learn.rate_weight", 0.1),
+        ("learn.eval_steps", 0),
+        ("represent.temperature", 0.0),
+        ("represent.mini_batch_size", 0),
+        ("represent.mini_batch_size", 65),
+        ("represent.num_hard_negatives", -1),
+        ("represent.replay_weight", -1.0),
+        ("evaluate.num_queries", 0),
+        # What Python code can set and a file cannot: values of another type.
+        ("model.num_bottleneck_tokens", "4"),
+        ("model.base", None),
+        ("model.token_init", "zeros"),
+        ("data.texts", "null"),
+        ("learn.max_steps", 3.0),
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(key, value):
+    with pytest.raises(LBRError) as caught:
+        changed(**{key.replace(".", "__"): value}).validate()
+    assert caught.value.where == key
+
+
+def test_values_that_contradict_each_other():
+    with pytest.raises(LBRError, match="nothing to train"):
+        changed(learn__enabled=False, represent__enabled=False).validate()
+    with pytest.raises(LBRError, match='only bottleneck="embedding" decodes from the variational z'):
+        changed(learn__rate_weight=0.5).validate()
+    changed(learn__rate_weight=0.5, learn__bottleneck="embedding").validate()
+    with pytest.raises(LBRError, match="must be a ModelConfig"):
+        changed(model={"base": "x"}).validate()
+
+
+def test_save_refuses_an_invalid_recipe(tmp_path):
+    with pytest.raises(LBRError, match="seed"):
+        save_recipe(changed(seed=-1), tmp_path / "r.yaml")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_match_the_recipe():
+    assert [item.name for item in fields(Recipe)][3:] == list(SECTIONS)
+    assert set(Recipe().flat()) == set(field_types())
+
+
+def test_import_is_cheap():
+    heavy = "{'torch', 'transformers', 'sentence_transformers', 'datasets'}"
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, lbr_st.recipe; assert not {heavy} & set(sys.modules)"], check=True
+    )
