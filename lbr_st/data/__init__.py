@@ -1,1 +1,22 @@
+"""Data: domain text in, stage-1 examples and retrieval sets out. Importing this loads no heavy library."""
 
+from lbr_st.data.chebi import ChebiTask, Entity, chebi_task, load_chebi
+from lbr_st.data.examples import continue_pairs, mix, natural_pairs, reconstruct_pairs
+from lbr_st.data.retrieval import RetrievalSet, read_beir, write_beir
+from lbr_st.data.sources import read_pairs, read_texts
+
+__all__ = [
+    "ChebiTask",
+    "Entity",
+    "RetrievalSet",
+    "chebi_task",
+    "continue_pairs",
+    "load_chebi",
+    "mix",
+    "natural_pairs",
+    "read_beir",
+    "read_pairs",
+    "read_texts",
+    "reconstruct_pairs",
+    "write_beir",
+]

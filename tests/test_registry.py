@@ -1,0 +1,149 @@
+import hashlib
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lbr_st import registry
+from lbr_st.errors import LBRError
+
+NAME = "thing-1.0-py3-none-any.whl"
+
+
+def make_wheel(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in members:
+            archive.writestr(member, text)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def pip(monkeypatch, tmp_path):
+    """A registry with one wheel; ``pip.calls`` holds the commands that were run."""
+
+    class FakePip:
+        def __init__(self):
+            self.wheel, self.calls, self.meanwhile = tmp_path / "source.whl", [], lambda: None
+
+        def serve(self, *members):
+            return make_wheel(self.wheel, members)
+
+        def run(self, command):
+            self.calls.append(command)
+            target = command[command.index("--dest") + 1]
+            (Path(target) / NAME).write_bytes(self.wheel.read_bytes())
+            self.meanwhile()
+            return 0, ""
+
+    fake = FakePip()
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "_run", fake.run)
+    return fake
+
+
+def left_behind(tmp_path):
+    wheels = tmp_path / "cache" / "wheels"
+    return sorted(item.name for item in wheels.iterdir()) if wheels.exists() else []
+
+
+def test_fetches_once_and_then_reads_the_cache(pip, tmp_path):
+    sha = pip.serve(("thing/data.txt", "hello"))
+    folder = registry.fetch_wheel("thing==1.0", NAME, sha)
+    assert (folder / "thing" / "data.txt").read_text() == "hello"
+    assert folder == tmp_path / "cache" / "wheels" / f"thing-1.0-{sha[:8]}"
+    assert registry.fetch_wheel("thing==1.0", NAME, sha) == folder
+    assert len(pip.calls) == 1
+    assert left_behind(tmp_path) == [folder.name]
+    assert {"download", "--no-deps", "--only-binary=:all:", "thing==1.0"} <= set(pip.calls[0])
+
+
+def test_wrong_hash_keeps_nothing(pip, tmp_path):
+    sha = pip.serve(("thing/data.txt", "hello"))
+    with pytest.raises(LBRError) as caught:
+        registry.fetch_wheel("thing==1.0", NAME, "0" * 64)
+    for part in (NAME, sha, "0" * 64):
+        assert part in str(caught.value)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "C:/evil.txt", "..\\evil.txt"])
+def test_refuses_members_that_leave_the_folder(pip, tmp_path, member):
+    sha = pip.serve(("fine.txt", "x"), (member, "x"))
+    with pytest.raises(LBRError, match="would leave the folder"):
+        registry.fetch_wheel("thing==1.0", NAME, sha)
+    assert left_behind(tmp_path) == []
+
+
+def test_refuses_links(pip, tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    sha = pip.serve((link, "/etc/passwd"))
+    with pytest.raises(LBRError, match="'link'"):
+        registry.fetch_wheel("thing==1.0", NAME, sha)
+    assert left_behind(tmp_path) == []
+
+
+def test_refuses_what_is_no_zip(pip, tmp_path):
+    pip.wheel.write_bytes(b"<html>login</html>")
+    with pytest.raises(LBRError, match="not a readable wheel"):
+        registry.fetch_wheel("thing==1.0", NAME, hashlib.sha256(b"<html>login</html>").hexdigest())
+    assert left_behind(tmp_path) == []
+
+
+def test_quotes_pip_when_it_fails(pip, monkeypatch, tmp_path):
+    output = "WARNING: Retrying\nERROR: No matching distribution found for thing==1.0\n\n"
+    monkeypatch.setattr(registry, "_run", lambda command: (1, output))
+    with pytest.raises(LBRError) as caught:
+        registry.fetch_wheel("thing==1.0", NAME, "0" * 64)
+    message = str(caught.value)
+    assert "ERROR: No matching distribution found for thing==1.0" in message
+    assert "WARNING" not in message
+    assert "PIP_INDEX_URL" in message
+    assert NAME in message
+    assert left_behind(tmp_path) == []
+
+
+def test_says_when_pip_is_missing(pip, monkeypatch):
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LBRError, match="ensurepip"):
+        registry.fetch_wheel("thing==1.0", NAME, "0" * 64)
+    assert pip.calls == []
+
+
+def test_says_what_came_instead(pip):
+    pip.serve(("x", "x"))
+    with pytest.raises(LBRError, match=NAME):
+        registry.fetch_wheel("thing==2.0", "thing-2.0-py3-none-any.whl", "0" * 64)
+
+
+def test_another_process_that_was_faster_wins(pip, tmp_path):
+    sha = pip.serve(("thing/data.txt", "ours"))
+    folder = tmp_path / "cache" / "wheels" / f"thing-1.0-{sha[:8]}"
+
+    def other_process():
+        folder.mkdir()
+        (folder / "data.txt").write_text("theirs")
+
+    pip.meanwhile = other_process
+    assert registry.fetch_wheel("thing==1.0", NAME, sha) == folder
+    assert (folder / "data.txt").read_text() == "theirs"
+    assert left_behind(tmp_path) == [folder.name]
+
+
+def test_build_once_takes_an_entry_that_appears_while_it_fails(tmp_path):
+    folder = tmp_path / "entry"
+
+    def fill(target):
+        folder.mkdir()
+        raise OSError("directory not empty")
+
+    assert registry.build_once(folder, fill) == folder
+    with pytest.raises(OSError, match="broken"):
+        registry.build_once(tmp_path / "other", lambda target: (_ for _ in ()).throw(OSError("broken")))
+    assert [item.name for item in tmp_path.iterdir()] == ["entry"]
+
+
+def test_run_returns_the_exit_code_and_stderr():
+    code, output = registry._run([registry.sys.executable, "-c", "import sys; print('out'); sys.exit('bad luck')"])
+    assert (code, output.strip()) == (1, "bad luck")

@@ -1,0 +1,174 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lbr_st.data import RetrievalSet, read_pairs, read_texts, write_beir
+from lbr_st.errors import LBRError
+
+
+@pytest.fixture(autouse=True)
+def own_datasets_cache(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+def jsonl(path, *items):
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    return path
+
+
+def fails(read, *parts, **options):
+    with pytest.raises(LBRError) as caught:
+        read(**options)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.fix
+
+
+def test_importing_the_data_package_is_cheap():
+    code = (
+        "import sys, lbr_st.data; "
+        "print([m for m in ('torch', 'datasets', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_jsonl_keeps_only_the_text(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"id": 1, "text": "α–β"}, {"id": "x", "text": "NA", "more": [1]})
+    dataset = read_texts(path)
+    assert dataset[:] == {"text": ["α–β", "NA"]}
+    assert read_texts(str(jsonl(tmp_path / "b.jsonl", {"body": "x"})), column="body")[:] == {"text": ["x"]}
+
+
+def test_json_array_and_byte_order_mark(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1), encoding="utf-8")
+    assert read_texts(path)["text"][:] == ["one", "two"]
+    path.write_text('[{"text": "one"}, {"txt": "two"}]', encoding="utf-8")
+    fails(lambda: read_texts(path), str(path), "item 2", "'text'", "txt")
+    marked = tmp_path / "b.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + b'{"text": "x"}\r\n{"text": "y"}\r\n')
+    assert read_texts(marked)["text"][:] == ["x", "y"]
+
+
+def test_texts_that_look_like_dates_stay_as_written(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"text": "2020-01-01"}, {"text": "2021-01-01"})
+    assert read_texts(path)["text"][:] == ["2020-01-01", "2021-01-01"]
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"text": "one"})
+    assert read_texts(path)["text"][:] == ["one"]
+    assert read_texts(jsonl(path, {"text": "two"}, {"text": "three"}))["text"][:] == ["two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        (b'{"text": "\xff"}', ["UTF-8"]),
+        (b'{"text": "x"', ["not JSON"]),
+        (b'["x"]', ["list", "object"]),
+        (b'{"txt": "x"}', ["'text'", "txt"]),
+        (b'{"text": 3}', ["'text'", "int"]),
+        (b'{"text": null}', ["'text'", "NoneType"]),
+        (b'{"text": ""}', ["'text'", "empty"]),
+        (b'{"text": " \\t\\n"}', ["'text'", "empty"]),
+    ],
+)
+def test_bad_json_lines_are_named(tmp_path, line, parts):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n')
+    fails(lambda: read_texts(path), str(path), "line 3", *parts)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_empty_and_missing_files(tmp_path, name):
+    path = tmp_path / name
+    fails(lambda: read_texts(str(path)), str(path), "no such file")
+    path.write_text("\n" if name != "a.csv" else "")
+    fails(lambda: read_texts(path), str(path), "empty")
+
+
+def test_csv_takes_words_as_they_are(tmp_path):
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "text"], [1, "NA"], [2, "two\nlines"], [3, "007"]])
+    assert read_texts(path)["text"][:] == ["NA", "two\nlines", "007"]
+    fails(lambda: read_texts(path, column="body"), str(path), "'body'", "id, text")
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([4, " "])
+    fails(lambda: read_texts(path), str(path), "row 4", "'text'", "empty")
+    path.write_bytes(b"id,text\n1,x\n2,\xff\n")
+    fails(lambda: read_texts(path), str(path), "line 3", "UTF-8")
+    path.write_text("id,text\n")
+    fails(lambda: read_texts(path), str(path))
+
+
+def test_parquet(tmp_path):
+    from datasets import Dataset
+
+    path = tmp_path / "a.parquet"
+    Dataset.from_dict({"n": [1, 2], "q": ["x", "y"], "d": ["u", "v"]}).to_parquet(path)
+    assert read_texts(path, column="d")[:] == {"text": ["u", "v"]}
+    fails(lambda: read_texts(path), str(path), "'text'", "n, q, d")
+    fails(lambda: read_texts(path, column="n"), str(path), "row 1", "'n'", "int")
+    (tmp_path / "broken.parquet").write_bytes(b"no parquet")
+    fails(lambda: read_texts(tmp_path / "broken.parquet"), "broken.parquet")
+
+
+def test_pairs_are_renamed(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"document": "q1", "query": "d1", "hard": "n1"})
+    swapped = read_pairs(path, query_column="document", document_column="query", negative_column="hard")
+    assert swapped.to_list() == [{"query": "q1", "document": "d1", "negative": "n1"}]
+    assert read_pairs(path).column_names == ["query", "document"]
+    fails(lambda: read_pairs(path, negative_column="no"), "line 1", "'no'")
+    fails(lambda: read_pairs(path, query_column="document"), "twice")
+
+
+def test_beir_folder(tmp_path):
+    corpus = {"a": "alpha", "b": "beta", "c": ""}
+    task = RetrievalSet("t", corpus, {"1": "first?", "2": "second?"}, {"1": {"a": 1, "b": 0}, "2": {"b": 2}})
+    write_beir({"train": task}, tmp_path / "beir")
+    assert read_texts(tmp_path / "beir")[:] == {"text": ["alpha", "beta"]}
+    pairs = read_pairs(tmp_path / "beir")
+    assert pairs[:] == {"query": ["first?", "second?"], "document": ["alpha", "beta"]}
+    fails(lambda: read_pairs(tmp_path / "beir", split="test"), "'test'", "train")
+    fails(lambda: read_pairs(tmp_path / "beir", negative_column="n"), "negatives")
+    fails(lambda: read_texts(tmp_path), str(tmp_path), "corpus.jsonl")
+
+
+def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: pytest.fail("asked the hub"))
+    (tmp_path / "a.docx").write_text("x")
+    fails(lambda: read_texts(tmp_path / "a.docx"), ".docx", ".jsonl")
+    fails(lambda: read_texts("./nothing/here"), "no such file")
+
+
+def test_hub_dataset(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, **options):
+        asked.append((name, options))
+        return datasets.Dataset.from_dict({"abstract": ["x", "y"], "n": [1, 2]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_texts("some/set", column="abstract", split="dev")[:] == {"text": ["x", "y"]}
+    assert asked == [("some/set", {"split": "dev"})]
+    fails(lambda: read_texts("some/set"), "some/set", "'text'", "abstract")
+
+
+def test_unreachable_hub(monkeypatch):
+    import datasets
+
+    def load(name, **options):
+        raise ConnectionError("Couldn't reach it on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    fails(lambda: read_texts("some/set"), "some/set", "Couldn't reach it", "network")
