@@ -6,6 +6,7 @@ Importing this module stays cheap: no torch, transformers, sentence_transformers
 from __future__ import annotations
 
 import math
+import unicodedata
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -249,6 +250,9 @@ def _in(path: Path, error: LBRError) -> LBRError:
 def _check_text(key: str, value: str) -> None:
     if not value.strip() and key not in _MAY_BE_EMPTY:
         raise LBRError("is empty.", where=key, fix="Give it a value.")
+    # A prompt may hold line breaks; YAML does not give back the rarer ones, nor control characters.
+    if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in value if sign not in "\n\t"):
+        raise LBRError(f"{value!r} holds a control character.", where=key, fix="Remove it.")
 
 
 def _check_number(key: str, value: float) -> None:
