@@ -10,19 +10,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, retrieval_task, task_name
 from lbr_st.evaluation.result import RetrievalResult, write_json
 from lbr_st.files import explain_disk_errors
+from lbr_st.precision import Precision, use_bfloat16
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from lbr_st.data.retrieval import RetrievalSet
 
-Precision = Literal["float32", "bfloat16", "auto"]
 
 
 def model_digest(model: SentenceTransformer) -> str:
@@ -106,7 +106,7 @@ def evaluate_retrieval(
         model = SentenceTransformer(model)
     fingerprint = model_digest(model)
     mteb = import_extra("mteb")
-    bfloat16 = _use_bfloat16(model, precision)
+    bfloat16 = use_bfloat16(precision, model.device)
     with quiet_mteb(), explain_disk_errors(Path(output_folder)):
         encoder = _encoder(model, name, revision or fingerprint, bfloat16=bfloat16, show_progress_bar=show_progress_bar)
         cache = mteb.ResultCache(output_folder)
@@ -178,20 +178,6 @@ def _check_identity(name: str, revision: str | None) -> None:
             where="revision",
             fix="Use letters, digits and . + = - _, or leave it out to use a digest of the model.",
         )
-
-
-def _use_bfloat16(model: SentenceTransformer, precision: str) -> bool:
-    import torch
-
-    if precision not in ("float32", "bfloat16", "auto"):
-        raise LBRError(f"unknown precision {precision!r}.", where="precision", fix="Use float32, bfloat16 or auto.")
-    if precision != "auto":
-        return precision == "bfloat16"
-    if model.device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # On a CPU without the instructions autocast is slower than float32; torch has no public name for the question.
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return model.device.type == "cpu" and probe is not None and bool(probe())
 
 
 def _encoder(model: SentenceTransformer, name: str, revision: str, *, bfloat16: bool, show_progress_bar: bool) -> Any:

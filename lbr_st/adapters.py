@@ -1,0 +1,123 @@
+"""LoRA through peft: add it with the new token rows, save it, merge it for a release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
+from torch.nn import Module
+from transformers import PreTrainedModel
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+
+from lbr_st.errors import LBRError
+
+TRAINED_ROWS = r"trainable_tokens_delta"
+"""Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
+
+
+def add_lora(model: PreTrainedModel, token_ids: list[int], *, rank: int, alpha: int, dropout: float = 0.0) -> None:
+    """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
+
+    The rows are trained by peft's ``trainable_token_indices``, so that an adapter file holds k rows, not a whole
+    vocabulary. All other weights are frozen.
+
+    Raises:
+        LBRError: ``rank`` < 1.
+    """
+    if rank < 1:
+        raise LBRError(f"lora_rank is {rank}.", where="lora_rank", fix="Give at least 1, or none to train every weight.")
+    name = _name_of(model, model.get_input_embeddings())
+    model.add_adapter(
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            trainable_token_indices={name.split(".")[-1]: token_ids},
+        )
+    )
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Tell whether the model carries adapters."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
+    """Write the adapters and the trained token rows as peft does: a safetensors file and a configuration.
+
+    transformers' own way writes the whole embedding matrix beside them, because the vocabulary has grown, and fails
+    where that matrix is tied to the head.
+    """
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    head = _name_of(model, model.get_output_embeddings())
+    tied = model.get_output_embeddings() is not None and model.config.get_text_config().tie_word_embeddings
+    tensors = {
+        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if not (tied and name.startswith(f"{head}."))  # the same rows as the embedding's
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(str(folder))
+
+
+def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
+    """Read what :func:`save_lora` wrote onto a base whose vocabulary has been grown already; trainable.
+
+    Raises:
+        LBRError: The file does not hold every weight that the configuration asks for.
+    """
+    folder = Path(folder)
+    model.add_adapter(PeftConfig.from_pretrained(str(folder)))
+    state = load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME)
+    wanted = {name for name, _ in model.named_parameters() if "lora_" in name or TRAINED_ROWS in name}
+    result = set_peft_model_state_dict(model, {name.removeprefix("base_model.model."): t for name, t in state.items()})
+    missing = wanted & set(result.missing_keys)
+    if missing or result.unexpected_keys:
+        raise LBRError(
+            f"the adapter does not fit its base: {len(missing)} weights missing, "
+            f"{len(result.unexpected_keys)} unknown.",
+            where=str(folder / ADAPTER_SAFE_WEIGHTS_NAME),
+            fix="Use the base named in adapter_config.json.",
+        )
+
+
+def merge_lora(model: PreTrainedModel) -> None:
+    """Merge the adapters and the trained token rows into the model's own weights, in place, and remove peft's layers.
+
+    peft offers this on its own wrapper class only; Sentence Transformers and transformers inject the layers without
+    that wrapper.
+
+    Raises:
+        LBRError: A merged weight is not finite.
+    """
+    layers: dict[str, Module] = {}
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in layers)
+        if isinstance(module, (AuxiliaryTrainingWrapper, BaseTunerLayer)) and not nested:
+            layers[name] = module
+    for name, module in layers.items():
+        if isinstance(module, AuxiliaryTrainingWrapper):  # the token rows
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            try:
+                module.merge(safe_merge=True)
+            except ValueError as error:  # peft found NaNs
+                raise LBRError(f"the trained weights of {name} are broken: {error}") from error
+            plain = module.get_base_layer()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False
+    # A tied head was a wrapper of its own; make it the embedding again.
+    model.tie_weights()
+
+
+def _name_of(model: PreTrainedModel, wanted: object) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)

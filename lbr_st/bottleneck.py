@@ -1,0 +1,107 @@
+"""The two bottlenecks: what a target may see of its context.
+
+``attention``: one pass over context, bottleneck and target under the bottleneck mask; the target reads the keys and
+values of the k bottleneck positions at every layer. ``embedding``: the pooled embedding itself, mapped by the
+pooler's bridge to soft prompt vectors, is all that a second pass decodes from; what is decoded is exactly what is
+stored in an index. Which one is our choice, not the paper's; both are ablated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lbr_st.attention import Segment
+from lbr_st.errors import LBRError
+from lbr_st.modules import BottleneckPooler, CausalBackbone
+from lbr_st.rows import IGNORE, Rows, assemble, contexts_of
+
+Bottleneck = Literal["attention", "embedding"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Hidden states that predict tokens, with the tokens: shapes (count, hidden) and (count,)."""
+
+    hidden: Tensor
+    labels: Tensor
+
+
+def backbone_of(model: SentenceTransformer) -> CausalBackbone:
+    """Return the model's :class:`CausalBackbone`, or say that this is no training model."""
+    return cast(CausalBackbone, _module(model, CausalBackbone))
+
+
+def pooler_of(model: SentenceTransformer) -> BottleneckPooler:
+    """Return the model's :class:`BottleneckPooler`, or say that this is no training model."""
+    return cast(BottleneckPooler, _module(model, BottleneckPooler))
+
+
+def _module(model: SentenceTransformer, kind: type) -> Any:
+    for module in getattr(model, "module", model):  # .module: as wrapped by DistributedDataParallel
+        if isinstance(module, kind):
+            return module
+    raise LBRError(
+        f"the model has no {kind.__name__}.",
+        fix="Build one with lbr_st.build_model; a released model is in stock form and cannot be trained on or decoded.",
+    )
+
+
+def trained_bottleneck(model: SentenceTransformer) -> Bottleneck:
+    """Return which bottleneck the model's stage 1 used: a bridge is there only for "embedding"."""
+    return "embedding" if pooler_of(model).bridge is not None else "attention"
+
+
+def through_attention(
+    backbone: CausalBackbone,
+    context_features: dict[str, Any],
+    targets: Sequence[Tensor],
+    labels: Sequence[Tensor],
+) -> tuple[Prediction, Prediction]:
+    """One pass under the bottleneck mask; returns what predicts the contexts and what predicts the targets."""
+    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels)
+    hidden = backbone.hidden_states(rows.input_ids, rows.segments)
+    return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)
+
+
+def through_embedding(
+    model: SentenceTransformer, context_features: dict[str, Any], targets: Sequence[Tensor], labels: Sequence[Tensor]
+) -> tuple[Prediction, Prediction, Tensor | None]:
+    """Encode, then decode from the embedding alone; returns the same two predictions and the pooler's rate."""
+    backbone, pooler = backbone_of(model), pooler_of(model)
+    contexts = contexts_of(backbone, context_features)
+    encoded = model({key: value for key, value in context_features.items() if isinstance(value, Tensor)})
+
+    soft = pooler.soft_prompt(encoded["sentence_embedding"])
+    count = soft.shape[1]
+    lengths = torch.tensor([len(target) for target in targets], device=soft.device) + count
+    tokens = pad_sequence(list(targets), batch_first=True, padding_value=backbone.tokenizer.pad_token_id)
+    embedded = backbone.embed(tokens)
+    inputs = torch.cat([soft.to(embedded.dtype), embedded], dim=1)
+    mask = (torch.arange(inputs.shape[1], device=soft.device) < lengths[:, None]).long()
+    hidden = backbone.forward({"inputs_embeds": inputs, "attention_mask": mask})["token_embeddings"]
+    from_last_soft_token = pad_sequence(list(labels), batch_first=True, padding_value=IGNORE)
+    target = _pick(hidden[:, count - 1 :], from_last_soft_token)
+
+    states, real = encoded["token_embeddings"], context_features["attention_mask"].bool()
+    context_hidden = [state[keep][: len(ids)] for state, keep, ids in zip(states, real, contexts, strict=True)]
+    context = Prediction(
+        torch.cat([state[:-1] for state in context_hidden]), torch.cat([ids[1:] for ids in contexts])
+    )
+    return context, target, encoded.get("rate")
+
+
+def _select(hidden: Tensor, rows: Rows, segment: Segment) -> Prediction:
+    where = rows.labelled(segment)
+    return Prediction(hidden[where], rows.labels[where])
+
+
+def _pick(hidden: Tensor, labels: Tensor) -> Prediction:
+    where = labels != IGNORE
+    return Prediction(hidden[where], labels[where])

@@ -1,0 +1,158 @@
+"""build_model: a causal LM becomes a training model; load_model reads one back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from transformers import PreTrainedModel
+
+from lbr_st.adapters import add_lora
+from lbr_st.bases import resolve_base
+from lbr_st.errors import LBRError
+from lbr_st.modules import BottleneckPooler, CausalBackbone
+
+TokenInit = Literal["mean", "eos", "random"]
+
+
+def build_model(
+    base: str,
+    *,
+    num_bottleneck_tokens: int = 4,
+    token_init: TokenInit = "mean",
+    projection_dim: int | None = None,
+    max_seq_length: int | None = 256,
+    query_prompt: str = "query: ",
+    document_prompt: str = "document: ",
+    lora_rank: int | None = None,
+    lora_alpha: int | None = None,
+    lora_dropout: float = 0.0,
+    seed: int = 0,
+    device: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> SentenceTransformer:
+    """Turn a causal LM into a training model: causal backbone, bottleneck pooler, normalisation.
+
+    Args:
+        base: ``"smollm2-135m"`` (embedded, from the package registry), a hub id, or a local folder.
+        num_bottleneck_tokens: k, the special tokens appended to every text; the embedding is the last one's state.
+        token_init: New token rows start as the mean of the vocabulary, as the end-of-text row, or random with the
+            vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two.
+        projection_dim: Size of the embedding; None keeps the backbone's hidden size.
+        max_seq_length: Longest text in tokens, bottleneck included; None for what the base allows.
+        query_prompt: Put before queries by ``encode_query``.
+        document_prompt: Put before documents by ``encode_document``.
+        lora_rank: Train low-rank adapters of this rank and the new token rows; None trains every weight.
+        lora_alpha: Scale of the adapters; None for twice the rank.
+        lora_dropout: Dropout on the adapters' inputs.
+        seed: Of the new rows, the projection and the adapters.
+        device: Where to put the model; None for Sentence Transformers' choice.
+        model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
+
+    Returns:
+        A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``.
+
+    Raises:
+        LBRError: k < 1; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text.
+
+    Example:
+        ::
+
+            model = lbr_st.build_model("Qwen/Qwen3-0.6B", num_bottleneck_tokens=4, lora_rank=32)
+    """
+    folder = resolve_base(base)
+    torch.manual_seed(seed)
+    backbone = CausalBackbone(
+        folder, base=base, model_kwargs={"dtype": torch.float32, **(model_kwargs or {})}, max_seq_length=max_seq_length
+    )
+    _check_length(backbone.max_seq_length, num_bottleneck_tokens)
+    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
+    init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
+    backbone.check_head()
+    pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
+    if lora_rank is not None:
+        add_lora(backbone.model, ids, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, dropout=lora_dropout)
+    return SentenceTransformer(
+        modules=[backbone, pooler, Normalize()],
+        prompts={"query": query_prompt, "document": document_prompt},
+        similarity_fn_name="cosine",
+        device=device,
+    )
+
+
+def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:
+    if max_seq_length is not None and max_seq_length <= num_bottleneck_tokens:
+        raise LBRError(
+            f"max_seq_length is {max_seq_length}, which leaves no room beside {num_bottleneck_tokens} bottleneck tokens.",
+            where="max_seq_length",
+            fix="Give at least a few dozen tokens.",
+        )
+
+
+def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_id: int) -> None:
+    """Set the rows of the new tokens in the input embeddings and, where it is separate, in the head.
+
+    Args:
+        model: The causal LM.
+        ids: Rows to set.
+        how: See :func:`build_model`.
+        eos_id: The end-of-text row.
+
+    Raises:
+        LBRError: ``how`` is unknown.
+    """
+    if how not in get_args(TokenInit):
+        raise LBRError(f"token_init is {how!r}.", fix=f"Choose one of {', '.join(get_args(TokenInit))}.")
+    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in tables.values():
+            old = torch.ones(len(weight), dtype=torch.bool)
+            old[ids] = False
+            mean, spread = weight[old].mean(dim=0), weight[old].std(dim=0)
+            centre = weight[eos_id] if how == "eos" else mean
+            noise = torch.randn(len(ids), weight.shape[1]).to(weight)
+            # A tenth of the vocabulary's spread is enough to tell the k rows apart.
+            weight[ids] = centre + noise * spread * (1.0 if how == "random" else 0.1)
+
+
+def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:
+    """Load a training model that ``SentenceTransformer.save_pretrained`` wrote.
+
+    Sentence Transformers asks for ``trust_remote_code=True`` to load any module outside its own package. This loads
+    nothing but installed classes: a folder that names other modules is refused.
+
+    Args:
+        folder: The saved model.
+        **kwargs: For :class:`~sentence_transformers.SentenceTransformer`.
+
+    Raises:
+        LBRError: The folder is no Sentence Transformers model, names foreign modules, or its base is gone.
+    """
+    folder = Path(folder)
+    listing = folder / "modules.json"
+    if not listing.is_file():
+        raise LBRError("not a Sentence Transformers model: it has no modules.json.", where=str(folder))
+    for module in json.loads(listing.read_text(encoding="utf-8")):
+        if module["type"].split(".")[0] not in ("lbr_st", "sentence_transformers"):
+            raise LBRError(f"module {module['type']!r} is not ours to run.", where=str(listing))
+    if list(folder.rglob("*.py")):
+        raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
+    _check_base(folder)
+    return SentenceTransformer(str(folder), trust_remote_code=True, **kwargs)
+
+
+def _check_base(folder: Path) -> None:
+    """Say so where a saved adapter's base has moved, rather than let it be looked up on the hub."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise LBRError(
+                "the adapter's base is not there any more.",
+                where=base,
+                fix=f"Put it back, or set base_model_name_or_path in {adapter}.",
+            )

@@ -1,0 +1,197 @@
+"""IBGenerativeLoss: stage 1, generative learning through an information bottleneck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lbr_st.bottleneck import (
+    Bottleneck,
+    Prediction,
+    backbone_of,
+    pooler_of,
+    through_attention,
+    through_embedding,
+)
+from lbr_st.errors import LBRError
+from lbr_st.rows import targets_of
+
+
+class IBGenerativeLoss(nn.Module):
+    """Generative learning constrained by an information bottleneck ("learn" of Learn Before Represent).
+
+    The model reads a context, compresses it into its k bottleneck tokens, and generates the target from the
+    bottleneck alone. Its attention stays causal; no target token attends to a context token. What a later
+    contrastive stage refines is the state of the last of these same bottleneck tokens.
+
+    Args:
+        model: A training model from :func:`lbr_st.build_model`.
+        bottleneck: ``"attention"``: one pass in which a target reads the bottleneck's keys and values at every layer.
+            ``"embedding"``: a second pass decodes from the pooled embedding, mapped to soft prompt vectors by a
+            linear bridge (added to the pooler if it has none). Stricter, and twice the passes.
+        context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
+        rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
+            bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
+            the attention bottleneck nothing reads z, and the term would only erase the embedding.
+        target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
+            so that it cannot lean on its own prefix and ignore the bottleneck. Training only.
+        max_target_tokens: Predict only this many tokens of each target; None for all.
+
+    References:
+        - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
+          generative learning are the paper's; the mask, the two bottlenecks and the weights are our choices.
+        - Variational information bottleneck: https://arxiv.org/abs/1612.00410
+        - Word dropout against an ignored latent: https://arxiv.org/abs/1511.06349
+
+    Requirements:
+        1. A model with a :class:`~lbr_st.modules.CausalBackbone` and a :class:`~lbr_st.modules.BottleneckPooler`.
+        2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
+
+    Inputs:
+        +---------------------------+--------+
+        | Texts                     | Labels |
+        +===========================+========+
+        | (context, target) pairs   | none   |
+        +---------------------------+--------+
+
+    Returns of ``forward``:
+        A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target`` and
+        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example.
+
+    Recommendations:
+        - Watch the *bottleneck gain* (:class:`~lbr_st.evaluation.BottleneckGainEvaluator`): at zero the decoder
+          ignores the bottleneck, however low the loss. Start with short targets and a large learning rate for the
+          new token rows.
+
+    Raises:
+        LBRError: An option is out of range, the model is not a training model, or a context or target is empty.
+
+    Example:
+        ::
+
+            import lbr_st
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from lbr_st.losses import IBGenerativeLoss
+
+            model = lbr_st.build_model("smollm2-135m", num_bottleneck_tokens=4)
+            pairs = Dataset.from_dict({
+                "context": ["query: aspirin"],
+                "target": ["A member of the class of benzoic acids that is salicylic acid ..."],
+            })
+            trainer = SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=IBGenerativeLoss(model))
+            trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        bottleneck: Bottleneck = "attention",
+        context_weight: float = 0.1,
+        rate_weight: float = 0.0,
+        target_dropout: float = 0.0,
+        max_target_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(bottleneck, context_weight, rate_weight, target_dropout, max_target_tokens)
+        backbone, pooler = backbone_of(model), pooler_of(model)
+        if bottleneck == "embedding" and pooler.bridge is None:
+            scale = float(backbone.model.get_input_embeddings().weight.detach().float().square().mean().sqrt())
+            pooler.add_bridge(len(backbone.bottleneck_ids), scale)
+            pooler.to(backbone.model.device)
+        if rate_weight and not pooler.variational:
+            pooler.add_noise()
+            pooler.to(backbone.model.device)
+        self.model = model
+        self.bottleneck = bottleneck
+        self.context_weight = context_weight
+        self.rate_weight = rate_weight
+        self.target_dropout = target_dropout
+        self.max_target_tokens = max_target_tokens
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
+        context, target, rate = self.predictions(sentence_features)
+        terms = {"target": self.nll(target).mean()}
+        if self.context_weight:
+            nll = self.nll(context)
+            # Contexts of one token each predict nothing; a mean over none would be NaN.
+            terms["context"] = self.context_weight * (nll.mean() if len(nll) else nll.sum())
+        if self.rate_weight and rate is not None:
+            terms["rate"] = self.rate_weight * rate.mean()
+        return terms
+
+    def predictions(
+        self, sentence_features: Iterable[dict[str, Any]]
+    ) -> tuple[Prediction, Prediction, Tensor | None]:
+        """Run the model; return what predicts the contexts, what predicts the targets, and the rate per example."""
+        columns = list(sentence_features)
+        if len(columns) != 2:
+            raise LBRError(
+                f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
+                fix='Select them: dataset.select_columns(["context", "target"]).',
+            )
+        context_features, target_features = columns
+        backbone = backbone_of(self.model)
+        inputs, labels = targets_of(backbone, target_features, max_tokens=self.max_target_tokens)
+        if self.training and self.target_dropout:
+            inputs = [self._drop(ids, backbone.tokenizer.pad_token_id) for ids in inputs]
+        if self.bottleneck == "embedding":
+            return through_embedding(self.model, context_features, inputs, labels)
+        return (*through_attention(backbone, context_features, inputs, labels), None)
+
+    def nll(self, prediction: Prediction) -> Tensor:
+        """Return the negative log-likelihood of each predicted token, in nats, float32 of shape (count,)."""
+        logits = backbone_of(self.model).logits(prediction.hidden).float()
+        return functional.cross_entropy(logits, prediction.labels, reduction="none")
+
+    def _drop(self, ids: Tensor, replacement: int) -> Tensor:
+        return torch.where(torch.rand(ids.shape, device=ids.device) < self.target_dropout, replacement, ids)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for the model card."""
+        return {
+            "bottleneck": self.bottleneck,
+            "context_weight": self.context_weight,
+            "rate_weight": self.rate_weight,
+            "target_dropout": self.target_dropout,
+            "max_target_tokens": self.max_target_tokens,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry of the method."""
+        return """
+@misc{lbr2026,
+    title = {Learn Before Represent},
+    year = {2026},
+    eprint = {2601.11124},
+    archivePrefix = {arXiv},
+}
+"""
+
+
+def _check_options(
+    bottleneck: str, context_weight: float, rate_weight: float, target_dropout: float, max_target_tokens: int | None
+) -> None:
+    if bottleneck not in ("attention", "embedding"):
+        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention" or "embedding".')
+    if context_weight < 0 or rate_weight < 0:
+        raise LBRError(
+            f"context_weight is {context_weight} and rate_weight {rate_weight}; neither may be negative.",
+            fix="0 leaves a term out.",
+        )
+    if rate_weight and bottleneck != "embedding":
+        raise LBRError(
+            f"rate_weight is {rate_weight} with the attention bottleneck, where nothing is decoded from z.",
+            fix='Use bottleneck="embedding", or rate_weight=0.',
+        )
+    if not 0 <= target_dropout < 1:
+        raise LBRError(f"target_dropout is {target_dropout}.", fix="It is a share from 0 up to, not including, 1.")
+    if max_target_tokens is not None and max_target_tokens < 1:
+        raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

@@ -1,0 +1,120 @@
+"""Bottleneck tokens: k special tokens that the tokenizer itself appends to every text.
+
+Because the *tokenizer's post-processor* appends them, a released model needs no code of ours: every consumer of
+``tokenizer.json`` (Sentence Transformers, MTEB, ONNX pipelines, inference servers) gets them for free, and truncation
+makes room for them.
+"""
+
+from __future__ import annotations
+
+import json
+
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lbr_st.errors import LBRError
+
+
+def bottleneck_token(index: int) -> str:
+    """Return the text of the bottleneck token at ``index``, counted from 0."""
+    return f"<|lbr_{index}|>"
+
+
+def bottleneck_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the bottleneck tokens in ``tokenizer``, in order; empty if it has none."""
+    vocabulary = tokenizer.get_vocab()
+    ids: list[int] = []
+    while (token := bottleneck_token(len(ids))) in vocabulary:
+        ids.append(vocabulary[token])
+    return ids
+
+
+def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> PreTrainedTokenizerFast:
+    """Return a copy of ``tokenizer`` that ends every encoding with ``num_tokens`` bottleneck tokens.
+
+    The copy has no chat template, because with one Sentence Transformers renders each text as a chat message and the
+    post-processor is skipped. It is of the generic fast class, because model-specific classes (Llama, Gemma) rebuild
+    their post-processor when they are loaded and would drop the bottleneck. It pads on the right, so that with causal
+    attention the padding cannot reach any text.
+
+    Args:
+        tokenizer: A fast tokenizer. It is not changed.
+        num_tokens: k, at least 1.
+
+    Raises:
+        LBRError: k < 1, the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
+    """
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if num_tokens < 1:
+        raise LBRError(
+            f"num_bottleneck_tokens is {num_tokens}; it must be at least 1.",
+            fix="The embedding is the state of the last bottleneck token. 4 is a good start.",
+        )
+    if not tokenizer.is_fast:
+        raise LBRError(
+            "the tokenizer is a slow (pure Python) one, without a post-processor.",
+            where=name,
+            fix="Use a base that ships a tokenizer.json.",
+        )
+    if bottleneck_token_ids(tokenizer):
+        raise LBRError(
+            f"the tokenizer already has the bottleneck token {bottleneck_token(0)}.",
+            where=name,
+            fix="This is an lbr-st model, not a plain base: load it with lbr_st.load_model, or start from its base.",
+        )
+    if tokenizer.eos_token_id is None:
+        raise LBRError(
+            "the tokenizer has no end-of-text (eos) token, which ends every target.",
+            where=name,
+            fix="Set tokenizer.eos_token and save the base again.",
+        )
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    copy = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        padding_side="right",
+        truncation_side="right",
+        # Not token_type_ids: some tokenizers list them, no causal LM reads them.
+        model_input_names=["input_ids", "attention_mask"],
+        **{key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
+    )
+    if copy.pad_token is None:
+        # Padding is masked out everywhere, so reusing eos is harmless and adds no row to the vocabulary.
+        copy.pad_token = copy.eos_token
+    tokens = [bottleneck_token(index) for index in range(num_tokens)]
+    copy.add_tokens(tokens, special_tokens=True)
+    _append_on_every_encoding(copy, tokens)
+    return copy
+
+
+def _append_on_every_encoding(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> None:
+    suffix = " ".join(f"{token}:0" for token in tokens)
+    template = processors.TemplateProcessing(
+        single=f"$A:0 {suffix}",
+        pair=f"$A:0 $B:0 {suffix}",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
+    )
+    before = tokenizer.backend_tokenizer.post_processor
+    steps = [template] if before is None else [before, template]
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence(steps)
+
+
+def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Return how many tokens the tokenizer adds before and after a text, bottleneck tokens included.
+
+    A begin-of-text token, for one, belongs before a context but not inside a target; this is how a target's own
+    tokens are told from what the tokenizer added.
+    """
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for before in range(len(full) - len(plain) + 1):
+        if full[before : before + len(plain)] == plain:
+            return before, len(full) - before - len(plain)
+    raise LBRError(
+        f"cannot tell a text's own tokens from the ones the tokenizer adds: {json.dumps(full)} for 'a'.",
+        where=tokenizer.name_or_path,
+        fix="Report this base; its post-processor changes the text's tokens.",
+    )

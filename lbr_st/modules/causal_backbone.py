@@ -1,0 +1,203 @@
+"""CausalBackbone: the first module of a training model, a causal LM with its head kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.modules import Transformer
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lbr_st.adapters import has_lora, load_lora, save_lora
+from lbr_st.attention import attention_mask
+from lbr_st.errors import LBRError
+from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
+
+_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+class CausalBackbone(Transformer):
+    """A causal language model as a Sentence Transformers input module, its attention causal and its head kept.
+
+    It differs from :class:`~sentence_transformers.models.Transformer` in two ways: it loads
+    ``AutoModelForCausalLM``, so that stage 1 can predict tokens, and it runs under the bottleneck mask where a loss
+    asks for it. ``forward`` gives the same token embeddings as the stock module does, which is what makes a release
+    in stock form possible. Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
+
+    Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
+
+    Args:
+        model_name_or_path: A folder or hub id whose tokenizer carries bottleneck tokens.
+        base: What the model was built from, as the user named it; kept for the record.
+        **kwargs: Passed to :class:`~sentence_transformers.models.Transformer`.
+
+    Raises:
+        LBRError: The checkpoint is not a causal LM, or its head is of an unknown form.
+    """
+
+    config_keys: list[str] = [*Transformer.config_keys, "base"]
+
+    def __init__(self, model_name_or_path: str, *, base: str | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("modality_config", _TEXT_ONLY)
+        kwargs.setdefault("module_output_name", "token_embeddings")
+        super().__init__(model_name_or_path, **kwargs)
+        self.base = base or model_name_or_path
+        self._affixes: tuple[int, int] | None = None
+
+    def _load_model(
+        self, model_name_or_path: str, transformer_task: Any, config: Any, backend: str, is_peft_model: bool, **kwargs: Any
+    ) -> PreTrainedModel:
+        """Load the causal LM, and for a saved adapter its base first, with room for the bottleneck tokens."""
+        if not is_peft_model:
+            return load_causal_lm(model_name_or_path, config=config, **kwargs)
+        from peft import PeftConfig
+
+        adapter = PeftConfig.from_pretrained(model_name_or_path)
+        kwargs.pop("subfolder", None)
+        kwargs.pop("revision", None)
+        model = load_causal_lm(adapter.base_model_name_or_path, config=config, **kwargs)
+        rows = [row for ids in (adapter.trainable_token_indices or {}).values() for row in ids]
+        make_room(model, max(rows, default=-1) + 1)
+        load_lora(model, model_name_or_path)
+        return model
+
+    def use_bottleneck_tokens(self, num_tokens: int) -> list[int]:
+        """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.
+
+        The rows' values are the caller's to set.
+
+        Raises:
+            LBRError: See :func:`~lbr_st.modules.bottleneck_tokens.with_bottleneck_tokens`.
+        """
+        self.processor = with_bottleneck_tokens(self.tokenizer, num_tokens)
+        self.input_formatter.processor = self.processor
+        self._affixes = None
+        ids = self.bottleneck_ids
+        make_room(self.model, max(ids) + 1)
+        return ids
+
+    @property
+    def bottleneck_ids(self) -> list[int]:
+        """Vocabulary ids of the bottleneck tokens, in order; k of them."""
+        return bottleneck_token_ids(self.tokenizer)
+
+    @property
+    def affixes(self) -> tuple[int, int]:
+        """How many tokens the tokenizer adds before and after a text, the bottleneck included."""
+        if self._affixes is None:
+            self._affixes = affixes(self.tokenizer)
+        return self._affixes
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The transformer without its language-modelling head."""
+        return self.model.base_model
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden)."""
+        return self.model.get_input_embeddings()(input_ids)
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the weights (with LoRA: the adapter and the token rows alone), the tokenizer and the configuration."""
+        if not has_lora(self.model):
+            super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
+            return
+        save_lora(self.model, output_path)
+        self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden)."""
+        inputs = {key: features[key] for key in ("input_ids", "inputs_embeds", "attention_mask") if key in features}
+        features["token_embeddings"] = self.decoder(**inputs, use_cache=False, return_dict=True).last_hidden_state
+        return features
+
+    def hidden_states(self, input_ids: Tensor, segments: Tensor) -> Tensor:
+        """Run rows under the bottleneck mask.
+
+        Args:
+            input_ids: Token ids of shape (batch, length).
+            segments: :class:`~lbr_st.attention.Segment` of each position, of the same shape. Positions are numbered
+                straight through from the first real token, on whichever side the padding is.
+
+        Returns:
+            Last hidden states of shape (batch, length, hidden).
+        """
+        positions = (segments.ne(0).cumsum(dim=1) - 1).clamp(min=0)
+        mask = attention_mask(segments, self.model.config, self.model.dtype)
+        return self.decoder(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states of shape (…, hidden) to next-token logits of shape (…, vocabulary)."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        # Three published variants of the head; check_head refuses a base whose head is any other.
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def check_head(self) -> None:
+        """Prove on four tokens that :meth:`logits` is this architecture's own head.
+
+        Raises:
+            LBRError: It is not, so that stage 1 would train against wrong probabilities.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        ids = torch.arange(4, device=self.model.device)[None]
+        with torch.no_grad():
+            expected = self.model(input_ids=ids, use_cache=False).logits.float()
+            hidden = self.decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+            difference = (self.logits(hidden).float() - expected).abs().max().item()
+        self.model.train(was_training)
+        if not difference <= 1e-2 * max(1.0, expected.abs().max().item()):
+            raise LBRError(
+                f"the language-modelling head of {type(self.model).__name__} is of a form that lbr-st does not know "
+                f"(its logits differ by {difference:.3g}).",
+                where=self.base,
+                fix="Choose another base, or report this one.",
+            )
+
+
+def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal LM with ``AutoModelForCausalLM``.
+
+    Raises:
+        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head).
+    """
+    config = kwargs.get("config")
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        raise LBRError(
+            f"{architectures[0]} is not a causal language model.",
+            where=name,
+            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    except ValueError as error:
+        if "AutoModelForCausalLM" not in str(error):
+            raise
+        raise LBRError(
+            f"{type(config).__name__} has no causal language model.",
+            where=name,
+            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
+        ) from error
+    if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
+        raise LBRError(
+            f"{type(model).__name__} is not a decoder-only language model with a head.",
+            where=name,
+            fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.",
+        )
+    return model
+
+
+def make_room(model: PreTrainedModel, num_tokens: int) -> None:
+    """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already)."""
+    if num_tokens > model.get_input_embeddings().weight.shape[0]:
+        # The new rows are set by the caller, so transformers need not sample them from the old ones' covariance.
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)

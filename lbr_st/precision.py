@@ -1,0 +1,36 @@
+"""Which arithmetic to use: bfloat16 autocast where the hardware has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Tell whether to run under bfloat16 autocast; the weights stay float32.
+
+    Args:
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 where ``device`` has the instructions
+            (elsewhere autocast is slower than float32).
+        device: Where the model runs.
+
+    Raises:
+        LBRError: ``precision`` is none of these.
+    """
+    import torch
+
+    if precision not in ("float32", "bfloat16", "auto"):
+        raise LBRError(f"unknown precision {precision!r}.", where="precision", fix="Use float32, bfloat16 or auto.")
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for the question on a CPU before 2.13.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and probe is not None and bool(probe())

@@ -1,0 +1,129 @@
+"""Token rows of stage 1: ``c_1 … c_n  b_1 … b_k  t_1 … t_m <eos>``, with segments and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lbr_st.attention import Segment
+from lbr_st.errors import LBRError
+from lbr_st.modules import CausalBackbone
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of token rows, padded on the right.
+
+    Attributes:
+        input_ids: Token ids, int64 of shape (batch, length).
+        segments: :class:`~lbr_st.attention.Segment` of each position, int64 of the same shape.
+        labels: The token to be predicted *from* each position, or -100; int64 of the same shape. The last position
+            of a context and every bottleneck position but the last carry none: bottleneck tokens are never labels.
+    """
+
+    input_ids: Tensor
+    segments: Tensor
+    labels: Tensor
+
+    def labelled(self, segment: Segment) -> Tensor:
+        """Return where a label of the context, or of the target (predicted from b_k on), stands; booleans."""
+        in_context = self.segments == Segment.CONTEXT
+        return (self.labels != IGNORE) & (in_context if segment == Segment.CONTEXT else ~in_context)
+
+
+def texts_of(features: dict[str, Any]) -> list[Tensor]:
+    """Return each row's real token ids (padding removed, on either side) from a tokenised column."""
+    return [ids[mask.bool()] for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True)]
+
+
+def contexts_of(backbone: CausalBackbone, features: dict[str, Any]) -> list[Tensor]:
+    """Return each context's ids, without the bottleneck tokens that end it.
+
+    Raises:
+        LBRError: A row does not end with the bottleneck tokens (tokenised by another model), or a context is empty.
+    """
+    bottleneck = torch.tensor(backbone.bottleneck_ids, device=features["input_ids"].device)
+    before, after = backbone.affixes
+    contexts = []
+    for row, ids in enumerate(texts_of(features)):
+        if len(ids) < len(bottleneck) or not torch.equal(ids[-len(bottleneck) :], bottleneck):
+            raise LBRError(
+                "the context does not end with the bottleneck tokens.",
+                where=f"row {row} of the batch",
+                fix="Tokenise it with this model's own preprocess (its tokenizer appends them).",
+            )
+        if len(ids) <= before + after:
+            raise LBRError(
+                "the context is empty.", where=f"row {row} of the batch", fix="Remove such pairs from the data."
+            )
+        contexts.append(ids[: -len(bottleneck)])
+    return contexts
+
+
+def targets_of(
+    backbone: CausalBackbone, features: dict[str, Any], *, max_tokens: int | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return each target's own ids, and what is to be predicted: the ids and, if the text ends there, <eos>.
+
+    Args:
+        backbone: Tells what the tokenizer added, which is no part of a target.
+        features: The tokenised column.
+        max_tokens: Keep this many tokens; a target that was cut is not followed by <eos>, for it does not end there.
+
+    Raises:
+        LBRError: A target is empty.
+    """
+    before, after = backbone.affixes
+    limit = backbone.max_seq_length
+    eos = torch.tensor([backbone.tokenizer.eos_token_id], device=features["input_ids"].device)
+    inputs, labels = [], []
+    for row, ids in enumerate(texts_of(features)):
+        text = ids[before : len(ids) - after]
+        if not len(text):
+            raise LBRError(
+                "the target is empty.", where=f"row {row} of the batch", fix="Remove such pairs from the data."
+            )
+        cut = limit is not None and len(ids) >= limit
+        if max_tokens is not None and len(text) > max_tokens:
+            text, cut = text[:max_tokens], True
+        # What is cut off predicts nothing further, so its last token is a label but not an input.
+        inputs.append(text[:-1] if cut else text)
+        labels.append(text if cut else torch.cat([text, eos]))
+    return inputs, labels
+
+
+def assemble(
+    backbone: CausalBackbone, contexts: Sequence[Tensor], targets: Sequence[Tensor], labels: Sequence[Tensor]
+) -> Rows:
+    """Join contexts, bottleneck and targets to rows.
+
+    Args:
+        backbone: Gives the bottleneck's ids.
+        contexts: Each context's ids, without the bottleneck.
+        targets: Each target's input ids; the first label is predicted at b_k, the next at ``targets[0]``, and so on.
+        labels: For each target one label more than it has inputs.
+    """
+    device = contexts[0].device
+    bottleneck = torch.tensor(backbone.bottleneck_ids, device=device)
+    k = len(bottleneck)
+    all_ids, all_segments, all_labels = [], [], []
+    for context, target, label in zip(contexts, targets, labels, strict=True):
+        n, m = len(context), len(target)
+        all_ids.append(torch.cat([context, bottleneck, target]))
+        sizes = torch.tensor([n, k, m], device=device)
+        kinds = torch.tensor([Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET], device=device)
+        all_segments.append(kinds.repeat_interleave(sizes))
+        silent = torch.full((k,), IGNORE, device=device)
+        all_labels.append(torch.cat([context[1:], silent, label]))
+    return Rows(
+        input_ids=pad_sequence(all_ids, batch_first=True, padding_value=backbone.tokenizer.pad_token_id),
+        segments=pad_sequence(all_segments, batch_first=True, padding_value=int(Segment.PADDING)),
+        labels=pad_sequence(all_labels, batch_first=True, padding_value=IGNORE),
+    )
