@@ -23,10 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)
-	$(BIN)/python recipes/chem.py --quick --output lbr-chem
+	$(BIN)/python recipes/chem.py --quick --overwrite --output lbr-chem
 
 lbr-chem-full: $(STAMP)  ## The same with the full recipe (hours on a CPU)
-	$(BIN)/python recipes/chem.py --output lbr-chem
+	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
 
 test: $(STAMP)  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q

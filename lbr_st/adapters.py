@@ -18,11 +18,21 @@ TRAINED_ROWS = r"trainable_tokens_delta"
 """Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
 
 
-def add_lora(model: PreTrainedModel, token_ids: list[int], *, rank: int, alpha: int, dropout: float = 0.0) -> None:
+def add_lora(
+    model: PreTrainedModel, token_ids: list[int], *, base: str, rank: int, alpha: int, dropout: float = 0.0
+) -> None:
     """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
 
     The rows are trained by peft's ``trainable_token_indices``, so that an adapter file holds k rows, not a whole
     vocabulary. All other weights are frozen.
+
+    Args:
+        model: The causal LM, its vocabulary grown already.
+        token_ids: Rows to train.
+        base: The base's name as the user gave it; saved adapters refer to it, so that they can be moved.
+        rank: Rank of each adapter.
+        alpha: Scale; alpha / rank multiplies an adapter's output.
+        dropout: Dropout on the adapters' inputs.
 
     Raises:
         LBRError: ``rank`` < 1.
@@ -39,6 +49,7 @@ def add_lora(model: PreTrainedModel, token_ids: list[int], *, rank: int, alpha: 
             trainable_token_indices={name.split(".")[-1]: token_ids},
         )
     )
+    model.peft_config["default"].base_model_name_or_path = base
 
 
 def has_lora(model: PreTrainedModel) -> bool:

@@ -75,7 +75,9 @@ def build_model(
     backbone.check_head()
     pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
     if lora_rank is not None:
-        add_lora(backbone.model, ids, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, dropout=lora_dropout)
+        add_lora(
+            backbone.model, ids, base=base, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, dropout=lora_dropout
+        )
     return SentenceTransformer(
         modules=[backbone, pooler, Normalize()],
         prompts={"query": query_prompt, "document": document_prompt},
@@ -130,7 +132,7 @@ def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:
         **kwargs: For :class:`~sentence_transformers.SentenceTransformer`.
 
     Raises:
-        LBRError: The folder is no Sentence Transformers model, names foreign modules, or its base is gone.
+        LBRError: The folder is no Sentence Transformers model, or names foreign modules.
     """
     folder = Path(folder)
     listing = folder / "modules.json"
@@ -141,18 +143,5 @@ def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:
             raise LBRError(f"module {module['type']!r} is not ours to run.", where=str(listing))
     if list(folder.rglob("*.py")):
         raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
-    _check_base(folder)
     return SentenceTransformer(str(folder), trust_remote_code=True, **kwargs)
 
-
-def _check_base(folder: Path) -> None:
-    """Say so where a saved adapter's base has moved, rather than let it be looked up on the hub."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        if Path(base).is_absolute() and not Path(base).is_dir():
-            raise LBRError(
-                "the adapter's base is not there any more.",
-                where=base,
-                fix=f"Put it back, or set base_model_name_or_path in {adapter}.",
-            )

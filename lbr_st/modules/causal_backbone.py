@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lbr_st.adapters import has_lora, load_lora, save_lora
 from lbr_st.attention import attention_mask
+from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
 from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
 
@@ -45,18 +48,24 @@ class CausalBackbone(Transformer):
         self.base = base or model_name_or_path
         self._affixes: tuple[int, int] | None = None
 
+    def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """Find a saved adapter's base by the name the user gave, embedded bases included."""
+        if not (Path(model_name_or_path) / "adapter_config.json").is_file():
+            return super()._load_config(model_name_or_path, backend, config_kwargs)
+        adapter = PeftConfig.from_pretrained(model_name_or_path)
+        return AutoConfig.from_pretrained(resolve_base(adapter.base_model_name_or_path)), True
+
     def _load_model(
         self, model_name_or_path: str, transformer_task: Any, config: Any, backend: str, is_peft_model: bool, **kwargs: Any
     ) -> PreTrainedModel:
         """Load the causal LM, and for a saved adapter its base first, with room for the bottleneck tokens."""
         if not is_peft_model:
             return load_causal_lm(model_name_or_path, config=config, **kwargs)
-        from peft import PeftConfig
-
         adapter = PeftConfig.from_pretrained(model_name_or_path)
+        # These say where the adapter is, not its base.
         kwargs.pop("subfolder", None)
         kwargs.pop("revision", None)
-        model = load_causal_lm(adapter.base_model_name_or_path, config=config, **kwargs)
+        model = load_causal_lm(resolve_base(adapter.base_model_name_or_path), config=config, **kwargs)
         rows = [row for ids in (adapter.trainable_token_indices or {}).values() for row in ids]
         make_room(model, max(rows, default=-1) + 1)
         load_lora(model, model_name_or_path)

@@ -1,0 +1,274 @@
+"""A whole run: data → learn → represent → release → evaluate, each stage kept on disk once it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from lbr_st.bases import BASES, resolve_base
+from lbr_st.build import build_model, load_model
+from lbr_st.card import CardInfo
+from lbr_st.data import RetrievalSet
+from lbr_st.errors import LBRError
+from lbr_st.evaluation import RetrievalResult, evaluate_bm25, evaluate_retrieval, format_table, write_results
+from lbr_st.files import new_folder, refuse_existing
+from lbr_st.learn import learn
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.registry import notice
+from lbr_st.release import release
+from lbr_st.represent import represent
+from lbr_st.training_data import TrainingData, learn_pairs, training_data
+
+RECIPE = "recipe.yaml"
+LOG = "training_log.json"
+
+
+def run(
+    recipe: Recipe, output: str | Path, *, overwrite: bool = False, work_folder: str | Path | None = None
+) -> list[tuple[str, RetrievalResult]]:
+    """Run a recipe to the end and print a table of what each stage brought.
+
+    Stages that are done are kept in the work folder and are not done again; a run that was interrupted continues with
+    the stage it was in.
+
+    Args:
+        recipe: What to do.
+        output: The folder of the released model.
+        overwrite: Replace ``output``.
+        work_folder: Where stages, checkpoints and scores go; None for ``<output>-work``.
+
+    Returns:
+        A label and a result for each system, the released model last; empty without evaluation.
+
+    Raises:
+        LBRError: The recipe or its data is at fault, or ``output`` exists.
+    """
+    recipe.validate()
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
+    _claim(work, recipe, overwrite=overwrite)
+    start = time.monotonic()
+
+    notice(f"Reading {recipe.data.source} …")
+    data = training_data(recipe)
+    scores = _Scores(recipe, data.test if recipe.evaluate.enabled else None, work / "results")
+    scores.bm25()
+    scores.base(recipe.model.base)
+
+    model = None
+    if recipe.learn.enabled and recipe.learn.max_steps:
+        model = _stage(work / "learn", lambda folder: _learn(recipe, data, folder))
+        scores.model("after stage 1, learn", model, "learn")
+    if recipe.represent.enabled and recipe.represent.max_steps:
+        before = model
+        model = _stage(work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder))
+    notice("Releasing in stock form …")
+    release(
+        model or build(recipe),
+        output,
+        overwrite=overwrite,
+        info=_card_info(recipe, data, scores.rows),
+        evaluate=lambda stock: scores.model(_last_label(recipe), stock, "released"),
+    )
+    if scores.rows:
+        write_results(work / "results.json", scores.rows)
+        print(f"\n{format_table(scores.rows)}")
+    notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
+    return scores.rows
+
+
+def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
+    """Run stage 1 alone; ``output`` is a training model with its recipe beside it."""
+    _single(recipe, output, overwrite, lambda folder: _learn(recipe, training_data(recipe), folder))
+
+
+def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, overwrite: bool = False) -> None:
+    """Run stage 2 alone, on a training model's folder or, with None, on a fresh base."""
+    refuse_existing(Path(output), overwrite=overwrite)
+    start = load_model(model) if model else build(recipe)
+    _single(recipe, output, overwrite, lambda folder: _represent(recipe, training_data(recipe), start, folder))
+
+
+def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> RetrievalResult:
+    """Score a model (a folder in stock or training form, or a hub id) on the recipe's held-out queries; print a table."""
+    data = training_data(recipe)
+    if data.test is None:
+        raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
+    scores = _Scores(recipe, data.test, Path(output))
+    scores.bm25()
+    ours = (Path(model) / "modules.json").is_file() and "lbr_st." in (Path(model) / "modules.json").read_text()
+    loaded = load_model(model) if ours else SentenceTransformer(model)
+    [(_, result)] = scores.model(Path(model).name, loaded, "model")
+    write_results(Path(output) / "results.json", scores.rows)
+    print(format_table(scores.rows))
+    return result
+
+
+def build(recipe: Recipe) -> SentenceTransformer:
+    """Build the training model that a recipe describes."""
+    config = recipe.model
+    return build_model(
+        config.base,
+        num_bottleneck_tokens=config.num_bottleneck_tokens,
+        token_init=config.token_init,
+        projection_dim=config.projection_dim,
+        max_seq_length=config.max_seq_length,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        lora_rank=config.lora_rank if config.lora else None,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        seed=recipe.seed,
+    )
+
+
+def _learn(recipe: Recipe, data: TrainingData, folder: Path) -> SentenceTransformer:
+    pairs, held_out = learn_pairs(recipe, data)
+    notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
+    model = build(recipe)
+    checkpoints = _checkpoints(folder)
+    log = learn(
+        model,
+        pairs,
+        recipe.learn,
+        held_out=held_out,
+        output_dir=checkpoints,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        resume=_has_checkpoint(checkpoints),
+    )
+    _keep(model, recipe, log, folder)
+    return model
+
+
+def _represent(recipe: Recipe, data: TrainingData, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
+    if data.pairs is None:
+        raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
+    config = recipe.represent
+    notice(f"Stage 2, represent: {config.max_steps} steps of {config.batch_size} of {len(data.pairs):,} pairs.")
+    replay = learn_pairs(recipe, data)[0] if config.replay_weight else None
+    checkpoints = _checkpoints(folder)
+    log = represent(
+        model,
+        data.pairs,
+        config,
+        replay=replay,
+        replay_config=recipe.learn,
+        output_dir=checkpoints,
+        precision=recipe.precision,
+        seed=recipe.seed,
+        resume=_has_checkpoint(checkpoints),
+    )
+    _keep(model, recipe, log, folder)
+    return model
+
+
+def _checkpoints(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-checkpoints")
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob("checkpoint-*/trainer_state.json"))
+
+
+def _keep(model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], folder: Path) -> None:
+    """Save a stage's model, recipe and log; the folder's presence means that the stage is done."""
+    with new_folder(folder, overwrite=True) as aside:
+        model.save_pretrained(str(aside), create_model_card=False)
+        save_recipe(recipe, aside / RECIPE)
+        (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
+
+
+def _stage(folder: Path, make: Any) -> SentenceTransformer:
+    if (folder / "modules.json").is_file():
+        notice(f"{folder.name}: done before, taken from {folder}.")
+        return load_model(folder)
+    return make(folder)
+
+
+def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Any) -> None:
+    recipe.validate()
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    make(output)
+    notice(f"{output} is ready.")
+
+
+def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Take a work folder for a recipe; one that another recipe began is refused, or begun anew with ``overwrite``."""
+    kept = work / RECIPE
+    if kept.is_file() and load_recipe(kept) != recipe:
+        if not overwrite:
+            raise LBRError(
+                "another recipe began here.",
+                where=str(work),
+                fix="Remove it, choose another work folder, or pass overwrite.",
+            )
+        with new_folder(work, overwrite=True):
+            pass
+    work.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, kept)
+
+
+def _last_label(recipe: Recipe) -> str:
+    return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
+
+
+def _card_info(recipe: Recipe, data: TrainingData, results: list[tuple[str, RetrievalResult]]) -> CardInfo:
+    base = BASES.get(recipe.model.base)
+    examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
+    return CardInfo(
+        recipe.name,
+        recipe=recipe,
+        results=results,
+        licence=base.licence.lower() if base else None,
+        data=data.licences,
+        language="en" if recipe.data.source == "chebi" else None,
+        examples=examples,
+    )
+
+
+class _Scores:
+    """The rows of the table, filled as the run goes; nothing is scored without a held-out set."""
+
+    def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path) -> None:
+        self.recipe, self.data, self.folder = recipe, data, folder
+        self.rows: list[tuple[str, RetrievalResult]] = []
+
+    def bm25(self) -> None:
+        if self.data is not None:
+            self.rows.append(("BM25", evaluate_bm25(self.data)))
+
+    def base(self, name: str) -> None:
+        """Score the untrained base as people use one: mean pooling, no bottleneck."""
+        if self.data is None:
+            return
+        transformer = Transformer(resolve_base(name), max_seq_length=self.recipe.model.max_seq_length)
+        if transformer.tokenizer.pad_token is None:
+            transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+        pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+        self.model("untrained base, mean pooling", SentenceTransformer(modules=[transformer, pooling, Normalize()]), "base")
+
+    def model(self, label: str, model: SentenceTransformer, part: str) -> list[tuple[str, RetrievalResult]]:
+        """Score a model and return its row, as a list (empty without a held-out set)."""
+        if self.data is None:
+            return []
+        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
+        result = evaluate_retrieval(
+            model,
+            self.data,
+            name=f"{self.recipe.name}/{part}",
+            output_folder=self.folder,
+            batch_size=self.recipe.evaluate.batch_size,
+            precision=self.recipe.precision,
+            show_progress_bar=True,
+        )
+        row = (label, result)
+        self.rows.append(row)
+        return [row]

@@ -1,0 +1,173 @@
+"""Release: a training model becomes one that plain Sentence Transformers loads, proven equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import nn
+
+from lbr_st.adapters import has_lora, merge_lora
+from lbr_st.bottleneck import backbone_of, pooler_of
+from lbr_st.build import load_model
+from lbr_st.card import CardInfo, write_card
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.result import RetrievalResult
+from lbr_st.files import new_folder, refuse_existing
+from lbr_st.modules import BottleneckPooler, CausalBackbone
+from lbr_st.recipe import load_recipe, save_recipe
+
+LEAST_COSINE = 0.9999
+"""What a release must reach on every probe text; below it, it is not published."""
+
+PROBES = (
+    "aspirin",
+    "A carboxylic acid that is benzoic acid in which the hydrogen at position 2 is replaced by a hydroxy group.",
+    "What are the symptoms of hypertension?",
+    "def add(a, b):\n    return a + b",
+    "β-D-Galp-(1→4)-β-D-GlcpNAc",
+    "word " * 3000,
+    "a",
+)
+
+Results = Sequence[tuple[str, RetrievalResult]]
+
+
+def release(
+    model: SentenceTransformer | str | Path,
+    output: str | Path,
+    *,
+    adapter_only: bool = False,
+    overwrite: bool = False,
+    info: CardInfo | None = None,
+    evaluate: Callable[[SentenceTransformer], Results] | None = None,
+) -> Path:
+    """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
+
+    Adapters are merged, the language-modelling head is dropped. The folder appears whole or not at all, and only if
+    the reloaded stock model gives the training model's embeddings.
+
+    Args:
+        model: A training model, or a folder that holds one (an adapter-only release is one, too).
+        output: The folder to write.
+        adapter_only: Write only what training changed (adapters, token rows, tokenizer; a few MB), from which
+            ``release`` builds the stock form again where the base can be had.
+        overwrite: Replace ``output``.
+        info: What the model card says; None for what the model's folder tells.
+        evaluate: Called with the finished stock model; its results go on the card.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), or the stock form differs.
+    """
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    source = Path(model) if isinstance(model, str | Path) else None
+    trained = model if isinstance(model, SentenceTransformer) else load_model(model)
+    if info is None:
+        recipe = source / "recipe.yaml" if source else None
+        info = CardInfo(output.name, recipe=load_recipe(recipe) if recipe and recipe.is_file() else None)
+    if adapter_only:
+        return _write_adapter(trained, output, info, overwrite=overwrite)
+
+    expected = encode_probes(trained)
+    # A model of the caller's stays as it is; one that was loaded for this is merged in place.
+    merged = trained if source else copy.deepcopy(trained)
+    with new_folder(output, overwrite=overwrite) as aside:
+        write_stock(merged, aside)
+        stock = SentenceTransformer(str(aside), device=str(trained.device), local_files_only=True)
+        check_equal(expected, encode_probes(stock))
+        if evaluate is not None:
+            evaluate(stock)
+        write_card(stock, aside, info)
+        if info.recipe is not None:
+            save_recipe(info.recipe, aside / "recipe.yaml")
+    return output
+
+
+def write_stock(model: SentenceTransformer, folder: Path) -> None:
+    """Write ``model`` into ``folder`` in stock form; its adapters are merged in place."""
+    backbone, pooler = backbone_of(model), pooler_of(model)
+    if has_lora(backbone.model):
+        merge_lora(backbone.model)
+    backbone.decoder.save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    transformer = Transformer(
+        str(folder),
+        max_seq_length=backbone.max_seq_length,
+        modality_config=backbone.modality_config,
+        module_output_name=backbone.module_output_name,
+        model_kwargs={"dtype": backbone.model.dtype},
+    )
+    modules: list[nn.Module] = [transformer, Pooling(pooler.hidden_dimension, "lasttoken")]
+    if pooler.projection is not None:
+        modules.append(_dense(pooler.projection))
+    modules.append(Normalize())
+    stock = SentenceTransformer(
+        modules=modules, prompts=dict(model.prompts), similarity_fn_name="cosine", device=str(model.device)
+    )
+    # No path of this machine belongs in a release.
+    transformer.model.config._name_or_path = ""
+    transformer.model.name_or_path = ""
+    stock.save_pretrained(str(folder), create_model_card=False)
+
+
+def _dense(projection: nn.Linear) -> Dense:
+    dense = Dense(projection.in_features, projection.out_features, activation_function=nn.Identity())
+    dense.linear.load_state_dict(projection.state_dict())
+    return dense
+
+
+def encode_probes(model: SentenceTransformer) -> np.ndarray:
+    """Encode the probe texts as queries and as documents, in float32; shape (2 × probes, dimension)."""
+    probes = list(PROBES)
+    with torch.autocast(model.device.type, enabled=False):
+        return np.concatenate(
+            [
+                model.encode_query(probes, batch_size=4, show_progress_bar=False),
+                model.encode_document(probes, batch_size=4, show_progress_bar=False),
+            ]
+        )
+
+
+def check_equal(expected: np.ndarray, found: np.ndarray) -> None:
+    """Refuse a stock form that differs from what was trained.
+
+    Raises:
+        LBRError: A cosine is below :data:`LEAST_COSINE`, or not finite.
+    """
+    if expected.shape != found.shape:
+        raise LBRError(f"the stock form gives embeddings of shape {found.shape}, training {expected.shape}.")
+    cosines = (expected * found).sum(axis=1)
+    if not (cosines >= LEAST_COSINE).all():
+        raise LBRError(
+            f"the stock form differs from the training model (lowest cosine {np.min(cosines):.6f}); not released.",
+            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
+        )
+
+
+def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool) -> Path:
+    backbone, pooler = backbone_of(model), pooler_of(model)
+    if not has_lora(backbone.model):
+        raise LBRError(
+            "the model has no adapters: every weight was trained (or they are merged already).",
+            fix="Release it without adapter_only.",
+        )
+    slim = BottleneckPooler(pooler.hidden_dimension, pooler.projection_dimension)  # no bridge: training only
+    if slim.projection is not None and pooler.projection is not None:
+        slim.projection.load_state_dict(pooler.projection.state_dict())
+    with new_folder(output, overwrite=overwrite) as aside:
+        modules: list[CausalBackbone | nn.Module] = [backbone, slim, Normalize()]
+        SentenceTransformer(
+            modules=modules, prompts=dict(model.prompts), similarity_fn_name="cosine", device=str(model.device)
+        ).save_pretrained(str(aside), create_model_card=False)
+        if info.recipe is not None:
+            save_recipe(info.recipe, aside / "recipe.yaml")
+    return output
