@@ -1,0 +1,168 @@
+"""Tiny bases with random weights, written once a session; nothing here or in any test asks a hub."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable  # noqa: E402
+
+import pytest  # noqa: E402
+
+TinyBase = Callable[..., str]
+
+ARCHITECTURES = ["llama", "llama-untied", "mistral", "qwen2", "qwen3", "gpt-neox", "gemma2", "gemma3"]
+"""Every decoder-only kind that ``tiny_base`` writes. gemma2 and gemma3 mix sliding and global layers, mistral only has
+sliding ones, all with a window of :data:`WINDOW`; gemma2 caps its logits; llama-untied and gpt-neox have a head of
+their own."""
+
+WINDOW = 6
+
+CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+# Enough text for a byte-level BPE with a few merges, so that tokens and characters differ.
+TRAINING_TEXT = ["query: document: the acid of a salt and the base of an ester, an enzyme, a protein"] * 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+    """Return ``tiny_base(kind, **options) -> folder``: a base of two layers with random weights and a tokenizer.
+
+    Options, beside the kind (one of ``ARCHITECTURES``, or "bert", "t5"):
+
+    - bos: the tokenizer puts ``<s>`` before every text (default True).
+    - pad: it has a pad token (default True).
+    - chat_template: it has a chat template (default False).
+    - words: a word-level vocabulary of these words instead of byte-level BPE (default None).
+    - spare_rows: vocabulary rows of the model beyond the tokenizer's; with 0 the model must grow (default 0).
+    - seed: of the weights (default 0).
+
+    Equal calls share a folder: treat it as read-only.
+    """
+    made: dict[tuple, str] = {}
+
+    def make(
+        kind: str,
+        *,
+        bos: bool = True,
+        pad: bool = True,
+        chat_template: bool = False,
+        words: tuple[str, ...] | None = None,
+        spare_rows: int = 0,
+        seed: int = 0,
+    ) -> str:
+        key = (kind, bos, pad, chat_template, words, spare_rows, seed)
+        if key not in made:
+            folder = tmp_path_factory.mktemp(f"base-{kind}")
+            tokenizer = _tokenizer(bos=bos, pad=pad, words=words)
+            if chat_template:
+                tokenizer.chat_template = CHAT_TEMPLATE
+            tokenizer.save_pretrained(folder)
+            _model(kind, tokenizer, len(tokenizer) + spare_rows, seed).save_pretrained(folder)
+            made[key] = str(folder)
+        return made[key]
+
+    return make
+
+
+def _tokenizer(*, bos: bool, pad: bool, words: tuple[str, ...] | None):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>", *(["<pad>"] if pad else [])]
+    if words is None:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(TRAINING_TEXT, trainer)
+    else:
+        vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*special, *words, "a"]))}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=512,
+        **({"pad_token": "<pad>"} if pad else {}),
+    )
+
+
+def _model(kind: str, tokenizer, vocab_size: int, seed: int):
+    import torch
+    import transformers as t
+
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    # Weights large enough that what a position may see matters to its logits.
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        **ids,
+    }
+    grouped = {**common, "num_key_value_heads": 1, "head_dim": 16}
+    mixed = {
+        **grouped,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "query_pre_attn_scalar": 16,
+    }
+    torch.manual_seed(seed)
+    if kind == "llama":
+        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=True))
+    if kind == "llama-untied":
+        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=False))
+    if kind == "mistral":
+        return t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=WINDOW, tie_word_embeddings=False))
+    if kind == "qwen2":
+        return t.Qwen2ForCausalLM(t.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True))
+    if kind == "qwen3":
+        return t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, tie_word_embeddings=True))
+    if kind == "gpt-neox":
+        return t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**common, tie_word_embeddings=False))
+    if kind == "gemma2":
+        return t.Gemma2ForCausalLM(t.Gemma2Config(**mixed, final_logit_softcapping=2.0, attn_logit_softcapping=20.0))
+    if kind == "gemma3":
+        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**mixed))
+    if kind == "bert":
+        return t.BertModel(t.BertConfig(**common))
+    if kind == "t5":
+        config = t.T5Config(
+            vocab_size=vocab_size,
+            d_model=32,
+            d_kv=16,
+            d_ff=48,
+            num_layers=1,
+            num_heads=2,
+            decoder_start_token_id=0,
+            **ids,
+        )
+        return t.T5ForConditionalGeneration(config)
+    raise ValueError(kind)
