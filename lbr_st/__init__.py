@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lbr_st.build import build_model, load_model
     from lbr_st.errors import LBRError
-    from lbr_st.learn import learn
     from lbr_st.losses import IBGenerativeLoss
     from lbr_st.recipe import Recipe, load_recipe, save_recipe
-    from lbr_st.reconstruct import reconstruct
-    from lbr_st.release import release
-    from lbr_st.represent import represent
+    from lbr_st.stages.learn import learn
+    from lbr_st.stages.reconstruct import reconstruct
+    from lbr_st.stages.release import release
+    from lbr_st.stages.represent import represent
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Functions that share their module's name (learn, release, …) win over the module,
-# because a submodule's attribute is only set on the package once somebody imports it: see __getattr__.
+# Where each public name lives. The stages have a package of their own, because a module lbr_st.learn would replace the
+# function lbr_st.learn as soon as it is imported.
 _HOMES = {
     "IBGenerativeLoss": "losses",
     "LBRError": "errors",
     "Recipe": "recipe",
     "build_model": "build",
-    "learn": "learn",
+    "learn": "stages.learn",
     "load_model": "build",
     "load_recipe": "recipe",
-    "reconstruct": "reconstruct",
-    "release": "release",
-    "represent": "represent",
+    "reconstruct": "stages.reconstruct",
+    "release": "stages.release",
+    "represent": "stages.represent",
     "save_recipe": "recipe",
 }
 
@@ -50,3 +50,15 @@ __all__ = [
     "represent",
     "save_recipe",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"lbr_st.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'lbr_st' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

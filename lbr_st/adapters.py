@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
-from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
@@ -38,7 +38,9 @@ def add_lora(
         LBRError: ``rank`` < 1.
     """
     if rank < 1:
-        raise LBRError(f"lora_rank is {rank}.", where="lora_rank", fix="Give at least 1, or none to train every weight.")
+        raise LBRError(
+            f"lora_rank is {rank}.", where="lora_rank", fix="Give at least 1, or none to train every weight."
+        )
     name = _name_of(model, model.get_input_embeddings())
     model.add_adapter(
         LoraConfig(
@@ -87,7 +89,8 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     model.add_adapter(PeftConfig.from_pretrained(str(folder)))
     state = load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME)
     wanted = {name for name, _ in model.named_parameters() if "lora_" in name or TRAINED_ROWS in name}
-    result = set_peft_model_state_dict(model, {name.removeprefix("base_model.model."): t for name, t in state.items()})
+    state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
+    result: Any = set_peft_model_state_dict(model, state)
     missing = wanted & set(result.missing_keys)
     if missing or result.unexpected_keys:
         raise LBRError(
@@ -107,7 +110,7 @@ def merge_lora(model: PreTrainedModel) -> None:
     Raises:
         LBRError: A merged weight is not finite.
     """
-    layers: dict[str, Module] = {}
+    layers: dict[str, Any] = {}
     for name, module in model.named_modules():
         nested = any(name.startswith(f"{outer}.") for outer in layers)
         if isinstance(module, (AuxiliaryTrainingWrapper, BaseTunerLayer)) and not nested:

@@ -91,9 +91,7 @@ def through_embedding(
 
     states, real = encoded["token_embeddings"], context_features["attention_mask"].bool()
     context_hidden = [state[keep][: len(ids)] for state, keep, ids in zip(states, real, contexts, strict=True)]
-    context = Prediction(
-        torch.cat([state[:-1] for state in context_hidden]), torch.cat([ids[1:] for ids in contexts])
-    )
+    context = Prediction(torch.cat([state[:-1] for state in context_hidden]), torch.cat([ids[1:] for ids in contexts]))
     return context, target, encoded.get("rate")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lbr_st.adapters import add_lora
@@ -89,7 +90,7 @@ def build_model(
 def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:
     if max_seq_length is not None and max_seq_length <= num_bottleneck_tokens:
         raise LBRError(
-            f"max_seq_length is {max_seq_length}, which leaves no room beside {num_bottleneck_tokens} bottleneck tokens.",
+            f"max_seq_length {max_seq_length} leaves no room beside {num_bottleneck_tokens} bottleneck tokens.",
             where="max_seq_length",
             fix="Give at least a few dozen tokens.",
         )
@@ -109,7 +110,8 @@ def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_
     """
     if how not in get_args(TokenInit):
         raise LBRError(f"token_init is {how!r}.", fix=f"Choose one of {', '.join(get_args(TokenInit))}.")
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(end.weight): cast(Tensor, end.weight) for end in ends}
     with torch.no_grad():
         for weight in tables.values():
             old = torch.ones(len(weight), dtype=torch.bool)
@@ -144,4 +146,3 @@ def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:
     if list(folder.rglob("*.py")):
         raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
     return SentenceTransformer(str(folder), trust_remote_code=True, **kwargs)
-

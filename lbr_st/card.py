@@ -64,7 +64,6 @@ def write_card(model: SentenceTransformer, folder: Path, info: CardInfo) -> None
         model_name=info.name,
         license=info.licence,
         language=info.language,
-        train_datasets=[{"name": line} for line in info.data],
         task_name="retrieval in its domain: matching queries with documents",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lbr", "lbr-st"],
         local_files_only=True,

@@ -67,7 +67,7 @@ def _represent(arguments: Namespace, recipe: Recipe) -> None:
 
 
 def _release(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.release import release
+    from lbr_st.stages.release import release
 
     release(
         arguments.model_folder,
@@ -78,7 +78,7 @@ def _release(arguments: Namespace, recipe: Recipe) -> None:
 
 
 def _reconstruct(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.reconstruct import main as reconstruct
+    from lbr_st.stages.reconstruct import main as reconstruct
 
     reconstruct(arguments.model_folder, arguments.texts, arguments.max_new_tokens)
 

@@ -77,7 +77,9 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise LBRError(
-                "the disk is full.", where=str(path), fix="Nothing was left half-written; free some space and run again."
+                "the disk is full.",
+                where=str(path),
+                fix="Nothing was left half-written; free some space and run again.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error

@@ -17,11 +17,11 @@ from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import RetrievalResult, evaluate_bm25, evaluate_retrieval, format_table, write_results
 from lbr_st.files import new_folder, refuse_existing
-from lbr_st.learn import learn
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
-from lbr_st.release import release
-from lbr_st.represent import represent
+from lbr_st.stages.learn import learn
+from lbr_st.stages.release import release
+from lbr_st.stages.represent import represent
 from lbr_st.training_data import TrainingData, learn_pairs, training_data
 
 RECIPE = "recipe.yaml"
@@ -96,7 +96,16 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
 
 
 def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> RetrievalResult:
-    """Score a model (a folder in stock or training form, or a hub id) on the recipe's held-out queries; print a table."""
+    """Score a model on the recipe's held-out queries and print a table.
+
+    Args:
+        model: A folder in stock or training form, or a hub id.
+        recipe: Its data and evaluate sections say on what.
+        output: Where scores go, in MTEB's own layout.
+
+    Raises:
+        LBRError: The data has no held-out queries.
+    """
     data = training_data(recipe)
     if data.test is None:
         raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
@@ -253,7 +262,9 @@ class _Scores:
         if transformer.tokenizer.pad_token is None:
             transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
         pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-        self.model("untrained base, mean pooling", SentenceTransformer(modules=[transformer, pooling, Normalize()]), "base")
+        self.model(
+            "untrained base, mean pooling", SentenceTransformer(modules=[transformer, pooling, Normalize()]), "base"
+        )
 
     def model(self, label: str, model: SentenceTransformer, part: str) -> list[tuple[str, RetrievalResult]]:
         """Score a model and return its row, as a list (empty without a held-out set)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,9 @@ def _own_data(recipe: Recipe) -> TrainingData:
     licences = [str(Path(config.source).name), *([Path(config.pairs).name] if config.pairs else [])]
     needs_pairs = recipe.represent.enabled or {"natural", "reverse"} & set(recipe.learn.pairs)
     if not needs_pairs:
-        return TrainingData(None, read_texts(config.source, column=config.text_column, split=config.split), None, licences)
+        return TrainingData(
+            None, read_texts(config.source, column=config.text_column, split=config.split), None, licences
+        )
     pairs = read_pairs(
         source, query_column=config.query_column, document_column=config.document_column, split=config.split
     )
@@ -105,7 +108,8 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
         The pairs to train on, and the held-out queries with all documents.
     """
     entities = [
-        Entity(str(row), pair["query"], pair["document"]) for row, pair in enumerate(pairs.select_columns(["query", "document"]))
+        Entity(str(row), pair["query"], pair["document"])
+        for row, pair in enumerate(pairs.select_columns(["query", "document"]))
     ]
     groups = {group[0].id: [entity.id for entity in group] for group in group_entities(entities)}
     wanted = min(200, len(pairs) // 10)
@@ -123,9 +127,7 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
             queries[query] = entity.name
             qrels.setdefault(query, {})[documents[entity.definition]] = 1
     if not queries:
-        raise LBRError(
-            "no pair can be held out: all share queries or documents.", fix="Set evaluate.enabled to false."
-        )
+        raise LBRError("no pair can be held out: all share queries or documents.", fix="Set evaluate.enabled to false.")
     corpus = {identifier: text for text, identifier in documents.items()}
     safe = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "pairs"
     test = RetrievalSet(f"{safe}-held-out", corpus, queries, qrels, "Pairs held out from training, by entity")
@@ -151,37 +153,51 @@ def _joined(first: Dataset | None, second: Dataset) -> Dataset:
     return second if first is None else concatenate_datasets([first, second])
 
 
-def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset]:
+def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | None]:
     """Make stage 1's (context, target) pairs, prompts included.
 
     Returns:
-        The pairs to train on, and held-out ones for the bottleneck gain, of texts that training never sees.
+        The pairs to train on, and held-out ones for the bottleneck gain, of texts that training never sees (None if
+        the texts are too few or too short for any).
 
     Raises:
         LBRError: The recipe asks for a kind of pair that the data cannot give.
     """
     count = recipe.learn.num_eval_pairs
-    pairs, held_pairs = _split(data.pairs, count)
-    hidden = {normalise(text) for text in held_pairs["document"]} if held_pairs is not None else set()
-    texts, held_texts = data.texts, None
-    if texts is not None:
-        seen = [row for row, text in enumerate(texts["text"]) if normalise(text) not in hidden]
-        texts, held_texts = _split(texts.select(seen), count)
+    of_pairs = [normalise(text) for text in data.pairs["document"]] if data.pairs is not None else []
+    of_texts = [normalise(text) for text in data.texts["text"]] if data.texts is not None else []
+    # One set of hidden texts for both, since a text may also be the document of a pair.
+    hidden = {*_some(of_pairs, count), *_some(of_texts, count)}
+    pairs, held_pairs = _split(data.pairs, [text in hidden for text in of_pairs])
+    texts, held_texts = _split(data.texts, [text in hidden for text in of_texts])
     seed = recipe.seed
     train = mix({kind: (_make(kind, recipe, pairs, texts), 1.0) for kind in recipe.learn.pairs}, seed=seed)
-    held = mix({kind: (_make(kind, recipe, held_pairs, held_texts), 1.0) for kind in recipe.learn.pairs}, seed=seed)
+    parts: dict[str, tuple[Dataset, float]] = {}
+    for kind in recipe.learn.pairs:
+        # A handful of texts may have none long enough to continue; training has, or the line above had raised.
+        with suppress(LBRError):
+            parts[kind] = (_make(kind, recipe, held_pairs, held_texts), 1.0)
+    held = mix(parts, seed=seed) if parts else None
+    if held is None or len(held) < 2:
+        return train, None
     return train, held.select(range(min(count, len(held))))
 
 
-def _split(rows: Dataset | None, count: int) -> tuple[Any, Any]:
+def _some(texts: list[str], count: int) -> list[str]:
+    """Return ``count`` texts to hide, a tenth of a small set at most, but two, for the gain needs two."""
+    if not texts:
+        return []
+    distinct = dict.fromkeys(texts)
+    if len(distinct) < 4:
+        raise LBRError(f"there are only {len(distinct)} different training texts.", fix="Give at least a few dozen.")
+    return stable_order(distinct, 0)[: max(2, min(count, len(distinct) // 10))]
+
+
+def _split(rows: Dataset | None, hidden: list[bool]) -> tuple[Any, Any]:
     if rows is None:
         return None, None
-    # Never more than a tenth of a small set, but the gain needs two.
-    held = max(2, min(count, len(rows) // 10))
-    if len(rows) < 4:
-        raise LBRError(f"there are only {len(rows)} training rows.", fix="Give at least a few dozen.")
-    order = [int(row) for row in stable_order([str(row) for row in range(len(rows))], 0)]
-    return rows.select(sorted(order[held:])), rows.select(sorted(order[:held]))
+    kept = rows.select([row for row, held in enumerate(hidden) if not held])
+    return kept, rows.select([row for row, held in enumerate(hidden) if held])
 
 
 def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any) -> Dataset:

@@ -1,7 +1,7 @@
 """lbr-chem: chemistry, from ChEBI. Copy this file for a domain of your own and change the data and the numbers.
 
-    python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
-    python recipes/chem.py --output lbr-chem             # everything: a GPU, or a long CPU run
+python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
+python recipes/chem.py --output lbr-chem             # everything: a GPU, or a long CPU run
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ QUICK = Recipe(
     name="lbr-chem-quick",
     model=ModelConfig(base="smollm2-135m", max_seq_length=40, lora_rank=8, lora_alpha=16),
     data=DataConfig(source="chebi"),
-    learn=LearnConfig(max_steps=16, batch_size=32, warmup_steps=3, eval_steps=16, num_eval_pairs=16, max_target_tokens=24),
-    represent=RepresentConfig(max_steps=12, batch_size=64, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2),
+    learn=LearnConfig(
+        max_steps=16, batch_size=32, warmup_steps=3, eval_steps=16, num_eval_pairs=16, max_target_tokens=24
+    ),
+    represent=RepresentConfig(
+        max_steps=14, batch_size=64, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
+    ),
     # A fixed slice of the test queries, so that it ends while you wait; the table names it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32),
 )

@@ -49,7 +49,7 @@ class BottleneckGainEvaluator(SentenceEvaluator):
         self.loss, self.batch_size, self.name = loss, batch_size, name
         self.primary_metric = "bottleneck_gain"
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """Return ``target_nll``, ``target_nll_other_context`` and ``bottleneck_gain``, in nats per target token."""
@@ -63,7 +63,7 @@ class BottleneckGainEvaluator(SentenceEvaluator):
             self.loss.train(training)
         metrics = {"target_nll": own, "target_nll_other_context": other, "bottleneck_gain": other - own}
         metrics = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
         return metrics
 
     @torch.no_grad()

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from lbr_st.data.retrieval import RetrievalSet
 
 
-
 def model_digest(model: SentenceTransformer) -> str:
     """Return 40 hexadecimal digits over everything that decides a model's embeddings.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -101,7 +101,8 @@ class IBGenerativeLoss(nn.Module):
         _check_options(bottleneck, context_weight, rate_weight, target_dropout, max_target_tokens)
         backbone, pooler = backbone_of(model), pooler_of(model)
         if bottleneck == "embedding" and pooler.bridge is None:
-            scale = float(backbone.model.get_input_embeddings().weight.detach().float().square().mean().sqrt())
+            table = cast(Tensor, backbone.model.get_input_embeddings().weight).detach()
+            scale = float(table.float().square().mean().sqrt())
             pooler.add_bridge(len(backbone.bottleneck_ids), scale)
             pooler.to(backbone.model.device)
         if rate_weight and not pooler.variational:
@@ -126,9 +127,7 @@ class IBGenerativeLoss(nn.Module):
             terms["rate"] = self.rate_weight * rate.mean()
         return terms
 
-    def predictions(
-        self, sentence_features: Iterable[dict[str, Any]]
-    ) -> tuple[Prediction, Prediction, Tensor | None]:
+    def predictions(self, sentence_features: Iterable[dict[str, Any]]) -> tuple[Prediction, Prediction, Tensor | None]:
         """Run the model; return what predicts the contexts, what predicts the targets, and the rate per example."""
         columns = list(sentence_features)
         if len(columns) != 2:

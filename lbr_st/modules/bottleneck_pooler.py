@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-try:
-    from typing import Self
-except ImportError:  # pragma: no cover
-    from typing_extensions import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Module, Pooling
@@ -29,7 +24,7 @@ class BottleneckPooler(Module):
             to; 0 for no bridge.
     """
 
-    config_keys: list[str] = ["hidden_dimension", "projection_dimension", "variational", "num_soft_tokens"]
+    config_keys: ClassVar[list[str]] = ["hidden_dimension", "projection_dimension", "variational", "num_soft_tokens"]
 
     def __init__(
         self,
@@ -107,7 +102,9 @@ class BottleneckPooler(Module):
             self.save_torch_weights(output_path, safe_serialization=safe_serialization)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+    def load(  # type: ignore[override]
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> Self:
         """Load a saved pooler from a folder or the hub."""
         hub = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import PeftConfig
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lbr_st.adapters import has_lora, load_lora, save_lora
 from lbr_st.attention import attention_mask
@@ -39,7 +39,7 @@ class CausalBackbone(Transformer):
         LBRError: The checkpoint is not a causal LM, or its head is of an unknown form.
     """
 
-    config_keys: list[str] = [*Transformer.config_keys, "base"]
+    config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "base"]
 
     def __init__(self, model_name_or_path: str, *, base: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("modality_config", _TEXT_ONLY)
@@ -56,7 +56,13 @@ class CausalBackbone(Transformer):
         return AutoConfig.from_pretrained(resolve_base(adapter.base_model_name_or_path)), True
 
     def _load_model(
-        self, model_name_or_path: str, transformer_task: Any, config: Any, backend: str, is_peft_model: bool, **kwargs: Any
+        self,
+        model_name_or_path: str,
+        transformer_task: Any,
+        config: Any,
+        backend: str,
+        is_peft_model: bool,
+        **kwargs: Any,
     ) -> PreTrainedModel:
         """Load the causal LM, and for a saved adapter its base first, with room for the bottleneck tokens."""
         if not is_peft_model:
@@ -85,6 +91,11 @@ class CausalBackbone(Transformer):
         ids = self.bottleneck_ids
         make_room(self.model, max(ids) + 1)
         return ids
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:  # type: ignore[override]
+        """The tokenizer; it appends the bottleneck tokens."""
+        return cast(PreTrainedTokenizerFast, self.processor)
 
     @property
     def bottleneck_ids(self) -> list[int]:
@@ -207,6 +218,6 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
 
 def make_room(model: PreTrainedModel, num_tokens: int) -> None:
     """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already)."""
-    if num_tokens > model.get_input_embeddings().weight.shape[0]:
+    if num_tokens > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         # The new rows are set by the caller, so transformers need not sample them from the old ones' covariance.
         model.resize_token_embeddings(num_tokens, mean_resizing=False)

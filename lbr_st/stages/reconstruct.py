@@ -66,7 +66,7 @@ def reconstruct(
         if done.all():
             break
     model.train(was_training)
-    return [backbone.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+    return [str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
 
 
 def main(model_folder: str | Path, texts: Sequence[str], max_new_tokens: int = 64) -> None:

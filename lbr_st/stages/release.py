@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
+from transformers import PreTrainedModel
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
@@ -97,7 +99,7 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
     backbone, pooler = backbone_of(model), pooler_of(model)
     if has_lora(backbone.model):
         merge_lora(backbone.model)
-    backbone.decoder.save_pretrained(folder)
+    cast(PreTrainedModel, backbone.decoder).save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
     transformer = Transformer(
         str(folder),
@@ -111,12 +113,16 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         modules.append(_dense(pooler.projection))
     modules.append(Normalize())
     stock = SentenceTransformer(
-        modules=modules, prompts=dict(model.prompts), similarity_fn_name="cosine", device=str(model.device)
+        modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
     )
     # No path of this machine belongs in a release.
     transformer.model.config._name_or_path = ""
     transformer.model.name_or_path = ""
     stock.save_pretrained(str(folder), create_model_card=False)
+
+
+def _prompts(model: SentenceTransformer) -> dict[str, str]:
+    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
 
 
 def _dense(projection: nn.Linear) -> Dense:
@@ -166,7 +172,7 @@ def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, 
     with new_folder(output, overwrite=overwrite) as aside:
         modules: list[CausalBackbone | nn.Module] = [backbone, slim, Normalize()]
         SentenceTransformer(
-            modules=modules, prompts=dict(model.prompts), similarity_fn_name="cosine", device=str(model.device)
+            modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
         ).save_pretrained(str(aside), create_model_card=False)
         if info.recipe is not None:
             save_recipe(info.recipe, aside / "recipe.yaml")

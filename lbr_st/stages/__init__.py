@@ -1,0 +1,1 @@
+"""The stages of a run: learn, represent, release; and reconstruct, which looks into a bottleneck."""

@@ -1,0 +1,88 @@
+"""Stage 1, learn: generative learning through the information bottleneck."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
+from lbr_st.losses import IBGenerativeLoss
+from lbr_st.precision import Precision
+from lbr_st.recipe_sections import LearnConfig
+from lbr_st.stages.training import GuardedTrainer, training_arguments
+
+
+def learn(
+    model: SentenceTransformer,
+    pairs: Dataset,
+    config: LearnConfig | None = None,
+    *,
+    held_out: Dataset | None = None,
+    output_dir: Path | str,
+    precision: Precision = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    **overrides: Any,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place to generate each target from its context's bottleneck.
+
+    Args:
+        model: A training model from :func:`lbr_st.build_model`.
+        pairs: Columns ``context`` (prompt included) and ``target``.
+        config: Steps, learning rates, bottleneck, weights; None for the defaults.
+        held_out: Pairs on which the bottleneck gain is measured every ``config.eval_steps`` steps; at least two.
+        output_dir: Where checkpoints go.
+        precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
+        seed: Of data order and dropout.
+        resume: Go on from the last checkpoint in ``output_dir``.
+        **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
+
+    Returns:
+        The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain``.
+
+    Raises:
+        LBRError: An option is out of range, or a loss is not finite.
+
+    Example:
+        ::
+
+            pairs = lbr_st.data.reconstruct_pairs(texts, prompt="document: ")
+            lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
+    """
+    config = config or LearnConfig()
+    loss = IBGenerativeLoss(
+        model,
+        bottleneck=config.bottleneck,
+        context_weight=config.context_weight,
+        rate_weight=config.rate_weight,
+        target_dropout=config.target_dropout,
+        max_target_tokens=config.max_target_tokens,
+    )
+    evaluator = None
+    if held_out is not None:
+        evaluator = BottleneckGainEvaluator(held_out["context"], held_out["target"], loss)
+    trainer = GuardedTrainer(
+        model=model,
+        args=training_arguments(
+            model,
+            loss,
+            output_dir,
+            max_steps=config.max_steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            new_learning_rate=config.token_learning_rate,
+            warmup_steps=config.warmup_steps,
+            eval_steps=config.eval_steps if evaluator else None,
+            precision=precision,
+            seed=seed,
+            **overrides,
+        ),
+        train_dataset=pairs.select_columns(["context", "target"]),
+        loss=loss,
+        evaluator=evaluator,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.state.log_history

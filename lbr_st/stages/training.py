@@ -1,0 +1,155 @@
+"""What the two stages share: training arguments, and a trainer that stops before it spoils a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.training_args import BatchSamplers
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from lbr_st.adapters import TRAINED_ROWS
+from lbr_st.errors import LBRError
+from lbr_st.precision import Precision, use_bfloat16
+
+ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
+"""Matches what starts from nothing (token rows under LoRA, bridge, noise) and so takes larger steps than the rest."""
+
+
+def training_arguments(
+    model: SentenceTransformer,
+    loss: nn.Module,
+    output_dir: Path | str,
+    *,
+    max_steps: int,
+    batch_size: int,
+    learning_rate: float,
+    new_learning_rate: float,
+    warmup_steps: int,
+    eval_steps: int | None,
+    precision: Precision = "auto",
+    seed: int = 0,
+    no_duplicates: bool = False,
+    show_progress_bar: bool = True,
+    **overrides: Any,
+) -> SentenceTransformerTrainingArguments:
+    """Return the training arguments of a stage.
+
+    Args:
+        model: What is trained; its device and parameters decide precision and learning-rate groups.
+        loss: What trains it; it may have parameters of its own.
+        output_dir: Where checkpoints go, every ``eval_steps`` steps.
+        max_steps: Optimiser steps.
+        batch_size: Examples per step.
+        learning_rate: Peak rate of weights or adapters; linear warmup, then cosine decay to zero.
+        new_learning_rate: Peak rate of :data:`ALL_NEW_PARAMETERS`.
+        warmup_steps: Steps of warmup.
+        eval_steps: Steps between evaluations and between checkpoints; None to evaluate never and save at the end.
+        precision: See :func:`~lbr_st.precision.use_bfloat16`.
+        seed: Of data order and dropout.
+        no_duplicates: Keep equal texts out of one batch, where they would be false negatives.
+        show_progress_bar: Show steps, losses and remaining time.
+        **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
+    """
+    new = {name for name, _ in loss.named_parameters() if _is_new(name)}
+    return SentenceTransformerTrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            "max_steps": max_steps,
+            "per_device_train_batch_size": batch_size,
+            "per_device_eval_batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "learning_rate_mapping": {ALL_NEW_PARAMETERS: new_learning_rate} if new else {},
+            "warmup_steps": min(warmup_steps, max_steps),
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 1.0,
+            "bf16": use_bfloat16(precision, model.device),
+            "use_cpu": model.device.type == "cpu",
+            "seed": seed,
+            "data_seed": seed,
+            "batch_sampler": BatchSamplers.NO_DUPLICATES if no_duplicates else BatchSamplers.BATCH_SAMPLER,
+            "eval_strategy": "steps" if eval_steps else "no",
+            "eval_steps": eval_steps,
+            "save_strategy": "steps" if eval_steps else "no",
+            "save_steps": eval_steps or 500,
+            "save_total_limit": 2,
+            "logging_steps": max(1, min(10, max_steps // 10)),
+            "logging_first_step": True,
+            # A NaN must be seen, not smoothed over.
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "dataloader_pin_memory": model.device.type == "cuda",
+            "disable_tqdm": not show_progress_bar,
+            **overrides,
+        }
+    )
+
+
+def _is_new(name: str) -> bool:
+    import re
+
+    return re.search(ALL_NEW_PARAMETERS, name) is not None
+
+
+class GuardedTrainer(SentenceTransformerTrainer):
+    """A :class:`~sentence_transformers.SentenceTransformerTrainer` that stops at the first loss that is not finite.
+
+    It stops before the optimiser steps, so neither the weights nor the last checkpoint are touched, and says at which
+    step and on which texts.
+
+    Raises:
+        LBRError: A loss or gradient is NaN or infinite.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_FiniteGradients(self))
+        self.last_features: list[dict[str, Any]] = []
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as Sentence Transformers does, and check it."""
+        self.last_features, _ = self.collect_features(inputs)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        if self.model.training and not torch.isfinite(loss):
+            raise self.broken(f"the loss is {loss.item()}")
+        return result
+
+    def broken(self, what: str) -> LBRError:
+        """Return the error that says what broke, at which step and on which rows."""
+        folder = str(self.args.output_dir)
+        checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        rows = "; ".join(repr(text[:80]) for text in self._first_texts(limit=4))
+        return LBRError(
+            f"{what}. Rows of this batch: {rows}. "
+            + (f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written yet."),
+            where=f"step {self.state.global_step + 1}",
+            fix="Lower the learning rate, use float32, or look at these rows.",
+        )
+
+    def _first_texts(self, limit: int) -> Iterator[str]:
+        for features in self.last_features[:1]:
+            for ids in features["input_ids"][:limit]:
+                yield self.model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class _FiniteGradients(TrainerCallback):
+    def __init__(self, trainer: GuardedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        gradients = [
+            p.grad for group in kwargs["optimizer"].param_groups for p in group["params"] if p.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise self.trainer.broken(f"the gradient norm is {norm.item()}")

@@ -1,0 +1,58 @@
+"""Folders appear whole or not at all."""
+
+import pytest
+
+from lbr_st.errors import LBRError
+from lbr_st.files import cache_dir, new_folder, sha256_of
+
+
+def test_a_folder_appears_when_the_block_ends_well(tmp_path):
+    with new_folder(tmp_path / "deep" / "out") as aside:
+        (aside / "file").write_text("x")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "x"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
+def test_an_error_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)), new_folder(tmp_path / "out") as aside:
+        (aside / "file").write_text("x")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_overwrite_keeps_what_was_there(tmp_path):
+    with new_folder(tmp_path / "out") as aside:
+        (aside / "old").write_text("x")
+    with pytest.raises(ValueError, match="boom"), new_folder(tmp_path / "out", overwrite=True):
+        raise ValueError("boom")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    with new_folder(tmp_path / "out", overwrite=True) as aside:
+        (aside / "new").write_text("x")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_an_existing_folder_is_refused_but_an_empty_one_is_not(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as aside:
+        (aside / "file").write_text("x")
+    with pytest.raises(LBRError, match="already exists"), new_folder(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "cannot write")])
+def test_disk_errors_are_explained(tmp_path, number, words):
+    with pytest.raises(LBRError, match=words), new_folder(tmp_path / "out"):
+        raise OSError(number, "system's own words")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,174 @@
+"""A whole run on a toy domain: data, both stages, release, table, recipe, and what bad input gets."""
+
+import json
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from lbr_st import pipeline
+from lbr_st.data.chebi import normalise
+from lbr_st.errors import LBRError
+from lbr_st.recipe import (
+    DataConfig,
+    EvaluateConfig,
+    LearnConfig,
+    ModelConfig,
+    Recipe,
+    RepresentConfig,
+    load_recipe,
+)
+from lbr_st.training_data import learn_pairs, training_data
+
+KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    rows = [
+        {"query": f"{kind} number {i}", "document": f"the {kind} of the class {i} that is a salt of an acid and a base. It is {i * 7} of {i}."}
+        for i in range(14)
+        for kind in KINDS
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def recipe_for(base, source, **changes):
+    values = {
+        "name": "lbr-toy",
+        "precision": "float32",
+        "model": ModelConfig(base=base, max_seq_length=48, lora_rank=4, lora_alpha=8),
+        "data": DataConfig(source=str(source)),
+        "learn": LearnConfig(max_steps=3, batch_size=4, warmup_steps=1, eval_steps=3, num_eval_pairs=4),
+        "represent": RepresentConfig(max_steps=3, batch_size=4, warmup_steps=1),
+    }
+    return Recipe(**{**values, **changes})
+
+
+def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_file, tmp_path, capsys):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    rows = pipeline.run(recipe, tmp_path / "out")
+    assert [label for label, _ in rows][:3] == ["BM25", "untrained base, mean pooling", "after stage 1, learn"]
+    assert len(rows) == 4
+    table = capsys.readouterr().out
+    for _, result in rows:
+        assert f"{result.ndcg_at_10:.4f}" in table
+
+    stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert np.isfinite(stock.encode_query(["acid number 3"])).all()
+    # The released model is the one after stage 2, which is neither stage 1's nor the base.
+    learned = pipeline.load_model(tmp_path / "out-work" / "learn", device="cpu")
+    assert not np.allclose(stock.encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
+    assert not np.allclose(pipeline.build(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
+
+    # The recipe beside the model is the one that ran, and runs again, to the same weights.
+    kept = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert kept == recipe
+    again = pipeline.run(kept, tmp_path / "again")
+    assert [result.ndcg_at_10 for _, result in again] == [result.ndcg_at_10 for _, result in rows]
+    assert (tmp_path / "again" / "recipe.yaml").read_bytes() == (tmp_path / "out" / "recipe.yaml").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    log = json.loads((tmp_path / "out-work" / "learn" / "training_log.json").read_text())
+    assert any("eval_bottleneck_gain" in entry for entry in log)
+
+
+def test_a_second_run_takes_finished_stages_from_disk(tiny_base, pairs_file, tmp_path, monkeypatch):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    pipeline.run(recipe, tmp_path / "out")
+
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pipeline, "learn", never)
+    monkeypatch.setattr(pipeline, "represent", never)
+    pipeline.run(recipe, tmp_path / "out", overwrite=True)
+
+
+def test_a_work_folder_of_another_recipe_is_refused(tiny_base, pairs_file, tmp_path):
+    recipe = recipe_for(tiny_base("llama"), pairs_file, evaluate=EvaluateConfig(enabled=False))
+    pipeline.run(recipe, tmp_path / "out")
+    recipe.seed = 1
+    with pytest.raises(LBRError, match="another recipe"):
+        pipeline.run(recipe, tmp_path / "other", work_folder=tmp_path / "out-work")
+
+
+def test_existing_output_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("x")
+    with pytest.raises(LBRError, match="already exists"):
+        pipeline.run(Recipe(data=DataConfig(source=str(tmp_path / "missing.jsonl"))), tmp_path / "out")
+
+
+def test_stages_alone_and_evaluate(tiny_base, pairs_file, tmp_path, capsys):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    pipeline.run_learn(recipe, tmp_path / "learned")
+    pipeline.run_represent(recipe, str(tmp_path / "learned"), tmp_path / "represented")
+    result = pipeline.run_evaluate(str(tmp_path / "represented"), recipe, tmp_path / "scores")
+    assert f"{result.ndcg_at_10:.4f}" in capsys.readouterr().out
+    assert (tmp_path / "learned" / "recipe.yaml").is_file()
+    with pytest.raises(LBRError, match="already exists"):
+        pipeline.run_learn(recipe, tmp_path / "learned")
+
+
+def test_no_text_of_the_evaluation_is_trained_on(tiny_base, pairs_file):
+    recipe = recipe_for("x", pairs_file)
+    recipe.learn.pairs = ["natural", "reverse", "reconstruct", "continue"]
+    data = training_data(recipe)
+    assert data.test is not None
+    judged = [data.test.corpus[d] for qrel in data.test.qrels.values() for d in qrel]
+    taken = {normalise(text) for text in (*data.test.queries.values(), *judged)}
+    assert taken
+    prompts = (recipe.model.query_prompt, recipe.model.document_prompt)
+    train, held_out = learn_pairs(recipe, data)
+    seen = {normalise(row[c]) for row in data.pairs for c in ("query", "document")} | {
+        normalise(text) for text in data.texts["text"]
+    }
+    for row in [*train, *held_out]:
+        context = row["context"]
+        for prompt in prompts:
+            context = context.removeprefix(prompt)
+        seen |= {normalise(context), normalise(row["target"])}
+    assert not seen & taken
+    # Nor is the gain measured on a text that stage 1 trained on.
+    assert not {normalise(row["target"]) for row in held_out} & {normalise(row["target"]) for row in train}
+
+
+def test_beir_folder_keeps_its_own_test_split(tmp_path):
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": f"d{i}", "title": "", "text": f"the acid of class {i}"} for i in range(12)]
+    queries = [{"_id": f"q{i}", "text": f"acid {i}"} for i in range(12)]
+    # The training query q3 is spelt like the test query q0, and d1 is judged for both sides.
+    queries[3]["text"] = "Acid  0"
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    head = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / "test.tsv").write_text(f"{head}q0\td0\t1\nq1\td1\t1\n")
+    (folder / "qrels" / "train.tsv").write_text(
+        head + "".join(f"q{i}\td{i}\t1\n" for i in range(3, 12)) + "q2\td1\t1\n"
+    )
+    data = training_data(recipe_for("x", folder))
+    assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty|no "),
+        (b'{"query": "a", "document": "b"}\nnot json\n', "line 2"),
+        (b'{"query": "a"}\n', "document"),
+        (b'{"query": "a", "document": "  "}\n', "line 1"),
+        (b'{"query": "a", "document": "\xff"}\n', "UTF-8"),
+    ],
+)
+def test_bad_data_is_named_before_training(tiny_base, tmp_path, content, message, monkeypatch):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content)
+    monkeypatch.setattr(pipeline, "build_model", lambda *a, **k: pytest.fail("started building a model"))
+    with pytest.raises(LBRError, match=message) as caught:
+        pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
+    assert "pairs.jsonl" in str(caught.value)
+    assert not (tmp_path / "out").exists()

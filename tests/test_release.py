@@ -1,0 +1,215 @@
+"""Released models: stock form, proven equal, loadable without lbr_st, rebuilt from the adapter alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.build import build_model, load_model
+from lbr_st.errors import LBRError
+from lbr_st.stages import release as release_module
+from lbr_st.stages.reconstruct import reconstruct
+from lbr_st.stages.release import release
+
+TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
+
+
+def perturbed(base, **options):
+    """A model whose trainable weights are not the base's, as after training."""
+    model = build_model(base, max_seq_length=24, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def encodings(model):
+    return np.concatenate([model.encode_query(TEXTS), model.encode_document(TEXTS), model.encode(TEXTS)])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("options", [{"lora_rank": 4}, {}], ids=["lora", "full"])
+def test_training_reloaded_and_released_models_agree(tiny_base, tmp_path, kind, options):
+    model = perturbed(tiny_base(kind), **options)
+    expected = encodings(model)
+    assert not np.allclose(expected, encodings(build_model(tiny_base(kind), max_seq_length=24, **options)), atol=1e-3)
+
+    model.save_pretrained(str(tmp_path / "training"))
+    reloaded = load_model(tmp_path / "training", device="cpu")
+    np.testing.assert_allclose(encodings(reloaded), expected, atol=1e-6)
+
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    np.testing.assert_allclose(encodings(stock), expected, atol=1e-5)
+    assert {type(module).__module__.split(".")[0] for module in stock} == {"sentence_transformers"}
+    # Releasing does not touch the model in hand.
+    np.testing.assert_allclose(encodings(model), expected, atol=1e-6)
+
+
+def test_projection_becomes_a_stock_dense(tiny_base, tmp_path):
+    model = perturbed(tiny_base("llama"), lora_rank=4, projection_dim=8)
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    assert stock.get_embedding_dimension() == 8
+    assert [type(module).__name__ for module in stock] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    np.testing.assert_allclose(encodings(stock), encodings(model), atol=1e-5)
+
+
+def test_truncation_keeps_the_bottleneck_in_the_released_tokenizer(tiny_base, tmp_path):
+    release(perturbed(tiny_base("qwen3"), lora_rank=2), tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    ids = stock.preprocess(["the base of a salt " * 100])["input_ids"][0].tolist()
+    assert len(ids) == 24
+    assert stock.tokenizer.convert_ids_to_tokens(ids[-4:]) == [f"<|lbr_{i}|>" for i in range(4)]
+
+
+def test_adapter_only_form_rebuilds_the_release_exactly(tiny_base, tmp_path):
+    model = perturbed(tiny_base("llama"), lora_rank=4, projection_dim=8)
+    release(model, tmp_path / "released")
+    release(model, tmp_path / "adapter", adapter_only=True)
+    release(tmp_path / "adapter", tmp_path / "rebuilt")
+    for name in ("model.safetensors", "2_Dense/model.safetensors"):
+        first, second = load_file(tmp_path / "released" / name), load_file(tmp_path / "rebuilt" / name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    for name in ("tokenizer.json", "modules.json", "1_Pooling/config.json"):
+        assert (tmp_path / "released" / name).read_bytes() == (tmp_path / "rebuilt" / name).read_bytes()
+    # Only what training changed: no vocabulary of 300 rows, but 4 of it.
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tuple(t.shape) for name, t in adapter.items() if "embed" in name} == {(4, 32)}
+
+
+def test_adapter_only_needs_adapters(tiny_base, tmp_path):
+    with pytest.raises(LBRError, match="no adapters"):
+        release(perturbed(tiny_base("llama")), tmp_path / "adapter", adapter_only=True)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_released_folder_loads_where_lbr_st_cannot_be_imported(tiny_base, tmp_path):
+    model = perturbed(tiny_base("llama"), lora_rank=4)
+    release(model, tmp_path / "released")
+    script = f"""
+import sys, json
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "lbr_st":
+            raise ImportError("not here: " + name)
+sys.meta_path.insert(0, Refuse())
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer({str(tmp_path / "released")!r}, device="cpu")
+print(json.dumps(model.encode_query(["an acid"]).tolist()))
+assert not any(name.split(".")[0] == "lbr_st" for name in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), model.encode_query(["an acid"]), atol=1e-5)
+
+
+def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_path, monkeypatch):
+    write_stock = release_module.write_stock
+
+    def with_another_pooling(model, folder):
+        write_stock(model, folder)
+        config = folder / "1_Pooling" / "config.json"
+        config.write_text(config.read_text().replace("lasttoken", "mean"))
+
+    monkeypatch.setattr(release_module, "write_stock", with_another_pooling)
+    with pytest.raises(LBRError, match="differs from the training model"):
+        release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_path):
+    model = perturbed(tiny_base("llama"), lora_rank=4)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    with pytest.raises(LBRError, match="already exists"):
+        release(model, tmp_path / "out")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
+    release(model, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert (tmp_path / "out" / "modules.json").is_file()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tiny_base, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(release_module, "write_card", full)
+    with pytest.raises(LBRError, match="disk is full"):
+        release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
+    base = tiny_base("llama")
+    release(perturbed(base, lora_rank=4), tmp_path / "released")
+    for file in (tmp_path / "released").rglob("*"):
+        if file.suffix in (".json", ".md", ".yaml"):
+            assert base not in file.read_text(encoding="utf-8"), file
+            assert str(tmp_path) not in file.read_text(encoding="utf-8"), file
+
+
+def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path):
+    from lbr_st.card import CardInfo
+    from lbr_st.recipe import Recipe
+
+    info = CardInfo("lbr-toy", recipe=Recipe(name="lbr-toy"), licence="apache-2.0", data=["toy text, CC0"])
+    release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
+    card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---")
+    for part in ("license: apache-2.0", "# lbr-toy", "Full Model Architecture", "toy text, CC0", "num_bottleneck_tokens: 4"):
+        assert part in card
+    assert "trust_remote_code" not in card
+
+
+@pytest.mark.parametrize("file", ["modeling.py", "1_BottleneckPooler/evil.py"])
+def test_loading_refuses_code_and_foreign_modules(tiny_base, tmp_path, file):
+    perturbed(tiny_base("llama"), lora_rank=4).save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    (tmp_path / "m" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "m" / file).write_text("raise SystemExit")
+    with pytest.raises(LBRError, match="Python code"):
+        load_model(tmp_path / "m")
+    (tmp_path / "m" / file).unlink()
+    listing = tmp_path / "m" / "modules.json"
+    listing.write_text(listing.read_text().replace("lbr_st.modules.bottleneck_pooler", "evil"))
+    with pytest.raises(LBRError, match="not ours to run"):
+        load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
+    from lbr_st.bottleneck import pooler_of
+
+    model = perturbed(tiny_base("llama"), lora_rank=4)
+    if bottleneck == "embedding":
+        pooler_of(model).add_bridge(2)
+    texts = ["an acid", "the base of a salt"]
+    together = reconstruct(model, texts, max_new_tokens=6)
+    alone = [reconstruct(model, [text], max_new_tokens=6)[0] for text in texts]
+    assert together == alone
+    assert reconstruct(model, texts, max_new_tokens=2) != together
+    assert reconstruct(model, []) == []
+    with pytest.raises(LBRError, match="text 2"):
+        reconstruct(model, ["fine", "  "])
+
+
+def test_a_release_cannot_be_decoded(tiny_base, tmp_path):
+    release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+    with pytest.raises(LBRError, match="CausalBackbone"):
+        reconstruct(SentenceTransformer(str(tmp_path / "released"), device="cpu"), ["an acid"])
