@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from sentence_transformers.sentence_transformer.modules import Module, Pooling
@@ -24,7 +24,7 @@ class BottleneckPooler(Module):
             to; 0 for no bridge.
     """
 
-    config_keys: ClassVar[list[str]] = ["hidden_dimension", "projection_dimension", "variational", "num_soft_tokens"]
+    config_keys: list[str] = ["hidden_dimension", "projection_dimension", "variational", "num_soft_tokens"]
 
     def __init__(
         self,

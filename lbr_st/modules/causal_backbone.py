@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
@@ -39,7 +39,7 @@ class CausalBackbone(Transformer):
         LBRError: The checkpoint is not a causal LM, or its head is of an unknown form.
     """
 
-    config_keys: ClassVar[list[str]] = [*Transformer.config_keys, "base"]
+    config_keys: list[str] = [*Transformer.config_keys, "base"]
 
     def __init__(self, model_name_or_path: str, *, base: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("modality_config", _TEXT_ONLY)
