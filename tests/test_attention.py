@@ -157,5 +157,5 @@ def test_window_is_for_local_layers_only(tiny_base):
 def test_flash_attention_is_refused(tiny_base):
     config = build_model(tiny_base("llama"), device="cpu")[0].model.config
     config._attn_implementation = "flash_attention_2"
-    with pytest.raises(LBRError, match="flash_attention_2.*no bottleneck mask.*sdpa"):
+    with pytest.raises(LBRError, match=r"flash_attention_2.*no bottleneck mask.*sdpa"):
         attention_mask(torch.tensor([[C, B, T]]), config, torch.float32)

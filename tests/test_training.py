@@ -1,0 +1,304 @@
+"""What the two stages share: a run that breaks stops cleanly; represent in each of its forms."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+
+from lbr_st.bottleneck import backbone_of
+from lbr_st.build import build_model
+from lbr_st.errors import LBRError
+from lbr_st.losses import IBGenerativeLoss
+from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.learn import learn
+from lbr_st.stages.represent import represent
+from lbr_st.stages.training import GuardedTrainer, training_arguments
+
+TERMS = ["acid", "base", "salt", "ester", "protein", "enzyme"]
+QUIET = {"show_progress_bar": False, "precision": "float32"}
+
+
+@pytest.fixture(params=[{}, {"lora_rank": 2}], ids=["full", "lora"])
+def model(request, tiny_base):
+    return build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", **request.param)
+
+
+@pytest.fixture
+def stage1() -> Dataset:
+    return Dataset.from_dict(
+        {"context": [f"query: {term}" for term in TERMS], "target": [f"the {term} of a salt" for term in TERMS]}
+    )
+
+
+@pytest.fixture
+def stage2() -> Dataset:
+    return Dataset.from_dict({"query": [f"{t} ?" for t in TERMS], "document": [f"an {t} is the {t}" for t in TERMS]})
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def finite(model) -> bool:
+    return all(torch.isfinite(p).all() for p in model.parameters())
+
+
+# --- learn stops before it spoils a model -----------------------------------------------------------------------------
+
+
+def break_at(monkeypatch, step: int, spoil, model):
+    """Spoil the loss at one step; return a list that will hold the weights just before it."""
+    real = IBGenerativeLoss.forward
+    calls, weights = [], []
+
+    def forward(self, *args):
+        terms = real(self, *args)
+        calls.append(1)
+        if len(calls) == step:
+            weights.append(snapshot(model))
+            terms["target"] = spoil(terms["target"])
+        return terms
+
+    monkeypatch.setattr(IBGenerativeLoss, "forward", forward)
+    return weights
+
+
+def nan_loss(term):
+    return term * math.nan
+
+
+def infinite_loss(term):
+    return term + math.inf
+
+
+def nan_gradient(term):
+    if term.requires_grad:
+        term.register_hook(lambda gradient: gradient * math.nan)
+    return term
+
+
+def infinite_gradient(term):
+    term.register_hook(lambda gradient: gradient * math.inf)
+    return term
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (nan_loss, "loss is nan"),
+        (infinite_loss, "loss is inf"),
+        (nan_gradient, "gradient norm is nan"),
+        (infinite_gradient, "gradient norm is (nan|inf)"),
+    ],
+)
+def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil, message):
+    weights = break_at(monkeypatch, 3, spoil, model)
+    config = LearnConfig(max_steps=5, batch_size=2, warmup_steps=0)
+    with pytest.raises(LBRError, match=message) as caught:
+        learn(model, stage1, config, output_dir=tmp_path, save_strategy="steps", save_steps=1, **QUIET)
+    assert caught.value.where == "step 3"
+    assert "query: " in str(caught.value)
+    assert any(term in str(caught.value) for term in TERMS)
+    assert "lbr_" not in caught.value.what  # the texts, not what the tokenizer added
+
+    # The weights are those before the step, and so is the last checkpoint, which the message names.
+    assert finite(model)
+    assert all(torch.equal(p, weights[0][name]) for name, p in model.named_parameters())
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+    assert str(tmp_path / "checkpoint-2") in str(caught.value)
+
+
+def test_a_run_that_breaks_before_any_checkpoint_says_so(model, stage1, tmp_path, monkeypatch):
+    break_at(monkeypatch, 1, nan_loss, model)
+    with pytest.raises(LBRError, match="No checkpoint was written yet") as caught:
+        learn(model, stage1, LearnConfig(max_steps=2, batch_size=2), output_dir=tmp_path / "new", **QUIET)
+    assert caught.value.where == "step 1"
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(model, stage1, tmp_path, monkeypatch):
+    """Stopped by a NaN at step 3, gone on with: the same weights as a run that never stopped."""
+    config = LearnConfig(max_steps=4, batch_size=2, warmup_steps=0)
+    start = snapshot(model)
+    options = {"save_strategy": "steps", "save_steps": 1, "seed": 3, **QUIET}
+    learn(model, stage1, config, output_dir=tmp_path / "whole", **options)
+    whole, embedding = snapshot(model), model.encode(TERMS)
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(start[name])
+    with monkeypatch.context() as patch:
+        break_at(patch, 3, nan_loss, model)
+        with pytest.raises(LBRError, match="loss is nan"):
+            learn(model, stage1, config, output_dir=tmp_path / "broken", **options)
+    learn(model, stage1, config, output_dir=tmp_path / "broken", resume=True, **options)
+    for name, p in model.named_parameters():
+        # (Of what LoRA freezes, the rows that its own new rows replace are never read.)
+        if p.requires_grad:
+            torch.testing.assert_close(p.detach(), whole[name], rtol=0, atol=1e-6)
+    assert model.encode(TERMS) == pytest.approx(embedding, abs=1e-6)
+
+
+def test_new_parameters_take_their_own_learning_rate(tiny_base, tmp_path):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+    loss = IBGenerativeLoss(model, bottleneck="embedding", rate_weight=0.1)
+    args = training_arguments(
+        model,
+        loss,
+        tmp_path,
+        max_steps=1,
+        batch_size=2,
+        learning_rate=1e-3,
+        new_learning_rate=1e-2,
+        warmup_steps=0,
+        eval_steps=None,
+        **QUIET,
+    )
+    pairs = Dataset.from_dict({"context": ["x"], "target": ["y"]})
+    trainer = GuardedTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
+    groups = trainer.create_optimizer().param_groups
+    names = {id(p): name for name, p in loss.named_parameters()}
+    rates: dict[float, set[str]] = {}
+    for group in groups:
+        rates.setdefault(group["lr"], set()).update(names[id(p)] for p in group["params"])
+    assert set(rates) == {1e-3, 1e-2}
+    assert all("lora_" in name for name in rates[1e-3])
+    for wanted in ("trainable_tokens_delta", "bridge.weight", "log_variance.bias"):
+        assert any(wanted in name for name in rates[1e-2])
+    assert not any("lora_" in name for name in rates[1e-2])
+
+
+# --- represent --------------------------------------------------------------------------------------------------------
+
+
+def spy_on_texts(monkeypatch, model, kind) -> list[list[list[str]]]:
+    """Decode what a loss is given: a list of columns for each call."""
+    seen = []
+    real = kind.forward
+
+    def forward(self, sentence_features, *args, **kwargs):
+        columns = list(sentence_features)
+        seen.append([[model.tokenizer.decode(i, skip_special_tokens=True) for i in c["input_ids"]] for c in columns])
+        return real(self, columns, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    return seen
+
+
+def losses_of(log) -> list[float]:
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, MultipleNegativesRankingLoss),
+        ({"mini_batch_size": 2}, CachedMultipleNegativesRankingLoss),
+        ({"temperature": 0.5}, MultipleNegativesRankingLoss),
+    ],
+    ids=["plain", "cached", "warm"],
+)
+@pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
+def test_represent(model, stage2, tmp_path, monkeypatch, options, kind, negatives):
+    if negatives:
+        # In another order than that of the columns which the loss needs.
+        stage2 = stage2.add_column("negative", [f"no {t}" for t in TERMS]).select_columns(
+            ["negative", "document", "query"]
+        )
+    seen = spy_on_texts(monkeypatch, model, kind)
+    before = snapshot(model)
+    config = RepresentConfig(max_steps=2, batch_size=4, warmup_steps=0, **options)
+    losses = losses_of(represent(model, stage2, config, output_dir=tmp_path, **QUIET))
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert finite(model)
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+    assert len(seen) == 2
+    for columns in seen:
+        assert len(columns) == (3 if negatives else 2)
+        query, document, *negative = columns
+        assert all(text.startswith("query: ") and text.endswith("?") for text in query)
+        assert all(text.startswith("document: an ") for text in document)
+        assert all(text.startswith("document: no ") for column in negative for text in column)
+
+
+def test_cached_and_plain_losses_agree(tiny_base, stage2, tmp_path):
+    found = []
+    for size in (None, 2):
+        model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+        config = RepresentConfig(max_steps=2, batch_size=4, warmup_steps=0, mini_batch_size=size)
+        found.append(losses_of(represent(model, stage2, config, output_dir=tmp_path / str(size), **QUIET)))
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_temperature_divides_the_cosines(tiny_base, stage2, tmp_path):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+    query = model.encode_query(stage2["query"], convert_to_tensor=True)
+    document = model.encode_document(stage2["document"], convert_to_tensor=True)
+    expected = torch.nn.functional.cross_entropy(query @ document.T / 0.2, torch.arange(len(TERMS))).item()
+    config = RepresentConfig(max_steps=1, batch_size=len(TERMS), warmup_steps=0, temperature=0.2)
+    log = represent(model, stage2, config, output_dir=tmp_path, **QUIET)
+    assert losses_of(log)[0] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bottleneck):
+    IBGenerativeLoss(model, bottleneck=bottleneck)  # as stage 1 leaves the model
+    contrastive = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
+    generative = spy_on_texts(monkeypatch, model, IBGenerativeLoss)
+    used = []
+    real = IBGenerativeLoss.predictions
+    monkeypatch.setattr(
+        IBGenerativeLoss, "predictions", lambda self, columns: used.append(self.bottleneck) or real(self, columns)
+    )
+    config = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=0, replay_weight=0.5)
+    log = represent(
+        model,
+        stage2,
+        config,
+        replay=stage1,
+        replay_config=LearnConfig(max_target_tokens=3),
+        output_dir=tmp_path,
+        **QUIET,
+    )
+    assert contrastive
+    assert generative
+    assert set(used) == {bottleneck}
+    assert all(text.startswith("query: ") for columns in contrastive for text in columns[0])
+    # Replayed contexts carry their prompt already, and targets never do.
+    assert all(text.removeprefix("query: ") in TERMS for columns in generative for text in columns[0])
+    assert all(text.startswith("the ") for columns in generative for text in columns[1])
+    logged = set().union(*log)
+    assert {"replay_target", "replay_context"} <= logged
+    assert finite(model)
+
+
+def test_without_a_weight_nothing_is_replayed(model, stage1, stage2, tmp_path, monkeypatch):
+    generative = spy_on_texts(monkeypatch, model, IBGenerativeLoss)
+    represent(model, stage2, RepresentConfig(max_steps=1, batch_size=2), replay=stage1, output_dir=tmp_path, **QUIET)
+    assert generative == []
+
+
+def test_represent_stops_at_a_nan_too(model, stage2, tmp_path, monkeypatch):
+    backbone = backbone_of(model)
+    trained = next(p for p in backbone.model.parameters() if p.requires_grad)
+    trained.data.fill_(math.nan)
+    with pytest.raises(LBRError, match="loss is nan") as caught:
+        represent(model, stage2, RepresentConfig(max_steps=1, batch_size=2), output_dir=tmp_path, **QUIET)
+    assert caught.value.where == "step 1"
+    assert "query: " in str(caught.value)
+
+
+def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+    seen = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
+    pairs = Dataset.from_dict({"query": [f"{i} ?" for i in range(8)], "document": ["acid", "salt"] * 4})
+    represent(model, pairs, RepresentConfig(max_steps=4, batch_size=2), output_dir=tmp_path, **QUIET)
+    assert seen
+    for _, document in seen:
+        assert len(set(document)) == len(document)
