@@ -17,7 +17,7 @@ from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
-from lbr_st.stages.training import GuardedTrainer, training_arguments
+from lbr_st.stages.training import GuardedTrainer
 
 TERMS = ["acid", "base", "salt", "ester", "protein", "enzyme"]
 QUIET = {"show_progress_bar": False, "precision": "float32"}
@@ -143,25 +143,14 @@ def test_a_run_goes_on_from_its_last_checkpoint(model, stage1, tmp_path, monkeyp
     assert model.encode(TERMS) == pytest.approx(embedding, abs=1e-6)
 
 
-def test_new_parameters_take_their_own_learning_rate(tiny_base, tmp_path):
+def test_new_parameters_take_their_own_learning_rate(tiny_base, stage1, tmp_path, monkeypatch):
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
-    loss = IBGenerativeLoss(model, bottleneck="embedding", rate_weight=0.1)
-    args = training_arguments(
-        model,
-        loss,
-        tmp_path,
-        max_steps=1,
-        batch_size=2,
-        learning_rate=1e-3,
-        new_learning_rate=1e-2,
-        warmup_steps=0,
-        eval_steps=None,
-        **QUIET,
-    )
-    pairs = Dataset.from_dict({"context": ["x"], "target": ["y"]})
-    trainer = GuardedTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
-    groups = trainer.create_optimizer().param_groups
-    names = {id(p): name for name, p in loss.named_parameters()}
+    trainers = []
+    monkeypatch.setattr(GuardedTrainer, "train", lambda self, **options: trainers.append(self))
+    config = LearnConfig(bottleneck="embedding", rate_weight=0.1, learning_rate=1e-3, token_learning_rate=1e-2)
+    learn(model, stage1, config, output_dir=tmp_path, **QUIET)
+    groups = trainers[0].create_optimizer().param_groups
+    names = {id(p): name for name, p in trainers[0].loss.named_parameters()}
     rates: dict[float, set[str]] = {}
     for group in groups:
         rates.setdefault(group["lr"], set()).update(names[id(p)] for p in group["params"])
