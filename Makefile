@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "lbr-st needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 		echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[chem,eval,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[chem,eval,dev]"
 	@touch $@
 
 lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)

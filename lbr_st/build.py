@@ -97,7 +97,7 @@ def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> Non
 
 
 def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_id: int) -> None:
-    """Set the rows of the new tokens in the input embeddings and, where it is separate, in the head.
+    """Set the rows of the new tokens in the input embeddings. A head of its own needs none: they are never labels.
 
     Args:
         model: The causal LM.
@@ -110,17 +110,15 @@ def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_
     """
     if how not in get_args(TokenInit):
         raise LBRError(f"token_init is {how!r}.", fix=f"Choose one of {', '.join(get_args(TokenInit))}.")
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {id(end.weight): cast(Tensor, end.weight) for end in ends}
+    weight = cast(Tensor, model.get_input_embeddings().weight)
     with torch.no_grad():
-        for weight in tables.values():
-            old = torch.ones(len(weight), dtype=torch.bool)
-            old[ids] = False
-            mean, spread = weight[old].mean(dim=0), weight[old].std(dim=0)
-            centre = weight[eos_id] if how == "eos" else mean
-            noise = torch.randn(len(ids), weight.shape[1]).to(weight)
-            # A tenth of the vocabulary's spread is enough to tell the k rows apart.
-            weight[ids] = centre + noise * spread * (1.0 if how == "random" else 0.1)
+        old = torch.ones(len(weight), dtype=torch.bool)
+        old[ids] = False
+        mean, spread = weight[old].mean(dim=0), weight[old].std(dim=0)
+        centre = weight[eos_id] if how == "eos" else mean
+        noise = torch.randn(len(ids), weight.shape[1]).to(weight)
+        # A tenth of the vocabulary's spread is enough to tell the k rows apart.
+        weight[ids] = centre + noise * spread * (1.0 if how == "random" else 0.1)
 
 
 def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:

@@ -93,7 +93,7 @@ class LearnConfig:
         rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
         target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
         max_target_tokens: Longest target in tokens; null sets no limit of its own.
-        eval_steps: Steps between two measurements of the bottleneck gain.
+        eval_steps: Steps between two measurements of the bottleneck gain, and between two checkpoints.
         num_eval_pairs: Held-out pairs on which the bottleneck gain is measured.
     """
 
@@ -130,7 +130,7 @@ class RepresentConfig:
         temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
         num_hard_negatives: Mined hard negatives per query; 0 uses in-batch negatives only.
         replay_weight: Weight of the generative loss replayed beside the contrastive one; 0 turns it off.
-        eval_steps: Steps between two evaluations on held-out pairs.
+        eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
     """
 
     enabled: bool = True

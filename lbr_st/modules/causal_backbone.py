@@ -217,7 +217,16 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def make_room(model: PreTrainedModel, num_tokens: int) -> None:
-    """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already)."""
-    if num_tokens > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
-        # The new rows are set by the caller, so transformers need not sample them from the old ones' covariance.
-        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already).
+
+    New rows become the mean of the old ones, in the head as well. Nothing random: a base that is grown again, for a
+    saved adapter, must be the base that the adapter was trained on.
+    """
+    old = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if num_tokens <= old:
+        return
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = cast(Tensor, end.weight)
+            weight[old:] = weight[:old].mean(dim=0)

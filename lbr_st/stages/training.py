@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def training_arguments(
     learning_rate: float,
     new_learning_rate: float,
     warmup_steps: int,
-    eval_steps: int | None,
+    eval_steps: int,
+    evaluate: bool,
     precision: Precision = "auto",
     seed: int = 0,
     no_duplicates: bool = False,
@@ -53,7 +55,8 @@ def training_arguments(
         learning_rate: Peak rate of weights or adapters; linear warmup, then cosine decay to zero.
         new_learning_rate: Peak rate of :data:`ALL_NEW_PARAMETERS`.
         warmup_steps: Steps of warmup.
-        eval_steps: Steps between evaluations and between checkpoints; None to evaluate never and save at the end.
+        eval_steps: Steps between checkpoints, and between evaluations.
+        evaluate: Whether there is something to evaluate with.
         precision: See :func:`~lbr_st.precision.use_bfloat16`.
         seed: Of data order and dropout.
         no_duplicates: Keep equal texts out of one batch, where they would be false negatives.
@@ -77,10 +80,10 @@ def training_arguments(
             "seed": seed,
             "data_seed": seed,
             "batch_sampler": BatchSamplers.NO_DUPLICATES if no_duplicates else BatchSamplers.BATCH_SAMPLER,
-            "eval_strategy": "steps" if eval_steps else "no",
+            "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": eval_steps,
-            "save_strategy": "steps" if eval_steps else "no",
-            "save_steps": eval_steps or 500,
+            "save_strategy": "steps",
+            "save_steps": eval_steps,
             "save_total_limit": 2,
             "logging_steps": max(1, min(10, max_steps // 10)),
             "logging_first_step": True,
@@ -95,8 +98,6 @@ def training_arguments(
 
 
 def _is_new(name: str) -> bool:
-    import re
-
     return re.search(ALL_NEW_PARAMETERS, name) is not None
 
 

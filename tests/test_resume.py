@@ -1,0 +1,40 @@
+"""A stage that was cut off goes on from its last checkpoint, to the weights it would have had."""
+
+import shutil
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lbr_st.build import build_model
+from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.learn import learn
+from lbr_st.stages.represent import represent
+
+WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
+
+
+def train(stage, base, folder, resume):
+    model = build_model(base, max_seq_length=32, lora_rank=4)
+    if stage == "learn":
+        pairs = Dataset.from_dict({"context": [f"query: {word}" for word in WORDS], "target": WORDS})
+        config = LearnConfig(max_steps=6, batch_size=2, warmup_steps=1, eval_steps=3)
+        learn(model, pairs, config, output_dir=folder, precision="float32", resume=resume, disable_tqdm=True)
+    else:
+        pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
+        options = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=1, eval_steps=3)
+        represent(model, pairs, options, output_dir=folder, precision="float32", resume=resume, disable_tqdm=True)
+    # The rows of the base below the trained token rows are never read.
+    state = {name: tensor for name, tensor in model.state_dict().items() if "token_adapter.base_layer" not in name}
+    assert any("trainable_tokens_delta" in name for name in state)
+    return {**state, "embeddings": model.encode(WORDS, convert_to_tensor=True)}
+
+
+@pytest.mark.parametrize("stage", ["learn", "represent"])
+def test_resumed_weights_are_those_of_an_uninterrupted_run(tiny_base, tmp_path, stage):
+    whole = train(stage, tiny_base("llama"), tmp_path / "run", resume=False)
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    resumed = train(stage, tiny_base("llama"), tmp_path / "run", resume=True)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
