@@ -1,1 +1,0 @@
-from lbr_st.stages.represent import *  # temporary
