@@ -203,16 +203,22 @@ def test_options_out_of_range_are_refused(tiny_base, options):
 @pytest.mark.parametrize("how", ["mean", "eos", "random"])
 def test_new_rows_start_as_asked(tiny_base, kind, how):
     backbone = backbone_of(new_model(tiny_base(kind), token_init=how))
-    eos = backbone.tokenizer.eos_token_id
-    for table in (backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings().weight):
-        new, old = table[backbone.bottleneck_ids], table[: min(backbone.bottleneck_ids)]
-        assert torch.cdist(new, new).fill_diagonal_(9).min() > 0  # k different rows
-        if how == "random":
-            assert 0.5 < new.std() / old.std() < 2
-        else:
-            centre = old.mean(dim=0) if how == "mean" else table[eos]
-            assert ((new - centre).abs() < old.std(dim=0)).all()
-            assert (new - centre).std() < 0.2 * old.std()
+    table, eos = backbone.model.get_input_embeddings().weight, backbone.tokenizer.eos_token_id
+    new, old = table[backbone.bottleneck_ids], table[: min(backbone.bottleneck_ids)]
+    assert torch.cdist(new, new).fill_diagonal_(9).min() > 0  # k different rows
+    if how == "random":
+        assert 0.5 < new.std() / old.std() < 2
+    else:
+        centre = old.mean(dim=0) if how == "mean" else table[eos]
+        assert ((new - centre).abs() < old.std(dim=0)).all()
+        assert (new - centre).std() < 0.2 * old.std()
+
+
+def test_a_separate_head_grows_by_the_mean(tiny_base):
+    """Never a label, the new tokens need no rows of their own there; but none that is drawn anew at each load."""
+    backbone = backbone_of(new_model(tiny_base("llama-untied")))
+    head, ids = backbone.model.get_output_embeddings().weight, backbone.bottleneck_ids
+    torch.testing.assert_close(head[ids], head[: min(ids)].mean(dim=0).expand(K, -1))
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
