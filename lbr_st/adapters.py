@@ -9,10 +9,14 @@ from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_mod
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from lbr_st.errors import LBRError
+
+_PREFIX = "base_model.model."
+"""What peft's files put before every name: their own wrapper class."""
 
 TRAINED_ROWS = r"trainable_tokens_delta"
 """Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
@@ -65,14 +69,7 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     transformers' own way writes the whole embedding matrix beside them, because the vocabulary has grown, and fails
     where that matrix is tied to the head.
     """
-    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
-    head = _name_of(model, model.get_output_embeddings())
-    tied = model.get_output_embeddings() is not None and model.config.get_text_config().tie_word_embeddings
-    tensors = {
-        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if not (tied and name.startswith(f"{head}."))  # the same rows as the embedding's
-    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained_state(model).items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -87,18 +84,27 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     """
     folder = Path(folder)
     model.add_adapter(PeftConfig.from_pretrained(str(folder)))
-    state = load_file(folder / ADAPTER_SAFE_WEIGHTS_NAME)
-    wanted = {name for name, _ in model.named_parameters() if "lora_" in name or TRAINED_ROWS in name}
-    state = {name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}
-    result: Any = set_peft_model_state_dict(model, state)
-    missing = wanted & set(result.missing_keys)
-    if missing or result.unexpected_keys:
+    file = folder / ADAPTER_SAFE_WEIGHTS_NAME
+    state = load_file(file)
+    # Compared by name first: for a missing token row, peft raises a bare KeyError.
+    wanted = set(_trained_state(model))
+    if state.keys() != wanted:
         raise LBRError(
-            f"the adapter does not fit its base: {len(missing)} weights missing, "
-            f"{len(result.unexpected_keys)} unknown.",
-            where=str(folder / ADAPTER_SAFE_WEIGHTS_NAME),
+            f"the adapter does not fit its base: {len(wanted - state.keys())} weights missing, "
+            f"{len(state.keys() - wanted)} unknown.",
+            where=str(file),
             fix="Use the base named in adapter_config.json.",
         )
+    set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()})
+
+
+def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the adapters and token rows under the names that peft's files use."""
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    head = _name_of(model, model.get_output_embeddings())
+    tied = model.config.get_text_config().tie_word_embeddings
+    # A tied head's rows are the embedding's.
+    return {f"{_PREFIX}{name}": t for name, t in state.items() if not (tied and name.startswith(f"{head}."))}
 
 
 def merge_lora(model: PreTrainedModel) -> None:

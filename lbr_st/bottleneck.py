@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lbr_st.attention import Segment
 from lbr_st.errors import LBRError
 from lbr_st.modules import BottleneckPooler, CausalBackbone
-from lbr_st.rows import IGNORE, Rows, assemble, contexts_of
+from lbr_st.rows import IGNORE, Rows, assemble, contexts_of, silence
 
 Bottleneck = Literal["attention", "embedding"]
 
@@ -91,7 +91,8 @@ def through_embedding(
 
     states, real = encoded["token_embeddings"], context_features["attention_mask"].bool()
     context_hidden = [state[keep][: len(ids)] for state, keep, ids in zip(states, real, contexts, strict=True)]
-    context = Prediction(torch.cat([state[:-1] for state in context_hidden]), torch.cat([ids[1:] for ids in contexts]))
+    context_labels = torch.cat([silence(backbone, ids[1:]) for ids in contexts])
+    context = _pick(torch.cat([state[:-1] for state in context_hidden]), context_labels)
     return context, target, encoded.get("rate")
 
 

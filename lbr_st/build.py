@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -67,9 +69,9 @@ def build_model(
     """
     folder = resolve_base(base)
     torch.manual_seed(seed)
-    backbone = CausalBackbone(
-        folder, base=base, model_kwargs={"dtype": torch.float32, **(model_kwargs or {})}, max_seq_length=max_seq_length
-    )
+    kwargs = {"dtype": torch.float32, **(model_kwargs or {})}
+    with explain_base_errors(base):
+        backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
     _check_length(backbone.max_seq_length, num_bottleneck_tokens)
     ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
     init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
@@ -85,6 +87,19 @@ def build_model(
         similarity_fn_name="cosine",
         device=device,
     )
+
+
+@contextmanager
+def explain_base_errors(base: str) -> Iterator[None]:
+    """Turn transformers' "no such model, or no way to fetch it" into an :class:`LBRError` that names the base."""
+    try:
+        yield
+    except OSError as error:
+        raise LBRError(
+            f"the base cannot be loaded: {str(error).splitlines()[0]}",
+            where=base,
+            fix='Check the name and the network, or use the embedded "smollm2-135m".',
+        ) from error
 
 
 def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:

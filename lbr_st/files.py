@@ -76,14 +76,21 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LBRError(
-                "the disk is full.",
-                where=str(path),
-                fix="Nothing was left half-written; free some space and run again.",
-            ) from error
+            raise _disk_full(path) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
         raise
+    except Exception as error:
+        # safetensors and torch wrap the system's error in types of their own.
+        if "No space left on device" in str(error):
+            raise _disk_full(path) from error
+        raise
+
+
+def _disk_full(path: Path) -> LBRError:
+    return LBRError(
+        "the disk is full.", where=str(path), fix="Nothing was left half-written; free some space and run again."
+    )
 
 
 def _swap(aside: Path, path: Path) -> None:

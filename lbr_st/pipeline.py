@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from lbr_st.bases import BASES, resolve_base
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model, explain_base_errors, load_model
 from lbr_st.card import CardInfo
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import RetrievalResult, evaluate_bm25, evaluate_retrieval, format_table, write_results
-from lbr_st.files import new_folder, refuse_existing
+from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.stages.learn import learn
@@ -194,18 +195,20 @@ def _keep(model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]],
         (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
 
 
-def _stage(folder: Path, make: Any) -> SentenceTransformer:
+def _stage(folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
     if (folder / "modules.json").is_file():
         notice(f"{folder.name}: done before, taken from {folder}.")
         return load_model(folder)
-    return make(folder)
+    with explain_disk_errors(folder):
+        return make(folder)
 
 
-def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Any) -> None:
+def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
     recipe.validate()
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
-    make(output)
+    with explain_disk_errors(output):
+        make(output)
     notice(f"{output} is ready.")
 
 
@@ -258,7 +261,8 @@ class _Scores:
         """Score the untrained base as people use one: mean pooling, no bottleneck."""
         if self.data is None:
             return
-        transformer = Transformer(resolve_base(name), max_seq_length=self.recipe.model.max_seq_length)
+        with explain_base_errors(name):
+            transformer = Transformer(resolve_base(name), max_seq_length=self.recipe.model.max_seq_length)
         if transformer.tokenizer.pad_token is None:
             transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
         pooling = Pooling(transformer.get_embedding_dimension(), "mean")

@@ -95,8 +95,14 @@ def targets_of(
             text, cut = text[:max_tokens], True
         # What is cut off predicts nothing further, so its last token is a label but not an input.
         inputs.append(text[:-1] if cut else text)
-        labels.append(text if cut else torch.cat([text, eos]))
+        labels.append(silence(backbone, text if cut else torch.cat([text, eos])))
     return inputs, labels
+
+
+def silence(backbone: CausalBackbone, labels: Tensor) -> Tensor:
+    """Return labels without bottleneck tokens, which a text that spells one out would bring in."""
+    spelt = torch.isin(labels, torch.tensor(backbone.bottleneck_ids, device=labels.device))
+    return labels.masked_fill(spelt, IGNORE)
 
 
 def assemble(
@@ -121,7 +127,7 @@ def assemble(
         kinds = torch.tensor([Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET], device=device)
         all_segments.append(kinds.repeat_interleave(sizes))
         silent = torch.full((k,), IGNORE, device=device)
-        all_labels.append(torch.cat([context[1:], silent, label]))
+        all_labels.append(torch.cat([silence(backbone, context[1:]), silent, label]))
     return Rows(
         input_ids=pad_sequence(all_ids, batch_first=True, padding_value=backbone.tokenizer.pad_token_id),
         segments=pad_sequence(all_segments, batch_first=True, padding_value=int(Segment.PADDING)),

@@ -26,7 +26,7 @@ QUICK = Recipe(
     model=ModelConfig(base="smollm2-135m", max_seq_length=40, lora_rank=8, lora_alpha=16),
     data=DataConfig(source="chebi"),
     learn=LearnConfig(
-        max_steps=24, batch_size=16, warmup_steps=3, eval_steps=12, num_eval_pairs=16, max_target_tokens=24
+        max_steps=14, batch_size=32, warmup_steps=3, eval_steps=7, num_eval_pairs=16, max_target_tokens=24
     ),
     represent=RepresentConfig(
         max_steps=14, batch_size=64, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2

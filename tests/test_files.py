@@ -48,6 +48,13 @@ def test_disk_errors_are_explained(tmp_path, number, words):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_known_by_its_words_where_a_library_wraps_it(tmp_path):
+    with pytest.raises(LBRError, match="disk is full"), new_folder(tmp_path / "out"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="something else"), new_folder(tmp_path / "out"):
+        raise RuntimeError("something else")
+
+
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path

@@ -195,7 +195,6 @@ def test_bottleneck_tokens_are_never_labels(llama):
         assert rows.labels[row, at].tolist() == [IGNORE] * (K - 1) + [first]
 
 
-@pytest.mark.xfail(strict=True, reason="a special token spelt out in a text is taken for the token itself")
 def test_a_text_that_spells_a_bottleneck_token_makes_it_no_label(llama):
     rows = rows_of(llama, ["x"], ["salt <|lbr_0|> acid"])
     assert not torch.isin(rows.labels, torch.tensor(backbone_of(llama).bottleneck_ids)).any()

@@ -154,6 +154,14 @@ def test_beir_folder_keeps_its_own_test_split(tmp_path):
     assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))
 
 
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_a_base_that_cannot_be_had_is_named(pairs_file, tmp_path, evaluate):
+    recipe = recipe_for("nobody/no-such-base", pairs_file, evaluate=EvaluateConfig(enabled=evaluate))
+    with pytest.raises(LBRError, match="nobody/no-such-base: the base cannot be loaded"):
+        pipeline.run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -118,11 +118,15 @@ class IBGenerativeLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
         context, target, rate = self.predictions(sentence_features)
-        terms = {"target": self.nll(target).mean()}
-        if self.context_weight:
-            nll = self.nll(context)
+        if not self.context_weight:
+            terms = {"target": self.nll(target).mean()}
+        else:
+            # Through the head together: one product, and under LoRA one copy of the vocabulary with its trained rows.
+            both = Prediction(torch.cat([target.hidden, context.hidden]), torch.cat([target.labels, context.labels]))
+            of_target, of_context = self.nll(both).split([len(target.labels), len(context.labels)])
             # Contexts of one token each predict nothing; a mean over none would be NaN.
-            terms["context"] = self.context_weight * (nll.mean() if len(nll) else nll.sum())
+            mean = of_context.mean() if len(of_context) else of_context.sum()
+            terms = {"target": of_target.mean(), "context": self.context_weight * mean}
         if self.rate_weight and rate is not None:
             terms["rate"] = self.rate_weight * rate.mean()
         return terms
