@@ -29,7 +29,7 @@ QUICK = Recipe(
         max_steps=14, batch_size=32, warmup_steps=3, eval_steps=7, num_eval_pairs=16, max_target_tokens=24
     ),
     represent=RepresentConfig(
-        max_steps=14, batch_size=64, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
+        max_steps=18, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
     ),
     # A fixed slice of the test queries, so that it ends while you wait; the table names it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32),

@@ -1,4 +1,4 @@
-"""A stage that was cut off goes on from its last checkpoint, to the weights it would have had."""
+"""What a stage leaves behind: checkpoints to go on from, and a model as good as its copy on disk."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lbr_st.build import build_model
+from lbr_st.build import build_model, load_model
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
@@ -38,3 +38,15 @@ def test_resumed_weights_are_those_of_an_uninterrupted_run(tiny_base, tmp_path, 
     resumed = train(stage, tiny_base("llama"), tmp_path / "run", resume=True)
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["learn", "represent"])
+def test_after_bfloat16_training_the_model_computes_in_float32_again(tiny_base, tmp_path, stage):
+    model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4)
+    pairs = {"context": WORDS, "target": WORDS} if stage == "learn" else {"query": WORDS, "document": WORDS}
+    config = LearnConfig(max_steps=1, batch_size=2) if stage == "learn" else RepresentConfig(max_steps=1, batch_size=2)
+    run = learn if stage == "learn" else represent
+    run(model, Dataset.from_dict(pairs), config, output_dir=tmp_path / "run", precision="bfloat16", disable_tqdm=True)
+    model.save_pretrained(str(tmp_path / "model"))
+    found = load_model(tmp_path / "model", device="cpu").encode(WORDS, convert_to_tensor=True)
+    torch.testing.assert_close(model.encode(WORDS, convert_to_tensor=True), found, rtol=0, atol=1e-6)

@@ -116,6 +116,16 @@ class GuardedTrainer(SentenceTransformerTrainer):
         self.add_callback(_FiniteGradients(self))
         self.last_features: list[dict[str, Any]] = []
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Sentence Transformers does, and give the model back as it came: computing in its own precision."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            # accelerate leaves its autocast around the model's forward. A later encode would silently run in
+            # bfloat16, and differ from the same model read from disk.
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            model.__dict__.pop("forward", None)
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Sentence Transformers does, and check it."""
         self.last_features, _ = self.collect_features(inputs)
