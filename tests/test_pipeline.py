@@ -26,7 +26,10 @@ KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 @pytest.fixture
 def pairs_file(tmp_path):
     rows = [
-        {"query": f"{kind} number {i}", "document": f"the {kind} of the class {i} that is a salt of an acid and a base. It is {i * 7} of {i}."}
+        {
+            "query": f"{kind} number {i}",
+            "document": f"the {kind} of the class {i} that is a salt of an acid and a base. It is {i * 7} of {i}.",
+        }
         for i in range(14)
         for kind in KINDS
     ]
@@ -69,7 +72,9 @@ def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_fil
     again = pipeline.run(kept, tmp_path / "again")
     assert [result.ndcg_at_10 for _, result in again] == [result.ndcg_at_10 for _, result in rows]
     assert (tmp_path / "again" / "recipe.yaml").read_bytes() == (tmp_path / "out" / "recipe.yaml").read_bytes()
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()
 
     log = json.loads((tmp_path / "out-work" / "learn" / "training_log.json").read_text())
     assert any("eval_bottleneck_gain" in entry for entry in log)

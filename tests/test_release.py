@@ -173,7 +173,13 @@ def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path
     release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
     card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---")
-    for part in ("license: apache-2.0", "# lbr-toy", "Full Model Architecture", "toy text, CC0", "num_bottleneck_tokens: 4"):
+    for part in (
+        "license: apache-2.0",
+        "# lbr-toy",
+        "Full Model Architecture",
+        "toy text, CC0",
+        "num_bottleneck_tokens: 4",
+    ):
         assert part in card
     assert "trust_remote_code" not in card
 
