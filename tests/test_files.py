@@ -16,9 +16,13 @@ def test_a_folder_appears_when_the_block_ends_well(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
 def test_an_error_leaves_nothing(tmp_path, error):
-    with pytest.raises(type(error)), new_folder(tmp_path / "out") as aside:
-        (aside / "file").write_text("x")
-        raise error
+    def spoil():
+        with new_folder(tmp_path / "out") as aside:
+            (aside / "file").write_text("x")
+            raise error
+
+    with pytest.raises(type(error)):
+        spoil()
     assert list(tmp_path.iterdir()) == []
 
 
