@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +152,7 @@ def _learn(recipe: Recipe, data: TrainingData, folder: Path) -> SentenceTransfor
         output_dir=checkpoints,
         precision=recipe.precision,
         seed=recipe.seed,
-        resume=_has_checkpoint(checkpoints),
+        resume=_may_resume(checkpoints, recipe),
     )
     _keep(model, recipe, log, folder)
     return model
@@ -173,7 +174,7 @@ def _represent(recipe: Recipe, data: TrainingData, model: SentenceTransformer, f
         output_dir=checkpoints,
         precision=recipe.precision,
         seed=recipe.seed,
-        resume=_has_checkpoint(checkpoints),
+        resume=_may_resume(checkpoints, recipe),
     )
     _keep(model, recipe, log, folder)
     return model
@@ -183,8 +184,15 @@ def _checkpoints(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-checkpoints")
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob("checkpoint-*/trainer_state.json"))
+def _may_resume(checkpoints: Path, recipe: Recipe) -> bool:
+    """Tell whether there are checkpoints of this very recipe; those of another are removed."""
+    kept = checkpoints / RECIPE
+    if kept.is_file() and load_recipe(kept) == recipe:
+        return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.mkdir(parents=True)
+    save_recipe(recipe, kept)
+    return False
 
 
 def _keep(model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], folder: Path) -> None:
@@ -193,6 +201,7 @@ def _keep(model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]],
         model.save_pretrained(str(aside), create_model_card=False)
         save_recipe(recipe, aside / RECIPE)
         (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
+    shutil.rmtree(_checkpoints(folder), ignore_errors=True)
 
 
 def _stage(folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:

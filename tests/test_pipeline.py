@@ -92,6 +92,27 @@ def test_a_second_run_takes_finished_stages_from_disk(tiny_base, pairs_file, tmp
     pipeline.run(recipe, tmp_path / "out", overwrite=True)
 
 
+def test_an_interrupted_stage_continues_but_not_with_another_recipe(tiny_base, pairs_file, tmp_path, monkeypatch):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    resumed = []
+
+    def interrupted(model, pairs, config, *, output_dir, resume, **options):
+        resumed.append(resume)
+        (output_dir / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+        (output_dir / "checkpoint-1" / "trainer_state.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "learn", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run_learn(recipe, tmp_path / "out")
+    recipe.learn.max_steps += 1
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_learn(recipe, tmp_path / "out")
+    assert resumed == [False, True, False]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_work_folder_of_another_recipe_is_refused(tiny_base, pairs_file, tmp_path):
     recipe = recipe_for(tiny_base("llama"), pairs_file, evaluate=EvaluateConfig(enabled=False))
     pipeline.run(recipe, tmp_path / "out")

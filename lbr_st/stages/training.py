@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.errors import LBRError
 from lbr_st.precision import Precision, use_bfloat16
+from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches what starts from nothing (token rows under LoRA, bridge, noise) and so takes larger steps than the rest."""
@@ -30,13 +31,8 @@ def training_arguments(
     model: SentenceTransformer,
     loss: nn.Module,
     output_dir: Path | str,
+    config: LearnConfig | RepresentConfig,
     *,
-    max_steps: int,
-    batch_size: int,
-    learning_rate: float,
-    new_learning_rate: float,
-    warmup_steps: int,
-    eval_steps: int,
     evaluate: bool,
     precision: Precision = "auto",
     seed: int = 0,
@@ -49,30 +45,26 @@ def training_arguments(
     Args:
         model: What is trained; its device and parameters decide precision and learning-rate groups.
         loss: What trains it; it may have parameters of its own.
-        output_dir: Where checkpoints go, every ``eval_steps`` steps.
-        max_steps: Optimiser steps.
-        batch_size: Examples per step.
-        learning_rate: Peak rate of weights or adapters; linear warmup, then cosine decay to zero.
-        new_learning_rate: Peak rate of :data:`ALL_NEW_PARAMETERS`.
-        warmup_steps: Steps of warmup.
-        eval_steps: Steps between checkpoints, and between evaluations.
-        evaluate: Whether there is something to evaluate with.
+        output_dir: Where checkpoints go, every ``config.eval_steps`` steps.
+        config: Steps, batch, learning rates. The rates rise linearly over the warmup and fall to zero along a cosine;
+            ``token_learning_rate`` is that of :data:`ALL_NEW_PARAMETERS`.
+        evaluate: Whether there is something to evaluate with, every ``config.eval_steps`` steps.
         precision: See :func:`~lbr_st.precision.use_bfloat16`.
         seed: Of data order and dropout.
         no_duplicates: Keep equal texts out of one batch, where they would be false negatives.
         show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
-    new = {name for name, _ in loss.named_parameters() if _is_new(name)}
+    any_new = any(re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters())
     return SentenceTransformerTrainingArguments(
         **{
             "output_dir": str(output_dir),
-            "max_steps": max_steps,
-            "per_device_train_batch_size": batch_size,
-            "per_device_eval_batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "learning_rate_mapping": {ALL_NEW_PARAMETERS: new_learning_rate} if new else {},
-            "warmup_steps": min(warmup_steps, max_steps),
+            "max_steps": config.max_steps,
+            "per_device_train_batch_size": config.batch_size,
+            "per_device_eval_batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "learning_rate_mapping": {ALL_NEW_PARAMETERS: config.token_learning_rate} if any_new else {},
+            "warmup_steps": min(config.warmup_steps, config.max_steps),
             "lr_scheduler_type": "cosine",
             "max_grad_norm": 1.0,
             "bf16": use_bfloat16(precision, model.device),
@@ -81,11 +73,11 @@ def training_arguments(
             "data_seed": seed,
             "batch_sampler": BatchSamplers.NO_DUPLICATES if no_duplicates else BatchSamplers.BATCH_SAMPLER,
             "eval_strategy": "steps" if evaluate else "no",
-            "eval_steps": eval_steps,
+            "eval_steps": config.eval_steps,
             "save_strategy": "steps",
-            "save_steps": eval_steps,
+            "save_steps": config.eval_steps,
             "save_total_limit": 2,
-            "logging_steps": max(1, min(10, max_steps // 10)),
+            "logging_steps": max(1, min(10, config.max_steps // 10)),
             "logging_first_step": True,
             # A NaN must be seen, not smoothed over.
             "logging_nan_inf_filter": False,
@@ -95,10 +87,6 @@ def training_arguments(
             **overrides,
         }
     )
-
-
-def _is_new(name: str) -> bool:
-    return re.search(ALL_NEW_PARAMETERS, name) is not None
 
 
 class GuardedTrainer(SentenceTransformerTrainer):
