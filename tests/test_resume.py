@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from lbr_st.build import build_model, load_model
+from lbr_st.modules import CausalBackbone
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
@@ -50,3 +51,22 @@ def test_after_bfloat16_training_the_model_computes_in_float32_again(tiny_base, 
     model.save_pretrained(str(tmp_path / "model"))
     found = load_model(tmp_path / "model", device="cpu").encode(WORDS, convert_to_tensor=True)
     torch.testing.assert_close(model.encode(WORDS, convert_to_tensor=True), found, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+def test_stage_1_computes_in_the_precision_asked_for(tiny_base, tmp_path, monkeypatch, bottleneck, precision):
+    seen = []
+    real = CausalBackbone.logits
+
+    def logits(self, hidden):
+        out = real(self, hidden)
+        seen.append(out.dtype)
+        return out
+
+    model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4)
+    monkeypatch.setattr(CausalBackbone, "logits", logits)
+    pairs = Dataset.from_dict({"context": WORDS, "target": WORDS})
+    config = LearnConfig(max_steps=1, batch_size=2, bottleneck=bottleneck)
+    learn(model, pairs, config, output_dir=tmp_path / "run", precision=precision, disable_tqdm=True)
+    assert set(seen) == {getattr(torch, precision)}

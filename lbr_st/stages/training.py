@@ -117,7 +117,9 @@ class GuardedTrainer(SentenceTransformerTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Sentence Transformers does, and check it."""
         self.last_features, _ = self.collect_features(inputs)
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        # accelerate casts inside the model's own forward only; stage 1 calls the decoder below it.
+        with self.accelerator.autocast():
+            result = super().compute_loss(model, inputs, *args, **kwargs)
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if self.model.training and not torch.isfinite(loss):
             raise self.broken(f"the loss is {loss.item()}")
