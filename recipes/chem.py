@@ -25,7 +25,7 @@ QUICK = Recipe(
     name="lbr-chem-quick",
     model=ModelConfig(base="smollm2-135m", max_seq_length=36, lora_rank=8, lora_alpha=16),
     data=DataConfig(source="chebi"),
-    # No context loss: on a CPU its logits over the whole vocabulary take half of a step.
+    # No context loss, to save time: its logits span the whole vocabulary at every position.
     learn=LearnConfig(
         max_steps=12,
         batch_size=32,
