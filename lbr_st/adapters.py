@@ -83,7 +83,11 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
         LBRError: The file does not hold every weight that the configuration asks for.
     """
     folder = Path(folder)
-    model.add_adapter(PeftConfig.from_pretrained(str(folder)))
+    config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    model.add_adapter(config)
+    # add_adapter puts the folder in its place that the base was read from, which another machine does not have.
+    model.peft_config["default"].base_model_name_or_path = base
     file = folder / ADAPTER_SAFE_WEIGHTS_NAME
     state = load_file(file)
     # Compared by name first: for a missing token row, peft raises a bare KeyError.

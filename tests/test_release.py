@@ -88,6 +88,19 @@ def test_adapter_only_form_rebuilds_the_release_exactly(tiny_base, tmp_path):
     assert {tuple(t.shape) for name, t in adapter.items() if "embed" in name} == {(4, 32)}
 
 
+def test_an_adapter_refers_to_its_base_by_the_name_given_after_reloading_too(tiny_base, tmp_path, monkeypatch):
+    folder = tiny_base("llama")
+    for module in ("lbr_st.build", "lbr_st.modules.causal_backbone"):
+        monkeypatch.setattr(f"{module}.resolve_base", lambda name: folder if name == "toy" else name)
+    perturbed("toy", lora_rank=4).save_pretrained(str(tmp_path / "training"), create_model_card=False)
+    release(tmp_path / "training", tmp_path / "adapter", adapter_only=True)
+    for name in ("training", "adapter"):
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "toy"
+        for file in (tmp_path / name).glob("*.json"):
+            assert folder not in file.read_text(encoding="utf-8"), file
+
+
 def test_adapter_only_needs_adapters(tiny_base, tmp_path):
     with pytest.raises(LBRError, match="no adapters"):
         release(perturbed(tiny_base("llama")), tmp_path / "adapter", adapter_only=True)
