@@ -74,6 +74,8 @@ def build_model(
         backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
     _check_length(backbone.max_seq_length, num_bottleneck_tokens)
     ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
+    rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
+    untouched = rows.detach()[ids].clone()
     init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
     backbone.check_head()
     pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
@@ -81,6 +83,10 @@ def build_model(
         add_lora(
             backbone.model, ids, base=base, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, dropout=lora_dropout
         )
+        # The adapter holds the rows now and covers those below it. A base that is read again has these as they were,
+        # so the model in hand and its copy on disk are equal to the last bit, and so are their digests.
+        with torch.no_grad():
+            rows[ids] = untouched
     return SentenceTransformer(
         modules=[backbone, pooler, Normalize()],
         prompts={"query": query_prompt, "document": document_prompt},

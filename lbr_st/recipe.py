@@ -191,7 +191,7 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        yaml.safe_load(text)  # refuses tags that build Python objects
+        values = yaml.safe_load(text)  # refuses tags that build Python objects
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise LBRError(f"cannot be read ({error.strerror}).", where=str(path), fix="Check the file's name.") from None
@@ -204,7 +204,8 @@ def load_recipe(path: str | Path) -> Recipe:
         raise LBRError(f"is no valid YAML: {problem}.", where=f"{path}{line}") from None
     _check_keys(root, path)
     try:
-        recipe = recipe_from(_parser().parse_string(text))
+        # Not parse_string: jsonargparse's own reader takes a bare 0E0 for a number; PyYAML, which wrote it, does not.
+        recipe = recipe_from(_parser().parse_object(values))
         recipe.validate()
     except ArgumentError as error:
         raise _in(path, explain(error)) from None

@@ -205,3 +205,10 @@ def test_import_is_cheap():
     subprocess.run(
         [sys.executable, "-c", f"import sys, lbr_st.recipe; assert not {heavy} & set(sys.modules)"], check=True
     )
+
+
+@pytest.mark.parametrize("name", ["0E0", "1e3", "1_000", "0x1f", "12:30:45", "yes", "null", "3"])
+def test_a_text_that_looks_like_a_number_stays_text(tmp_path, name):
+    recipe = Recipe(name=name)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
