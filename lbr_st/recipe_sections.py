@@ -64,6 +64,8 @@ class DataConfig:
         split: Split to train on.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
+        contamination: What to do with training rows that repeat an evaluation query or a document judged for one, word
+            for word or nearly: drop them, refuse to run, or only report them.
     """
 
     source: str = "chebi"
@@ -73,6 +75,7 @@ class DataConfig:
     split: str = "train"
     texts: str | None = None
     pairs: str | None = None
+    contamination: Literal["drop", "refuse", "report"] = "drop"
 
 
 @dataclass
