@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerModelC
 from sentence_transformers.base.model_card import generate_model_card
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-from lbr_st.evaluation.result import RetrievalResult
+from lbr_st.evaluation.result import TaskScore
 from lbr_st.evaluation.table import format_table
 from lbr_st.recipe import Recipe
 
@@ -32,7 +32,7 @@ class CardInfo:
 
     name: str
     recipe: Recipe | None = None
-    results: Sequence[tuple[str, RetrievalResult]] = ()
+    results: Sequence[tuple[str, TaskScore]] = ()
     licence: str | None = None
     data: Sequence[str] = ()
     language: str | None = None
@@ -42,7 +42,7 @@ class CardInfo:
 class _Retrieval(SentenceEvaluator):
     """Names a retrieval result for Sentence Transformers' metrics table."""
 
-    def __init__(self, result: RetrievalResult) -> None:
+    def __init__(self, result: TaskScore) -> None:
         super().__init__()
         self.name = result.task
         self.primary_metric = "ndcg_at_10"

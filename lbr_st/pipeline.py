@@ -17,7 +17,7 @@ from lbr_st.build import build_model, explain_base_errors, load_model
 from lbr_st.card import CardInfo
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import RetrievalResult, evaluate_bm25, evaluate_retrieval, format_table, write_results
+from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
@@ -32,7 +32,7 @@ LOG = "training_log.json"
 
 def run(
     recipe: Recipe, output: str | Path, *, overwrite: bool = False, work_folder: str | Path | None = None
-) -> list[tuple[str, RetrievalResult]]:
+) -> list[tuple[str, TaskScore]]:
     """Run a recipe to the end and print a table of what each stage brought.
 
     Stages that are done are kept in the work folder and are not done again; a run that was interrupted continues with
@@ -97,7 +97,7 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
     _single(recipe, output, overwrite, lambda folder: _represent(recipe, training_data(recipe), start, folder))
 
 
-def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> RetrievalResult:
+def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> TaskScore:
     """Score a model on the recipe's held-out queries and print a table.
 
     Args:
@@ -241,7 +241,7 @@ def _last_label(recipe: Recipe) -> str:
     return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
 
 
-def _card_info(recipe: Recipe, data: TrainingData, results: list[tuple[str, RetrievalResult]]) -> CardInfo:
+def _card_info(recipe: Recipe, data: TrainingData, results: list[tuple[str, TaskScore]]) -> CardInfo:
     base = BASES.get(recipe.model.base)
     examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
     return CardInfo(
@@ -260,7 +260,7 @@ class _Scores:
 
     def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path) -> None:
         self.recipe, self.data, self.folder = recipe, data, folder
-        self.rows: list[tuple[str, RetrievalResult]] = []
+        self.rows: list[tuple[str, TaskScore]] = []
 
     def bm25(self) -> None:
         if self.data is not None:
@@ -279,7 +279,7 @@ class _Scores:
             "untrained base, mean pooling", SentenceTransformer(modules=[transformer, pooling, Normalize()]), "base"
         )
 
-    def model(self, label: str, model: SentenceTransformer, part: str) -> list[tuple[str, RetrievalResult]]:
+    def model(self, label: str, model: SentenceTransformer, part: str) -> list[tuple[str, TaskScore]]:
         """Score a model and return its row, as a list (empty without a held-out set)."""
         if self.data is None:
             return []

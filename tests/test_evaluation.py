@@ -12,7 +12,8 @@ import pytest
 from lbr_st.data.retrieval import RetrievalSet, read_beir
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import (
-    RetrievalResult,
+    Part,
+    TaskScore,
     evaluate_bm25,
     evaluate_retrieval,
     format_table,
@@ -176,7 +177,7 @@ def test_second_run_reads_back_and_a_lost_file_reruns(bert, tmp_path, monkeypatc
     revision = model_digest(model)
     assert (tmp_path / "results" / "test__bert" / revision / "toy.json").exists()
     kept = tmp_path / "per_query" / "test__bert" / revision / "toy.json"
-    assert json.loads(kept.read_text())["ndcg_at_10"] == first.per_query
+    assert json.loads(kept.read_text())["parts"][0]["ndcg_at_10"] == first.per_query
     for damage in (kept.unlink, lambda: kept.write_text("{")):
         damage()
         before = counts["encode_document"]
@@ -342,13 +343,16 @@ def test_bm25_by_hand():
     data = RetrievalSet(
         "words",
         {"d1": "benzene rings", "d2": "toluene boils", "q1": "benzenes", "d3": "nothing here"},
-        {"q1": "benzene", "q2": "zirconium", "q3": "boiling toluene"},
+        {"q1": "benzene", "q2": "rings of toluene", "q3": "boiling toluene"},
         {"q1": {"d1": 1}, "q2": {"d3": 1}, "q3": {"d2": 1}},
     )
-    # q1 finds itself and d1, and itself is dropped; q2 shares no word with any document; q3 matches through its stems.
+    # q1 finds itself and d1, and itself is dropped; q2 finds two others before d3, and is a word short of the fourth;
+    # q3 matches through its stems.
     result = evaluate_bm25(data)
-    assert result.per_query == {"q1": 1.0, "q2": 0.0, "q3": 1.0}
-    assert result.ndcg_at_10 == result.recall_at_100 == pytest.approx(2 / 3)
+    assert result.per_query["q1"] == result.per_query["q3"] == 1.0
+    assert result.per_query["q2"] in (1 / math.log2(4), 1 / math.log2(5))  # d3 and q1 share no word with it
+    assert result.parts[0].first["q3"] == ("d2", "toluene boils")
+    assert result.parts[0].relevant["q2"] == ("d3", "nothing here")
 
 
 @pytest.mark.slow
@@ -371,17 +375,17 @@ def result_of(task="toy", scores=(0.0, 0.5, 1.0), **changes):
     values = {
         "model": "a/b",
         "revision": "r",
+        "digest": "1" * 40,
         "task": task,
+        "task_type": "Retrieval",
+        "metric": "ndcg_at_10",
+        "score": sum(scores) / len(scores),
         "dataset_revision": "0" * 40,
-        "ndcg_at_10": sum(scores) / len(scores),
-        "recall_at_10": 0.75,
-        "recall_at_100": None,
-        "per_query": per_query,
-        "num_queries": len(scores),
-        "num_documents": 15000,
+        "parts": (Part("test", "default", 15000, per_query, recall_at_10=0.75),),
         "seconds": 1.5,
+        "date": "2026-01-01T00:00:00+00:00",
     }
-    return RetrievalResult(**{**values, **changes})
+    return TaskScore(**{**values, **changes})
 
 
 def test_table():
@@ -411,6 +415,6 @@ def test_write_results(tmp_path):
     write_results(path, [("ours", result_of())])
     row = json.loads(path.read_text())[0]
     assert row["label"] == "ours"
-    assert row["per_query"] == {"q0": 0.0, "q1": 0.5, "q2": 1.0}
+    assert row["parts"][0]["ndcg_at_10"] == {"q0": 0.0, "q1": 0.5, "q2": 1.0}
     assert row["confidence_interval_95"] == [0.0, 1.0]
     assert [item.name for item in path.parent.iterdir()] == ["results.json"]

@@ -1,19 +1,33 @@
-"""Retrieval evaluation through MTEB, a BM25 baseline, and tables; mteb, torch and bm25s are imported on first use."""
+"""Evaluation through MTEB with per-query records; mteb, torch, scipy and bm25s are imported on first use."""
 
 from __future__ import annotations
 
-from lbr_st.evaluation.bm25 import evaluate_bm25
+from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.mteb_task import retrieval_task
-from lbr_st.evaluation.result import RetrievalResult
-from lbr_st.evaluation.retrieval import evaluate_retrieval, model_digest
-from lbr_st.evaluation.table import format_table, write_results
+from lbr_st.evaluation.records import find_system, latest, read_record, read_records, write_record
+from lbr_st.evaluation.result import Part, TaskScore
+from lbr_st.evaluation.retrieval import evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.systems import System, bm25_system, embedding_system, model_digest, truncated
+from lbr_st.evaluation.table import format_table, format_tasks, write_results
 
 __all__ = [
-    "RetrievalResult",
+    "Part",
+    "System",
+    "TaskScore",
+    "bm25_system",
+    "embedding_system",
     "evaluate_bm25",
     "evaluate_retrieval",
+    "evaluate_task",
+    "find_system",
     "format_table",
+    "format_tasks",
+    "latest",
     "model_digest",
+    "read_record",
+    "read_records",
     "retrieval_task",
+    "truncated",
+    "write_record",
     "write_results",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
@@ -73,8 +73,7 @@ def retrieval_task(
 ) -> AbsTaskRetrieval:
     """Make an MTEB retrieval task from texts that are already in memory; nothing is downloaded.
 
-    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does. After a run the task
-    holds ``per_query``: query id to nDCG@10.
+    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does.
 
     Args:
         data: Corpus, queries and judgements; the task is named by :func:`task_name`.
@@ -94,7 +93,6 @@ def retrieval_task(
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
-        per_query: dict[str, float] | None = None
         data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
@@ -117,13 +115,6 @@ def retrieval_task(
                 }
             }
             self.data_loaded = True
-
-        def task_specific_scores(
-            self, scores: Mapping[str, Mapping[str, float]], *args: Any, **kwargs: Any
-        ) -> dict[str, float]:
-            # MTEB averages right after this call; it is the one place where the scores of single queries are seen.
-            self.per_query = {query_id: float(values["ndcg_cut_10"]) for query_id, values in scores.items()}
-            return {}
 
     LocalRetrieval.metadata = metadata
     return LocalRetrieval()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.result import RetrievalResult, result_to_dict, write_json
-from lbr_st.files import explain_disk_errors
+from lbr_st.evaluation.result import TaskScore, score_to_dict, write_json
 
 HEADER = ("System", "nDCG@10", "95% interval", "Recall@10", "Recall@100", "Queries × documents")
+TASK_HEADER = ("Task", "Measure", "Score", "95% interval", "Queries × documents", "Data revision", "Note")
 
 
-def format_table(results: Sequence[tuple[str, RetrievalResult]]) -> str:
+def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
     """Return a Markdown table of systems on one retrieval set, with a caption that says which set and part of it.
 
     Args:
@@ -35,35 +35,72 @@ def format_table(results: Sequence[tuple[str, RetrievalResult]]) -> str:
                 f"{first.task} ({first.dataset_revision[:8]}).",
                 fix="Only scores on the same data can share a table; make one for each.",
             )
-    about = f": {' '.join(first.description.split()).rstrip('.')}" if first.description else ""
-    # RetrievalSet.slice names what it makes like this.
-    part = re.fullmatch(r"(.+)-q\d+-d\d+", first.task)
-    slice_note = f" A slice of {part[1]}: not comparable with scores on the whole of it." if part else ""
-    lines = [
-        f"{first.task}{about}.{slice_note} Data revision {first.dataset_revision[:8]}; "
-        "intervals are bootstraps over queries.",
-        "",
-        _row(HEADER),
-        "|---|---:|:---:|---:|---:|---:|",
-    ]
+    lines = [caption(first), "", _row(HEADER), "|---|---:|:---:|---:|---:|---:|"]
     for label, result in results:
-        low, high = result.confidence_interval()
         lines.append(
             _row(
                 (
-                    label.replace("|", "\\|"),
-                    f"{result.ndcg_at_10:.4f}",
-                    f"{low:.4f} to {high:.4f}",
+                    escape(label),
+                    _score(result.ndcg_at_10),
+                    format_interval(result),
                     _score(result.recall_at_10),
                     _score(result.recall_at_100),
-                    f"{result.num_queries:,} × {result.num_documents:,}",
+                    _size(result),
                 )
             )
         )
     return "\n".join(lines)
 
 
-def write_results(path: Path | str, results: Sequence[tuple[str, RetrievalResult]]) -> None:
+def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None = None) -> str:
+    """Return a Markdown table of one system's tasks, each by its main measure.
+
+    Args:
+        results: The scores of one system, in the order to show.
+        notes: Task name → what to know before reading its score.
+
+    Raises:
+        LBRError: There are no results.
+    """
+    if not results:
+        raise LBRError("there are no results to show.")
+    notes = notes or {}
+    lines = [_row(TASK_HEADER), "|---|---|---:|:---:|---:|---|---|"]
+    for result in results:
+        lines.append(
+            _row(
+                (
+                    escape(result.task),
+                    _measure(result.metric),
+                    f"{result.score:.4f}",
+                    # The interval is of nDCG@10; beside another measure it would mislead.
+                    format_interval(result) if result.metric == "ndcg_at_10" else "–",
+                    _size(result) if result.parts else "–",
+                    result.dataset_revision[:8],
+                    escape(notes.get(result.task, "")),
+                )
+            )
+        )
+    return "\n".join(lines)
+
+
+def caption(result: TaskScore) -> str:
+    """Return one line on the data a result was made on."""
+    about = f": {' '.join(result.description.split()).rstrip('.')}" if result.description else ""
+    # RetrievalSet.slice names what it makes like this.
+    part = re.fullmatch(r"(.+)-q\d+-d\d+", result.task)
+    slice_note = f" A slice of {part[1]}: not comparable with scores on the whole of it." if part else ""
+    revision = result.dataset_revision[:8]
+    return f"{result.task}{about}.{slice_note} Data revision {revision}; intervals are bootstraps over queries."
+
+
+def format_interval(result: TaskScore) -> str:
+    """Return ``"0.1234 to 0.2345"``, or a dash for a task without queries."""
+    interval = result.confidence_interval()
+    return "–" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) -> None:
     """Write results as a JSON list: each row's label, scores, 95% interval and per-query nDCG@10.
 
     Args:
@@ -73,12 +110,35 @@ def write_results(path: Path | str, results: Sequence[tuple[str, RetrievalResult
     Raises:
         LBRError: The disk is full or the folder cannot be written.
     """
-    with explain_disk_errors(Path(path)):
-        write_json(Path(path), [{"label": label, **result_to_dict(result)} for label, result in results])
+    rows = [
+        {
+            "label": label,
+            "ndcg_at_10": result.ndcg_at_10,
+            "recall_at_10": result.recall_at_10,
+            "recall_at_100": result.recall_at_100,
+            "confidence_interval_95": result.confidence_interval(),
+            **score_to_dict(result),
+        }
+        for label, result in results
+    ]
+    write_json(Path(path), rows)
+
+
+def escape(text: str) -> str:
+    """Return text that cannot end a Markdown table's cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _measure(metric: str) -> str:
+    return "nDCG@10" if metric == "ndcg_at_10" else metric
+
+
+def _size(result: TaskScore) -> str:
+    return f"{result.num_queries:,} × {result.num_documents:,}"
 
 
 def _score(value: float | None) -> str:

@@ -19,7 +19,7 @@ from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.build import load_model
 from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.result import RetrievalResult
+from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.recipe import load_recipe, save_recipe
@@ -37,7 +37,7 @@ PROBES = (
     "a",
 )
 
-Results = Sequence[tuple[str, RetrievalResult]]
+Results = Sequence[tuple[str, TaskScore]]
 
 
 def release(

@@ -1,0 +1,224 @@
+"""What can be evaluated: an embedding model, or BM25, with a name and a digest that no other system shares."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.precision import Precision, use_bfloat16
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+BM25 = "baseline/bm25"
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that MTEB can run.
+
+    Args:
+        model: MTEB's wrapper, with its ``mteb_model_meta``.
+        digest: 40 hexadecimal digits over what decides its rankings.
+        embed_dim: Numbers in an embedding; None for a system without.
+        experiment: How it is run, when not as it is.
+        only_retrieval: It ranks documents and gives no embeddings.
+    """
+
+    model: Any
+    digest: str
+    embed_dim: int | None = None
+    experiment: dict[str, Any] = field(default_factory=dict)
+    only_retrieval: bool = False
+
+    @property
+    def name(self) -> str:
+        """``org/model``."""
+        return str(self.model.mteb_model_meta.name)
+
+    @property
+    def revision(self) -> str:
+        """What tells this model from another of the same name."""
+        return str(self.model.mteb_model_meta.revision)
+
+
+def model_digest(model: SentenceTransformer) -> str:
+    """Return 40 hexadecimal digits over everything that decides a model's embeddings.
+
+    SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings and the
+    tokenizer, so a model that was trained further, or was given another prompt, has another digest.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().to("cpu").contiguous().flatten()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    settings: dict[str, Any] = {
+        key: getattr(model, key, None)
+        for key in ("prompts", "default_prompt_name", "max_seq_length", "similarity_fn_name", "truncate_dim")
+    }
+    settings["modules"] = [
+        [type(module).__name__, getattr(module, "get_config_dict", dict)()]  # a user's own module need not have it
+        for module in model
+    ]
+    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    if backend is not None:
+        settings["tokenizer"] = json.loads(backend.to_str())
+        for state_of_the_last_call in ("padding", "truncation"):
+            settings["tokenizer"].pop(state_of_the_last_call, None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:40]
+
+
+def embedding_system(
+    model: SentenceTransformer,
+    name: str,
+    *,
+    revision: str | None = None,
+    precision: Precision = "float32",
+    show_progress_bar: bool = False,
+) -> System:
+    """Prepare an embedding model for evaluation.
+
+    ``precision="bfloat16"`` encodes under ``torch.autocast`` (about three times as fast on a CPU that supports it;
+    our choice): the weights stay as they are, embeddings come back as float32, and similarities are computed in
+    float32. Its scores are kept apart from float32 ones, under MTEB's ``experiments/autocast_bfloat16``.
+
+    Args:
+        model: The model.
+        name: The name to file the scores under, ``org/model``.
+        revision: Names this version of the model. Default: :func:`model_digest`.
+        precision: ``"float32"`` (no autocast), ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware
+            computes in it.
+        show_progress_bar: Show a bar with the remaining time while encoding.
+
+    Raises:
+        LBRError: A bad name, revision or precision, or mteb is missing.
+    """
+    _check_identity(name, revision)
+    bfloat16 = use_bfloat16(precision, model.device)
+    digest = model_digest(model)
+    encoder = _encoder(model, bfloat16=bfloat16, show_progress_bar=show_progress_bar)
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(
+        update={
+            "name": name,
+            "revision": revision or digest,
+            "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+    )
+    how = {"autocast": "bfloat16"} if bfloat16 else {}
+    return _as_run(System(encoder, digest), model.get_embedding_dimension(), how)
+
+
+def truncated(system: System, dimensions: Sequence[int]) -> list[System]:
+    """Return the system at smaller embedding sizes: the first numbers of each embedding, as Matryoshka models use.
+
+    Texts are encoded once for all of them, as long as they are run one after the other on a task: each keeps the last
+    task's embeddings in memory.
+
+    Args:
+        system: An embedding system, at its full size.
+        dimensions: Sizes; the full one gives the system itself.
+
+    Raises:
+        LBRError: A size is below 1 or above the full one, or the system has no embeddings.
+    """
+    full = system.embed_dim
+    if full is None:
+        raise LBRError("has no embeddings to make smaller.", where=system.name, fix="Leave dimensions out.")
+    for size in dimensions:
+        if not 1 <= size <= full:
+            raise LBRError(f"there is no embedding of {size} numbers.", where="dimensions", fix=f"Give 1 to {full}.")
+    system.model.memory = {}
+    systems = []
+    for size in sorted(set(dimensions), reverse=True):
+        encoder = copy.copy(system.model)  # the same weights and, by reference, the same memory
+        encoder.size = size
+        smaller = _as_run(replace(system, model=encoder), size, {**system.experiment, "truncate_dim": size})
+        systems.append(system if size == full else smaller)
+    return systems
+
+
+def _as_run(system: System, embed_dim: int | None, experiment: dict[str, Any]) -> System:
+    """Note how a system is run in MTEB's metadata, which files such scores apart, and in ours."""
+    system.model.mteb_model_meta = system.model.mteb_model_meta.model_copy(
+        update={"embed_dim": embed_dim, "experiment_kwargs": experiment or None}
+    )
+    return replace(system, embed_dim=embed_dim, experiment=experiment)
+
+
+def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
+    """Prepare MTEB's BM25: what word matching alone finds.
+
+    Lucene's BM25 by bm25s over lower-cased words of two letters or more, without stop words, stemmed by Snowball
+    (Porter2 for English); MTEB picks stop words, stemmer and word splitting by the task's language.
+
+    Args:
+        k1: Saturation of a word's count.
+        b: Weight of the document's length.
+
+    Raises:
+        LBRError: A package of the ``eval`` extra is missing.
+    """
+    bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
+    base = import_extra("mteb.models.model_implementations.bm25").BM25Search
+    meta = import_extra("mteb").get_model_meta("mteb/baseline-bm25s")
+
+    class BM25Search(base):  # type: ignore[misc, valid-type]
+        mteb_model_meta = meta.model_copy(
+            update={"name": BM25, "revision": f"bm25s-{bm25s.__version__}-k1_{k1}-b_{b}", "embed_dim": None}
+        )
+
+    settings = f"{bm25s.__version__} {stemmer.version()} {k1} {b}"
+    return System(BM25Search(k1=k1, b=b), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
+
+
+def _check_identity(name: str, revision: str | None) -> None:
+    # MTEB files every unnamed model under one and the same key, so that one is reported with another's score.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
+    if revision is not None and not re.fullmatch(r"\w[\w.+=-]*", revision):
+        raise LBRError(
+            f"{revision!r} cannot name a revision.",
+            where="revision",
+            fix="Use letters, digits and . + = - _, or leave it out to use a digest of the model.",
+        )
+
+
+def _encoder(model: SentenceTransformer, *, bfloat16: bool, show_progress_bar: bool) -> Any:
+    import torch
+
+    base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
+
+    class Encoder(base):  # type: ignore[misc, valid-type]
+        size: int | None = None
+        memory: dict[tuple[Any, ...], Any] | None = None
+
+        def encode(self, inputs: Any, **kwargs: Any) -> Any:
+            if self.memory is None:
+                return self._encode(inputs, **kwargs)
+            task = kwargs["task_metadata"].name
+            for key in [key for key in self.memory if key[0] != task]:
+                del self.memory[key]
+            texts = hashlib.sha256(json.dumps(inputs.dataset[:], sort_keys=True, default=str).encode()).digest()
+            key = (task, kwargs.get("prompt_type"), texts)
+            if key not in self.memory:
+                self.memory[key] = self._encode(inputs, **kwargs)
+            return self.memory[key][:, : self.size]
+
+        def _encode(self, inputs: Any, **kwargs: Any) -> Any:
+            # MTEB is told "no bars" and only this call shows one, else its chunk counter doubles it. Autocast stays
+            # around the encoding alone: similarities in bfloat16 would tie.
+            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                return super().encode(inputs, **{**kwargs, "show_progress_bar": show_progress_bar})
+
+    return Encoder(model)
