@@ -9,16 +9,15 @@ import argparse
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from lbr_st.commands import COMMANDS
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe, load_recipe
 from lbr_st.recipe_arguments import add_recipe_arguments, explain, field_types, similar
-from lbr_st.recipe_sections import SECTIONS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         name, arguments, recipe = _parse(argv)
-        COMMANDS[name].run(arguments, recipe)
+        return COMMANDS[name].run(arguments, recipe) or 0
     except argparse.ArgumentError as error:
         print(_usage_message(error, argv), file=sys.stderr)
         return 2
@@ -45,155 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue.", file=sys.stderr)
         return 130
-    return 0
-
-
-def _train(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.pipeline import run
-
-    run(recipe, arguments.output, overwrite=arguments.overwrite, work_folder=arguments.work_folder)
-
-
-def _learn(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.pipeline import run_learn
-
-    run_learn(recipe, arguments.output, overwrite=arguments.overwrite)
-
-
-def _represent(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.pipeline import run_represent
-
-    run_represent(recipe, arguments.model_folder, arguments.output, overwrite=arguments.overwrite)
-
-
-def _release(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.stages.release import release
-
-    release(
-        arguments.model_folder,
-        arguments.output,
-        adapter_only=arguments.adapter_only,
-        overwrite=arguments.overwrite,
-    )
-
-
-def _reconstruct(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.stages.reconstruct import main as reconstruct
-
-    reconstruct(arguments.model_folder, arguments.texts, arguments.max_new_tokens)
-
-
-def _evaluate(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.pipeline import run_evaluate
-
-    run_evaluate(arguments.model_folder, recipe, arguments.output)
-
-
-@dataclass(frozen=True)
-class _Command:
-    run: Callable[[Namespace, Recipe], None]
-    description: str
-    usage: str
-    example: str
-    add_arguments: Callable[[ArgumentParser], None]
-    sections: tuple[str, ...] = ()
-
-
-def _output(parser: ArgumentParser, overwrite: bool = True) -> None:
-    parser.add_argument("--output", type=str, required=True, metavar="FOLDER", help="Folder to write.")
-    if overwrite:
-        parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is already there.")
-
-
-def _train_arguments(parser: ArgumentParser) -> None:
-    _output(parser)
-    parser.add_argument(
-        "--work_folder",
-        type=str | None,
-        metavar="FOLDER",
-        help="Folder for checkpoints, from which an interrupted run continues; null picks one.",
-    )
-
-
-def _represent_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "model_folder",
-        nargs="?",
-        type=str | None,
-        default=None,
-        metavar="MODEL",
-        help="Folder of a trained model in training form, such as what learn wrote; without it, starts from the base.",
-    )
-    _output(parser)
-
-
-def _release_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model_folder", type=str, metavar="MODEL", help="Folder of a trained model in training form.")
-    _output(parser)
-    parser.add_argument(
-        "--adapter_only", action="store_true", help="Write the adapter and its new token rows, without the base model."
-    )
-
-
-def _reconstruct_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model_folder", type=str, metavar="MODEL", help="Folder of a trained model in training form.")
-    parser.add_argument("texts", type=str, nargs="+", metavar="TEXT", help="Text to compress and decode again.")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="Longest decoded text in tokens.")
-
-
-def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model_folder", type=str, metavar="MODEL", help="Model to evaluate: a folder or a hub id.")
-    _output(parser, overwrite=False)
-
-
-COMMANDS = {
-    "train": _Command(
-        _train,
-        "Run a whole recipe: learn, represent, release, evaluate.",
-        "--output FOLDER",
-        "lbr-st train --config recipe.yaml --learn.max_steps 50 --output my-model",
-        _train_arguments,
-        tuple(SECTIONS),
-    ),
-    "learn": _Command(
-        _learn,
-        "Run stage 1 only: train the base to generate text through the bottleneck.",
-        "--output FOLDER",
-        "lbr-st learn --data.source chebi --output after-learn",
-        _output,
-        ("model", "data", "learn"),
-    ),
-    "represent": _Command(
-        _represent,
-        "Run stage 2 only: train the compressed representation contrastively.",
-        "[MODEL] --output FOLDER",
-        "lbr-st represent after-learn --output after-represent",
-        _represent_arguments,
-        ("model", "data", "learn", "represent"),
-    ),
-    "release": _Command(
-        _release,
-        "Write a trained model in stock form, which plain Sentence Transformers loads.",
-        "MODEL --output FOLDER",
-        "lbr-st release after-represent --output my-model",
-        _release_arguments,
-    ),
-    "reconstruct": _Command(
-        _reconstruct,
-        "Decode texts from their bottleneck alone, one line each, to see what an embedding keeps.",
-        "MODEL TEXT [TEXT ...]",
-        'lbr-st reconstruct after-learn "aspirin" "a carboxylic acid"',
-        _reconstruct_arguments,
-    ),
-    "evaluate": _Command(
-        _evaluate,
-        "Measure retrieval with a model on the recipe's held-out queries.",
-        "MODEL --output FOLDER",
-        "lbr-st evaluate my-model --evaluate.num_queries 500 --output results",
-        _evaluate_arguments,
-        ("data", "evaluate"),
-    ),
-}
 
 
 # The names under which jsonargparse reports what is missing, as the help shows them.

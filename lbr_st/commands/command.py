@@ -1,0 +1,58 @@
+"""What a command of the command line is, and the arguments that several of them share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lbr_st.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``lbr-st``.
+
+    Args:
+        run: Does the work, with the parsed arguments and the resolved recipe; may return an exit status. It imports
+            what it runs, so that help stays cheap.
+        description: One sentence.
+        usage: The arguments in brief.
+        example: A whole command line.
+        add_arguments: Adds the command's own arguments.
+        sections: Sections of the recipe whose fields are flags of this command; none: the command takes no recipe.
+    """
+
+    run: Callable[[Namespace, Recipe], int | None]
+    description: str
+    usage: str
+    example: str
+    add_arguments: Callable[[ArgumentParser], None]
+    sections: tuple[str, ...] = ()
+
+
+def add_output(parser: ArgumentParser, overwrite: bool = True) -> None:
+    """Add ``--output FOLDER`` and, unless told otherwise, ``--overwrite``."""
+    parser.add_argument("--output", type=str, required=True, metavar="FOLDER", help="Folder to write.")
+    if overwrite:
+        parser.add_argument("--overwrite", action="store_true", help="Replace the output if it is already there.")
+
+
+def add_results(parser: ArgumentParser) -> None:
+    """Add ``--results FOLDER``, where ``lbr-st evaluate`` has written scores."""
+    parser.add_argument(
+        "--results", type=str, default="results", metavar="FOLDER", help="Folder that lbr-st evaluate wrote."
+    )
+
+
+def command_line() -> str:
+    """Return the command line of this process as a person would type it, for the records."""
+    import shlex
+    from pathlib import Path
+
+    program, *arguments = sys.argv
+    name = Path(program).name
+    program = {"__main__.py": "lbr-st", "-c": "python -c"}.get(name, f"python {name}" if name.endswith(".py") else name)
+    return shlex.join([*program.split(), *arguments])
