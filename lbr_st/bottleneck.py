@@ -1,9 +1,10 @@
-"""The two bottlenecks: what a target may see of its context.
+"""The two bottlenecks, and none: what a target may see of its context.
 
 ``attention``: one pass over context, bottleneck and target under the bottleneck mask; the target reads the keys and
 values of the k bottleneck positions at every layer. ``embedding``: the pooled embedding itself, mapped by the
 pooler's bridge to soft prompt vectors, is all that a second pass decodes from; what is decoded is exactly what is
-stored in an index. Which one is our choice, not the paper's; both are ablated.
+stored in an index. Which one is our choice, not the paper's; both are ablated. ``none``, the baseline: the target
+sees its whole context, as in plain causal language modelling.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lbr_st.errors import LBRError
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.rows import IGNORE, Rows, assemble, contexts_of, silence
 
-Bottleneck = Literal["attention", "embedding"]
+Bottleneck = Literal["attention", "embedding", "none"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,27 @@ def _module(model: SentenceTransformer, kind: type) -> Any:
 
 
 def trained_bottleneck(model: SentenceTransformer) -> Bottleneck:
-    """Return which bottleneck the model's stage 1 used: a bridge is there only for "embedding"."""
+    """Return which bottleneck the model's stage 1 used, as far as the model tells.
+
+    "none" without bottleneck tokens; "embedding" with a bridge, which is there for no other.
+    """
+    if not backbone_of(model).bottleneck_ids:
+        return "none"
     return "embedding" if pooler_of(model).bridge is not None else "attention"
+
+
+def require_bottleneck(model: SentenceTransformer) -> None:
+    """Refuse a model without bottleneck tokens, from which nothing can be decoded.
+
+    Raises:
+        LBRError: The model was built with ``num_bottleneck_tokens=0``.
+    """
+    if not backbone_of(model).bottleneck_ids:
+        raise LBRError(
+            "the model has no bottleneck tokens, so there is no bottleneck to decode from.",
+            where="num_bottleneck_tokens",
+            fix='Build it with at least 1, or learn with bottleneck="none".',
+        )
 
 
 def through_attention(
@@ -67,6 +87,19 @@ def through_attention(
     """One pass under the bottleneck mask; returns what predicts the contexts and what predicts the targets."""
     rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels)
     hidden = backbone.hidden_states(rows.input_ids, rows.segments)
+    return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)
+
+
+def unhindered(
+    backbone: CausalBackbone,
+    context_features: dict[str, Any],
+    targets: Sequence[Tensor],
+    labels: Sequence[Tensor],
+) -> tuple[Prediction, Prediction]:
+    """One pass under plain causal attention, the target in sight of its context; returns the same two predictions."""
+    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels)
+    # As though the whole row were a context: nothing is hidden but what is to come.
+    hidden = backbone.hidden_states(rows.input_ids, rows.segments.clamp(max=int(Segment.CONTEXT)))
     return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)
 
 

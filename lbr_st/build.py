@@ -43,13 +43,15 @@ def build_model(
     Args:
         base: ``"smollm2-135m"`` (embedded, from the package registry), a hub id, or a local folder.
         num_bottleneck_tokens: k, the special tokens appended to every text; the embedding is the last one's state.
+            0 builds a model without a bottleneck, to compare with: the base's own end-of-text token is appended in
+            their place and pooled, and under LoRA its input row is trained as theirs are.
         token_init: New token rows start as the mean of the vocabulary, as the end-of-text row, or random with the
             vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two.
         projection_dim: Size of the embedding; None keeps the backbone's hidden size.
         max_seq_length: Longest text in tokens, bottleneck included; None for what the base allows.
         query_prompt: Put before queries by ``encode_query``.
         document_prompt: Put before documents by ``encode_document``.
-        lora_rank: Train low-rank adapters of this rank and the new token rows; None trains every weight.
+        lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
         lora_alpha: Scale of the adapters; None for twice the rank.
         lora_dropout: Dropout on the adapters' inputs.
         seed: Of the new rows, the projection and the adapters.
@@ -60,7 +62,7 @@ def build_model(
         A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``.
 
     Raises:
-        LBRError: k < 1; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text.
+        LBRError: k < 0; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text.
 
     Example:
         ::
@@ -75,13 +77,18 @@ def build_model(
     _check_length(backbone.max_seq_length, num_bottleneck_tokens)
     ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
     rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
-    untouched = rows.detach()[ids].clone()
+    untouched = rows.detach()[ids].clone()  # no row where k is 0
     init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
     backbone.check_head()
     pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
     if lora_rank is not None:
         add_lora(
-            backbone.model, ids, base=base, rank=lora_rank, alpha=lora_alpha or 2 * lora_rank, dropout=lora_dropout
+            backbone.model,
+            backbone.closing_ids,
+            base=base,
+            rank=lora_rank,
+            alpha=lora_alpha or 2 * lora_rank,
+            dropout=lora_dropout,
         )
         # The adapter holds the rows now and covers those below it. A base that is read again has these as they were,
         # so the model in hand and its copy on disk are equal to the last bit, and so are their digests.
@@ -109,9 +116,10 @@ def explain_base_errors(base: str) -> Iterator[None]:
 
 
 def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:
-    if max_seq_length is not None and max_seq_length <= num_bottleneck_tokens:
+    appended = num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
+    if max_seq_length is not None and max_seq_length <= appended:
         raise LBRError(
-            f"max_seq_length {max_seq_length} leaves no room beside {num_bottleneck_tokens} bottleneck tokens.",
+            f"max_seq_length {max_seq_length} leaves no room beside {appended} appended tokens.",
             where="max_seq_length",
             fix="Give at least a few dozen tokens.",
         )

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.errors import LBRError
 from lbr_st.files import explain_disk_errors
-from lbr_st.recipe_arguments import add_recipe_arguments, describe, explain, field_types, similar, takes_null
+from lbr_st.recipe_arguments import add_recipe_arguments, check_keys, describe, explain, takes_null
 from lbr_st.recipe_sections import (
     SECTIONS,
     DataConfig,
@@ -43,7 +43,7 @@ __all__ = [
 # Bounds of the number fields by key. Every number must be finite besides; null, where a field allows it, is in bounds.
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
-    "model.num_bottleneck_tokens": 1,
+    "model.num_bottleneck_tokens": 0,
     "model.projection_dim": 1,
     "model.max_seq_length": 1,
     "model.lora_rank": 1,
@@ -148,21 +148,17 @@ class Recipe(RunConfig):
                 where="learn.enabled",
                 fix="Switch on learn.enabled, represent.enabled or both.",
             )
-        if self.model.max_seq_length <= self.model.num_bottleneck_tokens:
+        appended = self.model.num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
+        if self.model.max_seq_length <= appended:
             raise LBRError(
-                f"{self.model.max_seq_length} tokens leave no room for text beside the bottleneck tokens.",
+                f"{self.model.max_seq_length} tokens leave no room for text beside the appended ones.",
                 where="model.max_seq_length",
-                fix=f"Set it above model.num_bottleneck_tokens ({self.model.num_bottleneck_tokens}).",
+                fix=f"Set it above {appended}.",
             )
+        self._check_bottleneck()
         if not self.learn.pairs or len(set(self.learn.pairs)) < len(self.learn.pairs):
             raise LBRError(
                 f"must name at least one kind of pair, each once, not {self.learn.pairs}.", where="learn.pairs"
-            )
-        if self.learn.rate_weight > 0 and self.learn.bottleneck != "embedding":
-            raise LBRError(
-                f'is {self.learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.',
-                where="learn.rate_weight",
-                fix="Set learn.bottleneck to embedding or learn.rate_weight to 0.",
             )
         mini, batch = self.represent.mini_batch_size, self.represent.batch_size
         if mini is not None and mini > batch:
@@ -170,6 +166,36 @@ class Recipe(RunConfig):
                 f"{mini} is larger than represent.batch_size ({batch}).",
                 where="represent.mini_batch_size",
                 fix="Choose a smaller one, or null to encode the batch whole.",
+            )
+
+    def _check_bottleneck(self) -> None:
+        learn = self.learn
+        generative = learn.enabled or self.represent.replay_weight > 0
+        if generative and learn.bottleneck != "none" and not self.model.num_bottleneck_tokens:
+            raise LBRError(
+                f"is 0, but learn.bottleneck is {learn.bottleneck}, which needs bottleneck tokens.",
+                where="model.num_bottleneck_tokens",
+                fix="Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled and the replay.",
+            )
+        if learn.rate_weight > 0 and learn.bottleneck != "embedding":
+            raise LBRError(
+                f'is {learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.',
+                where="learn.rate_weight",
+                fix="Set learn.bottleneck to embedding or learn.rate_weight to 0.",
+            )
+        if learn.bottleneck != "none":
+            return
+        if learn.target_dropout > 0:
+            raise LBRError(
+                f"is {learn.target_dropout}, but with learn.bottleneck none there is no bottleneck to make use of.",
+                where="learn.target_dropout",
+                fix="Set it to 0, or choose another learn.bottleneck.",
+            )
+        if not learn.context_weight and "reconstruct" in learn.pairs:
+            raise LBRError(
+                "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context.",
+                where="learn.context_weight",
+                fix="Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs.",
             )
 
 
@@ -202,7 +228,7 @@ def load_recipe(path: str | Path) -> Recipe:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
         raise LBRError(f"is no valid YAML: {problem}.", where=f"{path}{line}") from None
-    _check_keys(root, path)
+    check_keys(root, path)
     try:
         # Not parse_string: jsonargparse's own reader takes a bare 0E0 for a number; PyYAML, which wrote it, does not.
         recipe = recipe_from(_parser().parse_object(values))
@@ -262,24 +288,3 @@ def _check_number(key: str, value: float) -> None:
         above = "above 0" if key in _ABOVE_ZERO else f"at least {low}"
         below = f" and below {high}" if key in _BELOW else ""
         raise LBRError(f"must be {above}{below}, not {value}.", where=key)
-
-
-def _check_keys(root: yaml.Node | None, path: Path, prefix: str = "") -> None:
-    """Refuse unknown and repeated keys and sections that are none; jsonargparse would let some of these pass."""
-    where = f"{path}: {prefix.rstrip('.')}" if prefix else str(path)
-    if not isinstance(root, yaml.MappingNode):
-        what = "the recipe is empty." if root is None else "must hold keys with values."
-        raise LBRError(what, where=where, fix="Write one `key: value` a line, or leave it out to keep the defaults.")
-    seen = set()
-    for key_node, value_node in root.value:
-        key, line = f"{prefix}{key_node.value}", f"{path}, line {key_node.start_mark.line + 1}"
-        if key in seen:
-            raise LBRError(f"the key {key} is given twice.", where=line, fix="Keep one of them.")
-        seen.add(key)
-        if "." in key_node.value and key in field_types():
-            fix = f"Write it on two levels: {key.replace('.', ': {')}: …}}."
-            raise LBRError(f"unknown key {key}.", where=line, fix=fix)
-        if key in SECTIONS:
-            _check_keys(value_node, path, f"{key}.")
-        elif key not in field_types():
-            raise LBRError(f"unknown key {key}.", where=line, fix=similar(key, [*field_types(), *SECTIONS]))

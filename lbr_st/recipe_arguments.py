@@ -1,4 +1,4 @@
-"""The recipe's fields as jsonargparse arguments, and what jsonargparse says about them in plain words."""
+"""The recipe's fields as jsonargparse arguments and as keys of a file, and what is wrong with them in plain words."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import difflib
 import re
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from lbr_st.errors import LBRError
@@ -57,6 +59,27 @@ def similar(word: str, known: Iterable[str], prefix: str = "") -> str | None:
     # The right name in the wrong section is closer than any likeness of letters.
     matches = [key for key in known if key.rpartition(".")[2] == last] or difflib.get_close_matches(word, known, n=1)
     return f"Did you mean {' or '.join(prefix + match for match in matches)}?" if matches else None
+
+
+def check_keys(root: yaml.Node | None, path: Path, prefix: str = "") -> None:
+    """Refuse unknown and repeated keys and sections that are none; jsonargparse would let some of these pass."""
+    where = f"{path}: {prefix.rstrip('.')}" if prefix else str(path)
+    if not isinstance(root, yaml.MappingNode):
+        what = "the recipe is empty." if root is None else "must hold keys with values."
+        raise LBRError(what, where=where, fix="Write one `key: value` a line, or leave it out to keep the defaults.")
+    seen = set()
+    for key_node, value_node in root.value:
+        key, line = f"{prefix}{key_node.value}", f"{path}, line {key_node.start_mark.line + 1}"
+        if key in seen:
+            raise LBRError(f"the key {key} is given twice.", where=line, fix="Keep one of them.")
+        seen.add(key)
+        if "." in key_node.value and key in field_types():
+            fix = f"Write it on two levels: {key.replace('.', ': {')}: …}}."
+            raise LBRError(f"unknown key {key}.", where=line, fix=fix)
+        if key in SECTIONS:
+            check_keys(value_node, path, f"{key}.")
+        elif key not in field_types():
+            raise LBRError(f"unknown key {key}.", where=line, fix=similar(key, [*field_types(), *SECTIONS]))
 
 
 def explain(error: Exception) -> LBRError:

@@ -27,7 +27,8 @@ class ModelConfig:
 
     Args:
         base: Causal language model to start from: the embedded smollm2-135m, a hub id or a local folder.
-        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text.
+        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 for no bottleneck, with the
+            end-of-text token in their place.
         token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random.
         projection_dim: Size of the embedding after a learned projection; null keeps the model's own size.
         max_seq_length: Longest text in tokens, bottleneck tokens included; longer texts are cut.
@@ -86,13 +87,16 @@ class LearnConfig:
         enabled: Run this stage.
         pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
             (text to itself), continue (first part of a text to the rest).
-        bottleneck: What the target sees of its context: the bottleneck's keys and values, or the pooled embedding only.
+        bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
+            embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
         batch_size: Pairs per step.
         learning_rate: Peak learning rate of the model's weights or adapters.
-        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge.
+        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge;
+            without bottleneck tokens there are none.
         warmup_steps: Steps over which the learning rates rise from zero.
-        context_weight: Weight of plain language modelling on the context.
+        context_weight: Weight of plain language modelling on the context; with bottleneck none, of a context token
+            beside a target token.
         rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
         target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
         max_target_tokens: Longest target in tokens; null sets no limit of its own.
@@ -104,7 +108,7 @@ class LearnConfig:
     pairs: list[Literal["natural", "reverse", "reconstruct", "continue"]] = field(
         default_factory=lambda: ["natural", "reverse", "reconstruct"]
     )
-    bottleneck: Literal["attention", "embedding"] = "attention"
+    bottleneck: Literal["attention", "embedding", "none"] = "attention"
     max_steps: int = 200
     batch_size: int = 32
     learning_rate: float = 1e-3

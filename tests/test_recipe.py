@@ -8,10 +8,11 @@ from dataclasses import fields
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.recipe_arguments import field_types
+from lbr_st.recipe import Recipe, load_recipe, recipe_from, save_recipe
+from lbr_st.recipe_arguments import add_recipe_arguments, field_types
 from lbr_st.recipe_sections import SECTIONS
 
 
@@ -143,6 +144,7 @@ def test_unreadable_files_are_named(tmp_path):
         ("name", "a\x85b"),
         ("model.query_prompt", "a\rb"),
         ("data.source", "\udc80"),
+        ("model.num_bottleneck_tokens", -1),
         ("model.num_bottleneck_tokens", 0),
         ("model.max_seq_length", 4),
         ("model.projection_dim", 0),
@@ -185,8 +187,35 @@ def test_values_that_contradict_each_other():
     with pytest.raises(LBRError, match='only bottleneck="embedding" decodes from the variational z'):
         changed(learn__rate_weight=0.5).validate()
     changed(learn__rate_weight=0.5, learn__bottleneck="embedding").validate()
+    with pytest.raises(LBRError, match=r"target_dropout: is 0\.1, but with learn\.bottleneck none"):
+        changed(learn__bottleneck="none", learn__target_dropout=0.1).validate()
+    with pytest.raises(LBRError, match=r"context_weight: is 0, .*learn\.bottleneck none.*reconstruct"):
+        changed(learn__bottleneck="none", learn__context_weight=0).validate()
+    changed(learn__bottleneck="none", learn__context_weight=0, learn__pairs=["natural"]).validate()
     with pytest.raises(LBRError, match="must be a ModelConfig"):
         changed(model={"base": "x"}).validate()
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+def test_a_bottleneck_without_tokens_is_refused_where_it_would_be_trained(bottleneck):
+    off = {"model__num_bottleneck_tokens": 0, "learn__bottleneck": bottleneck}
+    with pytest.raises(LBRError, match=rf"model\.num_bottleneck_tokens: is 0, but learn\.bottleneck is {bottleneck}"):
+        changed(**off).validate()
+    changed(**off, learn__enabled=False).validate()
+    with pytest.raises(LBRError, match=r"model\.num_bottleneck_tokens.*the replay"):
+        changed(**off, learn__enabled=False, represent__replay_weight=0.1).validate()
+    none = {**off, "learn__bottleneck": "none"}
+    changed(**none).validate()
+    changed(**none, represent__replay_weight=0.1).validate()
+    with pytest.raises(LBRError, match=r"model\.max_seq_length: 1 tokens leave no room"):
+        changed(**none, model__max_seq_length=1).validate()
+
+
+def test_no_bottleneck_is_a_word_in_files_and_on_the_command_line(tmp_path):
+    assert load(tmp_path, "learn: {bottleneck: none}").learn.bottleneck == "none"
+    parser = ArgumentParser(exit_on_error=False)
+    add_recipe_arguments(parser)
+    assert recipe_from(parser.parse_args(["--learn.bottleneck", "none"])).learn.bottleneck == "none"
 
 
 def test_save_refuses_an_invalid_recipe(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -15,8 +15,10 @@ from lbr_st.bottleneck import (
     Prediction,
     backbone_of,
     pooler_of,
+    require_bottleneck,
     through_attention,
     through_embedding,
+    unhindered,
 )
 from lbr_st.errors import LBRError
 from lbr_st.rows import targets_of
@@ -33,13 +35,18 @@ class IBGenerativeLoss(nn.Module):
         model: A training model from :func:`lbr_st.build_model`.
         bottleneck: ``"attention"``: one pass in which a target reads the bottleneck's keys and values at every layer.
             ``"embedding"``: a second pass decodes from the pooled embedding, mapped to soft prompt vectors by a
-            linear bridge (added to the pooler if it has none). Stricter, and twice the passes.
+            linear bridge (added to the pooler if it has none). Stricter, and twice the passes. ``"none"``: plain
+            causal language modelling, to compare with: one pass in which a target sees its whole context. For a
+            model with bottleneck tokens or without (``num_bottleneck_tokens=0``, where the target follows its context
+            at once and is predicted from the context's last token on).
         context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
+            With ``bottleneck="none"`` it is the weight of a context token beside a target token in *one* mean over
+            all of them; at 1 that is the ordinary causal language-modelling loss of the rows.
         rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
             bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
             the attention bottleneck nothing reads z, and the term would only erase the embedding.
         target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
-            so that it cannot lean on its own prefix and ignore the bottleneck. Training only.
+            so that it cannot lean on its own prefix and ignore the bottleneck. Training only; not for ``"none"``.
         max_target_tokens: Predict only this many tokens of each target; None for all.
 
     References:
@@ -51,6 +58,9 @@ class IBGenerativeLoss(nn.Module):
     Requirements:
         1. A model with a :class:`~lbr_st.modules.CausalBackbone` and a :class:`~lbr_st.modules.BottleneckPooler`.
         2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
+        3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is a text of its own then,
+           learnt once and as a whole, with <eos> as the only target token. Give a text that is to be reconstructed in
+           this form; after itself in plain sight, it would teach nothing but copying.
 
     Inputs:
         +---------------------------+--------+
@@ -61,7 +71,8 @@ class IBGenerativeLoss(nn.Module):
 
     Returns of ``forward``:
         A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target`` and
-        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example.
+        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
+        ``bottleneck="none"``, ``target`` and ``context`` are the shares of the one weighted mean, to which they add up.
 
     Recommendations:
         - Watch the *bottleneck gain* (:class:`~lbr_st.evaluation.BottleneckGainEvaluator`): at zero the decoder
@@ -69,7 +80,8 @@ class IBGenerativeLoss(nn.Module):
           new token rows.
 
     Raises:
-        LBRError: An option is out of range, the model is not a training model, or a context or target is empty.
+        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens for the
+            bottleneck asked for, or a context or target is empty.
 
     Example:
         ::
@@ -100,6 +112,8 @@ class IBGenerativeLoss(nn.Module):
         super().__init__()
         _check_options(bottleneck, context_weight, rate_weight, target_dropout, max_target_tokens)
         backbone, pooler = backbone_of(model), pooler_of(model)
+        if bottleneck != "none":
+            require_bottleneck(model)
         if bottleneck == "embedding" and pooler.bridge is None:
             table = cast(Tensor, backbone.model.get_input_embeddings().weight).detach()
             scale = float(table.float().square().mean().sqrt())
@@ -119,14 +133,16 @@ class IBGenerativeLoss(nn.Module):
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
         context, target, rate = self.predictions(sentence_features)
         if not self.context_weight:
-            terms = {"target": self.nll(target).mean()}
+            terms = {"target": _mean(self.nll(target))}
         else:
             # Through the head together: one product, and under LoRA one copy of the vocabulary with its trained rows.
             both = Prediction(torch.cat([target.hidden, context.hidden]), torch.cat([target.labels, context.labels]))
             of_target, of_context = self.nll(both).split([len(target.labels), len(context.labels)])
-            # Contexts of one token each predict nothing; a mean over none would be NaN.
-            mean = of_context.mean() if len(of_context) else of_context.sum()
-            terms = {"target": of_target.mean(), "context": self.context_weight * mean}
+            whole = len(of_target) + self.context_weight * len(of_context) if self.bottleneck == "none" else None
+            terms = {
+                "target": _mean(of_target, whole),
+                "context": self.context_weight * _mean(of_context, whole),
+            }
         if self.rate_weight and rate is not None:
             terms["rate"] = self.rate_weight * rate.mean()
         return terms
@@ -141,11 +157,14 @@ class IBGenerativeLoss(nn.Module):
             )
         context_features, target_features = columns
         backbone = backbone_of(self.model)
-        inputs, labels = targets_of(backbone, target_features, max_tokens=self.max_target_tokens)
+        contexts = context_features if self.bottleneck == "none" else None
+        inputs, labels = targets_of(backbone, target_features, max_tokens=self.max_target_tokens, contexts=contexts)
         if self.training and self.target_dropout:
             inputs = [self._drop(ids, backbone.tokenizer.pad_token_id) for ids in inputs]
         if self.bottleneck == "embedding":
             return through_embedding(self.model, context_features, inputs, labels)
+        if self.bottleneck == "none":
+            return (*unhindered(backbone, context_features, inputs, labels), None)
         return (*through_attention(backbone, context_features, inputs, labels), None)
 
     def nll(self, prediction: Prediction) -> Tensor:
@@ -179,11 +198,19 @@ class IBGenerativeLoss(nn.Module):
 """
 
 
+def _mean(nll: Tensor, count: float | None = None) -> Tensor:
+    """Return the sum over ``count``, by default the mean; of nothing 0, where a mean would be NaN.
+
+    Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
+    """
+    return nll.sum() / ((len(nll) if count is None else count) or 1)
+
+
 def _check_options(
     bottleneck: str, context_weight: float, rate_weight: float, target_dropout: float, max_target_tokens: int | None
 ) -> None:
-    if bottleneck not in ("attention", "embedding"):
-        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention" or "embedding".')
+    if bottleneck not in get_args(Bottleneck):
+        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
     if context_weight < 0 or rate_weight < 0:
         raise LBRError(
             f"context_weight is {context_weight} and rate_weight {rate_weight}; neither may be negative.",
@@ -191,10 +218,15 @@ def _check_options(
         )
     if rate_weight and bottleneck != "embedding":
         raise LBRError(
-            f"rate_weight is {rate_weight} with the attention bottleneck, where nothing is decoded from z.",
+            f"rate_weight is {rate_weight} with bottleneck={bottleneck!r}, where nothing is decoded from z.",
             fix='Use bottleneck="embedding", or rate_weight=0.',
         )
     if not 0 <= target_dropout < 1:
         raise LBRError(f"target_dropout is {target_dropout}.", fix="It is a share from 0 up to, not including, 1.")
+    if target_dropout and bottleneck == "none":
+        raise LBRError(
+            f"target_dropout is {target_dropout} without a bottleneck, towards which it is to push the decoder.",
+            fix='Set it to 0, or choose bottleneck="attention" or "embedding".',
+        )
     if max_target_tokens is not None and max_target_tokens < 1:
         raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

@@ -1,4 +1,4 @@
-"""BottleneckPooler: the state of the last bottleneck token becomes the embedding."""
+"""BottleneckPooler: the state of the last token, the last of the bottleneck, becomes the embedding."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 class BottleneckPooler(Module):
     """Pool the last bottleneck token, optionally project it, and add variational noise while training.
+
+    Without a bottleneck the last token of every encoding is the end-of-text token, which is pooled in the same way.
 
     In a release it becomes stock ``Pooling("lasttoken")`` and, with a projection, a stock ``Dense``; noise and bridge
     exist in training only.

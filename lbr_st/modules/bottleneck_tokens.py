@@ -2,7 +2,8 @@
 
 Because the *tokenizer's post-processor* appends them, a released model needs no code of ours: every consumer of
 ``tokenizer.json`` (Sentence Transformers, MTEB, ONNX pipelines, inference servers) gets them for free, and truncation
-makes room for them.
+makes room for them. A model without a bottleneck (k = 0, as the baselines are) has the base's own end-of-text token
+in their place, appended in the same way.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def bottleneck_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> PreTrainedTokenizerFast:
     """Return a copy of ``tokenizer`` that ends every encoding with ``num_tokens`` bottleneck tokens.
 
+    With ``num_tokens`` 0 it ends every encoding with the end-of-text token, once: a tokenizer that appends it of its
+    own accord is left to do so.
+
     The copy has no chat template, because with one Sentence Transformers renders each text as a chat message and the
     post-processor is skipped. It is of the generic fast class, because model-specific classes (Llama, Gemma) rebuild
     their post-processor when they are loaded and would drop the bottleneck. It pads on the right, so that with causal
@@ -39,16 +43,16 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
 
     Args:
         tokenizer: A fast tokenizer. It is not changed.
-        num_tokens: k, at least 1.
+        num_tokens: k, at least 0.
 
     Raises:
-        LBRError: k < 1, the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
+        LBRError: k < 0, the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
-    if num_tokens < 1:
+    if num_tokens < 0:
         raise LBRError(
-            f"num_bottleneck_tokens is {num_tokens}; it must be at least 1.",
-            fix="The embedding is the state of the last bottleneck token. 4 is a good start.",
+            f"num_bottleneck_tokens is {num_tokens}; it must be at least 0.",
+            fix="4 is a good start; 0 builds a model without a bottleneck.",
         )
     if not tokenizer.is_fast:
         raise LBRError(
@@ -85,8 +89,11 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
         # Padding is masked out everywhere, so reusing eos is harmless and adds no row to the vocabulary.
         copy.pad_token = copy.eos_token
     tokens = [bottleneck_token(index) for index in range(num_tokens)]
-    copy.add_tokens(tokens, special_tokens=True)
-    _append_on_every_encoding(copy, tokens)
+    if tokens:
+        copy.add_tokens(tokens, special_tokens=True)
+    elif copy("a")["input_ids"][-1:] == [copy.eos_token_id]:
+        return copy
+    _append_on_every_encoding(copy, tokens or [copy.eos_token])
     return copy
 
 
@@ -103,7 +110,7 @@ def _append_on_every_encoding(tokenizer: PreTrainedTokenizerFast, tokens: list[s
 
 
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return how many tokens the tokenizer adds before and after a text, bottleneck tokens included.
+    """Return how many tokens the tokenizer adds before and after a text, those that end every encoding included.
 
     A begin-of-text token, for one, belongs before a context but not inside a target; this is how a target's own
     tokens are told from what the tokenizer added.

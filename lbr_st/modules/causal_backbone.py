@@ -31,7 +31,8 @@ class CausalBackbone(Transformer):
     Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
 
     Args:
-        model_name_or_path: A folder or hub id whose tokenizer carries bottleneck tokens.
+        model_name_or_path: A folder or hub id whose tokenizer carries bottleneck tokens, or will once
+            :meth:`use_bottleneck_tokens` has been called.
         base: What the model was built from, as the user named it; kept for the record.
         **kwargs: Passed to :class:`~sentence_transformers.models.Transformer`.
 
@@ -47,6 +48,8 @@ class CausalBackbone(Transformer):
         super().__init__(model_name_or_path, **kwargs)
         self.base = base or model_name_or_path
         self._affixes: tuple[int, int] | None = None
+        self._bottleneck_ids: list[int] | None = None
+        self._let_end_of_text_learn()
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Find a saved adapter's base by the name the user gave, embedded bases included."""
@@ -77,34 +80,55 @@ class CausalBackbone(Transformer):
         load_lora(model, model_name_or_path)
         return model
 
+    def _let_end_of_text_learn(self) -> None:
+        """Let the end-of-text row take gradients where the base also pads with it (SmolLM2, among many).
+
+        transformers builds the embedding with ``padding_idx``, which drops a row's gradient wherever it is looked up,
+        padding or not. Padding is masked out everywhere, so nothing needs that; without a bottleneck, this row is the
+        token whose state is the embedding.
+        """
+        table = self.model.get_input_embeddings()
+        table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
+        if getattr(table, "padding_idx", None) == self.tokenizer.eos_token_id:
+            table.padding_idx = None
+
     def use_bottleneck_tokens(self, num_tokens: int) -> list[int]:
         """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.
 
-        The rows' values are the caller's to set.
+        The rows' values are the caller's to set. With 0 the tokenizer appends the end-of-text token, which has a row.
 
         Raises:
             LBRError: See :func:`~lbr_st.modules.bottleneck_tokens.with_bottleneck_tokens`.
         """
         self.processor = with_bottleneck_tokens(self.tokenizer, num_tokens)
         self.input_formatter.processor = self.processor
-        self._affixes = None
-        ids = self.bottleneck_ids
-        make_room(self.model, max(ids) + 1)
-        return ids
+        self._affixes = self._bottleneck_ids = None
+        make_room(self.model, max(self.closing_ids) + 1)
+        return self.bottleneck_ids
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:  # type: ignore[override]
-        """The tokenizer; it appends the bottleneck tokens."""
+        """The tokenizer; it appends the bottleneck tokens, or without a bottleneck the end-of-text token."""
         return cast(PreTrainedTokenizerFast, self.processor)
 
     @property
     def bottleneck_ids(self) -> list[int]:
-        """Vocabulary ids of the bottleneck tokens, in order; k of them."""
-        return bottleneck_token_ids(self.tokenizer)
+        """Vocabulary ids of the bottleneck tokens, in order; k of them, none without a bottleneck."""
+        if self._bottleneck_ids is None:  # kept: a fast tokenizer copies its whole vocabulary each time it is asked
+            self._bottleneck_ids = bottleneck_token_ids(self.tokenizer)
+        return self._bottleneck_ids
+
+    @property
+    def closing_ids(self) -> list[int]:
+        """Ids that end every encoding; the state of the last one is the embedding.
+
+        The bottleneck tokens, or without a bottleneck the end-of-text token.
+        """
+        return self.bottleneck_ids or [cast(int, self.tokenizer.eos_token_id)]
 
     @property
     def affixes(self) -> tuple[int, int]:
-        """How many tokens the tokenizer adds before and after a text, the bottleneck included."""
+        """How many tokens the tokenizer adds before and after a text, :attr:`closing_ids` included."""
         if self._affixes is None:
             self._affixes = affixes(self.tokenizer)
         return self._affixes

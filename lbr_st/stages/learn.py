@@ -1,4 +1,4 @@
-"""Stage 1, learn: generative learning through the information bottleneck."""
+"""Stage 1, learn: generative learning through the information bottleneck, or for the baseline without one."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def learn(
     Args:
         model: A training model from :func:`lbr_st.build_model`.
         pairs: Columns ``context`` (prompt included) and ``target``.
-        config: Steps, learning rates, bottleneck, weights; None for the defaults.
+        config: Steps, learning rates, bottleneck, weights; None for the defaults. With ``bottleneck="none"`` this is
+            plain causal language modelling on the same pairs, in the same steps and order.
         held_out: Pairs on which the bottleneck gain is measured every ``config.eval_steps`` steps; at least two.
+            Without a bottleneck there is no gain to measure, and they give the held-out loss instead.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Of data order and dropout.
@@ -41,7 +43,8 @@ def learn(
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
-        The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain``.
+        The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain`` (``eval_loss``
+        without a bottleneck).
 
     Raises:
         LBRError: An option is out of range, or a loss is not finite.
@@ -61,8 +64,10 @@ def learn(
         target_dropout=config.target_dropout,
         max_target_tokens=config.max_target_tokens,
     )
-    evaluator = None
-    if held_out is not None:
+    evaluator, eval_dataset = None, None
+    if held_out is not None and config.bottleneck == "none":
+        eval_dataset = held_out.select_columns(["context", "target"])
+    elif held_out is not None:
         evaluator = BottleneckGainEvaluator(held_out["context"], held_out["target"], loss)
     trainer = GuardedTrainer(
         model=model,
@@ -71,12 +76,13 @@ def learn(
             loss,
             output_dir,
             config,
-            evaluate=evaluator is not None,
+            evaluate=held_out is not None,
             precision=precision,
             seed=seed,
             **overrides,
         ),
         train_dataset=pairs.select_columns(["context", "target"]),
+        eval_dataset=eval_dataset,
         loss=loss,
         evaluator=evaluator,
     )

@@ -9,7 +9,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from lbr_st.bottleneck import backbone_of, through_attention, through_embedding, trained_bottleneck
+from lbr_st.bottleneck import (
+    backbone_of,
+    require_bottleneck,
+    through_attention,
+    through_embedding,
+    trained_bottleneck,
+)
 from lbr_st.build import load_model
 from lbr_st.errors import LBRError
 
@@ -33,9 +39,10 @@ def reconstruct(
         One text each, in order.
 
     Raises:
-        LBRError: A text is empty, or the model is a release.
+        LBRError: A text is empty, or the model is a release or has no bottleneck tokens.
     """
     backbone = backbone_of(model)
+    require_bottleneck(model)
     for row, text in enumerate(texts):
         if not text.strip():
             raise LBRError("the text is empty.", where=f"text {row + 1}", fix="Give some text.")

@@ -46,7 +46,7 @@ def represent(
         pairs: Columns ``query``, ``document`` and optionally ``negative``, in this order.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
         replay: Stage-1 pairs (``context``, ``target``) to train on beside, with weight ``config.replay_weight``.
-        replay_config: The stage-1 options for ``replay``.
+        replay_config: The stage-1 options for ``replay``; which bottleneck it was, unless none, the model tells.
         evaluator: Run every ``config.eval_steps`` steps.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
@@ -75,7 +75,7 @@ def represent(
         options = replay_config or LearnConfig()
         generative = IBGenerativeLoss(
             model,
-            bottleneck=trained_bottleneck(model),
+            bottleneck="none" if options.bottleneck == "none" else trained_bottleneck(model),
             context_weight=options.context_weight,
             max_target_tokens=options.max_target_tokens,
         )

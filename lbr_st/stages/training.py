@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lbr_st.adapters import TRAINED_ROWS
+from lbr_st.bottleneck import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
@@ -47,7 +48,8 @@ def training_arguments(
         loss: What trains it; it may have parameters of its own.
         output_dir: Where checkpoints go, every ``config.eval_steps`` steps.
         config: Steps, batch, learning rates. The rates rise linearly over the warmup and fall to zero along a cosine;
-            ``token_learning_rate`` is that of :data:`ALL_NEW_PARAMETERS`.
+            ``token_learning_rate`` is that of :data:`ALL_NEW_PARAMETERS`. Without a bottleneck there are none: the
+            trained row is the base's own end-of-text row, which keeps the ordinary rate.
         evaluate: Whether there is something to evaluate with, every ``config.eval_steps`` steps.
         precision: See :func:`~lbr_st.precision.use_bfloat16`.
         seed: Of data order and dropout.
@@ -55,7 +57,9 @@ def training_arguments(
         show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
-    any_new = any(re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters())
+    any_new = bool(backbone_of(model).bottleneck_ids) and any(
+        re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters()
+    )
     return SentenceTransformerTrainingArguments(
         **{
             "output_dir": str(output_dir),

@@ -1,0 +1,64 @@
+"""Baselines of a recipe: the same run with the first stage or the bottleneck switched off."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from lbr_st.errors import LBRError
+from lbr_st.recipe import Recipe
+from lbr_st.recipe_arguments import similar
+
+BASELINES: dict[str, str] = {
+    "contrastive-only": "Stage 2 alone, on the state of the end-of-text token; neither stage 1 nor bottleneck.",
+    "causal-lm": "Plain causal language modelling on stage 1's own pairs, then stage 2; no bottleneck.",
+}
+"""What a recipe is compared with, by name."""
+
+
+def baseline(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe of a baseline: a copy of ``recipe`` in which only what must differ is changed.
+
+    Base, data, pairs, prompts, steps, batches, learning rates, adapters, seeds and stage 2 are the recipe's own. Both
+    have no bottleneck tokens (``model.num_bottleneck_tokens`` 0). Beside that,
+
+    - ``contrastive-only`` switches off stage 1 (``learn.enabled``) and its replay in stage 2
+      (``represent.replay_weight``);
+    - ``causal-lm`` lets the targets of stage 1 see their contexts (``learn.bottleneck`` none), with every token of
+      both weighing the same (``learn.context_weight`` 1), and leaves out what only a bottleneck has
+      (``learn.rate_weight``, ``learn.target_dropout``).
+
+    Args:
+        recipe: The run to compare with. It is not changed.
+        name: One of :data:`BASELINES`; it is appended to the recipe's name.
+
+    Raises:
+        LBRError: There is no such baseline, or the recipe lacks the stage that makes the baseline differ from it.
+
+    Example:
+        ::
+
+            recipe = lbr_st.load_recipe("recipe.yaml")
+            lbr_st.pipeline.run(baseline(recipe, "causal-lm"), "runs/causal-lm")
+    """
+    if name not in BASELINES:
+        fix = similar(name, BASELINES) or f"Choose {' or '.join(BASELINES)}."
+        raise LBRError(f"there is no baseline {name!r}.", where="baseline", fix=fix)
+    needed = "represent" if name == "contrastive-only" else "learn"
+    if not getattr(recipe, needed).enabled:
+        raise LBRError(
+            f"the baseline {name} needs the stage {needed}, which the recipe leaves out.",
+            where=f"{needed}.enabled",
+            fix="Start from a recipe with both stages.",
+        )
+    made = deepcopy(recipe)
+    made.name = f"{recipe.name}-{name}"
+    made.model.num_bottleneck_tokens = 0
+    if name == "contrastive-only":
+        made.learn.enabled = False
+        made.represent.replay_weight = 0.0
+    else:
+        made.learn.bottleneck = "none"
+        made.learn.context_weight = 1.0
+        made.learn.rate_weight = made.learn.target_dropout = 0.0
+    made.validate()
+    return made
