@@ -17,7 +17,13 @@ def _chebi() -> DomainTask:
     return chebi_task(seed=0)
 
 
-DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi}
+def _mondo() -> DomainTask:
+    from lbr_st.data.mondo import mondo_task
+
+    return mondo_task(seed=0)
+
+
+DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi, "mondo": _mondo}
 """Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
 
 
