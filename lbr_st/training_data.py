@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbr_st.contamination import ContaminationReport, Evaluation
 from lbr_st.data import (
+    DOMAIN_TASKS,
     Entity,
     RetrievalSet,
-    chebi_task,
     continue_pairs,
+    domain_task,
     mix,
     natural_pairs,
     read_beir,
@@ -20,10 +22,11 @@ from lbr_st.data import (
     read_texts,
     reconstruct_pairs,
 )
-from lbr_st.data.chebi import LICENCE, group_entities, normalise
+from lbr_st.data.ontology import group_entities, normalise
 from lbr_st.data.retrieval import stable_order
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
+from lbr_st.registry import notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,62 +44,147 @@ class TrainingData:
         texts: ``text`` for stage 1; None if the recipe needs none.
         test: Held-out queries, judged once; None if there are none.
         licences: A line for each source.
+        contamination: For each source, what it had in common with the held-out queries, dev queries and their
+            documents, before anything was dropped; empty if there are none.
     """
 
     pairs: Dataset | None
     texts: Dataset | None
     test: RetrievalSet | None = None
     licences: list[str] = field(default_factory=list)
+    contamination: list[ContaminationReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What the recipe names, as it lies there. ``texts`` are None where they are the documents of ``pairs``."""
+
+    pairs: Dataset | None = None
+    texts: Dataset | None = None
+    more_texts: Dataset | None = None
+    test: RetrievalSet | None = None
+    dev: RetrievalSet | None = None
+    licences: tuple[str, ...] = ()
 
 
 def training_data(recipe: Recipe) -> TrainingData:
-    """Read what the recipe names; no training pair shares a query or document with the held-out queries.
+    """Read what the recipe names, and treat rows that repeat an evaluation text as ``data.contamination`` says.
+
+    The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
 
     Raises:
-        LBRError: A source is missing, empty or malformed, or holds nothing beside the evaluation's own entities.
+        LBRError: A source is missing, empty or malformed, holds nothing beside the evaluation's own texts, or is
+            contaminated and the recipe refuses that.
     """
-    source = recipe.data.source
-    if source == "chebi":
-        task = chebi_task(seed=0)
-        data = TrainingData(task.train_pairs, task.train_texts, task.test, [LICENCE])
-    else:
-        data = _own_data(recipe)
-    if recipe.data.texts:
-        more = read_texts(recipe.data.texts, column=recipe.data.text_column, split=recipe.data.split)
-        texts = _without_evaluation(more, data.test, "text")
-        data = TrainingData(data.pairs, _joined(data.texts, texts), data.test, [*data.licences, recipe.data.texts])
-    if data.test is not None and (recipe.evaluate.num_queries or recipe.evaluate.num_documents):
-        part = data.test.slice(
-            min(recipe.evaluate.num_queries or len(data.test.queries), len(data.test.queries)),
-            min(recipe.evaluate.num_documents or len(data.test.corpus), len(data.test.corpus)),
+    sources = _read(recipe)
+    check = _Check(recipe, [one for one in (sources.test, sources.dev) if one is not None])
+    named = recipe.data.pairs or recipe.data.source
+    pairs = check(sources.pairs, f"pairs of {_short(named)}")
+    texts = check(sources.texts, f"texts of {_short(recipe.data.source)}")
+    if texts is None and pairs is not None:
+        texts = pairs.select_columns(["document"]).rename_column("document", "text")
+    more = check(sources.more_texts, f"texts of {_short(recipe.data.texts or '')}")
+    test, evaluate = sources.test, recipe.evaluate
+    if test is not None and (evaluate.num_queries or evaluate.num_documents):
+        test = test.slice(
+            min(evaluate.num_queries or len(test.queries), len(test.queries)),
+            min(evaluate.num_documents or len(test.corpus), len(test.corpus)),
         )
-        data = TrainingData(data.pairs, data.texts, part, data.licences)
-    return data
+    return TrainingData(pairs, _joined(texts, more), test, list(sources.licences), check.reports)
 
 
-def _own_data(recipe: Recipe) -> TrainingData:
+def recipe_columns(recipe: Recipe) -> dict[str, list[str]]:
+    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
+
+    They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
+
+    Raises:
+        LBRError: As for :func:`training_data`.
+    """
+    sources = _read(recipe)
+    columns: dict[str, list[str]] = {}
+    for rows in (sources.pairs, sources.texts, sources.more_texts):
+        if rows is not None:
+            for column in rows.column_names:
+                columns.setdefault(column, []).extend(rows[column])
+    return columns
+
+
+def _read(recipe: Recipe) -> _Sources:
+    config = recipe.data
+    if config.source in DOMAIN_TASKS:
+        task = domain_task(config.source)
+        sources = _Sources(task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,))
+    else:
+        sources = _read_own(recipe)
+    if config.texts:
+        more = read_texts(config.texts, column=config.text_column, split=config.split)
+        sources = replace(sources, more_texts=more, licences=(*sources.licences, config.texts))
+    return sources
+
+
+def _read_own(recipe: Recipe) -> _Sources:
     config = recipe.data
     source = config.pairs or config.source
-    licences = [str(Path(config.source).name), *([Path(config.pairs).name] if config.pairs else [])]
+    licences = (Path(config.source).name, *([Path(config.pairs).name] if config.pairs else []))
     needs_pairs = recipe.represent.enabled or {"natural", "reverse"} & set(recipe.learn.pairs)
     if not needs_pairs:
-        return TrainingData(
-            None, read_texts(config.source, column=config.text_column, split=config.split), None, licences
+        return _Sources(
+            texts=read_texts(config.source, column=config.text_column, split=config.split), licences=licences
         )
     pairs = read_pairs(
         source, query_column=config.query_column, document_column=config.document_column, split=config.split
     )
-    test = None
-    if (Path(source) / "qrels" / "test.tsv").is_file():
-        test = read_beir(source, "test")
-        pairs = _without_evaluation(pairs, test, "query", "document")
-    elif len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
+    test = _split_of(source, "test")
+    dev = _split_of(source, "dev") if config.split != "dev" else None
+    if test is None and len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
         pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
-    texts = pairs.select_columns(["document"]).rename_column("document", "text")
+    texts = None
     if config.pairs:
-        other = read_texts(config.source, column=config.text_column, split=config.split)
-        texts = _without_evaluation(other, test, "text")
-    return TrainingData(pairs, texts, test, licences)
+        texts = read_texts(config.source, column=config.text_column, split=config.split)
+    return _Sources(pairs, texts, None, test, dev, licences)
+
+
+def _split_of(source: str, split: str) -> RetrievalSet | None:
+    return read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
+
+
+class _Check:
+    """Checks each source against the evaluation and does what the recipe says about what it finds."""
+
+    def __init__(self, recipe: Recipe, against: Sequence[RetrievalSet]) -> None:
+        self.policy = recipe.data.contamination
+        self.evaluation = Evaluation(against) if against else None
+        self.reports: list[ContaminationReport] = []
+
+    def __call__(self, rows: Dataset | None, name: str) -> Dataset | None:
+        if rows is None or self.evaluation is None:
+            return rows
+        report = self.evaluation.check({column: rows[column] for column in rows.column_names}, training=name)
+        harmful = set(report.rows)
+        if harmful and self.policy == "refuse":
+            raise LBRError(
+                f"{report.summary()} For example: {'; '.join(report.examples())}.",
+                where="data.contamination",
+                fix="Remove these rows, or set it to drop or report.",
+            )
+        report = replace(report, dropped=self.policy == "drop")
+        self.reports.append(report)
+        if harmful:
+            notice(report.summary())
+        if not report.dropped or not harmful:
+            return rows
+        if len(harmful) == len(rows):
+            raise LBRError(
+                "every training row repeats an evaluation query or its document.",
+                where=name,
+                fix="Give other training data.",
+            )
+        return rows.select([row for row in range(len(rows)) if row not in harmful])
+
+
+def _short(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
 
 
 def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, RetrievalSet]:
@@ -135,22 +223,11 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     return pairs.select(rows), test
 
 
-def _without_evaluation(rows: Dataset, test: RetrievalSet | None, *columns: str) -> Dataset:
-    """Drop rows that hold an evaluation query, or a document judged for one, in any spelling."""
-    if test is None:
-        return rows
-    judged: Iterable[str] = (test.corpus[document] for judged in test.qrels.values() for document in judged)
-    taken = {normalise(text) for text in (*test.queries.values(), *judged)}
-    kept = rows.select([i for i, row in enumerate(rows) if not any(normalise(row[c]) in taken for c in columns)])
-    if not len(kept):
-        raise LBRError("every training row is an evaluation query or its document.", fix="Give other training data.")
-    return kept
-
-
-def _joined(first: Dataset | None, second: Dataset) -> Dataset:
+def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
     from datasets import concatenate_datasets
 
-    return second if first is None else concatenate_datasets([first, second])
+    parts = [part for part in (first, second) if part is not None]
+    return concatenate_datasets(parts) if parts else None
 
 
 def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | None]:

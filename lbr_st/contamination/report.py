@@ -116,6 +116,14 @@ class ContaminationReport:
         after = {True: "; they were dropped", False: "; they were kept", None: ""}[self.dropped if self.rows else None]
         return f"{start} of {names}{after}."
 
+    def examples(self) -> list[str]:
+        """Return one line for the first sample of each harmful count."""
+        shown = {(s.column, s.part, s.kind): s for s in reversed(self.samples) if s.part != "corpus"}
+        return [
+            f"{s.column} row {s.row} {s.text!r} {KINDS[s.kind]} {PARTS[s.part]} {s.id} of {s.evaluation}"
+            for s in reversed(shown.values())
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as dictionaries, lists, texts and numbers, as JSON has them."""
         return asdict(self)
