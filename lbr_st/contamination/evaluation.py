@@ -23,6 +23,8 @@ LEAST_CONTAINED = {"judged": 5, "query": 8}
 """An evaluation text of fewer words is not looked for inside others (our choice): a name that a long text mentions is
 no contamination, as no textbook is. The longest of 1,500 ChEBI names asked for has six words."""
 ANCHOR_WORDS = 3
+"""A text is looked for inside another where this many of its words stand there with the same spaces; elsewhere in it,
+spaces and punctuation may differ."""
 REMEMBERED = 200_000
 """Training texts whose matches are kept: stage 1's texts are often the documents of stage 2's pairs."""
 

@@ -1,0 +1,186 @@
+"""What a recipe trains on: rows that repeat the evaluation are dropped, refused or reported, from every source."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from lbr_st import training_data as module
+from lbr_st.data.ontology import DomainTask
+from lbr_st.data.retrieval import RetrievalSet
+from lbr_st.errors import LBRError
+from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
+from lbr_st.training_data import recipe_columns, training_data
+
+THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
+
+
+def definition(number, last="said"):
+    """Return 19 words, of which twelve stand in no other number's; ``last`` makes a near duplicate."""
+    middle = " ".join(f"{thing}{number}" for thing in THINGS)
+    return f"this is what of {middle} can be {last}"
+
+
+def write_lines(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def beir(tmp_path):
+    """A BEIR folder: q0, q1 are test, q2 is dev, q3 … q11 are train; four training rows repeat test or dev."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    documents = {f"d{i}": definition(i) for i in range(12)}
+    queries = {f"q{i}": f"question about {i}" for i in range(12)}
+    queries["q3"] = "Question   ABOUT 0!"  # the query q0
+    documents["d4"] = definition(1, "told")  # nearly the document d1
+    documents["d5"] = f"it was said before: {definition(0)}, and so it is"  # contains the document d0
+    queries["q6"] = queries["q2"].upper()  # the dev query
+    write_lines(folder / "corpus.jsonl", [{"_id": key, "text": text} for key, text in documents.items()])
+    write_lines(folder / "queries.jsonl", [{"_id": key, "text": text} for key, text in queries.items()])
+    for split, numbers in {"test": range(2), "dev": [2], "train": range(3, 12)}.items():
+        rows = "".join(f"q{i}\td{i}\t1\n" for i in numbers)
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    return folder
+
+
+def recipe_for(source, **data):
+    return Recipe(data=DataConfig(source=str(source), **data))
+
+
+def numbers(pairs):
+    return [int(query.split()[-1].strip("!")) for query in pairs["query"]]
+
+
+def test_drop_leaves_the_harmful_rows_out_and_says_so(beir, capsys):
+    data = training_data(recipe_for(beir))
+    assert numbers(data.pairs) == [7, 8, 9, 10, 11]
+    assert list(data.texts["text"]) == list(data.pairs["document"])
+    [report] = data.contamination
+    assert report.dropped
+    assert report.rows == [0, 1, 2, 3]
+    assert {(c.column, c.part, c.kind) for c in report.counts if c.harmful} == {
+        ("query", "query", "exact"),
+        ("document", "judged", "near"),
+        ("document", "judged", "contains"),
+    }
+    assert [one["name"] for one in report.against] == ["beir-test", "beir-dev"]
+    assert "4 of 9 training rows of pairs of beir repeat" in capsys.readouterr().err
+    assert "they were dropped" in report.to_markdown()
+
+
+def test_refuse_stops_with_counts_and_samples(beir):
+    with pytest.raises(LBRError, match=r"4 of 9 .* d1 of beir-test") as caught:
+        training_data(recipe_for(beir, contamination="refuse"))
+    assert "data.contamination" in str(caught.value)
+    assert "Question   ABOUT 0!" not in str(caught.value)  # cut and put on one line
+    assert "Question ABOUT 0!" in str(caught.value)
+
+
+def test_report_keeps_the_rows_and_says_so(beir, capsys):
+    data = training_data(recipe_for(beir, contamination="report"))
+    assert len(data.pairs) == 9
+    [report] = data.contamination
+    assert report.dropped is False
+    assert report.rows == [0, 1, 2, 3]
+    assert "they were kept" in capsys.readouterr().err
+
+
+def test_a_clean_source_passes_every_policy_in_silence(beir, capsys):
+    (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq7\td7\t1\nq8\td8\t1\n")
+    for policy in ("drop", "refuse", "report"):
+        data = training_data(recipe_for(beir, contamination=policy))
+        assert numbers(data.pairs) == [7, 8]
+        [report] = data.contamination
+        assert report.rows == []
+        assert "they were" not in report.to_markdown()
+    assert capsys.readouterr().err == ""
+
+
+def test_all_queries_count_even_where_a_few_are_evaluated(beir):
+    recipe = recipe_for(beir)
+    whole = training_data(recipe)
+    recipe.evaluate = EvaluateConfig(num_queries=1, num_documents=1)
+    part = training_data(recipe)
+    assert (len(whole.test.queries), len(part.test.queries)) == (2, 1)
+    assert numbers(part.pairs) == numbers(whole.pairs)
+    assert part.contamination == whole.contamination
+
+
+def test_extra_texts_and_separate_pairs_are_checked_each(beir, tmp_path):
+    texts = [definition(number) for number in range(20, 40)]
+    extra = write_lines(tmp_path / "extra.jsonl", [{"text": text} for text in [*texts, definition(0).upper()]])
+    main = write_lines(tmp_path / "main.jsonl", [{"text": text} for text in [definition(1, "told"), *texts[:5]]])
+    data = training_data(recipe_for(main, pairs=str(beir), texts=str(extra)))
+    assert [(report.training, len(report.rows)) for report in data.contamination] == [
+        ("pairs of beir", 4),
+        ("texts of main.jsonl", 1),
+        ("texts of extra.jsonl", 1),
+    ]
+    assert list(data.texts["text"]) == [*texts[:5], *texts]
+
+
+def test_nothing_left_is_an_error(beir):
+    (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td3\t1\n")
+    with pytest.raises(LBRError, match="every training row"):
+        training_data(recipe_for(beir))
+
+
+def test_without_an_evaluation_nothing_is_checked(tmp_path):
+    path = write_lines(tmp_path / "texts.jsonl", [{"text": definition(number)} for number in range(5)])
+    recipe = recipe_for(path)
+    recipe.learn = LearnConfig(pairs=["reconstruct"])
+    recipe.represent = RepresentConfig(enabled=False)
+    data = training_data(recipe)
+    assert data.contamination == []
+    assert (data.test, data.pairs, len(data.texts)) == (None, None, 5)
+
+
+def test_held_out_pairs_are_checked_for_near_duplicates(tmp_path):
+    rows = [{"query": f"thing {i}", "document": definition(i)} for i in range(60)]
+    rows += [{"query": f"other thing {i}", "document": definition(i, "told")} for i in range(60)]
+    data = training_data(recipe_for(write_lines(tmp_path / "pairs.jsonl", rows)))
+    assert len(data.test.queries) == 12
+    asked = {int(query.split()[-1]) for query in data.test.queries.values()}
+    assert not asked & set(numbers(data.pairs))
+    # Each held-out document has a twin, which is dropped unless it is held out, too.
+    assert len(data.contamination[0].rows) == 2 * len(asked) - 12
+
+
+@pytest.fixture
+def toy_task(monkeypatch):
+    corpus = {f"d{i}": definition(i) for i in range(8)}
+    test, dev = (
+        RetrievalSet(f"toy-{split}", corpus, {f"q{i}": f"thing {i}"}, {f"q{i}": {f"d{i}": 1}})
+        for i, split in enumerate(("test", "dev"))
+    )
+    train = [definition(i) for i in range(2, 8)] + [definition(0, "told"), definition(1, "told")]
+    pairs = Dataset.from_dict({"query": [f"name {i}" for i in range(8)], "document": train})
+    task = DomainTask(test, dev, pairs, Dataset.from_dict({"text": train}), "toy: free")
+    monkeypatch.setattr(module, "DOMAIN_TASKS", {"toy": lambda: task})
+    monkeypatch.setattr(module, "domain_task", {"toy": task}.__getitem__)
+    return task
+
+
+def test_any_domain_task_is_a_source_and_is_checked_against_dev_too(toy_task):
+    data = training_data(recipe_for("toy"))
+    assert data.licences == ["toy: free"]
+    assert data.test is toy_task.test
+    assert [(report.training, report.rows) for report in data.contamination] == [
+        ("pairs of toy", [6, 7]),
+        ("texts of toy", [6, 7]),
+    ]
+    assert len(data.pairs) == len(data.texts) == 6
+    # Documents of the corpus that answer nothing are counted and kept.
+    assert [(c.part, c.kind, c.rows) for c in data.contamination[0].counts if not c.harmful] == [("corpus", "exact", 6)]
+    assert len(toy_task.train_pairs) == 8
+
+
+def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):
+    extra = write_lines(tmp_path / "extra.jsonl", [{"text": "more"}])
+    columns = recipe_columns(recipe_for("toy", texts=str(extra)))
+    assert list(columns) == ["query", "document", "text"]
+    assert columns["text"] == [*toy_task.train_texts["text"], "more"]
+    columns = recipe_columns(recipe_for(beir))
+    assert (list(columns), len(columns["query"])) == (["query", "document"], 9)
