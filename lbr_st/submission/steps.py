@@ -164,9 +164,8 @@ def _say(meta: Any, sources: list[str], filed: Filed) -> str:
         else "is empty: no training source is the data of an MTEB task. It says nothing of overlaps under other names."
     )
     unsaid = ("public_training_code", "public_training_data", "contacts")
-    open_ = "".join(
-        f"\n- `{key}` is None. Give `--{key}=...` once there is one." for key in unsaid if not getattr(meta, key)
-    )
+    missing = [key for key in unsaid if not getattr(meta, key)]
+    asked = "".join(f"\n- `{key}` is None. Give `--{key}=...` once there is one." for key in missing)
     overlaps = "".join(f"\n- {line}" for line in known_overlaps(sources, sorted({*TASK_ORIGINS, *filed.public})))
     return f"""## Check what the file says
 
