@@ -11,8 +11,11 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerModelC
 from sentence_transformers.base.model_card import generate_model_card
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.records import find_system
 from lbr_st.evaluation.result import TaskScore
-from lbr_st.evaluation.table import format_table
+from lbr_st.evaluation.section import read_results, replace_section, results_section
+from lbr_st.files import explain_disk_errors
 from lbr_st.recipe import Recipe
 
 
@@ -23,18 +26,22 @@ class CardInfo:
     Args:
         name: Name of the model.
         recipe: The run that made it; None if unknown.
-        results: A label and a result for each system, this model last; on one retrieval set.
+        results: The run's ``results.json``, this model last, or the folder of ``lbr-st evaluate``; None: none yet.
         licence: SPDX id of the weights' licence; None if unknown.
         data: Training data, one line each with its licence.
+        contamination: What the check of the training data against the evaluation data found, a paragraph each.
+        overlaps: What evaluation and training data are known to share by their origin, a sentence each.
         language: Language of the training text.
         examples: A query and a few texts for the usage example.
     """
 
     name: str
     recipe: Recipe | None = None
-    results: Sequence[tuple[str, TaskScore]] = ()
+    results: Path | None = None
     licence: str | None = None
     data: Sequence[str] = ()
+    contamination: Sequence[str] = ()
+    overlaps: Sequence[str] = ()
     language: str | None = None
     examples: Sequence[str] = field(default_factory=tuple)
 
@@ -73,20 +80,45 @@ def write_card(model: SentenceTransformer, folder: Path, info: CardInfo) -> None
     data.ir_model = True
     if info.examples:
         data.usage_examples = list(info.examples)
-    if info.results:
-        result = info.results[-1][1]
+    rows = read_results(info.results) if info.results else []
+    if rows:
+        result = rows[-1][1]
         metrics = {"ndcg_at_10": result.ndcg_at_10, "recall_at_10": result.recall_at_10}
         data.set_evaluation_metrics(_Retrieval(result), {k: v for k, v in metrics.items() if v is not None})
     card = generate_model_card(model)
-    (folder / "README.md").write_text(f"{card.rstrip()}\n\n{_sections(info)}", encoding="utf-8")
+    sections = _sections(info, results_section(rows) if rows else "")
+    (folder / "README.md").write_text(f"{card.rstrip()}\n\n{sections}", encoding="utf-8")
 
 
-def _sections(info: CardInfo) -> str:
-    parts = [_HOW]
-    if info.results:
-        parts.append(f"## Results\n\n{format_table(info.results)}")
+def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> None:
+    """Write the results section of a card anew from result files; the rest of it stays.
+
+    Args:
+        path: The card, or the model's folder with its ``README.md``.
+        results: See :func:`lbr_st.evaluation.section.read_results`.
+        systems: Names of the systems to show, in this order; empty for all.
+
+    Raises:
+        LBRError: There is no card, or there are no results, or none of a system.
+    """
+    card = path / "README.md" if path.is_dir() else path
+    if not card.is_file():
+        raise LBRError("there is no card here.", where=str(card), fix="Name a model's folder or a Markdown file.")
+    rows = read_results(results)
+    if systems:
+        rows = [(score.name, score) for name in systems for score in find_system([s for _, s in rows], name)]
+    text = replace_section(card.read_text(encoding="utf-8"), results_section(rows))
+    with explain_disk_errors(card):
+        card.write_text(text, encoding="utf-8")
+
+
+def _sections(info: CardInfo, results: str) -> str:
+    parts = [_HOW, *([results] if results else [])]
     if info.data:
         parts.append("## Data and licences\n\n" + "\n".join(f"- {line}" for line in info.data))
+    if info.contamination or info.overlaps:
+        overlaps = "\n".join(f"- {line}" for line in info.overlaps)
+        parts.append("\n\n".join(["## Training data against evaluation data", *info.contamination, overlaps]).rstrip())
     if info.recipe is not None:
         recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip()
         parts.append(f"## Recipe\n\n`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```")

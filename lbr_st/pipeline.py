@@ -6,21 +6,25 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-from lbr_st.bases import BASES, resolve_base
-from lbr_st.build import build_model, explain_base_errors, load_model
+from lbr_st.bases import BASES
+from lbr_st.build import build_model, load_model
 from lbr_st.card import CardInfo
-from lbr_st.data import RetrievalSet
+from lbr_st.contamination import known_overlaps
+from lbr_st.data.domain_tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
+from lbr_st.evaluation import TaskScore, format_table, write_results
+from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
+from lbr_st.run_scores import RunScores
+from lbr_st.scoring import is_training_form
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
@@ -28,10 +32,16 @@ from lbr_st.training_data import TrainingData, learn_pairs, training_data
 
 RECIPE = "recipe.yaml"
 LOG = "training_log.json"
+RESULTS = "results.json"
 
 
 def run(
-    recipe: Recipe, output: str | Path, *, overwrite: bool = False, work_folder: str | Path | None = None
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    work_folder: str | Path | None = None,
+    command: str = "",
 ) -> list[tuple[str, TaskScore]]:
     """Run a recipe to the end and print a table of what each stage brought.
 
@@ -43,6 +53,7 @@ def run(
         output: The folder of the released model.
         overwrite: Replace ``output``.
         work_folder: Where stages, checkpoints and scores go; None for ``<output>-work``.
+        command: The command line to note beside the scores.
 
     Returns:
         A label and a result for each system, the released model last; empty without evaluation.
@@ -59,7 +70,9 @@ def run(
 
     notice(f"Reading {recipe.data.source} …")
     data = training_data(recipe)
-    scores = _Scores(recipe, data.test if recipe.evaluate.enabled else None, work / "results")
+    for report in data.contamination:
+        report.write(work / "contamination" / report.training)
+    scores = RunScores(recipe, data.test if recipe.evaluate.enabled else None, work / "results", command)
     scores.bm25()
     scores.base(recipe.model.base)
 
@@ -71,16 +84,17 @@ def run(
         before = model
         model = _stage(work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder))
     notice("Releasing in stock form …")
-    release(
-        model or build(recipe),
-        output,
-        overwrite=overwrite,
-        info=_card_info(recipe, data, scores.rows),
-        evaluate=lambda stock: scores.model(_last_label(recipe), stock, "released"),
-    )
+
+    def evaluate(stock: SentenceTransformer) -> None:
+        scores.model(_last_label(recipe), stock, "released")
+        if scores.rows:
+            write_results(work / RESULTS, scores.rows)  # the card is written from this file
+
+    info = _card_info(recipe, data, work / RESULTS if scores.data is not None else None)
+    release(model or build(recipe), output, overwrite=overwrite, info=info, evaluate=evaluate)
     if scores.rows:
-        write_results(work / "results.json", scores.rows)
         print(f"\n{format_table(scores.rows)}")
+    _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
     return scores.rows
 
@@ -97,13 +111,14 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
     _single(recipe, output, overwrite, lambda folder: _represent(recipe, training_data(recipe), start, folder))
 
 
-def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> TaskScore:
+def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str = "") -> TaskScore:
     """Score a model on the recipe's held-out queries and print a table.
 
     Args:
         model: A folder in stock or training form, or a hub id.
         recipe: Its data and evaluate sections say on what.
         output: Where scores go, in MTEB's own layout.
+        command: The command line to note beside the scores.
 
     Raises:
         LBRError: The data has no held-out queries.
@@ -111,14 +126,13 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path) -> TaskScore:
     data = training_data(recipe)
     if data.test is None:
         raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
-    scores = _Scores(recipe, data.test, Path(output))
+    scores = RunScores(recipe, data.test, Path(output), command)
     scores.bm25()
-    ours = (Path(model) / "modules.json").is_file() and "lbr_st." in (Path(model) / "modules.json").read_text()
-    loaded = load_model(model) if ours else SentenceTransformer(model)
-    [(_, result)] = scores.model(Path(model).name, loaded, "model")
-    write_results(Path(output) / "results.json", scores.rows)
+    loaded = load_model(model) if is_training_form(Path(model)) else SentenceTransformer(model)
+    scores.model(Path(model).name, loaded, "model")
+    write_results(Path(output) / RESULTS, scores.rows)
     print(format_table(scores.rows))
-    return result
+    return scores.rows[-1][1]
 
 
 def build(recipe: Recipe) -> SentenceTransformer:
@@ -241,58 +255,31 @@ def _last_label(recipe: Recipe) -> str:
     return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
 
 
-def _card_info(recipe: Recipe, data: TrainingData, results: list[tuple[str, TaskScore]]) -> CardInfo:
+def _card_info(recipe: Recipe, data: TrainingData, results: Path | None) -> CardInfo:
     base = BASES.get(recipe.model.base)
     examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
+    sources = [recipe.data.source, *filter(None, (recipe.data.texts, recipe.data.pairs))]
+    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
     return CardInfo(
         recipe.name,
         recipe=recipe,
         results=results,
         licence=base.licence.lower() if base else None,
         data=data.licences,
-        language="en" if recipe.data.source == "chebi" else None,
+        contamination=[report.to_markdown(samples=False) for report in data.contamination],
+        overlaps=known_overlaps(sources, tasks),
+        language="en" if recipe.data.source in DOMAIN_TASKS else None,
         examples=examples,
     )
 
 
-class _Scores:
-    """The rows of the table, filled as the run goes; nothing is scored without a held-out set."""
+def _plot(work: Path) -> None:
+    """Draw the loss curves where matplotlib is installed; a run without it lacks a picture and nothing else."""
+    if find_spec("matplotlib") is None:
+        return
+    from lbr_st.evaluation.plots import plot_training
 
-    def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path) -> None:
-        self.recipe, self.data, self.folder = recipe, data, folder
-        self.rows: list[tuple[str, TaskScore]] = []
-
-    def bm25(self) -> None:
-        if self.data is not None:
-            self.rows.append(("BM25", evaluate_bm25(self.data)))
-
-    def base(self, name: str) -> None:
-        """Score the untrained base as people use one: mean pooling, no bottleneck."""
-        if self.data is None:
-            return
-        with explain_base_errors(name):
-            transformer = Transformer(resolve_base(name), max_seq_length=self.recipe.model.max_seq_length)
-        if transformer.tokenizer.pad_token is None:
-            transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
-        pooling = Pooling(transformer.get_embedding_dimension(), "mean")
-        self.model(
-            "untrained base, mean pooling", SentenceTransformer(modules=[transformer, pooling, Normalize()]), "base"
-        )
-
-    def model(self, label: str, model: SentenceTransformer, part: str) -> list[tuple[str, TaskScore]]:
-        """Score a model and return its row, as a list (empty without a held-out set)."""
-        if self.data is None:
-            return []
-        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
-        result = evaluate_retrieval(
-            model,
-            self.data,
-            name=f"{self.recipe.name}/{part}",
-            output_folder=self.folder,
-            batch_size=self.recipe.evaluate.batch_size,
-            precision=self.recipe.precision,
-            show_progress_bar=True,
-        )
-        row = (label, result)
-        self.rows.append(row)
-        return [row]
+    try:
+        plot_training(work, work / "plots" / "training")
+    except LBRError:  # a run without a logged step has no curve
+        return

@@ -162,12 +162,14 @@ class EvaluateConfig:
         num_queries: Number of queries to evaluate; null takes all.
         num_documents: Number of documents to search; null takes all.
         batch_size: Texts encoded at once.
+        precision: Arithmetic for encoding; bfloat16 scores are filed apart from float32 ones.
     """
 
     enabled: bool = True
     num_queries: int | None = None
     num_documents: int | None = None
     batch_size: int = 64
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
 
 SECTIONS: dict[str, type] = {

@@ -41,7 +41,7 @@ QUICK = Recipe(
         max_steps=16, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
     ),
     # A fixed slice of the test queries, so that it ends while you wait; the table names it.
-    evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32),
+    evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32, precision="auto"),
 )
 
 

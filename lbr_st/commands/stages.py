@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from jsonargparse import ArgumentParser, Namespace
 
-from lbr_st.commands.command import Command, add_output
+from lbr_st.commands.command import Command, add_output, command_line
 from lbr_st.recipe import Recipe
 from lbr_st.recipe_sections import SECTIONS
 
 
 def _train(arguments: Namespace, recipe: Recipe) -> None:
+    from lbr_st.baselines import baseline
     from lbr_st.pipeline import run
 
-    run(recipe, arguments.output, overwrite=arguments.overwrite, work_folder=arguments.work_folder)
+    if arguments.baseline:
+        recipe = baseline(recipe, arguments.baseline)
+    run(
+        recipe,
+        arguments.output,
+        overwrite=arguments.overwrite,
+        work_folder=arguments.work_folder,
+        command=command_line(),
+    )
 
 
 def _learn(arguments: Namespace, recipe: Recipe) -> None:
@@ -51,6 +62,12 @@ def _train_arguments(parser: ArgumentParser) -> None:
         type=str | None,
         metavar="FOLDER",
         help="Folder for checkpoints, from which an interrupted run continues; null picks one.",
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Literal["contrastive-only", "causal-lm"] | None,
+        help="Run what the recipe is compared with: the same data, steps and seeds without stage 1, or with plain "
+        "language modelling in its place; neither has a bottleneck.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,6 @@ from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.build import load_model
 from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.recipe import load_recipe, save_recipe
@@ -37,8 +36,6 @@ PROBES = (
     "a",
 )
 
-Results = Sequence[tuple[str, TaskScore]]
-
 
 def release(
     model: SentenceTransformer | str | Path,
@@ -47,7 +44,7 @@ def release(
     adapter_only: bool = False,
     overwrite: bool = False,
     info: CardInfo | None = None,
-    evaluate: Callable[[SentenceTransformer], Results] | None = None,
+    evaluate: Callable[[SentenceTransformer], None] | None = None,
 ) -> Path:
     """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
 
@@ -61,7 +58,7 @@ def release(
             ``release`` builds the stock form again where the base can be had.
         overwrite: Replace ``output``.
         info: What the model card says; None for what the model's folder tells.
-        evaluate: Called with the finished stock model; its results go on the card.
+        evaluate: Called with the finished stock model before the card is written from ``info.results``.
 
     Returns:
         ``output``.

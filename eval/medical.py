@@ -1,0 +1,13 @@
+"""Score any Sentence Transformers model on medicine: MONDO name → definition offline, MTEB(Medical, v1) on the hub.
+
+python eval/medical.py lbr-medical
+"""
+
+import sys
+
+from lbr_st.cli import main
+
+SUITE = "medical"
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:], "--suite", SUITE]))
