@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lbr_st.data.lines import read_json_records, read_lines
+from lbr_st.data.lines import missing_column, read_json_records, read_lines
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder
 
@@ -29,13 +30,14 @@ class RetrievalSet:
         name: A short name.
         corpus: Document id → text.
         queries: Query id → text.
-        qrels: Query id → document id → relevance (0 means judged and not relevant).
+        qrels: Query id → document id → relevance (0 or less means judged and not relevant).
         description: One sentence on what is asked and what is found.
         licence: The licence of the texts, and whom to name.
+        left_out: What the reader passed over → how often; see :attr:`skipped`.
 
     Raises:
-        LBRError: The corpus or the queries are empty, a query has no judgement, or a judgement names an unknown
-            query or document.
+        LBRError: The corpus or the queries are empty, a query has no judgement, a judgement names an unknown
+            query or document, or a relevance is no whole number.
     """
 
     name: str
@@ -44,6 +46,7 @@ class RetrievalSet:
     qrels: dict[str, dict[str, int]]
     description: str = ""
     licence: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.corpus:
@@ -60,6 +63,13 @@ class RetrievalSet:
                     where=self.name,
                     fix="Add it to the corpus or drop its line.",
                 )
+            wrong = [grade for grade in judged.values() if not isinstance(grade, int)]
+            if wrong:
+                raise LBRError(
+                    f"the relevance {wrong[0]!r} of query {query!r} is no whole number.",
+                    where=self.name,
+                    fix="Use 0 for not relevant, 1 and more for relevant.",
+                )
         if not self.queries:
             raise LBRError("there are no queries.", where=self.name, fix="Add at least one.")
         unjudged = next((query for query in self.queries if not self.qrels.get(query)), None)
@@ -71,6 +81,13 @@ class RetrievalSet:
         """Return 40 hexadecimal digits (a cut SHA-256) that change when any text, id or judgement does."""
         content = json.dumps([self.corpus, self.queries, self.qrels], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What plays no part in the scores → how often: what the reader left out, and queries that nothing answers."""
+        hopeless = sum(all(grade <= 0 for grade in judged.values()) for judged in self.qrels.values())
+        counts = {**self.left_out, "queries without a relevant document": hopeless}
+        return {what: count for what, count in counts.items() if count}
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:
         """Return a fixed smaller task for quick looks; its scores are not comparable with the whole task's.
@@ -98,45 +115,61 @@ class RetrievalSet:
             qrels={query: dict(self.qrels[query]) for query in kept},
             description=self.description,
             licence=self.licence,
+            left_out=dict(self.left_out),
         )
 
 
 def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     """Read a BEIR folder: ``corpus.jsonl``, ``queries.jsonl``, and the queries judged in ``qrels/<split>.tsv``.
 
-    A document is its title and its text, joined by a space, as MTEB and BEIR score it.
+    A document is its title and its text, joined by a space, as MTEB and BEIR score it. Queries that only other splits
+    judge are left out, as BEIR does; what is counted in :attr:`RetrievalSet.skipped` are queries that no split judges,
+    and judgements written twice.
 
     Raises:
-        LBRError: A file is missing or malformed, or the set does not hold together (see :class:`RetrievalSet`).
+        LBRError: There is no such split, a file is missing or malformed, or the set does not hold together (see
+            :class:`RetrievalSet`).
     """
     folder = Path(folder)
     path = folder / "qrels" / f"{split}.tsv"
     if folder.is_dir() and not path.is_file():
-        splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv"))) or "none"
-        raise LBRError(f"no split {split!r}; there are: {splits}.", where=str(path.parent), fix="Name one of them.")
-    qrels = _read_qrels(path)
-    queries = {item["_id"]: item["text"] for _, item in read_json_records(folder / "queries.jsonl", ["_id", "text"])}
+        splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
+        fix = "Name one of them." if splits else "Put the judgements there: query id, document id and score, with tabs."
+        raise LBRError(f"no split {split!r}; there are: {splits or 'none'}.", where=str(path.parent), fix=fix)
+    corpus = read_beir_corpus(folder)
+    queries = {key: item["text"] for key, _, item in _by_id(folder / "queries.jsonl", ["_id", "text"])}
+    if not queries:
+        raise LBRError("there are no queries.", where=str(folder / "queries.jsonl"), fix="Add at least one.")
+    qrels, repeated = _read_qrels(path, queries, corpus)
     judged = {query: text for query, text in queries.items() if query in qrels}
-    return RetrievalSet(f"{folder.resolve().name}-{split}", read_beir_corpus(folder), judged, qrels)
+    left_out = {"judgements written twice": repeated}
+    if len(judged) < len(queries):
+        known = {line.split("\t")[0] for other in path.parent.glob("*.tsv") for _, line in read_lines(other)}
+        left_out["queries that no split judges"] = sum(query not in known for query in queries)
+    left_out = {what: count for what, count in left_out.items() if count}
+    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=left_out)
 
 
 def read_beir_corpus(folder: str | Path) -> dict[str, str]:
     """Return document id → ``"title text"`` of a BEIR folder; published corpora hold empty ones, and they stay.
 
+    A missing or null ``title`` is an empty one.
+
     Raises:
-        LBRError: ``corpus.jsonl`` is missing, malformed or empty, or an id comes twice.
+        LBRError: ``corpus.jsonl`` is missing, malformed, empty or without any text, or an id comes twice.
     """
     path = Path(folder) / "corpus.jsonl"
     corpus: dict[str, str] = {}
-    for where, item in read_json_records(path, ["_id"]):
+    for key, where, item in _by_id(path, ["_id"]):
+        if "text" not in item and "title" not in item:
+            raise missing_column("text", list(item), where)
         title, text = item.get("title") or "", item.get("text") or ""
         if not isinstance(title, str) or not isinstance(text, str):
             raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
-        if item["_id"] in corpus:
-            raise LBRError(f"the id {item['_id']!r} comes twice.", where=where, fix="Give each document its own '_id'.")
-        corpus[item["_id"]] = f"{title} {text}".strip()
-    if not corpus:
-        raise LBRError("the corpus is empty.", where=str(path), fix="Add at least one document.")
+        corpus[key] = f"{title} {text}".strip()
+    if not any(corpus.values()):
+        what = "no document has a text." if corpus else "the corpus is empty."
+        raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
     return corpus
 
 
@@ -149,7 +182,8 @@ def write_beir(splits: Mapping[str, RetrievalSet], folder: str | Path, *, overwr
         overwrite: Replace a folder that is already there.
 
     Raises:
-        LBRError: There is no split, the splits differ in corpus or in a query's text, or ``folder`` exists.
+        LBRError: There is no split, the splits differ in corpus or in a query's text, an id would break the lines of
+            the judgements, or ``folder`` exists.
     """
     if not splits:
         raise LBRError("there is no split to write.", where=str(folder), fix="Give at least one.")
@@ -163,6 +197,11 @@ def write_beir(splits: Mapping[str, RetrievalSet], folder: str | Path, *, overwr
                 raise LBRError(
                     f"query {query!r} has another text in an earlier split.", where=split, fix="Rename the query."
                 )
+    broken = next((key for key in (*corpus, *queries) if not key.strip() or set(key) & set("\t\r\n")), None)
+    if broken is not None:
+        raise LBRError(
+            f"the id {broken!r} is empty or has a tab or line break.", where=str(folder), fix="Give it another id."
+        )
     with new_folder(folder, overwrite=overwrite) as target:
         _write_jsonl(target / "corpus.jsonl", ({"_id": key, "title": "", "text": text} for key, text in corpus.items()))
         _write_jsonl(target / "queries.jsonl", ({"_id": key, "text": text} for key, text in queries.items()))
@@ -178,20 +217,55 @@ def _write_jsonl(path: Path, items: Iterable[dict[str, str]]) -> None:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
-def _read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def _by_id(path: Path, columns: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield ``(id, where, object)`` of a JSON-lines file whose ids must differ."""
+    seen: dict[str, int] = {}
+    for where, item in read_json_records(path, columns):
+        key = item["_id"]
+        if key in seen:
+            raise LBRError(
+                f"the id {key!r} comes twice; first in line {seen[key]}.", where=where, fix="Give each its own '_id'."
+            )
+        seen[key] = int(where.rpartition(" ")[2])
+        yield key, where, item
+
+
+def _read_qrels(
+    path: Path, queries: Mapping[str, str], corpus: Mapping[str, str]
+) -> tuple[dict[str, dict[str, int]], int]:
+    """Return the judgements, and how many lines repeat an earlier one."""
     qrels: dict[str, dict[str, int]] = {}
+    repeated = 0
     for number, line in read_lines(path):
-        if not line.strip() or (number == 1 and line.split("\t")[0] == "query-id"):
+        fields = line.split("\t")
+        # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.
+        if not line.strip() or (number == 1 and (fields[0] == "query-id" or fields[2:] == ["score"])):
             continue
+        where = f"{path}, line {number}"
         try:
-            query, document, score = line.split("\t")
-            qrels.setdefault(query, {})[document] = int(score)
-        except ValueError as error:
+            query, document, grade = fields[0], fields[1], int(fields[2])
+            if len(fields) > 3:
+                raise ValueError("too many")
+        except (ValueError, IndexError) as error:
             raise LBRError(
                 f"not a judgement: {line!r}.",
-                where=f"{path}, line {number}",
+                where=where,
                 fix="Write query id, document id and a whole number, with tabs between.",
             ) from error
+        for kind, key, known in (("query", query, queries), ("document", document, corpus)):
+            if key not in known:
+                file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
+                fix = f"Add it to {file}, or drop this line."
+                raise LBRError(f"the judgement names the unknown {kind} {key!r}.", where=where, fix=fix)
+        judged = qrels.setdefault(query, {})
+        if judged.get(document, grade) != grade:
+            raise LBRError(
+                f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before.",
+                where=where,
+                fix="Keep one of the two lines.",
+            )
+        repeated += document in judged
+        judged[document] = grade
     if not qrels:
         raise LBRError("there are no judgements.", where=str(path), fix="Add at least one.")
-    return qrels
+    return qrels, repeated
