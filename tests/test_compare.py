@@ -1,0 +1,313 @@
+"""Comparisons of systems: verdicts, refusals, and what is written for people to look at."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lbr_st.cli import main
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.compare import MIN_RESAMPLES, compare, format_p
+from lbr_st.evaluation.comparison_report import changed_queries, format_changes, format_comparison, plain
+from lbr_st.evaluation.records import FOLDER, write_record
+from lbr_st.evaluation.result import Part, TaskScore
+
+NASTY = "a | b\n# not a *heading* <img src=x> `code` [link](x) \\| end"
+
+
+def score(model, task, scores, *, revision="r1", data="data-one", date="2026-01-01", **more):
+    """A task's score, from a list of nDCG@10 or, for several parts, a dict of them."""
+    parts = scores if isinstance(scores, dict) else {"default": scores}
+    made = tuple(
+        Part(
+            split="test",
+            subset=subset,
+            num_documents=100,
+            ndcg_at_10={f"q{i}": float(value) for i, value in enumerate(values)},
+            queries={f"q{i}": f"query {i} {NASTY}" for i in range(len(values))},
+            first={f"q{i}": (f"{model}-d{i}", f"found {NASTY}") for i in range(len(values))},
+            relevant={f"q{i}": (f"d{i}", "wanted") for i in range(len(values))},
+        )
+        for subset, values in parts.items()
+    )
+    return TaskScore(
+        model=model,
+        revision=revision,
+        digest=f"{model}-{revision}",
+        task=task,
+        task_type="Retrieval",
+        metric="ndcg_at_10",
+        score=float(np.mean([np.mean(values) for values in parts.values()])),
+        dataset_revision=data,
+        parts=made,
+        date=date,
+        **more,
+    )
+
+
+def clustering(model, value):
+    return TaskScore(
+        model, "r1", f"{model}-c", "clusters", "Clustering", "v_measure", value, "data-one", date="2026-01-01"
+    )
+
+
+def noisy(seed, count, mean=0.5):
+    return np.clip(np.random.default_rng(seed).normal(mean, 0.2, count), 0, 1)
+
+
+BASE = noisy(0, 200)
+
+
+def test_better_worse_and_cannot_be_told_apart():
+    old = [score("o/old", task, BASE) for task in ("up", "down", "same")]
+    new = [
+        score("o/new", "up", np.clip(BASE + 0.1 * noisy(1, 200), 0, 1)),
+        score("o/new", "down", np.clip(BASE - 0.1 * noisy(1, 200), 0, 1)),
+        score("o/new", "same", np.random.default_rng(2).permutation(BASE)),
+    ]
+    comparison = compare([old, new])
+    verdicts = {test.task: test.verdict for test in comparison.tests}
+    assert verdicts == {"up": "better", "down": "worse", "same": "cannot be told apart"}
+    sentences = {test.task: test.sentence for test in comparison.tests}
+    assert re.fullmatch(
+        r"o/new is better than o/old on up: \+0\.0\d{3} nDCG@10 \(95% 0\.0\d{3} to 0\.0\d{3}\), "
+        r"p = 0\.0003 after Holm's correction over 3 tests, n = 200 queries\.",
+        sentences["up"],
+    )
+    assert "o/new is worse than o/old on down: -0.0" in sentences["down"]
+    assert sentences["same"].startswith("o/new and o/old cannot be told apart on same with 200 queries: ")
+    assert comparison.summary("o/new") == (
+        "Of 3 tasks, o/new is better than o/old on 1, worse on 1, and cannot be told apart from it on 1."
+    )
+
+
+def test_holms_correction_is_over_all_tests_and_decides():
+    delta = np.zeros(20)
+    delta[:8] = [0.1] * 8
+    delta[8] = -0.1  # 9 coins: 8 or more of a kind in 20 of 512 cases
+    old, new = score("o/old", "task", np.full(20, 0.5)), score("o/new", "task", 0.5 + delta)
+    [alone] = compare([[old], [new]]).tests
+    assert alone.paired.p_randomisation == alone.p == 20 / 512
+    assert alone.verdict == "better"
+    assert "(a single test)" in alone.sentence
+
+    others = [score("o/old", "other", BASE)], [score("o/new", "other", BASE)]
+    both = compare([[old, *others[0]], [new, *others[1]]])
+    assert {test.task: (test.p, test.verdict) for test in both.tests} == {
+        "task": (40 / 512, "cannot be told apart"),
+        "other": (1.0, "cannot be told apart"),
+    }
+    third = compare([[old], [new], [score("o/third", "task", np.full(20, 0.5))]])
+    assert [test.num_tests for test in third.tests] == [2, 2]
+    assert third.tests[0].p == 40 / 512
+
+
+def test_one_query_is_never_enough():
+    [test] = compare([[score("o/old", "task", [0.0])], [score("o/new", "task", [1.0])]]).tests
+    assert test.verdict == "cannot be told apart"
+    assert "with 1 query: +1.0000" in test.sentence
+
+
+def test_queries_are_aligned_by_id_within_their_part():
+    old = score("o/old", "task", {"en": [0.1, 0.9], "de": [0.5, 0.5, 0.5]})
+    shuffled = [Part(part.split, part.subset, 100, dict(reversed(list(part.ndcg_at_10.items())))) for part in old.parts]
+    new = score("o/new", "task", [0.0])
+    new = TaskScore(**{**new.__dict__, "parts": tuple(reversed(shuffled))})
+    [test] = compare([[old], [new]]).tests
+    assert test.paired.ties == 5
+    assert test.paired.p_randomisation == 1.0
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (score("o/new", "task", BASE, data="data-two"), "other data: revision data-one and data-two"),
+        (score("o/new", "task", BASE[:-3]), "other queries: 3 were asked of one system only"),
+        (score("o/new", "task", {"en": BASE}), "other splits or subsets"),
+    ],
+)
+def test_what_differs_is_refused_with_the_reason(other, reason):
+    comparison = compare([[score("o/old", "task", BASE)], [other]])
+    assert not comparison.tests
+    assert [item.reason for item in comparison.not_comparable] == [reason]
+    text = format_comparison(comparison)
+    assert f"- task: {reason} (o/old {BASE.mean():.4f} nDCG@10, o/new " in text
+    assert "no task on which they could be tested" in text
+
+
+def test_tasks_of_one_system_and_tasks_without_queries_are_listed(tmp_path):
+    old = [score("o/old", "both", BASE), score("o/old", "alone", BASE), clustering("o/old", 0.25)]
+    new = [score("o/new", "both", BASE), clustering("o/new", 0.5)]
+    comparison = compare([old, new])
+    assert [test.task for test in comparison.tests] == ["both"]
+    assert {item.task: item.reason for item in comparison.not_comparable} == {
+        "alone": "o/new was not evaluated on it",
+        "clusters": "Clustering has no scores of single queries",
+    }
+    text = comparison.write(tmp_path).read_text()
+    assert "- clusters: Clustering has no scores of single queries (o/old 0.2500 v_measure, o/new 0.5000 v_m" in text
+    assert "- alone: o/new was not evaluated on it (o/old" in text
+
+
+@pytest.mark.parametrize(
+    ("systems", "says"),
+    [
+        ([[score("o/old", "task", BASE)]], "two systems"),
+        ([[score("o/old", "task", BASE)]] * 2, "o/old is there twice"),
+        ([[score("o/old", "task", BASE)], []], "no scores"),
+        ([[score("o/old", "task", BASE)], [score("o/new", "else", BASE)]], "no task in common"),
+    ],
+)
+def test_comparisons_that_make_no_sense(systems, says):
+    with pytest.raises(LBRError, match=says):
+        compare(systems)
+
+
+def test_too_few_resamples():
+    pair = [[score("o/old", "task", BASE)], [score("o/new", "task", BASE)]]
+    with pytest.raises(LBRError, match=f"Give at least {MIN_RESAMPLES:,}"):
+        compare(pair, resamples=MIN_RESAMPLES - 1)
+    # The smallest p-value is 1 / 10,001; of 501 tests Holm's correction makes it more than 0.05.
+    many = [[score(model, f"task{i}", [0.5]) for i in range(501)] for model in ("o/old", "o/new")]
+    with pytest.raises(LBRError, match="cannot decide 501 tests"):
+        compare(many)
+
+
+def test_two_revisions_of_one_name_are_told_apart():
+    comparison = compare([[score("o/m", "task", BASE)], [score("o/m", "task", BASE, revision="r2")]])
+    assert (comparison.reference, comparison.systems) == ("o/m@r1", ("o/m@r2",))
+    again = score("o/m", "task", BASE)
+    again = TaskScore(**{**again.__dict__, "digest": "other"})
+    assert compare([[score("o/m", "task", BASE)], [again]]).systems == ("o/m@r1@other",)
+
+
+def test_the_queries_that_changed_most():
+    delta = np.zeros(60)
+    delta[:25] = np.linspace(0.01, 0.4, 25)
+    delta[25:30] = -np.linspace(0.1, 0.3, 5)
+    [test] = compare([[score("o/old", "t", np.full(60, 0.5))], [score("o/new", "t", 0.5 + delta)]]).tests
+    gains, losses = changed_queries(test)
+    assert [change.query for change in gains] == [f"q{i}" for i in range(24, 4, -1)]
+    assert [change.query for change in losses] == [f"q{i}" for i in range(29, 24, -1)]
+    assert gains[0].difference == pytest.approx(0.4)
+    assert gains[0].first_before == ("o/old-d24", f"found {NASTY}")
+    assert gains[0].first_after == ("o/new-d24", f"found {NASTY}")
+    assert gains[0].relevant == ("d24", "wanted")
+    assert len(changed_queries(test, 3)[0]) == 3
+
+
+def test_texts_cannot_break_the_page():
+    [test] = compare([[score("o/old", "t", [0.1, 0.2])], [score("o/new", "t", [0.2, 0.1])]]).tests
+    from markdown_it import MarkdownIt
+
+    page = format_changes(test)
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
+    headings = [tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open"]
+    assert len(headings) == 1 + 2 + 2
+    inline = [child for token in tokens if token.type == "inline" for child in token.children]
+    assert not {child.type for child in inline} & {"html_inline", "code_inline", "link_open", "em_open", "image"}
+    # What a reader sees is the text itself, its line breaks as spaces.
+    shown = ["".join(child.content for child in token.children) for token in tokens if token.type == "inline"]
+    assert f"Query: query 0 {' '.join(NASTY.split())}" in shown
+
+
+def test_names_cannot_break_the_tables():
+    from markdown_it import MarkdownIt
+
+    name = "o/n|e\\|w_"
+    comparison = compare([[score("o/old", "t|1\n", BASE)], [score(name, "t|1\n", BASE)]])
+    tokens = MarkdownIt("commonmark").enable("table").parse(format_comparison(comparison))
+    cells = [tokens[i + 1] for i, token in enumerate(tokens) if token.type in ("th_open", "td_open")]
+    assert len(cells) == 2 * 12
+    shown = ["".join(child.content for child in cell.children) for cell in cells]
+    assert shown[3] == f"{name} nDCG@10"
+    assert shown[12] == "t|1"
+
+
+def test_plain_leaves_what_marks_nothing_up():
+    assert plain("truncate_dim=64, p < 0.0001") == "truncate_dim=64, p < 0.0001"
+    assert plain("_a_ <b> &amp;") == "\\_a\\_ \\<b> \\&amp;"
+
+
+def test_p_values_are_not_rounded_over_the_line():
+    assert format_p(0.04999) == "p = 0.049990"
+    assert format_p(0.05001) == "p = 0.0500"
+    assert format_p(0.00001) == "p < 0.0001"
+
+
+def test_what_is_written(tmp_path):
+    old = [score("o/old", task, BASE) for task in ("a b", "A/B")]
+    new = [score("o/new", task, np.roll(BASE, 1)) for task in ("a b", "A/B")]
+    comparison = compare([old, new])
+    stale = tmp_path / "out" / "changed_queries" / "stale.md"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier comparison")
+    page = comparison.write(tmp_path / "out").read_text()
+    linked = re.findall(r"\]\((changed_queries/[^)]+)\)", page)
+    names = {path.name for path in (tmp_path / "out" / "changed_queries").iterdir()}
+    # On a file system that ignores case the two must not be one.
+    assert {name.lower() for name in names} == {"a-b.md", "a-b-2.md"}
+    assert {f"changed_queries/{name}" for name in names} == set(linked)
+    for test in comparison.tests:
+        assert f"- {test.sentence}" in page
+
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (content["reference"], content["systems"], content["resamples"]) == ("o/old", ["o/new"], 10_000)
+    written = {test["task"]: test for test in content["tests"]}
+    for test in comparison.tests:
+        kept = written[test.task]
+        assert (kept["difference"], kept["p_randomisation"]) == (test.paired.difference, test.paired.p_randomisation)
+        assert (kept["p_holm"], kept["verdict"], kept["sentence"]) == (test.p, test.verdict, test.sentence)
+        assert kept["system_run"]["digest"] == "o/new-r1"
+        assert len(kept["gains"]) == len(kept["losses"]) == 20
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LBRError, match="is a file"):
+        comparison.write(tmp_path / "file")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two folders of records: old and new in one, new again but later and better in the other."""
+    for folder, scores in {
+        "one": [score("o/old", "t1", BASE), score("o/old", "t2", BASE), score("o/new", "t1", BASE)],
+        "two": [score("o/new", "t1", np.clip(BASE + 0.2, 0, 1), date="2026-02-01", revision="r2")],
+    }.items():
+        for number, item in enumerate(scores):
+            write_record(tmp_path / folder / FOLDER / f"{number}.json", item)
+    return tmp_path
+
+
+def test_the_command(results, capsys):
+    one, two, output = (str(results / name) for name in ("one", "two", "out"))
+    assert main(["compare", "old", "o/new", "--results", one, "--output", output]) == 0
+    printed = capsys.readouterr().out
+    assert "o/new and o/old cannot be told apart on t1 with 200 queries" in printed
+    assert "t2: o/new was not evaluated on it" in printed
+    assert (results / "out" / "comparison.md").is_file()
+
+    assert main(["compare", "old", "new", "--results", one, two, "--output", output, "--tasks", "t1"]) == 0
+    printed = capsys.readouterr().out
+    assert "o/new is better than o/old on t1" in printed
+    assert "t2" not in printed
+
+    assert main(["compare", "new@r1", "new@r2", "--results", one, two, "--output", output]) == 0
+    assert "o/new@r2 is better than o/new@r1 on t1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["old"], "two systems or more"),
+        (["old", "old"], "o/old is there twice"),
+        (["old", "nobody"], "no results of 'nobody'"),
+        (["old", "new", "--tasks", "t3"], "none of these systems has scores on 't3'"),
+        (["old", "new", "--tasks", "t2"], "'new' has scores on none of these tasks"),
+        (["old", "new", "--resamples", "100"], "Give at least 10,000"),
+    ],
+)
+def test_mistakes_on_the_command_line(results, capsys, arguments, says):
+    assert main(["compare", *arguments, "--results", str(results / "one"), "--output", str(results / "out")]) == 1
+    assert says in capsys.readouterr().err
+    assert not (results / "out").exists()
