@@ -23,7 +23,13 @@ def _mondo() -> DomainTask:
     return mondo_task(seed=0)
 
 
-DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi, "mondo": _mondo}
+def _pydoc() -> DomainTask:
+    from lbr_st.data.pydoc import pydoc_task
+
+    return pydoc_task(seed=0)
+
+
+DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi, "mondo": _mondo, "pydoc": _pydoc}
 """Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
 
 
