@@ -86,7 +86,7 @@ class LearnConfig:
     Args:
         enabled: Run this stage.
         pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
-            (text to itself), continue (first part of a text to the rest).
+            (text to itself; with bottleneck none the text once), continue (first part of a text to the rest).
         bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.

@@ -17,6 +17,7 @@ from lbr_st.attention import Segment
 from lbr_st.baselines import BASELINES, baseline
 from lbr_st.bottleneck import backbone_of, pooler_of, trained_bottleneck
 from lbr_st.build import build_model, load_model
+from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
@@ -26,7 +27,7 @@ from lbr_st.stages.learn import learn
 from lbr_st.stages.reconstruct import reconstruct
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
-from lbr_st.stages.training import training_arguments
+from lbr_st.stages.training import generative_pairs, training_arguments
 
 TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "document: an enzyme, whole"]
@@ -387,6 +388,54 @@ def test_the_pairs_come_in_the_same_order_with_and_without_a_bottleneck(tiny_bas
         learn(model, Dataset.from_dict(PAIRS), config, output_dir=tmp_path / bottleneck, seed=3, **QUIET)
     assert len(seen["none"]) == 4
     assert seen["none"] == seen["attention"]
+
+
+def mixed_pairs() -> Dataset:
+    natural = natural_pairs([{"query": "an acid", "document": "the acid, an acid"}], prompt="query: ")
+    return mix({"natural": (natural, 1.0), "reconstruct": (reconstruct_pairs(["an acid", "x"], "document: "), 1.0)})
+
+
+def test_a_text_to_reconstruct_stands_in_its_row_once_where_it_would_be_in_sight():
+    found = generative_pairs(mixed_pairs(), "none", ["query: ", None, "document: "])
+    assert sorted(zip(found["context"], found["target"], strict=True)) == [
+        ("document: an acid", ""),
+        ("document: x", ""),
+        ("query: an acid", "the acid, an acid"),
+    ]
+    assert generative_pairs(mixed_pairs(), "attention", ["document: "]).to_dict() == mixed_pairs().to_dict()
+    # It is the same text that counts, not the same ending.
+    ending = Dataset.from_dict({"context": ["document: a salt", "salt"], "target": ["salt", "salt"]})
+    assert generative_pairs(ending, "none", ["document: "])["target"] == ["salt", ""]
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "none"])
+def test_both_stages_show_a_text_to_reconstruct_once(tiny_base, tmp_path, monkeypatch, bottleneck):
+    real, seen = IBGenerativeLoss.predictions, set()
+
+    def predictions(self, features):
+        backbone = backbone_of(self.model)
+        for column in targets_of(backbone, features[1], contexts=features[0])[0]:
+            seen.add(backbone.tokenizer.decode(column))
+        return real(self, features)
+
+    monkeypatch.setattr(IBGenerativeLoss, "predictions", predictions)
+    config = LearnConfig(bottleneck=bottleneck, max_steps=1, batch_size=3, warmup_steps=0)
+    expected = {"the acid, an acid", ""} if bottleneck == "none" else {"the acid, an acid", "an acid", "x"}
+    model = new_model(tiny_base("llama"), 2, lora_rank=2)
+    learn(model, mixed_pairs(), config, output_dir=tmp_path / "learn", **QUIET)
+    assert seen == expected
+    seen.clear()
+    pairs = Dataset.from_dict({"query": ["a", "b", "c"], "document": ["an a", "a b", "a c"]})
+    represent(
+        model,
+        pairs,
+        RepresentConfig(max_steps=4, batch_size=3, warmup_steps=0, replay_weight=0.5),
+        replay=mixed_pairs(),
+        replay_config=config,
+        output_dir=tmp_path / "represent",
+        **QUIET,
+    )
+    assert seen == expected
 
 
 @pytest.mark.parametrize("k", [0, 2])

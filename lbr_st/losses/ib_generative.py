@@ -60,7 +60,7 @@ class IBGenerativeLoss(nn.Module):
         2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
         3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is a text of its own then,
            learnt once and as a whole, with <eos> as the only target token. Give a text that is to be reconstructed in
-           this form; after itself in plain sight, it would teach nothing but copying.
+           this form (:func:`lbr_st.learn` does); after itself in plain sight, it would teach nothing but copying.
 
     Inputs:
         +---------------------------+--------+

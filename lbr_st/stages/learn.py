@@ -12,7 +12,7 @@ from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
 from lbr_st.recipe_sections import LearnConfig
-from lbr_st.stages.training import GuardedTrainer, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_pairs, training_arguments
 
 
 def learn(
@@ -33,7 +33,8 @@ def learn(
         model: A training model from :func:`lbr_st.build_model`.
         pairs: Columns ``context`` (prompt included) and ``target``.
         config: Steps, learning rates, bottleneck, weights; None for the defaults. With ``bottleneck="none"`` this is
-            plain causal language modelling on the same pairs, in the same steps and order.
+            plain causal language modelling on the same pairs, in the same steps and order; of a pair that is to be
+            reconstructed, on its text once.
         held_out: Pairs on which the bottleneck gain is measured every ``config.eval_steps`` steps; at least two.
             Without a bottleneck there is no gain to measure, and they give the held-out loss instead.
         output_dir: Where checkpoints go.
@@ -66,7 +67,7 @@ def learn(
     )
     evaluator, eval_dataset = None, None
     if held_out is not None and config.bottleneck == "none":
-        eval_dataset = held_out.select_columns(["context", "target"])
+        eval_dataset = generative_pairs(held_out, config.bottleneck, model.prompts.values())
     elif held_out is not None:
         evaluator = BottleneckGainEvaluator(held_out["context"], held_out["target"], loss)
     trainer = GuardedTrainer(
@@ -81,7 +82,7 @@ def learn(
             seed=seed,
             **overrides,
         ),
-        train_dataset=pairs.select_columns(["context", "target"]),
+        train_dataset=generative_pairs(pairs, config.bottleneck, model.prompts.values()),
         eval_dataset=eval_dataset,
         loss=loss,
         evaluator=evaluator,

@@ -19,7 +19,7 @@ from lbr_st.bottleneck import trained_bottleneck
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
-from lbr_st.stages.training import GuardedTrainer, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_pairs, training_arguments
 
 
 def represent(
@@ -73,14 +73,15 @@ def represent(
     parameters = loss
     if config.replay_weight and replay is not None:
         options = replay_config or LearnConfig()
+        bottleneck = "none" if options.bottleneck == "none" else trained_bottleneck(model)
         generative = IBGenerativeLoss(
             model,
-            bottleneck="none" if options.bottleneck == "none" else trained_bottleneck(model),
+            bottleneck=bottleneck,
             context_weight=options.context_weight,
             max_target_tokens=options.max_target_tokens,
         )
         loss = {"represent": loss, "replay": _Weighted(generative, config.replay_weight)}
-        dataset = {"represent": pairs, "replay": replay.select_columns(["context", "target"])}
+        dataset = {"represent": pairs, "replay": generative_pairs(replay, bottleneck, model.prompts.values())}
         # The replayed contexts carry their prompts already.
         prompts = {"represent": prompts, "replay": {}}
         parameters = nn.ModuleDict(loss)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -19,7 +20,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lbr_st.adapters import TRAINED_ROWS
-from lbr_st.bottleneck import backbone_of
+from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
@@ -91,6 +92,30 @@ def training_arguments(
             **overrides,
         }
     )
+
+
+def generative_pairs(pairs: Dataset, bottleneck: Bottleneck, prompts: Iterable[str | None]) -> Dataset:
+    """Return the two columns that generative learning reads.
+
+    Without a bottleneck a target is in sight of its context. One that is its context over again (a pair to
+    reconstruct) would be copied, not learnt; it becomes empty, so that the row is the text once, learnt as a whole.
+
+    Args:
+        pairs: Columns ``context`` and ``target``, and any others.
+        bottleneck: What a target sees of its context.
+        prompts: The model's prompts, one of which may stand before a context.
+    """
+    pairs = pairs.select_columns(["context", "target"])
+    if bottleneck != "none":
+        return pairs
+    before = {"", *(prompt for prompt in prompts if prompt)}
+
+    def once(row: dict[str, str]) -> dict[str, str]:
+        context, target = row["context"], row["target"]
+        repeats = context.endswith(target) and context.removesuffix(target) in before
+        return {"context": context, "target": "" if repeats else target}
+
+    return pairs.map(once, desc="No text twice in a row")
 
 
 class GuardedTrainer(SentenceTransformerTrainer):
