@@ -158,7 +158,7 @@ def test_ids_that_would_break_the_judgements_are_not_written(tmp_path, key):
 def test_ids_as_odd_as_they_may_be_come_back(tmp_path):
     odd = ["5", " a ", "ä/β", 'say "x"', "query-id", "a,b", "a\u2028b"]
     task = RetrievalSet(
-        "toy", {key: f"text {key}" for key in odd}, dict.fromkeys(odd, "x"), {key: {key: 1} for key in odd}
+        "toy", {key: f"{key} text".strip() for key in odd}, dict.fromkeys(odd, "x"), {key: {key: 1} for key in odd}
     )
     write_beir({"test": task}, tmp_path / "folder")
     assert read_beir(tmp_path / "folder").revision == task.revision

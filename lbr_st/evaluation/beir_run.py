@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -133,7 +133,7 @@ def _two_or_more(queries: dict[str, str]) -> dict[str, str]:
     return {key: text for query, text in queries.items() for key in (query, f"{query} again")}
 
 
-def _query_scores(qrels: dict[str, dict[str, int]], results: dict[str, dict[str, float]]) -> Any:
+def _query_scores(qrels: Mapping[str, Mapping[str, int]], results: Mapping[str, Mapping[str, float]]) -> Any:
     """Return query id → measure → value, by the same program and measures that BEIR averages."""
     evaluator = import_extra("pytrec_eval").RelevanceEvaluator
     cuts = ",".join(map(str, CUTOFFS))
