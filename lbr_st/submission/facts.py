@@ -140,12 +140,18 @@ def training_sources(recipe: Recipe | None) -> list[str]:
 
 def tasks_of(sources: Iterable[str]) -> set[str]:
     """Return the MTEB tasks whose own data these sources are, by hub id or by name (``BeIR/scifact``, ``scifact``)."""
-    tasks = [task.metadata for task in import_extra("mteb").get_tasks(exclude_superseded=False)]
+    tasks = mteb_tasks().values()
     found = set()
     for source in sources:
         word = _plain(Path(source).stem if source.endswith(_FILES) else Path(source).name)
         found |= {task.name for task in tasks if task.dataset.get("path") == source or _plain(task.name) == word}
     return found
+
+
+def mteb_tasks() -> dict[str, Any]:
+    """Return the metadata of every task that MTEB has, by name."""
+    # Not mteb.get_tasks: it makes an instance of each of 2,000 tasks, and each seeds torch anew, which takes seconds.
+    return {task.metadata.name: task.metadata for task in import_extra("mteb.get_tasks").TASK_LIST}
 
 
 def _plain(name: str) -> str:
@@ -203,7 +209,7 @@ def _training_datasets(recipe: Recipe | None, given: Given, folder: Path) -> set
         if recipe is None:
             raise _missing("what the model was trained on", folder, "--training_datasets=[] (or MTEB's task names)")
         return tasks_of(training_sources(recipe))
-    known = {task.metadata.name for task in import_extra("mteb").get_tasks(exclude_superseded=False)}
+    known = mteb_tasks()
     for task in given.training_datasets:
         if task not in known:
             raise LBRError(f"MTEB has no task {task!r}.", where="training_datasets", fix="Mind the case of its names.")

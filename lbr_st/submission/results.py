@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra
 from lbr_st.evaluation.records import FOLDER, read_record
 from lbr_st.evaluation.result import TaskScore, write_json
+from lbr_st.submission.facts import mteb_tasks
 
 PUBLIC, LOCAL = "results", "results_local"
 META, SETTINGS = "model_meta.json", "run_settings.jsonl"
@@ -75,11 +75,8 @@ def meta_dict(meta: Any) -> dict[str, Any]:
 
 def on_leaderboard(task: str, dataset_revision: str) -> bool:
     """Whether MTEB has a public task of this name with this very data."""
-    try:
-        metadata = import_extra("mteb").get_task(task).metadata
-    except KeyError:
-        return False
-    return metadata.is_public is not False and metadata.dataset["revision"] == dataset_revision
+    metadata = mteb_tasks().get(task)
+    return metadata is not None and metadata.is_public is not False and metadata.dataset["revision"] == dataset_revision
 
 
 def _own(source: Path, digest: str) -> tuple[dict[str, tuple[TaskScore, Path]], list[str]]:
