@@ -81,38 +81,6 @@ def plane_model():
     return SentenceTransformer(modules=[Plane()], device="cpu")
 
 
-@pytest.fixture
-def bert(tmp_path):
-    """Make tiny random BERT models: seed in, SentenceTransformer out."""
-
-    def make(seed=0):
-        import torch
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-        from transformers import BertConfig, BertModel, BertTokenizerFast
-
-        torch.manual_seed(seed)
-        folder = tmp_path / f"bert{seed}"
-        folder.mkdir(exist_ok=True)
-        letters = "abcdefghijklmnopqrstuvwxyz"
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *".:?,", *("##" + c for c in letters)]
-        (folder / "vocab.txt").write_text("\n".join(vocabulary))
-        BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=256,
-        )
-        BertModel(config).save_pretrained(folder)
-        modules = [Transformer(str(folder)), Pooling(32)]
-        return SentenceTransformer(modules=modules, device="cpu", prompts={"query": "query: ", "document": "passage: "})
-
-    return make
-
-
 def count_encoded(model, monkeypatch):
     """Count the texts that go through each of the model's two encoders."""
     counts = {"encode_query": 0, "encode_document": 0}

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -75,17 +75,24 @@ def evaluate_task(
         started = time.perf_counter()
         recorder = _Recorder(task, record, kept or blank, started)
         recorder.save()
-        with quiet_mteb(), redirect_stderr(StringIO()) if system.only_retrieval else warnings.catch_warnings():
-            found = mteb.evaluate(
-                system.model,
-                task,
-                cache=cache,
-                # MTEB's own check of a cached result sees neither other weights nor other local data; ours does.
-                overwrite_strategy="only-missing" if _agree(path, recorder.score, cache, system, task) else "always",
-                encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
+        own = task.__dict__.get("metadata")
+        try:
+            with quiet_mteb(), redirect_stderr(StringIO()) if system.only_retrieval else nullcontext():
+                found = mteb.evaluate(
+                    system.model,
+                    task,
+                    cache=cache,
+                    # MTEB's own check of a cached result sees neither other weights nor other local data; ours does.
+                    overwrite_strategy="only-missing"
+                    if _agree(path, recorder.score, cache, system, task)
+                    else "always",
+                    encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+                    show_progress_bar=False,
+                    co2_tracker=False,
+                )
+        finally:
+            if own is not None:  # unloading its data takes a task's own metadata away, and a pinned revision with it
+                task.metadata = own
         if not found.task_results:
             reason = found.exceptions[0].exception if found.exceptions else "MTEB gave no result"
             raise LBRError(f"the task failed: {reason}", where=task.metadata.name)

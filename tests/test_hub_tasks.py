@@ -1,0 +1,178 @@
+"""The hub's tasks, which cannot be downloaded here: their own classes on local data in the hub's schema."""
+
+import json
+
+import pytest
+from hub_folder import repoint, write_hub_folder
+
+from lbr_st.data import RetrievalSet
+from lbr_st.errors import LBRError
+from lbr_st.evaluation import bm25_system, embedding_system, evaluate_retrieval, evaluate_task, truncated
+from lbr_st.evaluation import harness as harness_module
+from lbr_st.evaluation.hub import pin_revision
+from lbr_st.evaluation.suites import SUITES, plan
+
+mteb = pytest.importorskip("mteb")
+
+CORPUS = {f"d{i}": f"the {word} of {thing}" for i, (word, thing) in enumerate(
+    (w, t) for w in ("taste", "colour", "weight") for t in ("benzene", "urea", "aspirin", "glucose")
+)}  # fmt: skip
+QUERIES = {"q1": "benzene weight", "q2": "colour of urea", "q3": "aspirin"}
+QRELS = {"q1": {"d8": 1}, "q2": {"d5": 1, "d1": 1}, "q3": {"d2": 1, "d6": 0}}
+DATA = (CORPUS, QUERIES, QRELS)
+NAMES = {"chem": "ChemTEB(v1.1)", "medical": "MTEB(Medical, v1)", "code": "MTEB(Code, v1)", "law": "MTEB(Law, v1)"}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_named_task_and_revision_is_in_the_installed_mteb(suite):
+    listed = SUITES[suite].revisions()
+    tasks = {task.metadata.name: task.metadata.dataset["revision"] for task in mteb.get_benchmark(NAMES[suite]).tasks}
+    assert set(listed) == set(tasks)
+    for name, revision in listed.items():
+        assert mteb.get_task(name).metadata.dataset["revision"] == tasks[name]
+        assert tasks[name] == revision or (name, tasks[name]) == ("PublicHealthQA", "main")
+    assert set(SUITES[suite].headline) | {name for name, _ in SUITES[suite].notes} <= set(tasks)
+    if suite == "code":
+        assert {task.metadata.name for task in mteb.get_benchmark("CoIR").tasks} <= set(tasks)
+
+
+@pytest.mark.parametrize("name", ["ChemRxivRetrieval", "NFCorpus", "CosQA", "AILAStatutes"])
+def test_a_hub_tasks_own_class_scores_as_the_local_task_does(name, bert, tmp_path):
+    task = mteb.get_task(name)
+    [split] = task.metadata.eval_splits
+    repoint(task, write_hub_folder(tmp_path / "data", {(None, split): DATA}))
+    system = embedding_system(bert(), "test/bert")
+    score = evaluate_task(system, task, output_folder=tmp_path / "out")
+    local = evaluate_retrieval(
+        bert(), RetrievalSet("local", *DATA), name="test/bert", output_folder=tmp_path / "out2", split=split
+    )
+    assert score.per_query == local.per_query
+    assert (score.score, score.ndcg_at_10) == pytest.approx((local.score, local.ndcg_at_10), abs=1e-6)
+    assert score.score == pytest.approx(score.ndcg_at_10, abs=1e-5)  # MTEB rounds to five digits
+    assert (score.metric, score.task_type, score.num_queries, score.num_documents) == ("ndcg_at_10", "Retrieval", 3, 12)
+    written = json.loads((tmp_path / "out/results/test__bert" / system.revision / f"{name}.json").read_text())
+    assert written["scores"][split][0]["main_score"] == pytest.approx(score.score)
+    assert score.parts[0].queries == QUERIES
+    assert score.parts[0].relevant["q1"] == ("d8", CORPUS["d8"])
+
+
+def three_languages(tmp_path):
+    task = mteb.get_task("CodeSearchNetRetrieval", hf_subsets=["python", "go", "ruby"])
+    other = (CORPUS, {"q1": "urea colour"}, {"q1": {"d5": 1}})
+    parts = {(lang, "test"): DATA if lang == "python" else other for lang in task.hf_subsets}
+    return repoint(task, write_hub_folder(tmp_path / "data", parts))
+
+
+def test_subsets_are_parts_and_weigh_the_same(bert, tmp_path):
+    score = evaluate_task(
+        embedding_system(bert(), "test/bert"), three_languages(tmp_path), output_folder=tmp_path / "out"
+    )
+    assert [part.subset for part in score.parts] == ["go", "python", "ruby"]
+    means = [sum(part.ndcg_at_10.values()) / len(part.ndcg_at_10) for part in score.parts]
+    assert score.ndcg_at_10 == pytest.approx(sum(means) / 3)
+    assert score.score == pytest.approx(score.ndcg_at_10, abs=1e-5)
+    assert score.num_queries == 5
+    assert "test/python/q2" in score.per_query
+
+
+def test_an_interrupted_task_goes_on_with_the_subset_it_was_in(bert, tmp_path, monkeypatch):
+    system = embedding_system(bert(), "test/bert")
+    whole = evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "whole")
+    part_of = harness_module.part_of
+    seen = []
+
+    def interrupted(data, scores, qrels, results, split, subset):
+        if subset == "ruby" and len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(subset)
+        return part_of(data, scores, qrels, results, split, subset)
+
+    monkeypatch.setattr(harness_module, "part_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "out")
+    assert seen == ["python", "go"]
+    seen.append("interrupted")
+    resumed = evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "out")
+    assert seen == ["python", "go", "interrupted", "ruby"]
+    assert (resumed.parts, resumed.score) == (whole.parts, whole.score)
+    again = evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "out")
+    assert seen[-1] == "ruby"
+    assert again == resumed
+
+    other = embedding_system(bert(1), "test/bert", revision=system.revision)
+    evaluate_task(other, three_languages(tmp_path), output_folder=tmp_path / "out")
+    assert seen[4:] == ["python", "go", "ruby"]
+
+
+def test_sizes_share_one_encoding_and_are_filed_apart(bert, tmp_path, monkeypatch):
+    model = bert()
+    system = embedding_system(model, "test/bert")
+    whole = evaluate_retrieval(model, RetrievalSet("local", *DATA), name="test/bert", output_folder=tmp_path / "1")
+    encoded, encode = [], model.encode_document
+
+    def counting(texts, **kwargs):
+        encoded.append(1)
+        return encode(texts, **kwargs)
+
+    monkeypatch.setattr(model, "encode_document", counting)
+    folder = write_hub_folder(tmp_path / "data", {(None, "test"): DATA})
+    task = repoint(mteb.get_task("ChemRxivRetrieval"), folder)
+    scores = [evaluate_task(s, task, output_folder=tmp_path / "2") for s in truncated(system, [8, 32, 8])]
+    assert encoded == [1]
+    assert [score.embed_dim for score in scores] == [32, 8]
+    assert scores[0].per_query == whole.per_query
+    assert scores[1].name == "test/bert (truncate_dim=8)"
+    model.truncate_dim = 8
+    direct = evaluate_retrieval(model, RetrievalSet("local", *DATA), name="test/bert", output_folder=tmp_path / "3")
+    assert scores[1].per_query == direct.per_query
+    for sizes in ([0], [33]):
+        with pytest.raises(LBRError, match="dimensions"):
+            truncated(system, sizes)
+    with pytest.raises(LBRError, match="no embeddings"):
+        truncated(bm25_system(), [8])
+
+
+def test_bm25_runs_on_a_hub_task(tmp_path):
+    folder = write_hub_folder(tmp_path / "data", {(None, "test"): DATA})
+    score = evaluate_task(bm25_system(), repoint(mteb.get_task("ChemRxivRetrieval"), folder), output_folder=tmp_path)
+    assert score.per_query["q1"] == 1.0
+    assert score.embed_dim is None
+
+
+def test_an_unpinned_task_is_filed_with_the_commit_it_was_read_at(monkeypatch):
+    import huggingface_hub
+
+    class Api:
+        def dataset_info(self, path, revision, timeout):
+            assert (path, revision) == ("xhluca/publichealth-qa", "main")
+            return type("Info", (), {"sha": "a" * 40})
+
+        def list_repo_commits(self, path, repo_type):
+            return [type("Commit", (), {"commit_id": sha}) for sha in ("a" * 40, "3b67b6b" + "0" * 33)]
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    task = mteb.get_task("PublicHealthQA")
+    pin_revision(task)
+    assert task.metadata.dataset["revision"] == "a" * 40
+    [planned] = [task for task in plan("medical") if task.name == "PublicHealthQA"]
+    assert planned.task().metadata.dataset["revision"] == "3b67b6b" + "0" * 33
+    assert mteb.get_task("PublicHealthQA").metadata.dataset["revision"] == "main"
+
+
+def test_an_unpinned_task_offline_is_pinned_by_the_cache_or_refused(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for commit in (None, "3b67b6b"):
+        with pytest.raises(LBRError, match="PublicHealthQA: MTEB leaves its dataset"):
+            pin_revision(mteb.get_task("PublicHealthQA"), commit)
+    repository = tmp_path / "datasets--xhluca--publichealth-qa"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("b" * 40)
+    (repository / "snapshots" / ("3b67b6b" + "1" * 33)).mkdir(parents=True)
+    for commit, expected in ((None, "b" * 40), ("3b67b6b", "3b67b6b" + "1" * 33)):
+        task = mteb.get_task("PublicHealthQA")
+        pin_revision(task, commit)
+        assert task.metadata.dataset["revision"] == expected
