@@ -1,5 +1,6 @@
 """The baselines: models without bottleneck tokens, learning without a bottleneck, and the recipes of both."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lbr_st import pipeline
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.attention import Segment
 from lbr_st.baselines import BASELINES, baseline
@@ -21,7 +23,7 @@ from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe_sections import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, RepresentConfig
 from lbr_st.rows import IGNORE, assemble, contexts_of, targets_of
 from lbr_st.stages.learn import learn
 from lbr_st.stages.reconstruct import reconstruct
@@ -461,6 +463,30 @@ def test_represent_without_a_bottleneck_and_with_replay(tiny_base, tmp_path, mon
     after = encode(model.eval())
     assert (after - before).abs().max() > 1e-3
     release(model, tmp_path / "released")
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_runs_from_data_to_release(tiny_base, tmp_path, name):
+    rows = [
+        {"query": f"acid {i}", "document": f"the acid {i} is a salt of {i * 7}. It is an ester."} for i in range(12)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    recipe = Recipe(
+        precision="float32",
+        model=ModelConfig(base=tiny_base("llama", pad=False), max_seq_length=48, lora_rank=4),
+        data=DataConfig(source=str(source)),
+        learn=LearnConfig(max_steps=3, batch_size=4, eval_steps=3, num_eval_pairs=4),
+        represent=RepresentConfig(max_steps=3, batch_size=4),
+        evaluate=EvaluateConfig(enabled=False),
+    )
+    pipeline.run(baseline(recipe, name), tmp_path / "out")
+    assert (tmp_path / "out-work" / "learn").is_dir() == (name == "causal-lm")
+    stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    trained = load_model(tmp_path / "out-work" / "represent", device="cpu")
+    np.testing.assert_allclose(stock.encode_query(["acid 3"]), trained.encode_query(["acid 3"]), atol=1e-5)
+    assert stock.tokenizer("acid 3")["input_ids"][-1] == stock.tokenizer.eos_token_id
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").name == f"lbr-model-{name}"
 
 
 # --- the recipes ------------------------------------------------------------------------------------------------------
