@@ -116,7 +116,8 @@ def format_changes(test: TaskComparison, count: int = 20) -> str:
         f"# {plain(test.task)}: {plain(test.system)} against {plain(test.reference)}",
         "",
         f"{plain(test.sentence)} Of {found.n:,} queries {found.wins:,} gained, {found.losses:,} lost and "
-        f"{found.ties:,} score the same. Below are those that changed most; being picked for that, they say nothing of the rest.",
+        f"{found.ties:,} score the same. Below are those that changed most; being picked for that, they say "
+        "nothing of the rest.",
     ]
     for title, changes in (("Largest gains", gains), ("Largest losses", losses)):
         lines += ["", f"## {title}"]

@@ -1,0 +1,55 @@
+"""lbr-st plot: scores and training as pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lbr_st.commands.command import Command, add_results
+from lbr_st.errors import LBRError
+from lbr_st.recipe import Recipe
+
+
+def _plot(arguments: Namespace, _: Recipe) -> None:
+    from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
+    from lbr_st.evaluation.records import read_records
+
+    output = Path(arguments.output)
+    plots: dict[str, Callable[[Path], list[Path]]] = {
+        "tasks": lambda path: plot_tasks(read_records(arguments.results), path),
+        "embedding_size": lambda path: plot_embedding_size(read_records(arguments.results), path),
+    }
+    if arguments.training:
+        plots["training"] = lambda path: plot_training(arguments.training, path)
+    reasons = []
+    for name, draw in plots.items():
+        try:
+            print("\n".join(map(str, draw(output / name))))
+        except LBRError as error:
+            reasons.append(f"no plot of {name}: {error}")
+    if len(reasons) == len(plots):
+        raise LBRError("\n".join(["nothing could be plotted.", *reasons]))
+    if not arguments.training:
+        reasons.append("no plot of training: give lbr-st train's work folder as --training.")
+    for reason in reasons:
+        print(reason, file=sys.stderr)
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    add_results(parser)
+    parser.add_argument(
+        "--training", type=str | None, metavar="FOLDER", help="Work folder of lbr-st train, for its loss curves."
+    )
+    parser.add_argument("--output", type=str, default="plots", metavar="FOLDER", help="Folder for the pictures.")
+
+
+PLOT = Command(
+    _plot,
+    "Draw scores by task and by embedding size, and the loss curves of a training.",
+    "",
+    "lbr-st plot --results results --training my-model-work --output plots",
+    _arguments,
+)

@@ -1,0 +1,254 @@
+"""Plots of scores and of training, as PNG and SVG, for where people look rather than read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.figures import COLOURS, drawing, legend, look, new_figure, save
+from lbr_st.evaluation.records import latest
+from lbr_st.evaluation.result import TaskScore
+
+STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
+LOG = "training_log.json"
+
+_Task = tuple[str, str]
+
+
+def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
+    """Plot nDCG@10 by task, a point with its 95% interval for each system.
+
+    Args:
+        scores: Of any systems and tasks; of a system and task the latest counts, and tasks without queries are left
+            out. Scores on different revisions of a task's data are different tasks.
+        path: Where to, without a suffix.
+
+    Returns:
+        The PNG and the SVG.
+
+    Raises:
+        LBRError: No score has queries, matplotlib is missing, or the folder cannot be written.
+    """
+    kept = _with_queries(scores)
+    tasks, systems = _tasks(kept), list(dict.fromkeys(score.name for score in kept))
+    heading, names = "nDCG@10 by task", _task_names(tasks)
+    step = 1 / (len(systems) + 1)
+    with drawing():
+        # 0.16 inches a point: with less, neighbouring intervals touch.
+        height = 1.4 + 0.19 * len(systems) + len(tasks) * max(0.45, 0.16 * (len(systems) + 1))
+        figure = new_figure(8, height)
+        axes = figure.subplots()
+        for row in range(0, len(tasks), 2):
+            axes.axhspan(row - 0.5, row + 0.5, color="#F6F6F6", linewidth=0)
+        for index, name in enumerate(systems):
+            own = [score for score in kept if score.name == name]
+            rows = [tasks.index((score.task, score.dataset_revision)) - 0.5 + step * (index + 1) for score in own]
+            values = [score.ndcg_at_10 for score in own]
+            axes.errorbar(values, rows, xerr=_errors(own), label=name, linestyle="none", **look(index))
+        axes.set_yticks(range(len(tasks)), [f"{names[task]}\n{_queries(kept, task)}" for task in tasks])
+        axes.set_ylim(len(tasks) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        _clip(axes.get_xlim, axes.set_xlim)
+        axes.set_xlabel("nDCG@10, with its 95% bootstrap interval over queries")
+        axes.set_title(heading, loc="left", fontweight="bold")
+        legend(figure, axes)
+        return save(figure, path, heading, f"Systems: {'; '.join(systems)}. Tasks: {'; '.join(names.values())}.")
+
+
+def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
+    """Plot nDCG@10 against the numbers in an embedding: a panel for each task, a line for each model.
+
+    A model that was also scored with shortened embeddings (``experiment`` with ``truncate_dim``) is one line; systems
+    without embeddings, such as BM25, are horizontal lines with their intervals as bands.
+
+    Args:
+        scores: As for :func:`plot_tasks`; tasks on which no embedding was scored are left out.
+        path: Where to, without a suffix.
+
+    Returns:
+        The PNG and the SVG.
+
+    Raises:
+        LBRError: The embeddings are all of one size, matplotlib is missing, or the folder cannot be written.
+    """
+    kept = _with_queries(scores)
+    sizes = sorted({score.embed_dim for score in kept if score.embed_dim})
+    if len(sizes) < 2:
+        raise LBRError(
+            "there are not two sizes of embeddings to compare.", fix="Run lbr-st evaluate with --dimensions."
+        )
+    tasks = _tasks([score for score in kept if score.embed_dim])
+    kept = [score for score in kept if (score.task, score.dataset_revision) in tasks]
+    models = list(dict.fromkeys(_model(score) for score in kept))
+    columns = min(3, len(tasks))
+    heading, names = "Quality against embedding size", _task_names(tasks)
+    with drawing():
+        lines = -(-len(tasks) // columns)
+        figure = new_figure(max(6.0, 4.2 * columns), 0.8 + 0.19 * len(models) + 3.4 * lines)
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            axes.set_xscale("log", base=2)
+            for index, name in enumerate(models):
+                own = [s for s in kept if _model(s) == name and (s.task, s.dataset_revision) == task]
+                _draw_model(axes, own, name, index, shift=2 ** (0.06 * (index - (len(models) - 1) / 2)))
+            axes.set_xticks(sizes, [str(number) for number in sizes], rotation=45 if len(sizes) > 6 else 0)
+            axes.set_xticks([], minor=True)
+            axes.set_title(f"{names[task]} ({_queries(kept, task)})", loc="left", fontsize=10)
+            axes.set_xlabel("numbers in an embedding")
+        for axes in panels[::columns]:
+            axes.set_ylabel("nDCG@10 with 95% interval")
+        for axes in panels[len(tasks) :]:
+            axes.set_visible(False)
+        figure.suptitle(heading, x=0.01, ha="left", fontweight="bold")
+        legend(figure, *panels[: len(tasks)])
+        return save(figure, path, heading, f"Models: {'; '.join(models)}. Tasks: {'; '.join(names.values())}.")
+
+
+def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
+    """Plot the loss of both stages by step, and the bottleneck gain on an axis of its own.
+
+    Args:
+        work_folder: The work folder of ``lbr-st train``: ``learn/training_log.json`` and ``represent/``'s; one of them
+            is enough.
+        path: Where to, without a suffix.
+
+    Returns:
+        The PNG and the SVG.
+
+    Raises:
+        LBRError: There is no log with a loss, matplotlib is missing, or the folder cannot be written.
+    """
+    logs = {title: log for stage, title in STAGES.items() if (log := _log(Path(work_folder) / stage / LOG))}
+    if not logs:
+        raise LBRError(
+            "no stage has been trained here.", where=str(work_folder), fix="Give lbr-st train's work folder."
+        )
+    heading = "Training"
+    with drawing():
+        figure = new_figure(8, 0.6 + 3.9 * len(logs))
+        for axes, (title, log) in zip(figure.subplots(len(logs), squeeze=False)[:, 0], logs.items(), strict=True):
+            _draw_log(axes, log)
+            axes.set_title(title, loc="left", fontweight="bold")
+        return save(figure, path, heading, f"Loss by step: {'; '.join(logs)}.")
+
+
+def _draw_model(axes: Any, own: list[TaskScore], name: str, index: int, shift: float) -> None:
+    own = sorted(own, key=lambda score: score.embed_dim or 0)
+    if not own:
+        return
+    if own[0].embed_dim is None:
+        colour, value = COLOURS[index % len(COLOURS)], own[0].ndcg_at_10
+        axes.axhspan(*_interval(own[0]), color=colour, alpha=0.12, linewidth=0)
+        axes.axhline(value, color=colour, linestyle="--", label=name)
+        return
+    # Apart by a little, or the intervals of models of one size hide each other.
+    places = [score.embed_dim * shift for score in own if score.embed_dim]
+    axes.errorbar(places, [score.ndcg_at_10 for score in own], yerr=_errors(own), label=name, **look(index))
+
+
+def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
+    logged = [entry for entry in log if "loss" in entry]
+    steps, losses = [entry["step"] for entry in logged], [entry["loss"] for entry in logged]
+    window = len(losses) // 40
+    if window > 1:
+        axes.plot(steps, losses, color=COLOURS[0], alpha=0.25, linewidth=1)
+        middle = [sum(losses[end - window : end]) / window for end in range(window, len(losses) + 1)]
+        centres = [(steps[end - window] + steps[end - 1]) / 2 for end in range(window, len(losses) + 1)]
+        axes.plot(centres, middle, color=COLOURS[0], linewidth=2, label=f"loss (mean of {window} logged values)")
+    else:
+        axes.plot(steps, losses, color=COLOURS[0], linewidth=2, label="loss")
+    usual = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+    for index, key in enumerate(dict.fromkeys(key for entry in logged for key in entry if key not in usual), 3):
+        term = [entry.get(key, math.nan) for entry in logged]
+        # The only term is the loss itself, rounded.
+        if not all(isinstance(value, int | float) for value in term) or _same(term, losses):
+            continue
+        axes.plot(steps, term, color=COLOURS[index % len(COLOURS)], linewidth=1.2, linestyle="--", label=key)
+    if held_out := [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]:
+        axes.plot(*zip(*held_out, strict=True), color=COLOURS[1], marker="s", markersize=5, label="held-out loss")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("loss")
+    drawn = [axes]
+    if gains := [(entry["step"], entry["eval_bottleneck_gain"]) for entry in log if "eval_bottleneck_gain" in entry]:
+        other = axes.twinx()
+        other.plot(*zip(*gains, strict=True), color=COLOURS[2], marker="D", markersize=5, label="bottleneck gain")
+        other.set_ylabel("bottleneck gain (nats a token)", color=COLOURS[2])
+        other.tick_params(axis="y", colors=COLOURS[2])
+        other.set_ylim(min(0.0, other.get_ylim()[0]), max(0.1, other.get_ylim()[1]))
+        other.grid(visible=False)
+        drawn.append(other)
+    found = [pair for part in drawn for pair in zip(*part.get_legend_handles_labels(), strict=True)]
+    handles, labels = zip(*found, strict=True)
+    # Below the axes: there is no place inside that a curve never crosses.
+    axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(3, len(labels)))
+
+
+def _same(term: Sequence[float], losses: Sequence[float]) -> bool:
+    import numpy as np
+
+    return np.allclose(term, losses, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    """Return a stage's log, empty if there is none with a loss."""
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    entries = [entry for entry in log if isinstance(entry, dict) and "step" in entry] if isinstance(log, list) else []
+    return entries if any("loss" in entry for entry in entries) else []
+
+
+def _with_queries(scores: Iterable[TaskScore]) -> list[TaskScore]:
+    kept = [score for score in latest(scores) if score.parts]
+    if not kept:
+        raise LBRError("no score has queries to plot.", fix="Run `lbr-st evaluate` on a retrieval task.")
+    return sorted(kept, key=lambda s: (s.embed_dim is not None, _model(s), s.embed_dim or 0, s.task))
+
+
+def _tasks(scores: Iterable[TaskScore]) -> list[_Task]:
+    return sorted({(score.task, score.dataset_revision) for score in scores})
+
+
+def _task_names(tasks: Sequence[_Task]) -> dict[_Task, str]:
+    """Return each task's name, with the data's revision where two differ in that only."""
+    names = [name for name, _ in tasks]
+    return {task: f"{task[0]} ({task[1][:8]})" if names.count(task[0]) > 1 else task[0] for task in tasks}
+
+
+def _queries(scores: Iterable[TaskScore], task: _Task) -> str:
+    """Return how many queries a task has; of systems that answered other numbers of them, the range."""
+    counts = sorted({score.num_queries for score in scores if (score.task, score.dataset_revision) == task})
+    shown = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"{shown} {'query' if counts == [1] else 'queries'}"
+
+
+def _model(score: TaskScore) -> str:
+    """Return the system's name at any size of its embeddings."""
+    how = {key: value for key, value in score.experiment.items() if key != "truncate_dim"}
+    return TaskScore(**{**score.__dict__, "experiment": how}).name
+
+
+def _interval(score: TaskScore) -> tuple[float, float]:
+    return score.confidence_interval() or (0.0, 1.0)  # None is for scores without queries, which are not drawn
+
+
+def _errors(scores: Sequence[TaskScore]) -> list[list[float]]:
+    """Return how far the intervals reach below and above each score, as errorbar takes it: [2, scores]."""
+    below, above = [], []
+    for score in scores:
+        value, (low, high) = score.ndcg_at_10 or 0.0, _interval(score)
+        below.append(max(0.0, value - low))
+        above.append(max(0.0, high - value))
+    return [below, above]
+
+
+def _clip(get: Any, put: Any) -> None:
+    """Keep an axis within what nDCG can be."""
+    low, high = get()
+    put(max(0.0, low), min(1.0, high) if high < 1 else 1.02)
