@@ -7,14 +7,18 @@ from lbr_st.commands.command import Command
 from lbr_st.commands.compare import COMPARE
 from lbr_st.commands.contamination import CHECK_CONTAMINATION
 from lbr_st.commands.evaluate import EVALUATE
+from lbr_st.commands.plot import PLOT
 from lbr_st.commands.stages import STAGES
+from lbr_st.commands.submission import SUBMISSION
 
 COMMANDS: dict[str, Command] = {
     **STAGES,
     "evaluate": EVALUATE,
     "compare": COMPARE,
+    "plot": PLOT,
     "check-contamination": CHECK_CONTAMINATION,
     "card": CARD,
+    "submission": SUBMISSION,
 }
 
 __all__ = ["COMMANDS", "Command"]
