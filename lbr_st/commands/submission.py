@@ -42,16 +42,20 @@ def _submission(arguments: Namespace, recipe: Recipe) -> int:
     filed, mock = made.filed, made.mock
     print(f"{made.name} at revision {made.revision}{'' if made.published else ' (a digest: it is not on the hub yet)'}")
     print(f"  {made.meta_file}: ModelMeta; mteb.get_model loads the model through it")
-    print(f"  {made.folder / 'results'}: {len(filed.public)} results for the leaderboard")
-    print(f"  {made.folder / 'results_local'}: {len(filed.local)} results on data that MTEB does not have")
-    if filed.left_out:
-        print(f"  left out: {len(filed.left_out)} results")
-        print("\n".join(f"    {line}" for line in filed.left_out))
+    print(f"  {made.folder / 'results'}: scores for the leaderboard: {_counted(filed.public)}")
+    print(f"  {made.folder / 'results_local'}: scores on data that MTEB does not have: {_counted(filed.local)}")
+    print(f"  left out: {len(filed.left_out)}")
+    for line in filed.left_out:
+        print(f"    {line}")
     print(f"  {made.folder / 'mock_run.md'}: {mock.passed} of {mock.total} mock tasks passed in {made.seconds:.0f} s")
     for task, reason in mock.failures.items():
         print(f"    {task} failed: {' '.join(reason.split())}")
     print(f"  {made.folder / 'STEPS.md'}: what is left for a person")
     return 0 if mock.ok else 1
+
+
+def _counted(tasks: list[str]) -> str:
+    return f"{len(tasks)} ({', '.join(tasks)})" if tasks else "0"
 
 
 def _arguments(parser: ArgumentParser) -> None:

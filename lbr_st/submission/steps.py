@@ -70,9 +70,9 @@ Ready in this folder:
 - `{meta_file.name}`: the `ModelMeta`, revision `{meta.revision}`.
 - `mock_run.md`: MTEB's mock run of the model, loaded through that file by `mteb.get_model`: {mock.passed} of \
 {mock.total} passed.{failed}
-- `results/`: {len(filed.public)} results for the leaderboard{_listed(filed.public)}.
-- `results_local/`: {len(filed.local)} results on data that MTEB does not have, which stay here{_listed(filed.local)}.
-- Left out: {len(filed.left_out)} results.{left}"""
+- `results/`, scores for the leaderboard: {len(filed.public)}{_listed(filed.public)}.
+- `results_local/`, scores on data that MTEB does not have: {len(filed.local)}{_listed(filed.local)}.
+- Scores that were left out: {len(filed.left_out)}.{left}"""
 
 
 def _listed(names: list[str]) -> str:
