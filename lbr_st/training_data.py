@@ -78,9 +78,10 @@ def training_data(recipe: Recipe) -> TrainingData:
     """
     sources = _read(recipe)
     check = _Check(recipe, [one for one in (sources.test, sources.dev) if one is not None])
-    named = recipe.data.pairs or recipe.data.source
-    pairs = check(sources.pairs, f"pairs of {_short(named)}")
-    texts = check(sources.texts, f"texts of {_short(recipe.data.source)}")
+    source = recipe.data.source
+    of_pairs = source if source in DOMAIN_TASKS else recipe.data.pairs or source
+    pairs = check(sources.pairs, f"pairs of {_short(of_pairs)}")
+    texts = check(sources.texts, f"texts of {_short(source)}")
     if texts is None and pairs is not None:
         texts = pairs.select_columns(["document"]).rename_column("document", "text")
     more = check(sources.more_texts, f"texts of {_short(recipe.data.texts or '')}")

@@ -210,6 +210,14 @@ def test_counts_are_of_different_rows_and_different_texts():
     assert hits == {("text", "judged", "exact"): (3, 1), ("text", "judged", "near"): (1, 1)}
 
 
+def test_columns_of_several_tables_are_counted_each():
+    report = check_contamination({"query": ["chloroacetic acid"], "text": [JUDGED, "other"]}, [toy()])
+    assert report.harmful == {"query": [0], "text": [0]}
+    assert report.summary().startswith("2 of 3 training texts of")
+    report = check_contamination({"query": ["chloroacetic acid"], "text": [JUDGED]}, [toy()])
+    assert report.summary().startswith("1 of 1 training rows of")
+
+
 def test_the_same_seed_gives_the_same_report_and_it_can_be_read_back(tmp_path):
     rng = random.Random(1)
     texts = [" ".join(rng.choices(words(12), k=14)) for _ in range(300)]

@@ -105,14 +105,17 @@ class ContaminationReport:
 
     @property
     def rows(self) -> list[int]:
-        """Return the harmful rows of all columns together, ascending; for columns of one table."""
+        """Return the harmful rows of all columns together, ascending; of use for columns of one table only."""
         return sorted({row for rows in self.harmful.values() for row in rows})
 
     def summary(self) -> str:
         """Return one sentence for a person who waits, or for the model card."""
-        size = max(self.columns.values(), default=0)
+        if len(set(self.columns.values())) == 1:
+            count, size, what = len(self.rows), max(self.columns.values()), "rows"
+        else:  # columns of several tables: a row number of one says nothing of another
+            count, size, what = sum(map(len, self.harmful.values())), sum(self.columns.values()), "texts"
         names = ", ".join(one["name"] for one in self.against)
-        start = f"{len(self.rows):,} of {size:,} training rows of {self.training} repeat a query or a judged document"
+        start = f"{count:,} of {size:,} training {what} of {self.training} repeat a query or a judged document"
         after = {True: "; they were dropped", False: "; they were kept", None: ""}[self.dropped if self.rows else None]
         return f"{start} of {names}{after}."
 
