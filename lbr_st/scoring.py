@@ -237,15 +237,18 @@ def load_by_name(model: str) -> tuple[SentenceTransformer, str, str | None]:
     """Load a model; return it, the name to file its scores under, and its commit on the hub (None for a local one).
 
     Args:
-        model: The name of an embedded base (``smollm2-135m``: untrained, with mean pooling); the folder of a model in
-            stock or training form; or a hub id.
+        model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
+            hub id); the folder of a model in stock or training form; or a hub id.
 
     Raises:
         LBRError: The model cannot be loaded.
     """
+    prefix, _, base = model.partition(":")
+    if prefix == "untrained" and base:
+        return mean_pooling(base), f"baseline/{_safe(Path(base).name)}-mean-pooling", None
+    if model in BASES and not Path(model).exists():
+        raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
     folder = Path(model)
-    if model in BASES and not folder.exists():
-        return mean_pooling(model), f"baseline/{model}-mean-pooling", None
     if is_training_form(folder):
         return load_model(folder), _local_name(folder), None
     loaded = _load(model)
@@ -283,7 +286,7 @@ def _load(model: str) -> SentenceTransformer:
         raise LBRError(
             f"the model cannot be loaded: {reason}",
             where=model,
-            fix="Give a Sentence Transformers folder, a hub id that can be reached, bm25, or smollm2-135m.",
+            fix="Give a Sentence Transformers folder, a hub id that can be reached, bm25, or untrained:BASE.",
         ) from error
     if loaded.tokenizer is not None and getattr(loaded.tokenizer, "pad_token", "") is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # a plain causal LM
@@ -291,5 +294,8 @@ def _load(model: str) -> SentenceTransformer:
 
 
 def _local_name(folder: Path) -> str:
-    safe = re.sub(r"[^\w.-]+", "-", folder.resolve().name).strip("-") or "model"
-    return f"local/{safe}"
+    return f"local/{_safe(folder.resolve().name)}"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-") or "model"

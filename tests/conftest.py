@@ -198,3 +198,9 @@ def bert(tmp_path):
         return SentenceTransformer(modules=modules, device="cpu", prompts={"query": "query: ", "document": "passage: "})
 
     return make
+
+
+@pytest.fixture
+def datasets_cache(tmp_path, monkeypatch):
+    """A cache for ``datasets`` of the test's own: it tells folders of one name apart by too little."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "datasets"))

@@ -13,6 +13,7 @@ from lbr_st.evaluation.hub import pin_revision
 from lbr_st.evaluation.suites import SUITES, plan
 
 mteb = pytest.importorskip("mteb")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 CORPUS = {f"d{i}": f"the {word} of {thing}" for i, (word, thing) in enumerate(
     (w, t) for w in ("taste", "colour", "weight") for t in ("benzene", "urea", "aspirin", "glucose")

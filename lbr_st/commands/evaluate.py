@@ -42,7 +42,7 @@ def _arguments(parser: ArgumentParser) -> None:
         "model_folder",
         type=str,
         metavar="MODEL",
-        help="What to evaluate: a folder, a hub id, bm25, or smollm2-135m (untrained, with mean pooling).",
+        help="What to evaluate: a folder, a hub id, bm25, or untrained:BASE (a causal LM as it is, with mean pooling).",
     )
     parser.add_argument(
         "--suite",

@@ -1,0 +1,224 @@
+"""Suites and systems by name, a run over several tasks, and what is said of tasks that cannot be run."""
+
+import json
+
+import pytest
+from hub_folder import write_hub_folder
+
+import lbr_st.scoring as scoring
+from lbr_st.data import RetrievalSet, domain_tasks, write_beir
+from lbr_st.data.ontology import DomainTask
+from lbr_st.errors import LBRError
+from lbr_st.evaluation import find_system, read_records
+from lbr_st.evaluation import suites as suites_module
+from lbr_st.evaluation.hub import hub_reachable
+from lbr_st.evaluation.suites import SUITES, plan
+from lbr_st.scoring import evaluate_suites, evaluate_through_beir, load_by_name, load_system
+
+mteb = pytest.importorskip("mteb")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
+
+TOY = RetrievalSet(
+    "toy",
+    {
+        f"d{i}": f"{word} dissolves in {other}"
+        for i, (word, other) in enumerate(zip("abcdefgh", "hgfedcba", strict=True))
+    },
+    {"q1": "a", "q2": "c in f"},
+    {"q1": {"d0": 1}, "q2": {"d2": 1}},
+    "Letters that dissolve",
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_beir({"test": TOY, "dev": RetrievalSet("toy", TOY.corpus, {"q1": "a"}, {"q1": {"d0": 1}})}, tmp_path / "toy")
+    return str(tmp_path / "toy")
+
+
+@pytest.fixture
+def saved(bert, tmp_path):
+    bert().save(str(tmp_path / "my model"))
+    return str(tmp_path / "my model")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The hub cannot be reached, and nobody said so beforehand."""
+    monkeypatch.setattr(scoring, "hub_is_off", lambda: False)
+    monkeypatch.setattr(scoring, "hub_reachable", lambda: False)
+
+
+@pytest.fixture
+def toy_chebi(monkeypatch):
+    task = DomainTask(TOY, TOY, None, None, "")
+    monkeypatch.setattr(suites_module, "domain_task", lambda name: task)
+
+
+def test_a_suite_is_its_local_tasks_then_the_hubs():
+    planned = plan("chem")
+    assert [task.name for task in planned if not task.needs_hub] == ["chebi"]
+    assert [task.name for task in planned if task.needs_hub] == list(SUITES["chem"].revisions())
+    notes = {task.name: task.note for task in planned}
+    assert notes["ChemRxivRetrieval"] == "headline"
+    assert "never a headline" in notes["ChemNQRetrieval"]
+    assert "never a headline" in notes["ChemHotpotQARetrieval"]
+    assert all(name in domain_tasks.DOMAIN_TASKS for suite in SUITES.values() for name in suite.local)
+    assert [task.needs_hub for task in plan("chem", split="dev")] == [False]
+
+
+def test_mteb_tasks_and_benchmarks_by_name():
+    [task] = plan("SciFact")
+    assert (task.name, task.needs_hub, task.task().metadata.name) == ("SciFact", True, "SciFact")
+    assert [task.name for task in plan("CoIR")] == [t.metadata.name for t in mteb.get_benchmark("CoIR").tasks]
+    [task] = plan("ChemHotpotQARetrieval", split="test")
+    assert list(task.task().eval_splits) == ["test"]
+    with pytest.raises(LBRError, match=r"no split 'dev'; there are: test"):
+        plan("SciFact", split="dev")[0].task()
+
+
+@pytest.mark.parametrize(
+    ("word", "close"),
+    [("chemm", "chem"), ("ChemRxivRetrival", "ChemRxivRetrieval"), ("MTEB(Cod, v1)", r"MTEB\(Code, v1\)")],
+)
+def test_an_unknown_name_gives_the_closest(word, close):
+    with pytest.raises(LBRError, match=f"Did you mean .*{close}"):
+        plan(word)
+    with pytest.raises(LBRError, match="The suites are chem, medical, code, law"):
+        plan("§§§§§§§§§§§§§§§")
+
+
+def test_a_pin_that_the_installed_mteb_does_not_have_is_refused(monkeypatch):
+    moved = SUITES["law"].hub.replace(SUITES["law"].revisions()["LegalQuAD"], "f" * 40)
+    monkeypatch.setitem(SUITES, "law", suites_module.Suite((), moved, ()))
+    [planned] = [task for task in plan("law") if task.name == "LegalQuAD"]
+    with pytest.raises(LBRError, match="pinned to ffffffff"):
+        planned.task()
+
+
+def test_a_folder_its_splits_and_slices(folder):
+    [task] = plan(folder)
+    assert task.data().queries == TOY.queries
+    assert plan(folder, split="dev")[0].data().queries == {"q1": "a"}
+    assert len(plan(folder, num_queries=1, num_documents=3)[0].data().corpus) == 3
+    assert len(plan(folder, num_queries=9)[0].data().queries) == 2
+    with pytest.raises(LBRError, match="no split 'train'; there are: dev, test"):
+        plan(folder, split="train")[0].data()
+    with pytest.raises(LBRError, match="no split 'train'; there are: dev, test"):
+        plan("chebi", split="train")
+
+
+def test_scores_are_filed_by_name_and_digest_and_read_back(saved, folder, tmp_path):
+    report = evaluate_suites(saved, [folder], tmp_path / "out", command="lbr-st evaluate x")
+    [score] = report.scores
+    assert (score.model, score.command, score.task) == ("local/my-model", "lbr-st evaluate x", "toy-test")
+    assert (report.skipped, report.failed) == ({}, {})
+    assert f"local/my-model @ {score.digest}" in report.to_markdown()
+    assert "2 queries: too few to tell close models apart" in report.to_markdown()
+    again = evaluate_suites(saved, [folder], tmp_path / "out", command="another")
+    assert again.scores == [score]
+    assert find_system(read_records(tmp_path / "out"), "my-model") == [score]
+
+
+def test_sizes_are_systems_of_their_own(saved, folder, tmp_path):
+    report = evaluate_suites(saved, [folder], tmp_path, dimensions=[8, 32])
+    assert [score.name for score in report.scores] == ["local/my-model", "local/my-model (truncate_dim=8)"]
+    assert report.to_markdown().count("| toy-test |") == 2
+
+
+def test_an_unreachable_hub_is_said_at_once_and_the_rest_is_scored(saved, offline, toy_chebi, tmp_path, capsys):
+    report = evaluate_suites(saved, ["chem"], tmp_path / "out")
+    assert [score.task for score in report.scores] == ["toy"]
+    assert list(report.skipped) == list(SUITES["chem"].revisions())
+    assert "28 tasks skipped: PubChemSMILESBitextMining" in report.to_markdown()
+    assert "The hub cannot be reached; skipped: PubChemSMILESBitextMining, " in capsys.readouterr().err
+    alone = evaluate_suites("no/model-is-loaded-for-this", ["law"], tmp_path / "law")
+    assert (alone.scores, list(alone.skipped)) == ([], list(SUITES["law"].revisions()))
+
+
+def test_one_task_that_fails_leaves_the_others(saved, toy_chebi, folder, tmp_path, monkeypatch):
+    # With HF_HUB_OFFLINE=1, as here, the hub's tasks are tried from its cache, which holds none of them.
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    report = evaluate_suites(saved, [folder, "ChemNQRetrieval", "NFCorpus"], tmp_path / "out")
+    assert [score.task for score in report.scores] == ["toy-test"]
+    assert list(report.failed) == ["ChemNQRetrieval", "NFCorpus"]
+    assert "failed: ChemNQRetrieval" in report.to_markdown()
+    records = list((tmp_path / "out" / "per_query").rglob("*.json"))
+    assert [score.task for score in read_records(tmp_path / "out")] == ["toy-test"]
+    assert len(records) == 3  # those of the failed tasks are unfinished, and are not read
+
+
+def test_a_cached_hub_task_is_scored_offline(saved, tmp_path, monkeypatch):
+    """From the task's name to its score, with its own class and loader, over data in the hub's schema."""
+    folder = write_hub_folder(tmp_path / "data", {(None, "test"): (TOY.corpus, TOY.queries, TOY.qrels)})
+    kind = type(mteb.get_task("ChemRxivRetrieval"))
+    dataset = {"path": str(folder), "revision": "5" * 40}
+    monkeypatch.setattr(kind, "metadata", kind.metadata.model_copy(update={"dataset": dataset}))
+    [score] = evaluate_suites(saved, ["ChemRxivRetrieval"], tmp_path / "out").scores
+    assert (score.task, score.dataset_revision, score.num_documents) == ("ChemRxivRetrieval", "5" * 40, 8)
+
+
+def test_bm25_skips_what_is_no_retrieval(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "hub_reachable", lambda: True)
+    report = evaluate_suites("bm25", [folder, "SDSGlovesClassification"], tmp_path)
+    assert [score.model for score in report.scores] == ["baseline/bm25"]
+    assert report.skipped == {"SDSGlovesClassification": "baseline/bm25 ranks documents, and these are other tasks."}
+
+
+def test_only_local_or_only_the_hub(offline, toy_chebi, tmp_path):
+    assert evaluate_suites("bm25", ["chem"], tmp_path, only="local").skipped == {}
+    assert evaluate_suites("bm25", ["chem"], tmp_path, only="hub").scores == []
+    with pytest.raises(LBRError, match="no local task in law"):
+        evaluate_suites("bm25", ["law"], tmp_path, only="local")
+
+
+def test_through_beir(saved, folder, tmp_path):
+    [ours] = evaluate_suites(saved, [folder], tmp_path).scores
+    [theirs] = evaluate_through_beir(saved, [folder], tmp_path).scores
+    assert theirs.ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
+    assert {score.name for score in read_records(tmp_path)} == {"local/my-model", "local/my-model (harness=beir)"}
+    with pytest.raises(LBRError, match="search server"):
+        evaluate_through_beir("bm25", [folder], tmp_path)
+
+
+def test_models_by_name(tiny_base, tmp_path):
+    base = tiny_base("gpt-neox")
+    loaded, name, commit = load_by_name(f"untrained:{base}")
+    assert (loaded[1].pooling_mode, commit) == ("mean", None)
+    assert name.startswith("baseline/")
+    assert name.endswith("-mean-pooling")
+    loaded, name, commit = load_by_name(base)
+    assert (loaded[1].pooling_mode, commit) == ("lasttoken", None)  # Sentence Transformers' own choice for a decoder
+    assert name.startswith("local/")
+    with pytest.raises(LBRError, match="untrained:smollm2-135m"):
+        load_by_name("smollm2-135m")
+    assert load_system("bm25").name == "baseline/bm25"
+    (tmp_path / "empty").mkdir()
+    for missing in (str(tmp_path / "empty"), "nobody/nothing"):
+        with pytest.raises(LBRError, match="the model cannot be loaded"):
+            load_system(missing)
+    with pytest.raises(LBRError, match="org/model"):
+        load_system(base, name="x")
+
+
+def test_the_hubs_silence_is_noticed(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub_reachable(2)
+
+
+def test_the_command_line(saved, folder, tmp_path, capsys):
+    from lbr_st.cli import main
+
+    out = str(tmp_path / "out")
+    assert main(["evaluate", saved, "--suite", folder, "--output", out, "--model_name", "org/mine"]) == 0
+    assert "org/mine @" in capsys.readouterr().out
+    assert main(["evaluate", "bm25", "--suite", folder, "--output", out, "--harness", "mteb"]) == 0
+    assert main(["evaluate", saved, "--suite", folder, "--output", out, "--harness", "beir"]) == 0
+    assert "(harness=beir)" in capsys.readouterr().out
+    assert main(["evaluate", saved, "--suite", "nothing like this", "--output", out]) == 1
+    assert "error: " in capsys.readouterr().err
+    [path] = tmp_path.glob("out/per_query/org__mine/*/toy-test.json")
+    assert json.loads(path.read_text())["model"] == "org/mine"
