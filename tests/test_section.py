@@ -1,0 +1,137 @@
+"""The results section of a card: from result files, with all that a reader needs to trust it."""
+
+import json
+
+import pytest
+
+from lbr_st.card import refresh_card
+from lbr_st.cli import main
+from lbr_st.errors import LBRError
+from lbr_st.evaluation import (
+    Part,
+    TaskScore,
+    find_system,
+    latest,
+    read_record,
+    read_records,
+    write_record,
+    write_results,
+)
+from lbr_st.evaluation.section import BEGIN, END, read_results, replace_section, results_section
+
+
+def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):
+    values = {
+        "model": model,
+        "revision": "r" * 40,
+        "digest": "1" * 40,
+        "task": task,
+        "task_type": "Retrieval",
+        "metric": "ndcg_at_10",
+        "score": sum(scores) / len(scores),
+        "dataset_revision": "0" * 40,
+        "parts": (
+            Part(
+                "test",
+                "default",
+                15000,
+                {f"q{i}": score for i, score in enumerate(scores)},
+                queries={"q0": "a | b"},
+                first={"q0": ("d1", "text")},
+                relevant={"q0": ("d2", "other")},
+            ),
+        ),
+        "date": "2026-01-02T03:04:05+00:00",
+        "command": f"lbr-st evaluate {model} --suite {task}",
+        "versions": {"mteb": "2.26.24"},
+    }
+    return TaskScore(**{**values, **changes})
+
+
+CLUSTERING = {"parts": (), "task_type": "Clustering", "metric": "v_measure", "score": 0.25}
+
+
+def put(folder, *scores):
+    for score in scores:
+        how = "-".join(f"{k}_{v}" for k, v in score.experiment.items())
+        write_record(
+            folder / "per_query" / score.model.replace("/", "__") / score.revision / how / f"{score.task}.json", score
+        )
+
+
+def test_records_come_back_equal_and_unfinished_ones_do_not_count(tmp_path):
+    score = score_of(experiment={"truncate_dim": 64}, embed_dim=64, seconds=1.5)
+    write_record(tmp_path / "x.json", score)
+    assert read_record(tmp_path / "x.json") == score
+    put(tmp_path, score, score_of(task="other", date=""))
+    assert read_records(tmp_path) == [score]
+    for damage in ("{", "[]", "null", json.dumps({"format": 2}), (tmp_path / "x.json").read_text()[:200]):
+        (tmp_path / "x.json").write_text(damage)
+        assert read_record(tmp_path / "x.json") is None
+    with pytest.raises(LBRError, match="lbr-st evaluate MODEL"):
+        read_records(tmp_path / "empty")
+
+
+def test_systems_by_name():
+    old, new = score_of(date="2025-01-01"), score_of(revision="s" * 40)
+    small = score_of(experiment={"truncate_dim": 64})
+    other = score_of("c/b")
+    assert latest([new, old]) == [new]
+    assert find_system([old, new, small], "a/b") == find_system([old, new, small], "b") == [new]
+    assert find_system([old, new, small], "some/folder/b") == [new]
+    assert find_system([old, new, small], "b@rrr") == [old]
+    assert find_system([old, new, small], "a/b (truncate_dim=64)") == [small]
+    with pytest.raises(LBRError, match="may mean a/b or c/b"):
+        find_system([new, other], "b")
+    with pytest.raises(LBRError, match="no results of 'x'; there are: a/b"):
+        find_system([new], "x")
+
+
+def test_the_section_says_how_when_and_on_what():
+    rows = [("ours", score_of()), ("BM25", score_of("baseline/bm25")), ("ours", score_of(task="topics", **CLUSTERING))]
+    text = results_section(rows)
+    assert text.startswith(BEGIN)
+    assert text.endswith(END)
+    assert "| ours | 0.5000 | 0.0000 to 1.0000 |" in text
+    assert "| topics | v_measure | 0.2500 | – | – | 00000000 |  |" in text
+    assert "Scored on 2026-01-02." in text
+    assert "lbr-st evaluate a/b --suite toy\nlbr-st evaluate baseline/bm25 --suite toy" in text
+    assert f"toy `{'0' * 40}`" in text
+    assert "mteb 2.26.24" in text
+    with pytest.raises(LBRError):
+        results_section([])
+
+
+def test_scores_on_other_data_have_a_table_of_their_own():
+    text = results_section([("ours", score_of()), ("ours", score_of(dataset_revision="2" * 40))])
+    assert text.count("| System |") == 2
+
+
+def test_the_section_is_replaced_and_the_rest_stays():
+    section = results_section([("ours", score_of())])
+    card = "---\nlicense: mit\n---\n# A model\n\nWords.\n\n## Limits\n\nSome.\n"
+    once = replace_section(card, section)
+    assert once.index("Words.") < once.index(BEGIN) < once.index("## Limits")
+    again = replace_section(once, section.replace("0.5000", "0.6000"))
+    assert again == once.replace("0.5000", "0.6000")
+    assert replace_section("Bare.", section) == f"Bare.\n\n{section}\n"
+
+
+def test_a_card_is_refreshed_from_a_folder_or_a_runs_file(tmp_path):
+    put(tmp_path / "results", score_of(), score_of("baseline/bm25"), score_of("other/x"))
+    (tmp_path / "model").mkdir()
+    card = tmp_path / "model" / "README.md"
+    card.write_text("# Mine\n")
+    refresh_card(tmp_path / "model", tmp_path / "results")
+    assert card.read_text().count("| 0.5000 |") == 3
+    assert main(["card", str(card), "--results", str(tmp_path / "results"), "--systems", "bm25", "b"]) == 0
+    text = card.read_text()
+    assert text.index("| baseline/bm25 |") < text.index("| a/b |")
+    assert "other/x" not in text
+    write_results(tmp_path / "results.json", [("released", score_of(scores=(0.25,)))])
+    assert read_results(tmp_path / "results.json") == [("released", score_of(scores=(0.25,)))]
+    refresh_card(card, tmp_path / "results.json")
+    assert "| released | 0.2500 | 0.0000 to 1.0000 |" in card.read_text()  # one query says nothing of others
+    for path, results in ((tmp_path / "no", tmp_path / "results"), (card, tmp_path / "no"), (card, card)):
+        with pytest.raises(LBRError):
+            refresh_card(path, results)
