@@ -34,7 +34,7 @@ def score(model, task, scores, *, revision="r1", data="data-one", date="2026-01-
     return TaskScore(
         model=model,
         revision=revision,
-        digest=f"{model}-{revision}",
+        digest=f"{model}-{revision}",  # not of the task: it is the system's
         task=task,
         task_type="Retrieval",
         metric="ndcg_at_10",
@@ -48,7 +48,7 @@ def score(model, task, scores, *, revision="r1", data="data-one", date="2026-01-
 
 def clustering(model, value):
     return TaskScore(
-        model, "r1", f"{model}-c", "clusters", "Clustering", "v_measure", value, "data-one", date="2026-01-01"
+        model, "r1", f"{model}-r1", "clusters", "Clustering", "v_measure", value, "data-one", date="2026-01-01"
     )
 
 
@@ -179,7 +179,16 @@ def test_two_revisions_of_one_name_are_told_apart():
     assert (comparison.reference, comparison.systems) == ("o/m@r1", ("o/m@r2",))
     again = score("o/m", "task", BASE)
     again = TaskScore(**{**again.__dict__, "digest": "other"})
-    assert compare([[score("o/m", "task", BASE)], [again]]).systems == ("o/m@r1@other",)
+    long = [[score("o/m", "task", BASE, revision=f"longer-than-8-{end}")] for end in "ab"]
+    assert compare(long).systems == ("o/m@longer-than-8-b",)
+    assert compare([[score("o/m", "task", BASE)], [again]]).systems == ("o/m@other",)
+
+
+def test_scores_of_several_revisions_are_no_secret():
+    old = [score("o/old", task, BASE) for task in ("one", "two")]
+    new = [score("o/new", "one", BASE), score("o/new", "two", BASE, revision="r2")]
+    assert "The scores of o/new are of several revisions: r1, r2." in format_comparison(compare([old, new]))
+    assert "several revisions" not in format_comparison(compare([old, new[:1]]))
 
 
 def test_the_queries_that_changed_most():

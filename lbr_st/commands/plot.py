@@ -49,7 +49,7 @@ def _arguments(parser: ArgumentParser) -> None:
 PLOT = Command(
     _plot,
     "Draw scores by task and by embedding size, and the loss curves of a training.",
-    "",
+    "[--results FOLDER] [--training FOLDER]",
     "lbr-st plot --results results --training my-model-work --output plots",
     _arguments,
 )

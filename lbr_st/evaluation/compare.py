@@ -18,9 +18,9 @@ MIN_RESAMPLES = 10_000
 
 METHOD = (
     f"Verdicts are by the paired randomisation test over queries, with Holm's correction over all tests here, at "
-    f"α = {ALPHA}. Intervals are 95% paired bootstraps, each for itself: with few queries (some 30) they are too "
-    "narrow, and where an interval and a verdict disagree the verdict holds. Both are about other queries of the same "
-    "kind, not about training again with another seed."
+    f"α = {ALPHA}. Intervals are 95% paired bootstraps, not corrected, and too narrow below some 30 queries; where an "
+    "interval and a verdict disagree, the verdict holds. Both are about other queries of the same kind, not about "
+    "training again with another seed."
 )
 
 
@@ -206,18 +206,18 @@ def _names(results: Sequence[Sequence[TaskScore]]) -> list[str]:
         raise LBRError("a comparison takes two systems or more.", fix="Name the reference first, then the others.")
     if not all(results):
         raise LBRError("a system has no scores.", fix=_FIX)
-    records = [{(s.name, s.revision, s.digest, s.task, s.dataset_revision) for s in system} for system in results]
+    records = [{(score.name, score.digest) for score in system} for system in results]
     for index, own in enumerate(records):
         for other in records[:index]:
             if own & other:
                 raise LBRError(f"{results[index][0].name} is there twice.", fix="Name each system once.")
     names = [system[0].name for system in results]
-    for key in ("revision", "digest"):  # one name may stand for a model before and after more training
-        names = [
-            f"{name}@{getattr(system[0], key)[:8]}" if names.count(name) > 1 else name
-            for name, system in zip(names, results, strict=True)
-        ]
-    return names
+    # One name may stand for a model before and after more training, or for one with other settings.
+    ways = [
+        [f"{s.name}@{tell(s)}" if names.count(s.name) > 1 else s.name for s, *_ in results]
+        for tell in (lambda s: s.revision[:8], lambda s: s.revision, lambda s: s.digest[:8])
+    ]
+    return next((way for way in ways if len(set(way)) == len(way)), ways[-1])
 
 
 def _obstacle(reference: str, before: TaskScore | None, name: str, after: TaskScore | None) -> str:

@@ -90,6 +90,8 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
         links: (System, task) → the path of its changed queries, as seen from this text.
     """
     links, lines = links or {}, [f"# Compared with {plain(comparison.reference)}", "", METHOD]
+    for warning in _mixed(comparison):
+        lines += ["", plain(warning)]
     for system in comparison.systems:
         tests = [test for test in comparison.tests if test.system == system]
         lines += ["", f"## {plain(system)} against {plain(comparison.reference)}", ""]
@@ -168,6 +170,21 @@ def _free_name(name: str, used: set[str]) -> str:
     return next(candidate for candidate in candidates if candidate.lower() not in used)
 
 
+def _mixed(comparison: Comparison) -> list[str]:
+    """Return a warning for each system whose scores are of several revisions: the latest of each task may be."""
+    found: dict[str, set[str]] = {}
+    items: list[TaskComparison | NotComparable] = [*comparison.tests, *comparison.not_comparable]
+    for item in items:
+        for name, score in ((item.reference, item.before), (item.system, item.after)):
+            if score is not None:
+                found.setdefault(name, set()).add(score.revision)
+    return [
+        f"The scores of {name} are of several revisions: {', '.join(sorted(revisions))}."
+        for name, revisions in found.items()
+        if len(revisions) > 1
+    ]
+
+
 def _table(reference: str, tests: Sequence[TaskComparison]) -> list[str]:
     task, *rest = FIELDS
     header = (task, "Queries", f"{plain(reference)} nDCG@10", f"{plain(tests[0].system)} nDCG@10", *rest)
@@ -215,7 +232,7 @@ def _refusal(item: NotComparable) -> str:
 def _document(document: tuple[str, str] | None, relevant: tuple[str, str] | None = None) -> str:
     if document is None:
         return "nothing"
-    same = " (the relevant one)" if relevant and relevant[0] == document[0] else ""
+    same = " (relevant)" if relevant and relevant[0] == document[0] else ""
     return f"{plain(document[0])}{same}: {plain(document[1])}"
 
 
