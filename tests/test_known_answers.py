@@ -1,6 +1,10 @@
 """Scores that are known beforehand, and what must not move them."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -230,3 +234,18 @@ def test_unnamed_models_never_share_an_entry(released, tiny_base, tmp_path):
     # Reading back gives each its own again.
     assert evaluate_retrieval(str(released), texts(), **how) == first
     assert evaluate_retrieval(str(other), texts(), **how) == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harness", ["mteb", "beir"])
+def test_memory_grows_no_faster_than_it_should(harness):
+    """A fifth of the 100,000 documents and half of the 1,000 queries that must stay under 2 GB beyond the model."""
+    pytest.importorskip("psutil")
+    pytest.importorskip("beir")
+    script = Path(__file__).parents[1] / "benchmarks" / "evaluation.py"
+    options = ["--only=memory", "--memory_documents=20000", "--memory_queries=500", f"--harness={harness}"]
+    output = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True).stdout
+    found = json.loads(output)
+    assert (found["documents"], found["queries"], found["dimensions"]) == (20000, 500, 576)
+    # mteb itself takes 120 MiB; the embeddings are 44, the similarities 38, and the 1,000 best of each query 120.
+    assert 50 < found["mib_peak_beyond_it"] < 700
