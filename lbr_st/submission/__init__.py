@@ -134,7 +134,7 @@ def submission(
         meta_file.write_text(text, encoding="utf-8")
         meta = load_meta(meta_file)
         filed = file_results(Path(results) if results is not None else None, output, meta, digest)
-        notice("Running MTEB's mock tasks on the model, loaded through the file …")
+        notice("Running MTEB's mock tasks on the model, loaded through the file; minutes on a CPU …")
         start = time.monotonic()
         mock = mock_run(meta_file, folder)
         seconds = time.monotonic() - start

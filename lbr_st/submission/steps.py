@@ -116,14 +116,14 @@ pip install -e .
 cp {source} mteb/models/model_implementations/
 mteb mock-run -m {name}
 git checkout -b add-{name.replace("/", "-")}
-git add mteb/models/model_implementations/{meta_file.name}
+git add mteb/models/model_implementations/{meta_file.name} mteb_mock_run_results.md
 git commit -m "Add {name}"
 git push -u origin HEAD
 ```
 
 `mteb mock-run` loads the model from the hub and writes `mteb_mock_run_results.md`, which must say what `mock_run.md`
-here says; put it into the pull request. Say there in your own words what the model is and where it comes from, and
-that no score can be compared with the paper's: it reports other weights.{warning}"""
+here says. Say in the pull request, in your own words, what the model is and where it comes from, and that no score can
+be compared with the paper's, which reports other weights.{warning}"""
 
 
 def _run(name: str, output: Path, benchmark: str | None) -> str:
