@@ -113,7 +113,7 @@ def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> N
 
 
 def _sections(info: CardInfo, results: str) -> str:
-    parts = [_HOW, *([results] if results else [])]
+    parts = [_how(info.recipe), *([results] if results else [])]
     if info.data:
         parts.append("## Data and licences\n\n" + "\n".join(f"- {line}" for line in info.data))
     if info.contamination or info.overlaps:
@@ -126,13 +126,31 @@ def _sections(info: CardInfo, results: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_HOW = """## How it was trained
+def _how(recipe: Recipe | None) -> str:
+    """Say how the model was trained; a baseline does not claim what it left out."""
+    recipe = recipe or Recipe()
+    bottleneck = recipe.model.num_bottleneck_tokens > 0
+    stages = []
+    if recipe.learn.enabled and recipe.learn.bottleneck == "none":
+        stages.append("*learn* (plain causal language modelling on the domain's text, without a bottleneck)")
+    elif recipe.learn.enabled:
+        stages.append(
+            "*learn* (generative learning through an information bottleneck: the model compresses a text into a few "
+            "bottleneck tokens and generates from these alone, its attention causal)"
+        )
+    if recipe.represent.enabled:
+        token = "last bottleneck token's" if bottleneck else "end-of-text token's"
+        stages.append(f"*represent* (contrastive training of the {token} state)")
+    method = "With [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
+    if not (bottleneck and recipe.learn.enabled and recipe.represent.enabled):
+        method = "A part or a baseline of [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
+    what = "bottleneck tokens are" if bottleneck else "end-of-text token is"
+    return (
+        f"## How it was trained\n\n{method}: {', then '.join(stages)}. The {what} appended by the tokenizer itself, so "
+        "plain Sentence Transformers runs this model; use `encode_query` and `encode_document`, which add the prompts "
+        "that training used."
+    )
 
-With [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st: first *learn* (generative learning
-through an information bottleneck: the model compresses a text into a few bottleneck tokens and generates from these
-alone, its attention causal), then *represent* (contrastive refinement of the last bottleneck token's state). The
-bottleneck tokens are appended by the tokenizer itself, so plain Sentence Transformers runs this model; use
-`encode_query` and `encode_document`, which add the prompts that training used."""
 
 _LIMITS = """## Limits
 

@@ -70,8 +70,8 @@ def run(
 
     notice(f"Reading {recipe.data.source} …")
     data = training_data(recipe)
-    for report in data.contamination:
-        report.write(work / "contamination" / report.training)
+    for number, report in enumerate(data.contamination, start=1):
+        report.write(work / "contamination" / str(number))
     scores = RunScores(recipe, data.test if recipe.evaluate.enabled else None, work / "results", command)
     scores.bm25()
     scores.base(recipe.model.base)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lbr_st.commands.command import command_line
 from lbr_st.errors import LBRError
 from lbr_st.pipeline import run
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
@@ -53,7 +54,8 @@ def main() -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     arguments = parser.parse_args()
     try:
-        run(QUICK if arguments.quick else FULL, arguments.output, overwrite=arguments.overwrite)
+        recipe = QUICK if arguments.quick else FULL
+        run(recipe, arguments.output, overwrite=arguments.overwrite, command=command_line())
     except LBRError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

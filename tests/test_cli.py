@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbr_st.cli import COMMANDS, main
+from lbr_st.cli import COMMANDS, _parse, main
+from lbr_st.commands.command import command_line
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe, save_recipe
 from lbr_st.recipe_arguments import field_types
@@ -16,6 +17,7 @@ from lbr_st.recipe_arguments import field_types
 def calls(monkeypatch):
     """Stand-ins for the modules behind the commands; each call is recorded."""
     seen = []
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lbr-st", "a", "b c"])
 
     def recorder(name):
         return lambda *args, **kwargs: seen.append((name, args, kwargs))
@@ -31,7 +33,7 @@ def test_train(calls):
     assert main(["train", "--output", "out", "--learn.max_steps", "50", "--overwrite"]) == 0
     recipe = Recipe()
     recipe.learn.max_steps = 50
-    assert calls == [("run", (recipe, "out"), {"overwrite": True, "work_folder": None})]
+    assert calls == [("run", (recipe, "out"), {"overwrite": True, "work_folder": None, "command": "lbr-st a 'b c'"})]
 
 
 def test_the_other_commands(calls):
@@ -49,7 +51,7 @@ def test_the_other_commands(calls):
         ("run_represent", (Recipe(), "model", "out"), {"overwrite": True}),
         ("release", ("model", "out"), {"adapter_only": True, "overwrite": False}),
         ("reconstruct", ("model", ["water", "null", "1"], 8), {}),
-        ("run_evaluate", ("model", evaluated, "out"), {}),
+        ("run_evaluate", ("model", evaluated, "out"), {"command": "lbr-st a 'b c'"}),
     ]
 
 
@@ -161,7 +163,35 @@ def test_command_help(capsys, calls, name):
     assert "--debug" in shown
     # The example must be one that works.
     words = command.example.replace('"', "").replace("--config recipe.yaml ", "").split()
-    assert main(words[1:]) == 0
+    assert _parse(words[1:])[0] == name
+    if name in ("train", "learn", "represent", "release", "reconstruct"):
+        assert main(words[1:]) == 0
+
+
+def test_a_baseline_is_the_recipe_with_its_changes(calls):
+    assert main(["train", "--output", "out", "--baseline", "contrastive-only", "--name", "mine"]) == 0
+    [(_, (recipe, _), _)] = calls
+    assert (recipe.name, recipe.learn.enabled, recipe.model.num_bottleneck_tokens) == (
+        "mine-contrastive-only",
+        False,
+        0,
+    )
+    assert main(["train", "--output", "out", "--baseline", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/x/bin/lbr-st", "evaluate", "a b"], "lbr-st evaluate 'a b'"),
+        (["/x/lbr_st/__main__.py", "train"], "lbr-st train"),
+        (["recipes/chem.py", "--quick"], "python recipes/chem.py --quick"),
+        (["/x/recipes/chem.py", "--output", "/home/me/out"], "python recipes/chem.py --output out"),
+        (["lbr-st", "evaluate", "--output=/home/me/out", "~/m"], "lbr-st evaluate --output=out m"),
+    ],
+)
+def test_the_command_line_as_typed(monkeypatch, argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command_line() == expected
 
 
 def test_every_field_has_a_sentence(capsys, monkeypatch):

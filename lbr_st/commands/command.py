@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -48,11 +50,20 @@ def add_results(parser: ArgumentParser) -> None:
 
 
 def command_line() -> str:
-    """Return the command line of this process as a person would type it, for the records."""
-    import shlex
-    from pathlib import Path
+    """Return the command line of this process as a person would type it, without where this machine keeps its files.
 
+    It goes into records and cards, which travel.
+    """
     program, *arguments = sys.argv
-    name = Path(program).name
-    program = {"__main__.py": "lbr-st", "-c": "python -c"}.get(name, f"python {name}" if name.endswith(".py") else name)
-    return shlex.join([*program.split(), *arguments])
+    name, folder = Path(program).name, Path(program).parent.name
+    shown = [_without_place(argument) for argument in arguments]
+    if name == "__main__.py" or not name.endswith(".py"):
+        return shlex.join(["lbr-st", *shown])
+    return shlex.join(["python", f"{folder}/{name}" if folder else name, *shown])
+
+
+def _without_place(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={_without_place(value)}"
+    return Path(argument).name if argument.startswith(("/", "~")) or Path(argument).is_absolute() else argument
