@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lbr_st.baselines import baseline
     from lbr_st.build import build_model, load_model
     from lbr_st.errors import LBRError
     from lbr_st.losses import IBGenerativeLoss
@@ -26,6 +27,7 @@ _HOMES = {
     "IBGenerativeLoss": "losses",
     "LBRError": "errors",
     "Recipe": "recipe",
+    "baseline": "baselines",
     "build_model": "build",
     "learn": "stages.learn",
     "load_model": "build",
@@ -41,6 +43,7 @@ __all__ = [
     "LBRError",
     "Recipe",
     "__version__",
+    "baseline",
     "build_model",
     "learn",
     "load_model",

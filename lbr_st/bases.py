@@ -24,6 +24,7 @@ class EmbeddedBase:
         licence: The SPDX id of the model's licence.
         description: What the model is, in one sentence.
         seconds: About how long the one conversion takes on two CPU cores.
+        hub_id: The model's id on the hub.
     """
 
     requirement: str
@@ -33,6 +34,7 @@ class EmbeddedBase:
     licence: str
     description: str
     seconds: int
+    hub_id: str
 
 
 BASES: dict[str, EmbeddedBase] = {
@@ -44,6 +46,7 @@ BASES: dict[str, EmbeddedBase] = {
         licence="Apache-2.0",
         description="SmolLM2-135M-Instruct by Hugging Face, dequantised from 4-bit GGUF (Q4_1) to float32.",
         seconds=20,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 

@@ -47,7 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # The names under which jsonargparse reports what is missing, as the help shows them.
-_SHOWN = {"output": "--output", "model_folder": "MODEL", "texts": "TEXT"}
+_SHOWN = {
+    "output": "--output",
+    "model_folder": "MODEL",
+    "texts": "TEXT",
+    "train": "TRAIN",
+    "against": "--against",
+    "systems": "SYSTEM",
+    "card": "CARD",
+    "org": "--org",
+}
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -62,6 +62,8 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
             aside.chmod(0o777 & ~umask)
+            for item in aside.rglob("*"):  # some writers put their files aside first, with the same mode
+                item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
             _flush(aside)
             _swap(aside, path)
     except BaseException:

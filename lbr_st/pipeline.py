@@ -75,6 +75,7 @@ def run(
     scores = RunScores(recipe, data.test if recipe.evaluate.enabled else None, work / "results", command)
     scores.bm25()
     scores.base(recipe.model.base)
+    scores.beside()
 
     model = None
     if recipe.learn.enabled and recipe.learn.max_steps:

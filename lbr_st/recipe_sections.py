@@ -163,6 +163,7 @@ class EvaluateConfig:
         num_documents: Number of documents to search; null takes all.
         batch_size: Texts encoded at once.
         precision: Arithmetic for encoding; bfloat16 scores are filed apart from float32 ones.
+        beside: A general embedding model to score beside this one, a folder or a hub id; null for none.
     """
 
     enabled: bool = True
@@ -170,6 +171,7 @@ class EvaluateConfig:
     num_documents: int | None = None
     batch_size: int = 64
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    beside: str | None = None
 
 
 SECTIONS: dict[str, type] = {

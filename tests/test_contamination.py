@@ -293,15 +293,20 @@ def test_nothing_to_check_is_an_error():
 
 
 def test_overlaps_go_by_the_most_telling_origin():
-    [sentence, last] = known_overlaps(["sentence-transformers/natural-questions"], ["ChemNQRetrieval", "SciFact"])
+    [sentence, of_wikipedia, last] = known_overlaps(["sentence-transformers/natural-questions"], ["ChemNQRetrieval", "SciFact"])
     assert "natural-questions and the evaluation task ChemNQRetrieval both draw on Natural Questions" in sentence
+    assert "ChemNQRetrieval from Natural Questions, itself from Wikipedia" in of_wikipedia
     assert last == PRETRAINING
-    [both, _] = known_overlaps(["wikimedia/wikipedia"], ["ChemNQRetrieval", "ChemHotpotQARetrieval"])
+    [both, _, _] = known_overlaps(["wikimedia/wikipedia"], ["ChemNQRetrieval", "ChemHotpotQARetrieval"])
     assert "tasks ChemNQRetrieval, ChemHotpotQARetrieval both draw on Wikipedia" in both
     assert "ChEBI" in known_overlaps(["chebi"], ["PubChemSynonymPC"])[0]
     assert "open source code" in known_overlaps(["pydoc"], ["COIRCodeSearchNetRetrieval"])[0]
-    assert known_overlaps(["chebi", "mondo"], ["ChemNQRetrieval", "no-such-task"]) == [PRETRAINING]
-    assert known_overlaps(["inquiries.jsonl", "tanqs/x"], list(TASK_ORIGINS)) == [PRETRAINING]
+    assert known_overlaps(["chebi", "mondo"], ["SciFact", "no-such-task"]) == [PRETRAINING]
+    [of_wikipedia, last] = known_overlaps(["inquiries.jsonl", "tanqs/x"], list(TASK_ORIGINS))
+    assert last == PRETRAINING
+    assert "ChemHotpotQARetrieval from HotpotQA, itself from Wikipedia" in of_wikipedia
+    assert "WikipediaChemFieldsClassification" in of_wikipedia
+    assert "SciFact" not in of_wikipedia
 
 
 def test_every_task_of_the_table_is_one_of_mteb(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
+from lbr_st.baselines import baseline
 from lbr_st.data.chebi import normalise
 from lbr_st.errors import LBRError
 from lbr_st.recipe import (
@@ -18,6 +19,7 @@ from lbr_st.recipe import (
     RepresentConfig,
     load_recipe,
 )
+from lbr_st.run_scores import RunScores
 from lbr_st.training_data import learn_pairs, training_data
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
@@ -78,6 +80,43 @@ def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_fil
 
     log = json.loads((tmp_path / "out-work" / "learn" / "training_log.json").read_text())
     assert any("eval_bottleneck_gain" in entry for entry in log)
+
+
+def test_the_card_has_the_results_the_data_check_and_how_it_was_made(tiny_base, pairs_file, tmp_path):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    rows = pipeline.run(recipe, tmp_path / "out", command="lbr-st train --output out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for label, score in rows:
+        assert f"| {label} | {score.ndcg_at_10:.4f} |" in card
+    written = json.loads((tmp_path / "out-work" / "results.json").read_text())
+    assert [row["label"] for row in written] == [label for label, _ in rows]
+    assert f"`{written[0]['dataset_revision']}`" in card
+    assert f"Scored on {written[0]['date'][:10]}" in card
+    assert "```bash\nlbr-st train --output out\n```" in card
+    assert "## Training data against evaluation data" in card
+    assert (tmp_path / "out-work" / "contamination" / "1" / "contamination.json").is_file()
+    assert "The base model was pre-trained on text from the web" in card
+    for suffix in ("png", "svg"):
+        assert (tmp_path / "out-work" / "plots" / f"training.{suffix}").is_file()
+
+
+def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tmp_path):
+    bert().save(str(tmp_path / "general"))
+    recipe = recipe_for(tiny_base("llama"), pairs_file, evaluate=EvaluateConfig(beside=str(tmp_path / "general")))
+    scores = RunScores(recipe, training_data(recipe).test, tmp_path / "scores")
+    scores.beside()
+    [(label, score)] = scores.rows
+    assert (label, score.model, score.num_queries) == ("general", "lbr-toy/beside", 8)
+
+
+def test_a_baselines_card_claims_no_bottleneck(tiny_base, pairs_file, tmp_path):
+    recipe = baseline(recipe_for(tiny_base("llama"), pairs_file), "contrastive-only")
+    recipe.evaluate.enabled = False
+    pipeline.run(recipe, tmp_path / "out")
+    how = (tmp_path / "out" / "README.md").read_text().split("## How it was trained")[1].split("\n## ")[0]
+    assert "A part or a baseline" in how
+    assert "end-of-text token's" in how
+    assert "bottleneck" not in how
 
 
 def test_a_second_run_takes_finished_stages_from_disk(tiny_base, pairs_file, tmp_path, monkeypatch):

@@ -105,8 +105,9 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
         tasks: Names of the mteb tasks evaluated on; others say nothing.
 
     Returns:
-        A sentence for each training source and collection that it shares with a task, then one on the base model's
-        pre-training, which always holds for a language model trained on the web.
+        A sentence for each training source and collection that it shares with a task, one on the tasks made from
+        Wikipedia if there are any, then one on the base model's pre-training, which always holds for a language model
+        trained on the web.
     """
     tasks = list(dict.fromkeys(tasks))
     sentences = []
@@ -124,7 +125,26 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
                 f"{', '.join(shared)} both draw on {origin}; mteb's zero-shot figure, which "
                 "goes by the names of tasks, does not show it."
             )
-    return [*sentences, PRETRAINING]
+    return [*sentences, *_from_wikipedia(tasks), PRETRAINING]
+
+
+def _from_wikipedia(tasks: Iterable[str]) -> list[str]:
+    """Say which tasks are made from Wikipedia, which every base of the web has read, and through what."""
+    through: dict[str, list[str]] = {}
+    for task in tasks:
+        for origin in TASK_ORIGINS.get(task, ()):
+            if "Wikipedia" in _closure([origin]):
+                through.setdefault(origin, []).append(task)
+    parts = [
+        f"{', '.join(named)} from {origin}{'' if origin == 'Wikipedia' else ', itself from Wikipedia'}"
+        for origin, named in sorted(through.items())
+    ]
+    if not parts:
+        return []
+    return [
+        f"Made from Wikipedia are, of this domain's evaluation tasks: {'; '.join(parts)}. mteb's zero-shot figure does "
+        "not count a base model's reading of it, nor training on a collection of another name, against them."
+    ]
 
 
 def _closure(origins: Iterable[str]) -> set[str]:

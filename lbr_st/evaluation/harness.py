@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.records import FOLDER, read_record, write_record
 from lbr_st.evaluation.result import Part, TaskScore
 from lbr_st.evaluation.systems import System
@@ -231,22 +228,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-@contextmanager
-def quiet_mteb() -> Iterator[None]:
-    """Silence mteb's log lines and warnings and the bars of datasets for the length of a block."""
-    from datasets.utils import logging as datasets_logging
-
-    logger, bars = logging.getLogger("mteb"), datasets_logging.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    datasets_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"mteb(\.|$)")
-            yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            datasets_logging.enable_progress_bar()

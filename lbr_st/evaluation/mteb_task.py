@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
@@ -138,3 +141,22 @@ def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
         )
     except ValueError as error:  # pydantic's ValidationError is one
         raise LBRError(f"MTEB does not accept this task: {error}", where=data.name) from error
+
+
+@contextmanager
+def quiet_mteb() -> Iterator[None]:
+    """Silence mteb's log lines and warnings and the bars of datasets for the length of a block."""
+    from datasets.utils import logging as datasets_logging
+
+    logger, bars = logging.getLogger("mteb"), datasets_logging.is_progress_bar_enabled()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    datasets_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"mteb(\.|$)")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            datasets_logging.enable_progress_bar()

@@ -138,19 +138,9 @@ class TaskScore:
         """
         if not self.parts:
             return None
-        if self.num_queries == 1:
-            return 0.0, 1.0
-        import numpy as np
+        from lbr_st.evaluation.statistics import mean_interval
 
-        generator = np.random.default_rng(seed)
-        means = np.zeros(resamples)
-        for part in self.parts:
-            scores = np.array(list(part.ndcg_at_10.values()))
-            for start in range(0, resamples, 500):  # in portions: all at once is resamples x queries numbers
-                size = (min(500, resamples - start), len(scores))
-                means[start : start + size[0]] += scores[generator.integers(0, len(scores), size=size)].mean(axis=1)
-        low, high = np.percentile(means / len(self.parts), [2.5, 97.5])
-        return float(low), float(high)
+        return mean_interval([list(part.ndcg_at_10.values()) for part in self.parts], resamples=resamples, seed=seed)
 
 
 def _mean(values: list[float | None]) -> float | None:

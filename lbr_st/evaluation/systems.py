@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.precision import Precision, use_bfloat16
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def embedding_system(
     _check_identity(name, revision)
     bfloat16 = use_bfloat16(precision, model.device)
     digest = model_digest(model)
-    encoder = _encoder(model, bfloat16=bfloat16, show_progress_bar=show_progress_bar)
+    with quiet_mteb():
+        encoder = _encoder(model, bfloat16=bfloat16, show_progress_bar=show_progress_bar)
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(
         update={
             "name": name,

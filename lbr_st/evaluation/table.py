@@ -126,7 +126,7 @@ def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) ->
 
 def escape(text: str) -> str:
     """Return text that cannot end a Markdown table's cell."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -23,6 +23,17 @@ from lbr_st.bottleneck import (
 from lbr_st.errors import LBRError
 from lbr_st.rows import targets_of
 
+CITATION = """@article{liang2026learn,
+  archiveprefix = {arXiv},
+  author = {Liang, Xiaoyu and Peng, Yuchen and Luo, Jiale and Wang, Wenhao and Hu, Haoji and Zhou, Xincheng},
+  eprint = {2601.11124},
+  journal = {arXiv preprint arXiv:2601.11124},
+  primaryclass = {cs.IR},
+  title = {Learn Before Represent: Bridging Generative and Contrastive Learning for Domain-Specific LLM Embeddings},
+  url = {https://arxiv.org/abs/2601.11124},
+  year = {2026},
+}"""
+
 
 class IBGenerativeLoss(nn.Module):
     """Generative learning constrained by an information bottleneck ("learn" of Learn Before Represent).
@@ -188,14 +199,7 @@ class IBGenerativeLoss(nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX entry of the method."""
-        return """
-@misc{lbr2026,
-    title = {Learn Before Represent},
-    year = {2026},
-    eprint = {2601.11124},
-    archivePrefix = {arXiv},
-}
-"""
+        return CITATION
 
 
 def _mean(nll: Tensor, count: float | None = None) -> Tensor:

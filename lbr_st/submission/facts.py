@@ -12,24 +12,12 @@ from typing import TYPE_CHECKING, Any
 from lbr_st.bases import BASES
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.losses.ib_generative import CITATION
 from lbr_st.recipe import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Embedded base → the hub id of the model that it carries."""
-
-CITATION = """@article{liang2026learn,
-  archiveprefix = {arXiv},
-  author = {Liang, Xiaoyu and Peng, Yuchen and Luo, Jiale and Wang, Wenhao and Hu, Haoji and Zhou, Xincheng},
-  eprint = {2601.11124},
-  journal = {arXiv preprint arXiv:2601.11124},
-  primaryclass = {cs.IR},
-  title = {Learn Before Represent: Bridging Generative and Contrastive Learning for Domain-Specific LLM Embeddings},
-  url = {https://arxiv.org/abs/2601.11124},
-  year = {2026},
-}"""
 """Of the method, as bibtexparser writes it: MTEB's tests compare citations with that."""
 
 _FILES = (".jsonl", ".json", ".csv", ".parquet")
@@ -197,8 +185,8 @@ def _licence(card: dict[str, Any], recipe: Recipe | None, folder: Path) -> str:
 def _base(recipe: Recipe | None, card: dict[str, Any], folder: Path) -> str:
     base = recipe.model.base if recipe is not None else card.get("base_model")
     if isinstance(base, str):
-        if base in HUB_IDS:
-            return HUB_IDS[base]
+        if base in BASES:
+            return BASES[base].hub_id
         if _is_hub_id(base):
             return base
     raise _missing("the hub id of the base model", folder, "--adapted_from=ORG/MODEL")

@@ -12,7 +12,7 @@ from lbr_st.submission.facts import Given
 from lbr_st.submission.mock import MockRun
 from lbr_st.submission.results import Filed
 
-BENCHMARKS = {"chebi": "ChemTEB(v1.1)"}
+BENCHMARKS = {"chebi": "ChemTEB(v1.1)", "mondo": "MTEB(Medical, v1)", "pydoc": "MTEB(Code, v1)"}
 """Main source of the training data → MTEB's benchmark of that domain."""
 
 COMMIT = "PASTE_THE_COMMIT"
