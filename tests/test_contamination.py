@@ -293,7 +293,9 @@ def test_nothing_to_check_is_an_error():
 
 
 def test_overlaps_go_by_the_most_telling_origin():
-    [sentence, of_wikipedia, last] = known_overlaps(["sentence-transformers/natural-questions"], ["ChemNQRetrieval", "SciFact"])
+    [sentence, of_wikipedia, last] = known_overlaps(
+        ["sentence-transformers/natural-questions"], ["ChemNQRetrieval", "SciFact"]
+    )
     assert "natural-questions and the evaluation task ChemNQRetrieval both draw on Natural Questions" in sentence
     assert "ChemNQRetrieval from Natural Questions, itself from Wikipedia" in of_wikipedia
     assert last == PRETRAINING
