@@ -1,6 +1,9 @@
 """Suites and systems by name, a run over several tasks, and what is said of tasks that cannot be run."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hub_folder import write_hub_folder
@@ -222,3 +225,11 @@ def test_the_command_line(saved, folder, tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
     [path] = tmp_path.glob("out/per_query/org__mine/*/toy-test.json")
     assert json.loads(path.read_text())["model"] == "org/mine"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_script_of_each_suite(suite):
+    script = Path(__file__).parents[1] / "eval" / f"{suite}.py"
+    done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+    assert "--suite" in done.stdout
+    assert f'SUITE = "{suite}"' in script.read_text()
