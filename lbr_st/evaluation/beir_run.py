@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.harness import part_of, quiet_mteb, versions
-from lbr_st.evaluation.mteb_task import import_extra, retrieval_task
+from lbr_st.evaluation.harness import part_of, versions
+from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb, retrieval_task
 from lbr_st.evaluation.result import DECIDES, TaskScore
 from lbr_st.evaluation.systems import embedding_system
 from lbr_st.precision import Precision, use_bfloat16
