@@ -99,7 +99,7 @@ def evaluate_suites(
         LBRError: The model cannot be loaded, nothing has a suite's name, or the only task cannot be run.
     """
     planned = _planned(suites, only, split, num_queries, num_documents)
-    report = Report(notes={task.name: task.note for task in planned if task.note})
+    report = Report()
     waiting = [task for task in planned if task.needs_hub]
     if waiting and not hub_is_off() and not hub_reachable():
         reason = (
@@ -158,11 +158,12 @@ def _run(
             description="" if planned.needs_hub else task.metadata.description,
         )
         report.scores.append(score)
-        note = report.notes.pop(planned.name, "") or report.notes.get(score.task, "")
-        if score.parts and score.num_queries < FEW and "never a headline" not in note:
-            note = "; ".join(filter(None, [note, f"{score.num_queries} queries: too few to tell close models apart"]))
+        note = [planned.note] if planned.note else []
+        if score.parts and score.num_queries < FEW and "never a headline" not in planned.note:
+            note.append(f"{score.num_queries} queries: too few to tell close models apart")
+        note += [f"left out: {count:,} {what}" for what, count in getattr(task, "skipped", {}).items()]
         if note:
-            report.notes[score.task] = note
+            report.notes[score.task] = "; ".join(note)
 
 
 def evaluate_through_beir(

@@ -229,31 +229,10 @@ def test_quiet_unless_asked(bert, tmp_path, capfd):
 
 
 @needs_mteb
-def test_agrees_with_beir(bert, tmp_path):
-    pytest.importorskip("beir")
-    from beir.retrieval.evaluation import EvaluateRetrieval
-    from beir.retrieval.search.dense import DenseRetrievalExactSearch
-
-    model = bert()
-
-    class ForBeir:
-        def encode_queries(self, queries, batch_size=32, **kwargs):
-            return model.encode_query(queries, batch_size=batch_size)
-
-        def encode_corpus(self, corpus, batch_size=32, **kwargs):
-            return model.encode_document([document["text"].strip() for document in corpus], batch_size=batch_size)
-
-    searcher = DenseRetrievalExactSearch(ForBeir(), batch_size=32, show_progress_bar=False)
-    retriever = EvaluateRetrieval(searcher, k_values=[10, 100], score_function="cos_sim")
-    # One query is named like a document, so that both must treat it alike.
-    queries = {**TOY.queries, "d4": TOY.corpus["d4"]}
-    data = RetrievalSet("toy", TOY.corpus, queries, {**TOY.qrels, "d4": {"d3": 1}})
-    corpus = {key: {"title": "", "text": text} for key, text in data.corpus.items()}
-    ndcg, _, recall, _ = retriever.evaluate(data.qrels, retriever.retrieve(corpus, data.queries), [10, 100])
-    result = evaluate_retrieval(model, data, name="a/b", output_folder=tmp_path)
-    assert 0 < result.ndcg_at_10 < 1
-    assert result.ndcg_at_10 == pytest.approx(ndcg["NDCG@10"], abs=5e-5)
-    assert result.recall_at_10 == pytest.approx(recall["Recall@10"], abs=5e-5)
+def test_embeddings_that_are_not_finite_are_refused(tmp_path):
+    broken = RetrievalSet("broken", {"d0": "10 0", "d1": "nan 1"}, {"q": "10 0"}, {"q": {"d0": 1}})
+    with pytest.raises(LBRError, match="not finite"):
+        evaluate_retrieval(plane_model(), broken, name="a/b", output_folder=tmp_path)
 
 
 @needs_mteb

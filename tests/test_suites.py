@@ -129,6 +129,13 @@ def test_sizes_are_systems_of_their_own(saved, folder, tmp_path):
     assert report.to_markdown().count("| toy-test |") == 2
 
 
+def test_what_plays_no_part_is_counted_beside_the_score(folder, tmp_path):
+    with Path(folder, "queries.jsonl").open("a") as file:
+        file.write('{"_id": "q9", "text": "nobody judged this"}\n')
+    table = evaluate_suites("bm25", [folder], tmp_path / "out").to_markdown()
+    assert "too few to tell close models apart; left out: 1 queries that no split judges |" in table
+
+
 def test_an_unreachable_hub_is_said_at_once_and_the_rest_is_scored(saved, offline, toy_chebi, tmp_path, capsys):
     report = evaluate_suites(saved, ["chem"], tmp_path / "out")
     assert [score.task for score in report.scores] == ["toy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lbr_st.evaluation.beir_run import evaluate_beir
 from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.mteb_task import retrieval_task
 from lbr_st.evaluation.records import find_system, latest, read_record, read_records, write_record
@@ -16,6 +17,7 @@ __all__ = [
     "TaskScore",
     "bm25_system",
     "embedding_system",
+    "evaluate_beir",
     "evaluate_bm25",
     "evaluate_retrieval",
     "evaluate_task",

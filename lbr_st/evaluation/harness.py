@@ -170,13 +170,15 @@ def part_of(data: Any, scores: Any, qrels: Any, results: Any, split: str, subset
 
 
 def _texts(rows: Any, wanted: set[str]) -> dict[str, str]:
-    picked = [row for row, identifier in enumerate(rows["id"]) if identifier in wanted]
-    chosen = rows.select(picked)
-    titles = chosen["title"] if "title" in chosen.column_names else [""] * len(picked)
-    texts = chosen["text"] if "text" in chosen.column_names else [""] * len(picked)
+    # [:] makes plain lists; a dataset's column would be read item by item, and a corpus has many.
+    picked = [row for row, identifier in enumerate(rows["id"][:]) if identifier in wanted]
+    chosen = rows.select(picked)[:]
+    nothing = [""] * len(picked)
     return {
-        identifier: f"{title or ''} {text}".strip()[:EXCERPT]
-        for identifier, title, text in zip(chosen["id"], titles, texts, strict=True)
+        identifier: f"{title or ''} {text or ''}".strip()[:EXCERPT]
+        for identifier, title, text in zip(
+            chosen["id"], chosen.get("title", nothing), chosen.get("text", nothing), strict=True
+        )
     }
 
 

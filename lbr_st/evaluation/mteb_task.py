@@ -84,7 +84,7 @@ def retrieval_task(
         domains: MTEB's names for the field, such as ``"Chemistry"``, ``"Medical"``, ``"Programming"``.
 
     Returns:
-        A task for ``mteb.evaluate``.
+        A task for ``mteb.evaluate``; its ``skipped`` says what of the set plays no part in the scores, and how often.
 
     Raises:
         LBRError: The set's name cannot name a task, MTEB does not know a domain, or there is nothing to evaluate.
@@ -96,6 +96,7 @@ def retrieval_task(
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
+        skipped = data.skipped
         data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:

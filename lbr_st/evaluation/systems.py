@@ -196,6 +196,7 @@ def _check_identity(name: str, revision: str | None) -> None:
 
 
 def _encoder(model: SentenceTransformer, *, bfloat16: bool, show_progress_bar: bool) -> Any:
+    import numpy as np
     import torch
 
     base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
@@ -220,6 +221,14 @@ def _encoder(model: SentenceTransformer, *, bfloat16: bool, show_progress_bar: b
             # MTEB is told "no bars" and only this call shows one, else its chunk counter doubles it. Autocast stays
             # around the encoding alone: similarities in bfloat16 would tie.
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                return super().encode(inputs, **{**kwargs, "show_progress_bar": show_progress_bar})
+                embeddings = super().encode(inputs, **{**kwargs, "show_progress_bar": show_progress_bar})
+            # A document that is no number is not comparable with any other, and MTEB ranks it somewhere all the same.
+            if not np.isfinite(embeddings).all():
+                raise LBRError(
+                    "gives embeddings that are not finite.",
+                    where=self.mteb_model_meta.name,
+                    fix='Look for overflow in low precision, or for damaged weights; try precision="float32".',
+                )
+            return embeddings
 
     return Encoder(model)
