@@ -88,7 +88,7 @@ def test_systems_by_name():
 
 
 def test_the_section_says_how_when_and_on_what():
-    rows = [("ours", score_of()), ("BM25", score_of("baseline/bm25")), ("ours", score_of(task="topics", **CLUSTERING))]
+    rows = [("ours", score_of(experiment={"autocast": "bfloat16"})), ("BM25", score_of("baseline/bm25")), ("ours", score_of(task="topics", **CLUSTERING))]
     text = results_section(rows)
     assert text.startswith(BEGIN)
     assert text.endswith(END)
@@ -98,6 +98,7 @@ def test_the_section_says_how_when_and_on_what():
     assert "lbr-st evaluate a/b --suite toy\nlbr-st evaluate baseline/bm25 --suite toy" in text
     assert f"toy `{'0' * 40}`" in text
     assert "mteb 2.26.24" in text
+    assert "Run with autocast bfloat16: ours." in text
     with pytest.raises(LBRError):
         results_section([])
 
