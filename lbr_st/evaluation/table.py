@@ -72,7 +72,8 @@ def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None =
                 (
                     escape(result.task),
                     _measure(result.metric),
-                    f"{result.score:.4f}",
+                    # MTEB rounds its own to five digits, and a second rounding may miss by one.
+                    f"{_unrounded(result):.4f}",
                     # The interval is of nDCG@10; beside another measure it would mislead.
                     format_interval(result) if result.metric == "ndcg_at_10" else "–",
                     _size(result) if result.parts else "–",
@@ -131,6 +132,11 @@ def escape(text: str) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _unrounded(result: TaskScore) -> float:
+    exact = result.ndcg_at_10 if result.metric == "ndcg_at_10" else None
+    return result.score if exact is None else exact
 
 
 def _measure(metric: str) -> str:
