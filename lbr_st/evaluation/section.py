@@ -83,7 +83,7 @@ def _provenance(rows: Sequence[Row]) -> list[str]:
     lines = [f"Scored on {when}. Intervals cover the choice of queries, not that of the training seed."]
     ways = {label: score.experiment for label, score in rows if score.experiment}
     for way in {json.dumps(way, sort_keys=True): way for way in ways.values()}.values():
-        labels = ", ".join(label for label, own in ways.items() if own == way)
+        labels = "; ".join(label for label, own in ways.items() if own == way)
         lines.append(f"Run with {', '.join(f'{key} {value}' for key, value in way.items())}: {labels}.")
     for versions in {json.dumps(score.versions, sort_keys=True): score.versions for score in scores}.values():
         lines.append(f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.")
