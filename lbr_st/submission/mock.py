@@ -11,8 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lbr_st.evaluation.harness import quiet_mteb
-from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.submission.meta_file import load_meta, register
 
 
