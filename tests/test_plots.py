@@ -190,3 +190,13 @@ def test_the_command(tmp_path, capsys):
     assert "nothing could be plotted" in error
     assert "there are no results here" in error
     assert not (tmp_path / "none").exists()
+
+
+def test_cut_embeddings_are_in_their_own_picture(tmp_path):
+    for number, item in enumerate(scores()):
+        write_record(tmp_path / "results" / FOLDER / f"{number}.json", item)
+    assert main(["plot", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "plots")]) == 0
+    shown = texts(tmp_path / "plots" / "tasks.svg")
+    assert "org/ours" in shown
+    assert not [text for text in shown if "truncate_dim" in text]
+    assert "32" in texts(tmp_path / "plots" / "embedding_size.svg")

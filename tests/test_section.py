@@ -81,6 +81,9 @@ def test_systems_by_name():
     assert find_system([old, new, small], "some/folder/b") == [new]
     assert find_system([old, new, small], "b@rrr") == [old]
     assert find_system([old, new, small], "a/b (truncate_dim=64)") == [small]
+    half, cut = ({"autocast": "bfloat16"}, {"autocast": "bfloat16", "truncate_dim": 64})
+    assert find_system([score_of(experiment=cut), score_of(experiment=half)], "b") == [score_of(experiment=half)]
+    assert find_system([score_of(experiment=cut)], "b") == [score_of(experiment=cut)]
     with pytest.raises(LBRError, match="may mean a/b or c/b"):
         find_system([new, other], "b")
     with pytest.raises(LBRError, match="no results of 'x'; there are: a/b"):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.commands.command import Command, add_results
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lbr_st.evaluation.result import TaskScore
 
 
 def _plot(arguments: Namespace, _: Recipe) -> None:
@@ -19,7 +23,7 @@ def _plot(arguments: Namespace, _: Recipe) -> None:
 
     output = Path(arguments.output)
     plots: dict[str, Callable[[Path], list[Path]]] = {
-        "tasks": lambda path: plot_tasks(read_records(arguments.results), path),
+        "tasks": lambda path: plot_tasks(_whole(read_records(arguments.results)), path),
         "embedding_size": lambda path: plot_embedding_size(read_records(arguments.results), path),
     }
     if arguments.training:
@@ -36,6 +40,11 @@ def _plot(arguments: Namespace, _: Recipe) -> None:
         reasons.append("no plot of training: give lbr-st train's work folder as --training.")
     for reason in reasons:
         print(reason, file=sys.stderr)
+
+
+def _whole(scores: list[TaskScore]) -> list[TaskScore]:
+    """Leave out cut embeddings, which have a picture of their own, unless there is nothing else."""
+    return [score for score in scores if "truncate_dim" not in score.experiment] or scores
 
 
 def _arguments(parser: ArgumentParser) -> None:

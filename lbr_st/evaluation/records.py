@@ -12,6 +12,9 @@ from lbr_st.evaluation.result import TaskScore, score_from_dict, score_to_dict, 
 FOLDER = "per_query"
 """Below an output folder; laid out as MTEB lays out ``results`` beside it."""
 
+PARTIAL = {"truncate_dim", "harness"}
+"""Experiments that are not simply the model: cut embeddings, and another program's scoring."""
+
 
 def write_record(path: Path, score: TaskScore) -> None:
     """Write a score with everything that :func:`read_record` needs.
@@ -69,6 +72,8 @@ def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
         lambda s: s.name == wanted,
         lambda s: s.model == wanted and not s.experiment,
         lambda s: s.model.partition("/")[2] == Path(wanted).name and not s.experiment,
+        lambda s: s.model == wanted and not s.experiment.keys() & PARTIAL,  # in other arithmetic, but whole
+        lambda s: s.model.partition("/")[2] == Path(wanted).name and not s.experiment.keys() & PARTIAL,
         lambda s: s.model == wanted or s.model.partition("/")[2] == Path(wanted).name,
     ):
         matches = [score for score in found if same(score)]
