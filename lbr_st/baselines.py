@@ -9,8 +9,8 @@ from lbr_st.recipe import Recipe
 from lbr_st.recipe_arguments import similar
 
 BASELINES: dict[str, str] = {
-    "contrastive-only": "Stage 2 alone, on the state of the end-of-text token; neither stage 1 nor bottleneck.",
-    "causal-lm": "Plain causal language modelling on stage 1's own pairs, then stage 2; no bottleneck.",
+    "contrastive-only": "Stage 2 alone; what stage 1 brings is missing.",
+    "causal-lm": "Plain language modelling on stage 1's pairs, then stage 2; what the bottleneck brings is missing.",
 }
 """What a recipe is compared with, by name."""
 
@@ -18,14 +18,16 @@ BASELINES: dict[str, str] = {
 def baseline(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe of a baseline: a copy of ``recipe`` in which only what must differ is changed.
 
-    Base, data, pairs, prompts, steps, batches, learning rates, adapters, seeds and stage 2 are the recipe's own. Both
-    have no bottleneck tokens (``model.num_bottleneck_tokens`` 0). Beside that,
+    Base, data, pairs, prompts, steps, batches, learning rates, adapters, seeds and stage 2 are the recipe's own, and so
+    are the tokens that are appended and pooled: the same number of new rows is trained, so that nothing else explains a
+    difference. (``model.num_bottleneck_tokens`` 0, which pools at the base's end-of-text token, is an option beside:
+    in a few steps it learns far less, see docs/LOG.md.)
 
     - ``contrastive-only`` switches off stage 1 (``learn.enabled``) and its replay in stage 2
       (``represent.replay_weight``);
-    - ``causal-lm`` lets the targets of stage 1 see their contexts (``learn.bottleneck`` none), with every token of
-      both weighing the same (``learn.context_weight`` 1), and leaves out what only a bottleneck has
-      (``learn.rate_weight``, ``learn.target_dropout``).
+    - ``causal-lm`` reads context and target of stage 1 as plain text, without those tokens and with nothing hidden
+      (``learn.bottleneck`` none), every token of both weighing the same (``learn.context_weight`` 1), and leaves out
+      what only a bottleneck has (``learn.rate_weight``, ``learn.target_dropout``).
 
     Args:
         recipe: The run to compare with. It is not changed.
@@ -52,7 +54,6 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
         )
     made = deepcopy(recipe)
     made.name = f"{recipe.name}-{name}"
-    made.model.num_bottleneck_tokens = 0
     if name == "contrastive-only":
         made.learn.enabled = False
         made.represent.replay_weight = 0.0

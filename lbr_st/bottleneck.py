@@ -96,8 +96,11 @@ def unhindered(
     targets: Sequence[Tensor],
     labels: Sequence[Tensor],
 ) -> tuple[Prediction, Prediction]:
-    """One pass under plain causal attention, the target in sight of its context; returns the same two predictions."""
-    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels)
+    """One pass over plain text, the target in sight of its context; returns the same two predictions.
+
+    Bottleneck tokens that the model has do not come in: this is what ordinary language modelling would read.
+    """
+    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels, bottleneck=False)
     # As though the whole row were a context: nothing is hidden but what is to come.
     hidden = backbone.hidden_states(rows.input_ids, rows.segments.clamp(max=int(Segment.CONTEXT)))
     return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)

@@ -129,7 +129,7 @@ def _sections(info: CardInfo, results: str) -> str:
 def _how(recipe: Recipe | None) -> str:
     """Say how the model was trained; a baseline does not claim what it left out."""
     recipe = recipe or Recipe()
-    bottleneck = recipe.model.num_bottleneck_tokens > 0
+    tokens = recipe.model.num_bottleneck_tokens > 0
     stages = []
     if recipe.learn.enabled and recipe.learn.bottleneck == "none":
         stages.append("*learn* (plain causal language modelling on the domain's text, without a bottleneck)")
@@ -139,14 +139,15 @@ def _how(recipe: Recipe | None) -> str:
             "bottleneck tokens and generates from these alone, its attention causal)"
         )
     if recipe.represent.enabled:
-        token = "last bottleneck token's" if bottleneck else "end-of-text token's"
+        token = "last appended token's" if tokens else "end-of-text token's"
         stages.append(f"*represent* (contrastive training of the {token} state)")
     method = "With [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
-    if not (bottleneck and recipe.learn.enabled and recipe.represent.enabled):
+    learns = recipe.learn.enabled and recipe.learn.bottleneck != "none"
+    if not (learns and recipe.represent.enabled):
         method = "A part or a baseline of [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
-    what = "bottleneck tokens are" if bottleneck else "end-of-text token is"
+    what = "appended tokens come from" if tokens else "end-of-text token comes from"
     return (
-        f"## How it was trained\n\n{method}: {', then '.join(stages)}. The {what} appended by the tokenizer itself, so "
+        f"## How it was trained\n\n{method}: {', then '.join(stages)}. The {what} the tokenizer itself, so "
         "plain Sentence Transformers runs this model; use `encode_query` and `encode_document`, which add the prompts "
         "that training used."
     )

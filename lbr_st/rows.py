@@ -135,7 +135,12 @@ def silence(backbone: CausalBackbone, labels: Tensor) -> Tensor:
 
 
 def assemble(
-    backbone: CausalBackbone, contexts: Sequence[Tensor], targets: Sequence[Tensor], labels: Sequence[Tensor]
+    backbone: CausalBackbone,
+    contexts: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    *,
+    bottleneck: bool = True,
 ) -> Rows:
     """Join contexts, bottleneck and targets to rows.
 
@@ -145,14 +150,15 @@ def assemble(
         targets: Each target's input ids; the first label is predicted at b_k (at c_n without a bottleneck), the next
             at ``targets[0]``, and so on.
         labels: For each target one label more than it has inputs.
+        bottleneck: Put the bottleneck tokens between them; without, the rows are plain text.
     """
     device = contexts[0].device
-    bottleneck = torch.tensor(backbone.bottleneck_ids, dtype=torch.long, device=device)
-    k = len(bottleneck)
+    between = torch.tensor(backbone.bottleneck_ids if bottleneck else [], dtype=torch.long, device=device)
+    k = len(between)
     all_ids, all_segments, all_labels = [], [], []
     for context, target, label in zip(contexts, targets, labels, strict=True):
         n, m = len(context), len(target)
-        all_ids.append(torch.cat([context, bottleneck, target]))
+        all_ids.append(torch.cat([context, between, target]))
         sizes = torch.tensor([n, k, m], device=device)
         kinds = torch.tensor([Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET], device=device)
         all_segments.append(kinds.repeat_interleave(sizes))

@@ -221,12 +221,12 @@ def test_every_architecture_is_released_from_its_adapter_alone(tiny_base, tmp_pa
 def causal_lm_loss(model, contexts, targets, *, silent_context: bool = False) -> torch.Tensor:
     """transformers' own loss on each row, padded on the right: what its Trainer would minimise."""
     backbone = backbone_of(model)
-    k, eos, rows, labels = len(backbone.bottleneck_ids), 2, [], []
+    k, eos, rows, labels = len(backbone.bottleneck_ids), 2, [], []  # the k tokens do not come in
     for context, target in zip(contexts, targets, strict=True):
         c = model.tokenizer(context)["input_ids"][: -max(k, 1)]
         end = [*own_ids(model, target), eos]
-        rows.append(torch.tensor([*c, *backbone.bottleneck_ids, *end]))
-        labels.append(torch.tensor([*([IGNORE] * len(c) if silent_context else c), *[IGNORE] * k, *end]))
+        rows.append(torch.tensor([*c, *end]))
+        labels.append(torch.tensor([*([IGNORE] * len(c) if silent_context else c), *end]))
     pad = torch.nn.utils.rnn.pad_sequence
     ids, labels = pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
@@ -368,7 +368,7 @@ def test_learn_without_a_bottleneck_logs_the_held_out_loss_and_no_gain(tiny_base
     log = learn(model, pairs, config, held_out=pairs, output_dir=tmp_path, **QUIET)
     assert not any("gain" in key for row in log for key in row)
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
-    assert losses[-1] < losses[0] - 0.05
+    assert losses[-1] < losses[0] - 0.02
     expected = causal_lm_loss(model.eval(), pairs["context"], pairs["target"]).item()
     assert losses[-1] == pytest.approx(expected, rel=1e-4)
     assert {"target", "context"} <= set().union(*log)
@@ -485,7 +485,8 @@ def test_a_baseline_runs_from_data_to_release(tiny_base, tmp_path, name):
     stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     trained = load_model(tmp_path / "out-work" / "represent", device="cpu")
     np.testing.assert_allclose(stock.encode_query(["acid 3"]), trained.encode_query(["acid 3"]), atol=1e-5)
-    assert stock.tokenizer("acid 3")["input_ids"][-1] == stock.tokenizer.eos_token_id
+    # What is pooled is the recipe's own last token, in the baseline as in what it is compared with.
+    assert stock.tokenizer("acid 3")["input_ids"][-1] == stock.tokenizer.convert_tokens_to_ids("<|lbr_3|>")
     assert load_recipe(tmp_path / "out" / "recipe.yaml").name == f"lbr-model-{name}"
 
 
@@ -500,12 +501,10 @@ def test_a_baseline_differs_in_nothing_but_what_it_must():
     recipe = Recipe(name="chem", seed=7)
     assert differences(recipe, baseline(recipe, "contrastive-only")) == {
         "name": "chem-contrastive-only",
-        "model.num_bottleneck_tokens": 0,
         "learn.enabled": False,
     }
     assert differences(recipe, baseline(recipe, "causal-lm")) == {
         "name": "chem-causal-lm",
-        "model.num_bottleneck_tokens": 0,
         "learn.bottleneck": "none",
         "learn.context_weight": 1.0,
     }
@@ -518,13 +517,11 @@ def test_a_baseline_leaves_out_what_only_a_bottleneck_has():
     recipe.represent.replay_weight = 0.3
     assert differences(recipe, baseline(recipe, "contrastive-only")) == {
         "name": "lbr-model-contrastive-only",
-        "model.num_bottleneck_tokens": 0,
         "learn.enabled": False,
         "represent.replay_weight": 0.0,
     }
     assert differences(recipe, baseline(recipe, "causal-lm")) == {
         "name": "lbr-model-causal-lm",
-        "model.num_bottleneck_tokens": 0,
         "learn.bottleneck": "none",
         "learn.context_weight": 1.0,
         "learn.rate_weight": 0.0,

@@ -109,14 +109,22 @@ def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tm
     assert (label, score.model, score.num_queries) == ("general", "lbr-toy/beside", 8)
 
 
-def test_a_baselines_card_claims_no_bottleneck(tiny_base, pairs_file, tmp_path):
-    recipe = baseline(recipe_for(tiny_base("llama"), pairs_file), "contrastive-only")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("contrastive-only", "lbr-st: *represent* (contrastive"),
+        ("causal-lm", "*learn* (plain causal language modelling"),
+    ],
+)
+def test_a_baselines_card_claims_no_bottleneck(tiny_base, pairs_file, tmp_path, name, said):
+    recipe = baseline(recipe_for(tiny_base("llama"), pairs_file), name)
     recipe.evaluate.enabled = False
     pipeline.run(recipe, tmp_path / "out")
     how = (tmp_path / "out" / "README.md").read_text().split("## How it was trained")[1].split("\n## ")[0]
-    assert "A part or a baseline" in how
-    assert "end-of-text token's" in how
-    assert "bottleneck" not in how
+    assert "A part or a baseline of" in how
+    assert said in how
+    assert "bottleneck and generates" not in how
+    assert "information bottleneck" not in how
 
 
 def test_a_second_run_takes_finished_stages_from_disk(tiny_base, pairs_file, tmp_path, monkeypatch):

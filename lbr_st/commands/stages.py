@@ -67,7 +67,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "--baseline",
         type=Literal["contrastive-only", "causal-lm"] | None,
         help="Run what the recipe is compared with: the same data, steps and seeds without stage 1, or with plain "
-        "language modelling in its place; neither has a bottleneck.",
+        "language modelling in its place.",
     )
 
 
