@@ -114,6 +114,12 @@ def recipe_columns(recipe: Recipe) -> dict[str, list[str]]:
 def _read(recipe: Recipe) -> _Sources:
     config = recipe.data
     if config.source in DOMAIN_TASKS:
+        if config.pairs:
+            raise LBRError(
+                f"{config.source} brings its own pairs.",
+                where="data.pairs",
+                fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
+            )
         task = domain_task(config.source)
         sources = _Sources(task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,))
     else:

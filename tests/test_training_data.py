@@ -184,3 +184,8 @@ def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):
     assert columns["text"] == [*toy_task.train_texts["text"], "more"]
     columns = recipe_columns(recipe_for(beir))
     assert (list(columns), len(columns["query"])) == (["query", "document"], 9)
+
+
+def test_a_domain_task_takes_no_pairs_beside_its_own():
+    with pytest.raises(LBRError, match=r"data\.pairs: chebi brings its own pairs"):
+        training_data(Recipe(data=DataConfig(source="chebi", pairs="mine.jsonl")))
