@@ -174,7 +174,7 @@ def test_a_baseline_is_the_recipe_with_its_changes(calls):
     assert (recipe.name, recipe.learn.enabled, recipe.model.num_bottleneck_tokens) == (
         "mine-contrastive-only",
         False,
-        0,
+        4,
     )
     assert main(["train", "--output", "out", "--baseline", "nothing"]) == 2
 
