@@ -105,6 +105,20 @@ def test_an_interrupted_task_goes_on_with_the_subset_it_was_in(bert, tmp_path, m
     assert seen[4:] == ["python", "go", "ruby"]
 
 
+def test_another_choice_of_splits_is_not_answered_with_an_earlier_score(tmp_path):
+    easy = (CORPUS, {"q1": "benzene weight"}, {"q1": {"d8": 1}})
+    hard = (CORPUS, {"q1": "benzene weight"}, {"q1": {"d3": 1}})
+    folder = write_hub_folder(tmp_path / "data", {(None, "train"): hard, (None, "dev"): hard, (None, "test"): easy})
+    parts = [None, ["test"], ["dev"], None]
+    scores = []
+    for splits in parts:
+        task = mteb.get_task("ChemHotpotQARetrieval", eval_splits=splits)
+        scores.append(evaluate_task(bm25_system(), repoint(task, folder), output_folder=tmp_path / "out"))
+    assert [len(score.parts) for score in scores] == [3, 1, 1, 3]
+    assert scores[1].score == 1.0 > scores[0].score > scores[2].score
+    assert scores[3].per_query == scores[0].per_query
+
+
 def test_sizes_share_one_encoding_and_are_filed_apart(bert, tmp_path, monkeypatch):
     model = bert()
     system = embedding_system(model, "test/bert")

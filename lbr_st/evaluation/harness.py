@@ -193,6 +193,7 @@ def _blank(system: System, task: AbsTask, *, command: str, name: str, descriptio
         metric=task.metadata.main_score,
         score=0.0,
         dataset_revision=str(task.metadata.dataset["revision"]),
+        asked=sorted(f"{split}/{subset}" for split in task.eval_splits for subset in task.hf_subsets),
         experiment=dict(system.experiment),
         embed_dim=system.embed_dim,
         command=command,
@@ -202,8 +203,8 @@ def _blank(system: System, task: AbsTask, *, command: str, name: str, descriptio
 
 
 def _same(kept: TaskScore, blank: TaskScore) -> bool:
-    """Whether a record was made by this very system from this very data."""
-    keys = ("model", "revision", "digest", "task", "dataset_revision", "experiment", "embed_dim", "metric")
+    """Whether a record was made by this very system from these very splits of this very data."""
+    keys = ("model", "revision", "digest", "task", "dataset_revision", "asked", "experiment", "embed_dim", "metric")
     return all(getattr(kept, key) == getattr(blank, key) for key in keys)
 
 

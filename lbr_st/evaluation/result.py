@@ -61,6 +61,7 @@ class TaskScore:
         metric: The task's main measure.
         score: Its value: the mean over splits and subsets, as MTEB's leaderboard takes it.
         dataset_revision: The commit of a hub dataset, or 40 hexadecimal digits over a local set's content.
+        asked: "split/subset" of everything the score is a mean of; part of its identity.
         parts: The queries' scores; empty for tasks that are no retrieval.
         experiment: How the model was run, when not as it is (``{"truncate_dim": 64}``); part of its identity.
         embed_dim: Numbers in an embedding; None for systems without.
@@ -79,6 +80,7 @@ class TaskScore:
     metric: str
     score: float
     dataset_revision: str
+    asked: list[str] = field(default_factory=list, repr=False)
     parts: tuple[Part, ...] = field(default=(), repr=False)
     experiment: dict[str, Any] = field(default_factory=dict)
     embed_dim: int | None = None
