@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedModel
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
@@ -61,6 +62,18 @@ def add_lora(
 def has_lora(model: PreTrainedModel) -> bool:
     """Tell whether the model carries adapters."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
+    """Return what peft's wrapper around an embedding holds: the plain embedding, the trained rows' ids, and the rows.
+
+    None if the table is not wrapped.
+    """
+    layer = getattr(table, "token_adapter", None)
+    if layer is None:
+        return None
+    (name,) = layer.active_adapters
+    return layer.base_layer, layer.token_indices[name], layer.trainable_tokens_delta[name]
 
 
 def save_lora(model: PreTrainedModel, folder: str | Path) -> None:

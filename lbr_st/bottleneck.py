@@ -9,29 +9,32 @@ sees its whole context, as in plain causal language modelling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lbr_st.attention import Segment
 from lbr_st.errors import LBRError
 from lbr_st.modules import BottleneckPooler, CausalBackbone
-from lbr_st.rows import IGNORE, Rows, assemble, contexts_of, silence
+from lbr_st.rows import Rows, Targets, assemble
 
 Bottleneck = Literal["attention", "embedding", "none"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Hidden states that predict tokens, with the tokens: shapes (count, hidden) and (count,)."""
+    """The rows that were run, and the hidden states of their positions, shape (rows, length, hidden)."""
 
     hidden: Tensor
-    labels: Tensor
+    rows: Rows
+
+    def of(self, segment: Segment) -> tuple[Tensor, Tensor]:
+        """Return what predicts the tokens of a segment, and these tokens; shapes (count, hidden) and (count,)."""
+        where = self.rows.predicts == segment
+        return self.hidden[where], self.rows.labels[where]
 
 
 def backbone_of(model: SentenceTransformer) -> CausalBackbone:
@@ -80,63 +83,76 @@ def require_bottleneck(model: SentenceTransformer) -> None:
 
 def through_attention(
     backbone: CausalBackbone,
-    context_features: dict[str, Any],
-    targets: Sequence[Tensor],
-    labels: Sequence[Tensor],
-) -> tuple[Prediction, Prediction]:
-    """One pass under the bottleneck mask; returns what predicts the contexts and what predicts the targets."""
-    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels)
-    hidden = backbone.hidden_states(rows.input_ids, rows.segments)
-    return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)
+    contexts: dict[str, Any],
+    targets: Targets,
+    *,
+    target_dropout: float = 0.0,
+    packed: bool = True,
+) -> Prediction:
+    """One pass under the bottleneck mask.
+
+    Args:
+        backbone: The model's.
+        contexts: The tokenised contexts.
+        targets: What is to be predicted from their bottlenecks.
+        target_dropout: Share of the target's input tokens hidden from the decoder.
+        packed: Put all examples into one row; see :class:`~lbr_st.rows.Rows`.
+    """
+    rows = _drop(backbone, assemble(backbone, contexts, targets, packed=packed), target_dropout)
+    return Prediction(_run(backbone, rows), rows)
 
 
 def unhindered(
-    backbone: CausalBackbone,
-    context_features: dict[str, Any],
-    targets: Sequence[Tensor],
-    labels: Sequence[Tensor],
-) -> tuple[Prediction, Prediction]:
-    """One pass over plain text, the target in sight of its context; returns the same two predictions.
+    backbone: CausalBackbone, contexts: dict[str, Any], targets: Targets, *, packed: bool = True
+) -> Prediction:
+    """One pass over plain text, the target in sight of its context.
 
     Bottleneck tokens that the model has do not come in: this is what ordinary language modelling would read.
     """
-    rows = assemble(backbone, contexts_of(backbone, context_features), targets, labels, bottleneck=False)
+    rows = assemble(backbone, contexts, targets, bottleneck=False, packed=packed)
     # As though the whole row were a context: nothing is hidden but what is to come.
-    hidden = backbone.hidden_states(rows.input_ids, rows.segments.clamp(max=int(Segment.CONTEXT)))
-    return _select(hidden, rows, Segment.CONTEXT), _select(hidden, rows, Segment.TARGET)
+    seen = rows.segments.clamp(max=int(Segment.CONTEXT))
+    return Prediction(_run(backbone, replace(rows, segments=seen)), rows)
 
 
 def through_embedding(
-    model: SentenceTransformer, context_features: dict[str, Any], targets: Sequence[Tensor], labels: Sequence[Tensor]
+    model: SentenceTransformer,
+    contexts: dict[str, Any],
+    targets: Targets,
+    *,
+    target_dropout: float = 0.0,
+    packed: bool = True,
 ) -> tuple[Prediction, Prediction, Tensor | None]:
-    """Encode, then decode from the embedding alone; returns the same two predictions and the pooler's rate."""
+    """Encode, then decode from the embedding alone.
+
+    Returns:
+        What predicts the contexts (in the first pass), what predicts the targets (in the second), and the pooler's
+        rate, if it has one.
+    """
     backbone, pooler = backbone_of(model), pooler_of(model)
-    contexts = contexts_of(backbone, context_features)
-    encoded = model({key: value for key, value in context_features.items() if isinstance(value, Tensor)})
+    encoder = assemble(backbone, contexts, None, packed=packed)
+    states = _run(backbone, encoder)
+    pooled = states[encoder.last][:, None]
+    encoded: dict[str, Any] = {"token_embeddings": pooled, "attention_mask": torch.ones_like(pooled[..., 0])}
+    for module in list(getattr(model, "module", model))[1:]:  # .module: as wrapped by DistributedDataParallel
+        encoded = module(encoded)
 
     soft = pooler.soft_prompt(encoded["sentence_embedding"])
-    count = soft.shape[1]
-    lengths = torch.tensor([len(target) for target in targets], device=soft.device) + count
-    tokens = pad_sequence(list(targets), batch_first=True, padding_value=backbone.tokenizer.pad_token_id)
-    embedded = backbone.embed(tokens)
-    inputs = torch.cat([soft.to(embedded.dtype), embedded], dim=1)
-    mask = (torch.arange(inputs.shape[1], device=soft.device) < lengths[:, None]).long()
-    hidden = backbone.forward({"inputs_embeds": inputs, "attention_mask": mask})["token_embeddings"]
-    from_last_soft_token = pad_sequence(list(labels), batch_first=True, padding_value=IGNORE)
-    target = _pick(hidden[:, count - 1 :], from_last_soft_token)
-
-    states, real = encoded["token_embeddings"], context_features["attention_mask"].bool()
-    context_hidden = [state[keep][: len(ids)] for state, keep, ids in zip(states, real, contexts, strict=True)]
-    context_labels = torch.cat([silence(backbone, ids[1:]) for ids in contexts])
-    context = _pick(torch.cat([state[:-1] for state in context_hidden]), context_labels)
-    return context, target, encoded.get("rate")
+    decoder = _drop(backbone, assemble(backbone, soft.shape[1], targets, packed=packed), target_dropout)
+    inputs = backbone.embed(decoder.input_ids)
+    at_soft = decoder.segments == Segment.BOTTLENECK
+    inputs = inputs.masked_scatter(at_soft[..., None], soft.to(inputs.dtype))
+    return Prediction(states, encoder), Prediction(_run(backbone, decoder, inputs), decoder), encoded.get("rate")
 
 
-def _select(hidden: Tensor, rows: Rows, segment: Segment) -> Prediction:
-    where = rows.labelled(segment)
-    return Prediction(hidden[where], rows.labels[where])
+def _run(backbone: CausalBackbone, rows: Rows, inputs: Tensor | None = None) -> Tensor:
+    examples = rows.examples if rows.packed else None
+    return backbone.hidden_states(rows.input_ids, rows.segments, examples, inputs_embeds=inputs)
 
 
-def _pick(hidden: Tensor, labels: Tensor) -> Prediction:
-    where = labels != IGNORE
-    return Prediction(hidden[where], labels[where])
+def _drop(backbone: CausalBackbone, rows: Rows, share: float) -> Rows:
+    """Hide a share of the target's input tokens; what is to be predicted stays."""
+    if not share:
+        return rows
+    hidden = (rows.segments == Segment.TARGET) & (torch.rand(rows.segments.shape, device=rows.segments.device) < share)
+    return replace(rows, input_ids=rows.input_ids.masked_fill(hidden, backbone.tokenizer.pad_token_id))

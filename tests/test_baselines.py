@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from lbr_st import pipeline
 from lbr_st.adapters import TRAINED_ROWS
@@ -24,12 +25,13 @@ from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_sections import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, RepresentConfig
-from lbr_st.rows import IGNORE, assemble, contexts_of, targets_of
+from lbr_st.rows import IGNORE, assemble, targets_of
 from lbr_st.stages.learn import learn
 from lbr_st.stages.reconstruct import reconstruct
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
 from lbr_st.stages.training import generative_pairs, training_arguments
+from lbr_st.token_nll import nll_each
 
 TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "document: an enzyme, whole"]
@@ -230,7 +232,9 @@ def causal_lm_loss(model, contexts, targets, *, silent_context: bool = False) ->
     pad = torch.nn.utils.rnn.pad_sequence
     ids, labels = pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
-    return backbone.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+    logits = backbone.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    logits[..., backbone.bottleneck_ids] = -torch.inf  # tokens that no text holds
+    return ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1])
 
 
 @torch.no_grad()
@@ -265,17 +269,20 @@ def test_every_context_token_weighs_context_weight(tiny_base):
     loss = IBGenerativeLoss(model, bottleneck="none", context_weight=0.25)
     context, target, rate = loss.predictions(columns(model))
     assert rate is None
-    nll = torch.cat([loss.nll(target), loss.nll(context)])
-    weights = torch.cat([torch.ones(len(target.labels)), torch.full((len(context.labels),), 0.25)])
+    head = backbone_of(model).head
+    of_target, of_context = (
+        nll_each(*one.of(segment), head) for one, segment in ((target, Segment.TARGET), (context, Segment.CONTEXT))
+    )
+    nll = torch.cat([of_target, of_context])
+    weights = torch.cat([torch.ones(len(of_target)), torch.full((len(of_context),), 0.25)])
     torch.testing.assert_close(sum(loss(columns(model)).values()), (nll * weights).sum() / weights.sum())
 
 
 def rows_of(model, contexts, targets, **options):
     context, target = columns(model, contexts, targets)
     backbone = backbone_of(model)
-    return assemble(
-        backbone, contexts_of(backbone, context), *targets_of(backbone, target, **options, contexts=context)
-    )
+    found = targets_of(backbone, target, **options, contexts=context)
+    return assemble(backbone, context, found, bottleneck=False, packed=False)
 
 
 def test_a_row_is_context_target_end_of_text(tiny_base):
@@ -284,9 +291,7 @@ def test_a_row_is_context_target_end_of_text(tiny_base):
     rows = rows_of(model, CONTEXTS[:1], TARGETS[:1])
     assert rows.input_ids[0].tolist() == [1, *c, *t]
     assert rows.labels[0].tolist() == [*c, *t, 2]
-    of_target = rows.labelled(Segment.TARGET)[0]
-    assert of_target.tolist() == [False] * len(c) + [True] * (len(t) + 1)
-    assert (rows.labelled(Segment.CONTEXT)[0] != of_target).all()
+    assert rows.predicts[0].tolist() == [Segment.CONTEXT] * len(c) + [Segment.TARGET] * (len(t) + 1)
 
 
 def test_what_is_cut_is_not_followed_by_end_of_text(tiny_base):
@@ -298,7 +303,7 @@ def test_what_is_cut_is_not_followed_by_end_of_text(tiny_base):
     assert rows.labels[0][rows.labels[0] != IGNORE].tolist() == [*x, *t]
     assert rows.labels[1][rows.labels[1] != IGNORE].tolist() == c  # the text goes on beyond what was read
     assert rows.labels[2][rows.labels[2] != IGNORE].tolist() == [*x, *y, 2]
-    assert rows.labelled(Segment.TARGET).sum(dim=1).tolist() == [3, 0, 2]
+    assert (rows.predicts == Segment.TARGET).sum(dim=1).tolist() == [3, 0, 2]
 
 
 @torch.no_grad()
@@ -379,7 +384,9 @@ def test_the_pairs_come_in_the_same_order_with_and_without_a_bottleneck(tiny_bas
 
     def predictions(self, features):
         backbone = backbone_of(self.model)
-        texts = [backbone.tokenizer.decode(ids) for ids in contexts_of(backbone, features[0])]
+        real_ids = zip(features[0]["input_ids"], features[0]["attention_mask"].bool(), strict=True)
+        closing = len(backbone.closing_ids)
+        texts = [backbone.tokenizer.decode(ids[mask][:-closing]) for ids, mask in real_ids]
         seen.setdefault(self.bottleneck, []).append(texts)
         return real(self, features)
 
@@ -416,8 +423,9 @@ def test_both_stages_show_a_text_to_reconstruct_once(tiny_base, tmp_path, monkey
 
     def predictions(self, features):
         backbone = backbone_of(self.model)
-        for column in targets_of(backbone, features[1], contexts=features[0])[0]:
-            seen.add(backbone.tokenizer.decode(column))
+        found = targets_of(backbone, features[1], contexts=features[0])
+        for ids, keep in zip(found.tokens, found.keep, strict=True):
+            seen.add(backbone.tokenizer.decode(ids[keep], skip_special_tokens=True))
         return real(self, features)
 
     monkeypatch.setattr(IBGenerativeLoss, "predictions", predictions)

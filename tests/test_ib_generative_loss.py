@@ -14,7 +14,9 @@ from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
-from lbr_st.rows import IGNORE, assemble, contexts_of, targets_of
+from lbr_st.modules import CausalBackbone
+from lbr_st.rows import IGNORE, assemble, targets_of
+from lbr_st.token_nll import nll_each
 
 K = 3
 BOTTLENECKS = ["attention", "embedding"]
@@ -61,7 +63,9 @@ def additive_mask(n: int, m: int, window: int | None) -> torch.Tensor:
     return mask
 
 
-def log_likelihoods(logits: torch.Tensor, positions: list[int], labels: list[int]) -> torch.Tensor:
+def log_likelihoods(model, logits: torch.Tensor, positions: list[int], labels: list[int]) -> torch.Tensor:
+    """Log-likelihoods over the tokens that texts are made of: bottleneck tokens, and rows above them, are none."""
+    logits = logits[:, : min(backbone_of(model).bottleneck_ids)]
     found = [torch.log_softmax(logits[p], dim=-1)[i] for p, i in zip(positions, labels, strict=True)]
     return torch.stack(found) if found else torch.zeros(0)
 
@@ -82,8 +86,8 @@ def attention_reference(model, context: str, target: str) -> tuple[torch.Tensor,
         position_ids=torch.arange(n + K + m)[None],
         use_cache=False,
     ).logits[0]
-    own = log_likelihoods(logits, list(range(n + K - 1, n + K + m)), [*t, model.tokenizer.eos_token_id])
-    return own, log_likelihoods(logits, list(range(n - 1)), c[1:])
+    own = log_likelihoods(model, logits, list(range(n + K - 1, n + K + m)), [*t, model.tokenizer.eos_token_id])
+    return own, log_likelihoods(model, logits, list(range(n - 1)), c[1:])
 
 
 def embedding_reference(model, context: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,9 +101,9 @@ def embedding_reference(model, context: str, target: str) -> tuple[torch.Tensor,
     assert len(soft) == K
     inputs = torch.cat([soft, lm.get_input_embeddings()(torch.tensor(t))])[None]
     logits = lm(inputs_embeds=inputs, use_cache=False).logits[0]
-    own = log_likelihoods(logits, list(range(K - 1, K + len(t))), [*t, model.tokenizer.eos_token_id])
+    own = log_likelihoods(model, logits, list(range(K - 1, K + len(t))), [*t, model.tokenizer.eos_token_id])
     of_context = lm(input_ids=torch.tensor([c]), use_cache=False).logits[0]
-    return own, log_likelihoods(of_context, list(range(len(c) - 1)), c[1:])
+    return own, log_likelihoods(model, of_context, list(range(len(c) - 1)), c[1:])
 
 
 REFERENCE = {"attention": attention_reference, "embedding": embedding_reference}
@@ -136,7 +140,8 @@ def test_terms_equal_the_reference_for_every_way_to_build(tiny_base, bottleneck,
 def per_token(loss, features) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         context, target, _ = loss.predictions(features)
-        return loss.nll(target), loss.nll(context)
+        head = backbone_of(loss.model).head
+        return nll_each(*target.of(Segment.TARGET), head), nll_each(*context.of(Segment.CONTEXT), head)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
@@ -169,7 +174,14 @@ def test_left_padding_does_not_matter(tiny_base, kind, bottleneck):
 def rows_of(model, contexts=CONTEXTS, targets=TARGETS, **options):
     backbone = backbone_of(model)
     context, target = columns(model, contexts, targets)
-    return assemble(backbone, contexts_of(backbone, context), *targets_of(backbone, target, **options))
+    return assemble(backbone, context, targets_of(backbone, target, **options), packed=False)
+
+
+def target_lists(model, targets, **options) -> tuple[list[list[int]], list[list[int]]]:
+    """Input ids and labels of each target, as lists."""
+    found = targets_of(backbone_of(model), model.preprocess(targets), **options)
+    labels = [ids[keep].tolist() for ids, keep in zip(found.tokens, found.keep, strict=True)]
+    return [ids[:-1] for ids in labels], labels
 
 
 def test_a_row_written_out(llama):
@@ -201,21 +213,20 @@ def test_a_text_that_spells_a_bottleneck_token_makes_it_no_label(llama):
 
 
 def test_targets_bring_no_begin_token_of_their_own(llama):
-    inputs, _ = targets_of(backbone_of(llama), llama.preprocess(TARGETS))
+    inputs, _ = target_lists(llama, TARGETS)
     assert all(llama.tokenizer.bos_token_id not in ids for ids in inputs)
 
 
 def test_max_target_tokens_cuts_and_drops_eos(llama):
     eos = llama.tokenizer.eos_token_id
-    backbone = backbone_of(llama)
     full = [llama.tokenizer(t, add_special_tokens=False)["input_ids"] for t in TARGETS]
     limit = len(full[1])
     assert len(full[0]) > limit
-    inputs, labels = targets_of(backbone, llama.preprocess(TARGETS), max_tokens=limit)
-    assert labels[0].tolist() == full[0][:limit]  # cut: the text goes on, so no <eos>
-    assert inputs[0].tolist() == full[0][: limit - 1]
-    assert labels[1].tolist() == [*full[1], eos]  # fits exactly
-    assert inputs[1].tolist() == full[1]
+    inputs, labels = target_lists(llama, TARGETS, max_tokens=limit)
+    assert labels[0] == full[0][:limit]  # cut: the text goes on, so no <eos>
+    assert inputs[0] == full[0][: limit - 1]
+    assert labels[1] == [*full[1], eos]  # fits exactly
+    assert inputs[1] == full[1]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -233,7 +244,7 @@ def test_max_target_tokens_in_the_loss(llama, bottleneck, limit):
 
 def test_a_target_cut_by_the_tokenizer_has_no_eos(tiny_base):
     model = new_model(tiny_base("llama"), max_seq_length=12)
-    _, labels = targets_of(backbone_of(model), model.preprocess([" ".join(TARGETS), "salt"]))
+    _, labels = target_lists(model, [" ".join(TARGETS), "salt"])
     eos = model.tokenizer.eos_token_id
     assert len(labels[0]) == 12 - K - 1
     assert eos not in labels[0]
@@ -283,26 +294,27 @@ def test_target_dropout_is_for_training_only(llama, bottleneck):
     assert not torch.allclose(dropped, expected)
 
 
-def test_target_dropout_hides_inputs_and_keeps_labels(llama, monkeypatch):
-    import lbr_st.losses.ib_generative as module
+def test_target_dropout_hides_inputs_and_keeps_labels(llama, bottleneck, monkeypatch):
+    ran = []
+    real = CausalBackbone.hidden_states
 
-    seen = []
-    real = module.through_attention
+    def spy(self, input_ids, segments, *args, **options):
+        ran.append((input_ids, segments))
+        return real(self, input_ids, segments, *args, **options)
 
-    def spy(backbone, context_features, inputs, labels):
-        seen.append((inputs, labels))
-        return real(backbone, context_features, inputs, labels)
-
-    monkeypatch.setattr(module, "through_attention", spy)
-    loss = IBGenerativeLoss(llama, target_dropout=0.5).train()
+    monkeypatch.setattr(CausalBackbone, "hidden_states", spy)
+    loss = IBGenerativeLoss(llama, bottleneck=bottleneck, target_dropout=0.5).train()
     target = "an acid of the base and a salt " * 6
-    loss(columns(llama, ["x"], [target]))
-    (inputs,), (labels,) = seen[0]
+    with torch.no_grad():
+        _, prediction, _ = loss.predictions(columns(llama, ["x"], [target]))
+    input_ids, segments = ran[-1]
     ids = torch.tensor(llama.tokenizer(target, add_special_tokens=False)["input_ids"])
+    inputs = input_ids[segments == Segment.TARGET]
     hidden = inputs == llama.tokenizer.pad_token_id
     assert 0.2 < hidden.float().mean() < 0.8
     assert torch.equal(inputs[~hidden], ids[~hidden])
-    assert labels.tolist() == [*ids.tolist(), llama.tokenizer.eos_token_id]
+    assert not (input_ids[segments == Segment.CONTEXT] == llama.tokenizer.pad_token_id).any()
+    assert prediction.of(Segment.TARGET)[1].tolist() == [*ids.tolist(), llama.tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-untied", "gemma2"])
@@ -312,8 +324,10 @@ def test_uniform_logits_cost_the_log_of_the_vocabulary(tiny_base, kind, bottlene
     head = backbone_of(model).model.get_output_embeddings().weight
     torch.nn.init.zeros_(head)
     terms = loss(columns(model))
-    assert terms["target"].item() == pytest.approx(math.log(len(head)), rel=1e-6)
-    assert terms["context"].item() == pytest.approx(math.log(len(head)), rel=1e-6)
+    size = min(backbone_of(model).bottleneck_ids)  # bottleneck tokens are never predicted
+    assert size == len(head) - K
+    assert terms["target"].item() == pytest.approx(math.log(size), rel=1e-6)
+    assert terms["context"].item() == pytest.approx(math.log(size), rel=1e-6)
 
 
 def test_contexts_of_one_token_give_no_nan(tiny_base, bottleneck):

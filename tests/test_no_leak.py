@@ -74,10 +74,10 @@ def patched(monkeypatch, without_bottleneck: bool, leaky: bool = False):
     """Use the real predicate, but hide the bottleneck from targets; or, leaky, a plain causal one that hides it."""
     real = lbr_st.attention.bottleneck_mask_mod
 
-    def factory(segments, *, window=None):
-        inner = real(segments, window=window)
+    def factory(segments, examples=None, *, window=None):
+        inner = real(segments, examples, window=window)
         if leaky:
-            inner = real(torch.where(segments == T, int(C), segments), window=window)
+            inner = real(torch.where(segments == T, int(C), segments), examples, window=window)
 
         def allowed(batch, head, query, key):
             seen = inner(batch, head, query, key)
@@ -102,6 +102,41 @@ def test_nothing_is_left_without_the_bottleneck(model, monkeypatch):
 def test_the_leak_test_sees_a_leak(model, monkeypatch):
     patched(monkeypatch, without_bottleneck=True, leaky=True)
     assert change(model[0], *two_contexts(model[0])) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strip", [False, True], ids=["whole", "stripped"])
+def test_a_packed_row_leaks_nothing(model, monkeypatch, strip):
+    """Two examples in one row, on the path that builds no mask; then the same with the bottleneck taken away."""
+    real = lbr_st.attention.causal_spans
+
+    def without_bottleneck(segments, examples):
+        return [(begin + skip, length - skip, 0) for begin, length, skip in real(segments, examples)]
+
+    def no_bottleneck(segments, examples=None, *, window=None):
+        inner = predicate(segments, examples, window=window)
+        return lambda b, h, q, k: inner(b, h, q, k) & ~((segments[b, q] == T) & (segments[b, k] == B))
+
+    predicate = lbr_st.attention.bottleneck_mask_mod
+    if strip:
+        monkeypatch.setattr(lbr_st.attention, "causal_spans", without_bottleneck)
+        monkeypatch.setattr(lbr_st.attention, "bottleneck_mask_mod", no_bottleneck)  # for what only takes a mask
+    backbone = model[0]
+    ids, other = two_contexts(backbone)
+    real_ones = SEGMENTS != 0
+    segments = SEGMENTS[real_ones][None]
+    examples = torch.arange(2)[:, None].expand_as(SEGMENTS)[real_ones][None]
+    of_target = segments == T
+
+    def logits(batch, changed):
+        # Only the first example's context changes; the second must never notice.
+        row = torch.where(examples == 0, changed[real_ones][None], batch[real_ones][None])
+        return backbone.logits(backbone.hidden_states(row, segments, examples))
+
+    difference = (logits(ids, ids) - logits(ids, other)).abs().amax(dim=-1)
+    assert difference[of_target & (examples == 1)].max() == 0
+    first = difference[of_target & (examples == 0)].max()
+    assert first == 0 if strip else first > 1e-3
 
 
 def test_nothing_but_the_bottleneck_states_carries_the_context(model):
@@ -186,10 +221,9 @@ def test_gradient_reaches_the_context_through_the_embedding_only(model):
     outputs = captured_embeddings(backbone_of(model))
 
     loss(columns(model))["target"].backward()
-    encoded = outputs[0]  # the first pass reads the contexts, then the targets are looked up
-    real = columns(model)[0]["attention_mask"].bool()
-    assert encoded.shape[:2] == real.shape
-    assert reached(model, encoded.grad[real])
+    encoded = outputs[0]  # the first pass reads the contexts, in one row, then the targets are looked up
+    assert encoded.shape[:2] == (1, columns(model)[0]["attention_mask"].sum())
+    assert reached(model, encoded.grad)
 
     outputs.clear()
     pooler_of(model).register_forward_hook(

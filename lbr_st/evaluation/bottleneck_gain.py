@@ -74,8 +74,7 @@ class BottleneckGainEvaluator(SentenceEvaluator):
         for start in range(0, len(contexts), self.batch_size):
             batch = slice(start, start + self.batch_size)
             columns = [self._tokenize(model, contexts[batch]), self._tokenize(model, self.targets[batch])]
-            _, target, _ = self.loss.predictions(columns)
-            nll = self.loss.nll(target)
+            nll = self.loss.target_nll(columns)
             total, count = total + nll.sum().item(), count + len(nll)
         return total / count
 

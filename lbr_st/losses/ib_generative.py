@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
-import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from torch.nn import functional
 
+from lbr_st.attention import Segment
 from lbr_st.bottleneck import (
     Bottleneck,
     Prediction,
@@ -22,6 +21,7 @@ from lbr_st.bottleneck import (
 )
 from lbr_st.errors import LBRError
 from lbr_st.rows import targets_of
+from lbr_st.token_nll import nll_each, nll_sum
 
 CITATION = """@article{liang2026learn,
   archiveprefix = {arXiv},
@@ -59,6 +59,9 @@ class IBGenerativeLoss(nn.Module):
         target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
             so that it cannot lean on its own prefix and ignore the bottleneck. Training only; not for ``"none"``.
         max_target_tokens: Predict only this many tokens of each target; None for all.
+        packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
+            longest under dense masks, with the same loss and gradients.
+        nll_kernel: See :func:`lbr_st.token_nll.nll_sum`.
 
     References:
         - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
@@ -119,6 +122,8 @@ class IBGenerativeLoss(nn.Module):
         rate_weight: float = 0.0,
         target_dropout: float = 0.0,
         max_target_tokens: int | None = None,
+        packed: bool = True,
+        nll_kernel: Literal["chunked", "liger"] = "chunked",
     ) -> None:
         super().__init__()
         _check_options(bottleneck, context_weight, rate_weight, target_dropout, max_target_tokens)
@@ -139,21 +144,19 @@ class IBGenerativeLoss(nn.Module):
         self.rate_weight = rate_weight
         self.target_dropout = target_dropout
         self.max_target_tokens = max_target_tokens
+        self.packed = packed
+        self.nll_kernel: Literal["chunked", "liger"] = nll_kernel
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
         context, target, rate = self.predictions(sentence_features)
-        if not self.context_weight:
-            terms = {"target": _mean(self.nll(target))}
-        else:
-            # Through the head together: one product, and under LoRA one copy of the vocabulary with its trained rows.
-            both = Prediction(torch.cat([target.hidden, context.hidden]), torch.cat([target.labels, context.labels]))
-            of_target, of_context = self.nll(both).split([len(target.labels), len(context.labels)])
-            whole = len(of_target) + self.context_weight * len(of_context) if self.bottleneck == "none" else None
-            terms = {
-                "target": _mean(of_target, whole),
-                "context": self.context_weight * _mean(of_context, whole),
-            }
+        tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
+        whole = None
+        if self.bottleneck == "none":
+            whole = len(tokens[1]) + self.context_weight * len(contexts[1])
+        terms = {"target": self._mean(*tokens, whole)}
+        if self.context_weight:
+            terms["context"] = self.context_weight * self._mean(*contexts, whole)
         if self.rate_weight and rate is not None:
             terms["rate"] = self.rate_weight * rate.mean()
         return terms
@@ -166,25 +169,31 @@ class IBGenerativeLoss(nn.Module):
                 f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
                 fix='Select them: dataset.select_columns(["context", "target"]).',
             )
-        context_features, target_features = columns
+        contexts, features = columns
         backbone = backbone_of(self.model)
-        contexts = context_features if self.bottleneck == "none" else None
-        inputs, labels = targets_of(backbone, target_features, max_tokens=self.max_target_tokens, contexts=contexts)
-        if self.training and self.target_dropout:
-            inputs = [self._drop(ids, backbone.tokenizer.pad_token_id) for ids in inputs]
+        empty = contexts if self.bottleneck == "none" else None
+        targets = targets_of(backbone, features, max_tokens=self.max_target_tokens, contexts=empty)
+        dropout = self.target_dropout if self.training else 0.0
         if self.bottleneck == "embedding":
-            return through_embedding(self.model, context_features, inputs, labels)
+            return through_embedding(self.model, contexts, targets, target_dropout=dropout, packed=self.packed)
         if self.bottleneck == "none":
-            return (*unhindered(backbone, context_features, inputs, labels), None)
-        return (*through_attention(backbone, context_features, inputs, labels), None)
+            prediction = unhindered(backbone, contexts, targets, packed=self.packed)
+        else:
+            prediction = through_attention(backbone, contexts, targets, target_dropout=dropout, packed=self.packed)
+        return prediction, prediction, None
 
-    def nll(self, prediction: Prediction) -> Tensor:
-        """Return the negative log-likelihood of each predicted token, in nats, float32 of shape (count,)."""
-        logits = backbone_of(self.model).logits(prediction.hidden).float()
-        return functional.cross_entropy(logits, prediction.labels, reduction="none")
+    def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
+        """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
+        _, target, _ = self.predictions(sentence_features)
+        return nll_each(*target.of(Segment.TARGET), backbone_of(self.model).head)
 
-    def _drop(self, ids: Tensor, replacement: int) -> Tensor:
-        return torch.where(torch.rand(ids.shape, device=ids.device) < self.target_dropout, replacement, ids)
+    def _mean(self, hidden: Tensor, labels: Tensor, count: float | None = None) -> Tensor:
+        """Return the sum of the negative log-likelihoods over ``count``, by default the mean; of nothing 0.
+
+        Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
+        """
+        total = nll_sum(hidden, labels, backbone_of(self.model).head, kernel=self.nll_kernel)
+        return total / ((len(labels) if count is None else count) or 1)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
@@ -194,20 +203,14 @@ class IBGenerativeLoss(nn.Module):
             "rate_weight": self.rate_weight,
             "target_dropout": self.target_dropout,
             "max_target_tokens": self.max_target_tokens,
+            "packed": self.packed,
+            "nll_kernel": self.nll_kernel,
         }
 
     @property
     def citation(self) -> str:
         """BibTeX entry of the method."""
         return CITATION
-
-
-def _mean(nll: Tensor, count: float | None = None) -> Tensor:
-    """Return the sum over ``count``, by default the mean; of nothing 0, where a mean would be NaN.
-
-    Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
-    """
-    return nll.sum() / ((len(nll) if count is None else count) or 1)
 
 
 def _check_options(

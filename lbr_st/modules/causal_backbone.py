@@ -11,11 +11,13 @@ from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from lbr_st.adapters import has_lora, load_lora, save_lora
-from lbr_st.attention import attention_mask
+from lbr_st.adapters import has_lora, load_lora, save_lora, trained_rows
+from lbr_st.attention import Segment, attention_mask
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
 from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
+from lbr_st.packed_attention import IMPLEMENTATION
+from lbr_st.token_nll import Head
 
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
@@ -50,6 +52,9 @@ class CausalBackbone(Transformer):
         self._affixes: tuple[int, int] | None = None
         self._bottleneck_ids: list[int] | None = None
         self._let_end_of_text_learn()
+        if self.model.config._attn_implementation == "sdpa":
+            # The same, and able to run packed rows; a release and every file on disk know nothing of it.
+            self.model.set_attn_implementation(IMPLEMENTATION)
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Find a saved adapter's base by the name the user gave, embedded bases included."""
@@ -139,8 +144,22 @@ class CausalBackbone(Transformer):
         return self.model.base_model
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden)."""
-        return self.model.get_input_embeddings()(input_ids)
+        """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden).
+
+        Under LoRA the trained rows are put in where their tokens stand. peft's own layer would copy the whole
+        vocabulary with these rows in it, in each pass, and its gradient again.
+        """
+        table = self.model.get_input_embeddings()
+        if not (trained := trained_rows(table)):
+            return table(input_ids)
+        plain, ids, rows = trained
+        vectors = plain(input_ids)
+        scale = getattr(plain, "embed_scale", None)  # Gemma multiplies what it looks up
+        if scale is not None:
+            rows = rows * scale.to(rows.dtype)
+        which = input_ids[..., None] == torch.tensor(ids, device=input_ids.device)
+        own = torch.nn.functional.embedding(which.int().argmax(-1), rows)
+        return torch.where(which.any(-1, keepdim=True), own.to(vectors.dtype), vectors)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the weights (with LoRA: the adapter and the token rows alone), the tokenizer and the configuration."""
@@ -152,37 +171,91 @@ class CausalBackbone(Transformer):
         self.save_config(output_path)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden)."""
+        """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden).
+
+        On a CPU a batch of texts runs as one packed row, so that its padding costs nothing; the states of padding
+        positions are zero then.
+        """
+        mask = features.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and "input_ids" in features and self._packs_on(mask.device):
+            real = mask.bool()
+            owner = torch.arange(len(mask))[:, None].expand_as(mask)[real][None]
+            ids = features["input_ids"][real][None]
+            states = self.hidden_states(ids, torch.full_like(ids, int(Segment.CONTEXT)), owner)
+            padded = states.new_zeros(*mask.shape, states.shape[-1])
+            features["token_embeddings"] = padded.masked_scatter(real[..., None], states)
+            return features
         inputs = {key: features[key] for key in ("input_ids", "inputs_embeds", "attention_mask") if key in features}
         features["token_embeddings"] = self.decoder(**inputs, use_cache=False, return_dict=True).last_hidden_state
         return features
 
-    def hidden_states(self, input_ids: Tensor, segments: Tensor) -> Tensor:
+    def _packs_on(self, device: torch.device) -> bool:
+        return device.type == "cpu" and self.model.config._attn_implementation == IMPLEMENTATION
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        segments: Tensor,
+        examples: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
         """Run rows under the bottleneck mask.
 
         Args:
             input_ids: Token ids of shape (batch, length).
-            segments: :class:`~lbr_st.attention.Segment` of each position, of the same shape. Positions are numbered
-                straight through from the first real token, on whichever side the padding is.
+            segments: :class:`~lbr_st.attention.Segment` of each position, of the same shape.
+            examples: For a packed row, of shape (1, length) then, the example that each position belongs to; None
+                where each row is one example. Positions are numbered straight through each example, from its first
+                real token, on whichever side the padding is.
+            inputs_embeds: Vectors of shape (batch, length, hidden) to run in the place of the tokens'.
 
         Returns:
             Last hidden states of shape (batch, length, hidden).
         """
-        positions = (segments.ne(0).cumsum(dim=1) - 1).clamp(min=0)
-        mask = attention_mask(segments, self.model.config, self.model.dtype)
+        if examples is None:
+            positions = (segments.ne(0).cumsum(dim=1) - 1).clamp(min=0)
+        else:
+            steps = torch.arange(examples.shape[1], device=examples.device)[None]
+            begins = torch.nn.functional.pad(examples[:, 1:] != examples[:, :-1], (1, 0), value=True)
+            positions = steps - (steps * begins).cummax(dim=1).values
+        mask = attention_mask(segments, self.model.config, self.model.dtype, examples)
+        inputs: dict[str, Tensor] = {"input_ids": input_ids}
+        if inputs_embeds is not None or has_lora(self.model):
+            inputs = {"inputs_embeds": self.embed(input_ids) if inputs_embeds is None else inputs_embeds}
         return self.decoder(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True
+            **inputs, attention_mask=mask, position_ids=positions, use_cache=False, return_dict=True
         ).last_hidden_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Project hidden states of shape (…, hidden) to next-token logits of shape (…, vocabulary)."""
+    @property
+    def head(self) -> Head:
+        """The language-modelling head over the tokens that text is made of.
+
+        Rows of the vocabulary from the first bottleneck token on are left out: no text holds these tokens, so they
+        are never to be predicted and take no part in the softmax. Under LoRA the head then has no trained row.
+        """
         config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        # Three published variants of the head; check_head refuses a base whose head is any other.
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
-        return torch.tanh(logits / cap) * cap if cap else logits
+        layer = self.model.get_output_embeddings()
+        layer = getattr(layer, "original_module", None) or layer  # under LoRA, a tied head is in peft's wrapper
+        if not isinstance(layer, nn.Linear):
+            raise LBRError(
+                f"the language-modelling head is a {type(layer).__name__}, not a plain linear layer.",
+                where=self.base,
+                fix="Leave it out of the adapters.",
+            )
+        size = min(self.bottleneck_ids, default=len(layer.weight))
+        return Head(
+            layer.weight[:size],
+            None if layer.bias is None else layer.bias[:size],
+            # Three published variants of the head; check_head refuses a base whose head is any other.
+            scale=(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+            / (getattr(config, "logits_scaling", None) or 1.0),  # Granite
+            softcap=getattr(config, "final_logit_softcapping", None),  # Gemma 2 and later
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states of shape (…, hidden) to the next-token logits of :attr:`head`."""
+        return self.head.logits(hidden)
 
     def check_head(self) -> None:
         """Prove on four tokens that :meth:`logits` is this architecture's own head.
@@ -196,7 +269,8 @@ class CausalBackbone(Transformer):
         with torch.no_grad():
             expected = self.model(input_ids=ids, use_cache=False).logits.float()
             hidden = self.decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-            difference = (self.logits(hidden).float() - expected).abs().max().item()
+            found = self.logits(hidden).float()
+            difference = (found - expected[..., : found.shape[-1]]).abs().max().item()
         self.model.train(was_training)
         if not difference <= 1e-2 * max(1.0, expected.abs().max().item()):
             raise LBRError(

@@ -25,6 +25,7 @@ def learn(
     precision: Precision = "auto",
     seed: int = 0,
     resume: bool = False,
+    cache_dir: Path | str | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to generate each target from its context's bottleneck.

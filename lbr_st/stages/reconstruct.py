@@ -18,6 +18,7 @@ from lbr_st.bottleneck import (
 )
 from lbr_st.build import load_model
 from lbr_st.errors import LBRError
+from lbr_st.rows import Targets
 
 
 @torch.no_grad()
@@ -54,22 +55,19 @@ def reconstruct(
     features = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
     embedding = trained_bottleneck(model) == "embedding"
     eos = backbone.tokenizer.eos_token_id
-    written = [torch.empty(0, dtype=torch.long, device=model.device) for _ in texts]
+    written = torch.empty(len(texts), 0, dtype=torch.long, device=model.device)
     done = torch.zeros(len(texts), dtype=torch.bool, device=model.device)
-    unknown = torch.zeros(1, dtype=torch.long, device=model.device)  # stands where the next token will
     for _ in range(max_new_tokens):
-        silent = [torch.cat([torch.full_like(ids, -100), unknown]) for ids in written]
+        # One token more than there is stands where the next one will.
+        tokens = torch.nn.functional.pad(written, (0, 1), value=backbone.tokenizer.pad_token_id)
+        targets = Targets(tokens, torch.ones_like(tokens, dtype=torch.bool))
         if embedding:
-            _, prediction, _ = through_embedding(model, dict(features), written, silent)
+            _, prediction, _ = through_embedding(model, features, targets)
         else:
-            _, prediction = through_attention(backbone, dict(features), written, silent)
-        chosen = backbone.logits(prediction.hidden).float()
-        chosen[:, backbone.bottleneck_ids] = -torch.inf
-        token = chosen.argmax(dim=-1)
+            prediction = through_attention(backbone, features, targets)
+        token = backbone.logits(prediction.hidden[prediction.rows.last]).argmax(dim=-1)
         done |= token == eos
-        written = [
-            ids if end else torch.cat([ids, new[None]]) for ids, end, new in zip(written, done, token, strict=True)
-        ]
+        written = torch.cat([written, token.masked_fill(done, eos)[:, None]], dim=1)
         if done.all():
             break
     model.train(was_training)

@@ -34,6 +34,7 @@ def represent(
     precision: Precision = "auto",
     seed: int = 0,
     resume: bool = False,
+    cache_dir: Path | str | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to put queries next to their documents.

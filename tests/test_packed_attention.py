@@ -1,0 +1,281 @@
+"""Packed rows. Invariants:
+
+1. The spans of a packed row allow exactly what the bottleneck mask's predicate allows, for the outputs that count.
+2. Attention over the spans gives the outputs and gradients of dense attention under that predicate, whichever way a
+   span is computed, with shared key-value heads and sliding windows.
+3. Packed, padded and one by one: the same loss and the same gradients, in float32, for every architecture, both
+   bottlenecks and none, LoRA or not, and through FlexAttention.
+4. Encoding a batch in one packed row gives each text the states that it has alone.
+"""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbr_st import packed_attention
+from lbr_st.attention import Segment, attention_mask, causal_spans, dense_mask
+from lbr_st.bottleneck import backbone_of, pooler_of
+from lbr_st.build import build_model
+from lbr_st.losses import IBGenerativeLoss
+from lbr_st.packed_attention import IMPLEMENTATION, PackedMask, attention
+
+P, C, B, T = Segment.PADDING, Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET
+CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "an enzyme " * 9]
+TARGETS = ["a protein and an enzyme of the acid", "salt", "the base, an ester, " * 5, "an acid"]
+
+
+def row_of(examples: list[tuple[int, int, int]], padding: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Segments and example numbers of a packed row, from each example's counts of context, bottleneck, target."""
+    segments = [kind for c, b, t in examples for kind in [C] * c + [B] * b + [T] * t] + [P] * padding
+    owner = [number for number, counts in enumerate(examples) for _ in range(sum(counts))]
+    owner += [owner[-1]] * padding
+    return torch.tensor([[int(kind) for kind in segments]]), torch.tensor([owner])
+
+
+counts = st.tuples(st.integers(0, 7), st.integers(0, 3), st.integers(0, 7)).filter(lambda each: sum(each) > 0)
+some_rows = st.tuples(st.lists(counts, min_size=1, max_size=6), st.integers(0, 3))
+
+
+def seen_through(mask: PackedMask, length: int) -> torch.Tensor:
+    """Which key each query sees, from the buckets alone; shape (length, length)."""
+    keys = torch.cat([bucket.index.view(bucket.count, bucket.length).repeat_interleave(bucket.length, 0).flatten()
+                      for bucket in mask.buckets])  # fmt: skip
+    rows, at = [], 0
+    for bucket in mask.buckets:
+        allowed = torch.ones(bucket.length, bucket.length).tril().bool()
+        if bucket.window is not None:
+            allowed = bucket.window == 0
+        for _ in range(bucket.count):
+            for query in range(bucket.length):
+                line = torch.zeros(length, dtype=torch.bool)
+                line[keys[at : at + bucket.length][allowed[query]]] = True
+                rows.append(line)
+                at += bucket.length
+    return torch.stack(rows)[mask.order]
+
+
+@settings(max_examples=80, deadline=None)
+@given(some_rows, st.one_of(st.none(), st.integers(1, 8)))
+def test_the_spans_allow_what_the_predicate_allows(row, window):
+    segments, examples = row_of(*row)
+    length, real = segments.shape[1], (segments[0] != P)
+    mask = PackedMask.of(causal_spans(segments, examples), segments, window)
+    assert torch.equal(seen_through(mask, length)[real], dense_mask(segments, examples, window=window)[0, 0][real])
+
+
+def test_a_row_written_out():
+    segments, examples = row_of([(2, 1, 2), (0, 1, 2), (3, 1, 0)], padding=1)
+    spans = causal_spans(segments, examples)
+    # A context with its bottleneck; the target behind that bottleneck; a target alone; a context alone.
+    assert spans == [(0, 3, 0), (2, 3, 1), (5, 3, 0), (8, 4, 0)]
+    expected = [
+        "1...........",
+        "11..........",
+        "111.........",
+        "..11........",
+        "..111.......",
+        ".....1......",
+        ".....11.....",
+        ".....111....",
+        "........1...",
+        "........11..",
+        "........111.",
+        "........1111",
+    ]
+    found = dense_mask(segments, examples)[0, 0, :12, :12]
+    assert ["".join(".1"[int(seen)] for seen in line) for line in found.tolist()] == expected
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+@pytest.mark.parametrize("short", [0, 6, 1000], ids=["fused", "both", "products"])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_equals_dense(monkeypatch, short, window, groups):
+    monkeypatch.setattr(packed_attention, "SHORT", short)
+    segments, examples = row_of([(9, 2, 4), (1, 2, 20), (30, 2, 1), (0, 2, 8), (6, 2, 0), (12, 0, 0)], padding=3)
+    length = segments.shape[1]
+    real = segments[0] != P
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, length, 8, requires_grad=True) for heads in (6, 6 // groups, 6 // groups)]
+    upstream = torch.randn(1, length, 6, 8) * real[:, None, None]
+
+    def run(mask, options):
+        out, _ = attention(Layer(groups), *inputs, mask, scaling=0.3, **options)
+        return out, torch.autograd.grad((out * upstream).sum(), inputs)
+
+    packed, packed_gradients = run(PackedMask.of(causal_spans(segments, examples), segments, window), {})
+    dense, gradients = run(dense_mask(segments, examples, window=window), {"is_causal": False})
+    torch.testing.assert_close(packed[:, real], dense[:, real], rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(packed_gradients, gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_goes_through_sdpa():
+    segments, examples = row_of([(40, 2, 40)])
+    mask = PackedMask.of(causal_spans(segments, examples), segments)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, segments.shape[1], 8)
+    plain, _ = attention(Layer(1), q, k, v, mask, scaling=0.3)
+    dropped, _ = attention(Layer(1), q, k, v, mask, scaling=0.3, dropout=0.5)
+    assert not torch.allclose(plain, dropped)
+    assert torch.isfinite(dropped).all()
+
+
+def test_masks_by_layer_type(tiny_base):
+    config = build_model(tiny_base("gemma3"), device="cpu")[0].model.config
+    assert config._attn_implementation == IMPLEMENTATION
+    segments, examples = row_of([(9, 2, 9)])
+    masks = attention_mask(segments, config, torch.float32, examples)
+    assert masks["sliding_attention"].buckets[0].window is not None
+    assert masks["full_attention"].buckets[0].window is None
+
+
+def test_nothing_of_it_is_written_to_disk(tiny_base, tmp_path):
+    model = build_model(tiny_base("llama"), device="cpu")
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    files = [path for path in tmp_path.rglob("*.json") if IMPLEMENTATION in path.read_text(encoding="utf-8")]
+    assert files == []
+
+
+# --- packed = padded = one by one -------------------------------------------------------------------------------------
+
+
+def loss_and_gradients(model, batches, **options) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The token-weighted loss over batches, and its gradients: sums of the batches' own, weighed by their tokens."""
+    loss = IBGenerativeLoss(model, **options)
+    model.zero_grad()
+    total, count = 0.0, 0
+    for contexts, targets in batches:
+        features = [model.preprocess(list(contexts)), model.preprocess(list(targets))]
+        context, target, _ = loss.predictions([dict(one) for one in features])
+        tokens, of_context = len(target.of(T)[1]), len(context.of(C)[1])
+        terms = loss(features)
+        weighted = terms["target"] * tokens
+        if "context" in terms:
+            weighted = weighted + terms["context"] * of_context
+        weighted.backward()
+        total, count = total + weighted.detach(), count + tokens
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return total / count, gradients
+
+
+@torch.no_grad()
+def per_term(model, **options) -> list[torch.Tensor]:
+    """The loss's terms without gradients, which FlexAttention cannot give on a CPU."""
+    loss = IBGenerativeLoss(model, **options)
+    return list(loss([model.preprocess(CONTEXTS), model.preprocess(TARGETS)]).values())
+
+
+def new_model(base: str, **options):
+    """A model whose adapters, if any, do something: they start as zeros."""
+    model = build_model(base, num_bottleneck_tokens=3, device="cpu", **options)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
+    assert found[1].keys() == wanted[1].keys()
+    assert wanted[1]
+    for name, gradient in wanted[1].items():
+        scale = gradient.abs().max().item()
+        # (A bias before a softmax, and a token that plain text does not hold, have none.)
+        assert scale > 0 or name.endswith((".bias", "trainable_tokens_delta.default"))
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4 * scale + 1e-9, msg=name)
+
+
+TOGETHER = [(CONTEXTS, TARGETS)]
+ALONE = [([c], [t]) for c, t in zip(CONTEXTS, TARGETS, strict=True)]
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding", "none"])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_packed_padded_and_one_by_one_are_equal(tiny_base, kind, options, bottleneck):
+    model = new_model(tiny_base(kind), **options)
+    chosen = {"bottleneck": bottleneck, "max_target_tokens": 20}
+    packed = loss_and_gradients(model, TOGETHER, **chosen)
+    assert_same(loss_and_gradients(model, TOGETHER, packed=False, **chosen), packed)
+    if bottleneck != "none":  # there the one mean over both kinds of tokens does not come apart into batches
+        assert_same(loss_and_gradients(model, ALONE, **chosen), packed)
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
+def test_flex_attention_on_packed_rows(tiny_base, kind, bottleneck, monkeypatch):
+    """FlexAttention in plain PyTorch: the same arithmetic without tracing."""
+    from torch.nn.attention import flex_attention
+
+    plain = build_model(tiny_base(kind), num_bottleneck_tokens=3, device="cpu")
+    wanted = per_term(plain, bottleneck=bottleneck)
+    model = build_model(
+        tiny_base(kind), num_bottleneck_tokens=3, device="cpu", model_kwargs={"attn_implementation": "flex_attention"}
+    )
+    if bottleneck == "embedding":
+        IBGenerativeLoss(model, bottleneck="embedding")
+        pooler_of(model).load_state_dict(pooler_of(plain).state_dict())
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(per_term(model, bottleneck=bottleneck), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_gpu_the_packed_row_goes_to_flex_attention(tiny_base, monkeypatch):
+    """What a GPU would do, on a CPU: the mask is a BlockMask, and our function hands it on."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr("lbr_st.attention.use_flex", lambda device: True)
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=3, device="cpu")
+    segments, examples = row_of([(9, 3, 9), (3, 3, 1)])
+    config = backbone_of(model).model.config
+    mask = attention_mask(segments, config, torch.float32, examples)
+    assert isinstance(mask, flex_attention.BlockMask)
+    wanted = per_term(model, packed=False)
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(per_term(model), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_base):
+    model = new_model(tiny_base("llama"), lora_rank=2).train()
+    wanted = loss_and_gradients(model, TOGETHER)
+    backbone_of(model).model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same(loss_and_gradients(model, TOGETHER), wanted)
+
+
+def test_bfloat16_stays_near_float32(tiny_base):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=3, device="cpu")
+    wanted = loss_and_gradients(model, TOGETHER)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_and_gradients(model, TOGETHER)
+    torch.testing.assert_close(found[0], wanted[0], rtol=2e-2, atol=0)
+    for name, gradient in wanted[1].items():
+        cosine = torch.nn.functional.cosine_similarity(found[1][name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > 0.99, name
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_batch_in_one_row_has_the_states_of_each_text_alone(tiny_base, kind, side):
+    model = build_model(tiny_base(kind), num_bottleneck_tokens=3, device="cpu").eval()
+    backbone = backbone_of(model)
+    model.tokenizer.padding_side = side
+    features = model.preprocess(CONTEXTS)
+    found = backbone(dict(features))["token_embeddings"]
+    for states, ids, mask in zip(found, features["input_ids"], features["attention_mask"].bool(), strict=True):
+        alone = backbone.decoder(input_ids=ids[mask][None], use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(states[mask], alone, rtol=1e-4, atol=1e-5)
+        assert (states[~mask] == 0).all() or backbone.model.config._attn_implementation != IMPLEMENTATION

@@ -1,0 +1,178 @@
+"""Negative log-likelihoods without materialised logits. Invariants:
+
+1. Sum and gradients (hidden states, weight, bias) are those of the cross-entropy of all logits, whatever the chunks,
+   scale, soft cap and bias.
+2. Under autocast the softmax is of float32: the sum is near the float32 one.
+3. Only what is trained gets a gradient; nothing to predict costs nothing.
+4. Logits of a chunk are all that is ever there: a tensor of (count, vocabulary) is never made.
+"""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lbr_st import token_nll
+from lbr_st.errors import LBRError
+from lbr_st.token_nll import Head, nll_each, nll_sum
+
+COUNT, HIDDEN, VOCABULARY = 11, 6, 40
+
+
+def make(bias: bool = False, **options):
+    torch.manual_seed(0)
+    hidden = torch.randn(COUNT, HIDDEN, requires_grad=True)
+    labels = torch.randint(0, VOCABULARY, (COUNT,))
+    labels[:2] = torch.tensor([0, VOCABULARY - 1])
+    weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=True)
+    offset = torch.randn(VOCABULARY, requires_grad=True) if bias else None
+    return hidden, labels, Head(weight, offset, **options)
+
+
+def reference(hidden, labels, head):
+    logits = hidden @ head.weight.T
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    if head.softcap:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+@pytest.mark.parametrize("at_once", [1, 4 * VOCABULARY, 1000 * VOCABULARY], ids=["one", "four", "all"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"scale": 0.3}, {"softcap": 2.0}, {"bias": True, "scale": 1.7, "softcap": 3.0}]
+)
+def test_sum_and_gradients_are_those_of_cross_entropy(monkeypatch, options, at_once):
+    monkeypatch.setattr(token_nll, "ON_CPU", at_once)
+    hidden, labels, head = make(**options)
+    wanted = reference(hidden, labels, head)
+    torch.testing.assert_close(nll_each(hidden, labels, head), wanted, rtol=1e-5, atol=1e-6)
+    found = nll_sum(hidden, labels, head)
+    torch.testing.assert_close(found, wanted.sum(), rtol=1e-5, atol=1e-6)
+    trained = [one for one in (hidden, head.weight, head.bias) if one is not None]
+    # Scaled, as a mean and gradient accumulation would scale it.
+    for ours, theirs in zip(
+        torch.autograd.grad(found / 7, trained), torch.autograd.grad(wanted.sum() / 7, trained), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_only_what_is_trained_gets_a_gradient():
+    hidden, labels, head = make()
+    frozen = Head(head.weight.detach())
+    nll_sum(hidden, labels, frozen).backward()
+    assert hidden.grad is not None
+    fixed = hidden.detach()
+    nll_sum(fixed, labels, head).backward()
+    assert head.weight.grad is not None
+    assert not nll_sum(fixed, labels, frozen).requires_grad
+
+
+def test_a_slice_of_a_tied_matrix_gets_its_gradient():
+    hidden, labels, head = make()
+    whole = torch.cat([head.weight.detach(), torch.randn(3, HIDDEN)]).requires_grad_()
+    nll_sum(hidden, labels, Head(whole[:VOCABULARY])).backward()
+    assert (whole.grad[VOCABULARY:] == 0).all()
+    torch.testing.assert_close(
+        whole.grad[:VOCABULARY], torch.autograd.grad(reference(hidden, labels, head).sum(), head.weight)[0]
+    )
+
+
+def test_autocast_keeps_the_softmax_in_float32():
+    hidden, labels, head = make()
+    hidden = (30 * hidden.detach()).requires_grad_()
+    wanted = reference(hidden, labels, head).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = nll_sum(hidden, labels, head)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
+    ours, theirs = (torch.autograd.grad(one, hidden)[0] for one in (found, wanted))
+    assert ours.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
+
+
+@pytest.mark.parametrize("kernel", ["chunked", "liger"])
+def test_nothing_to_predict_costs_nothing(kernel, fake_liger):
+    hidden, labels, head = make()
+    none = nll_sum(hidden[:0], labels[:0], head, kernel=kernel)
+    assert none == 0
+    none.backward()
+    assert (hidden.grad == 0).all()
+    assert nll_each(hidden[:0], labels[:0], head).shape == (0,)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers in any tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(one, torch.Tensor):
+                self.size = max(self.size, one.numel())
+        return out
+
+
+def test_all_logits_are_never_there_at_once(monkeypatch):
+    monkeypatch.setattr(token_nll, "ON_CPU", 2 * VOCABULARY)
+    hidden, labels, head = make()
+    frozen = Head(head.weight.detach())
+    with Largest() as largest:
+        nll_sum(hidden, labels, frozen).backward()
+        nll_each(hidden, labels, frozen)
+    assert largest.size < COUNT * VOCABULARY
+    with Largest() as largest:
+        reference(hidden, labels, head).sum().backward()
+    assert largest.size >= COUNT * VOCABULARY
+
+
+# --- the kernel for a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_liger(monkeypatch):
+    """Stands in for Liger's function, of the signature of its release 0.8: its kernel needs a GPU."""
+    calls = []
+
+    def liger_fused_linear_cross_entropy(
+        input, weight, target, bias=None, ce_weight=None, ignore_index=-100, lse_square_scale=0.0,
+        label_smoothing=0.0, reduction="mean", softcap=None, return_z_loss=False, accum_dtype=None,
+        use_token_scaling=False, return_token_accuracy=False, return_predicted_tokens=False, chunk_mem_const=1,
+    ):  # fmt: skip
+        calls.append(accum_dtype)
+        logits = torch.nn.functional.linear(input, weight, bias)
+        if softcap:
+            logits = softcap * torch.tanh(logits / softcap)
+        return torch.nn.functional.cross_entropy(logits, target, reduction=reduction)
+
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    module = ModuleType("liger_kernel.transformers.functional")
+    module.liger_fused_linear_cross_entropy = liger_fused_linear_cross_entropy
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "scale": 1.7, "softcap": 3.0}])
+def test_liger_is_asked_for_the_same_sum(fake_liger, options):
+    hidden, labels, head = make(**options)
+    found = nll_sum(hidden, labels, head, kernel="liger")
+    torch.testing.assert_close(found, reference(hidden, labels, head).sum(), rtol=1e-5, atol=1e-5)
+    assert fake_liger == [torch.float32]
+
+
+def test_liger_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    with pytest.raises(LBRError, match=r"liger-kernel is not installed.*lbr-st\[gpu\]"):
+        nll_sum(*make(), kernel="liger")
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(LBRError, match="'magic'"):
+        nll_sum(*make(), kernel="magic")
