@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
 
 from lbr_st.contamination import ContaminationReport, Evaluation
 from lbr_st.data import (
     DOMAIN_TASKS,
-    Entity,
     RetrievalSet,
     continue_pairs,
     domain_task,
@@ -22,14 +24,13 @@ from lbr_st.data import (
     read_texts,
     reconstruct_pairs,
 )
-from lbr_st.data.ontology import group_entities, normalise
-from lbr_st.data.retrieval import stable_order
+from lbr_st.data.digests import column_digests
+from lbr_st.data.hold_out import hold_out
+from lbr_st.data.ontology import normalise
+from lbr_st.data.tables import take_rows
 from lbr_st.errors import LBRError
-from lbr_st.recipe import Recipe
+from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 FEWEST_PAIRS_TO_HOLD_OUT = 50
 """With fewer pairs of one's own, a held-out set would say nothing; then nothing is evaluated."""
@@ -71,11 +72,18 @@ def training_data(recipe: Recipe) -> TrainingData:
     """Read what the recipe names, and treat rows that repeat an evaluation text as ``data.contamination`` says.
 
     The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
+    Tables of local files are on disk (see :mod:`lbr_st.data.tables`), never whole in memory; what is evaluated is.
 
     Raises:
         LBRError: A source is missing, empty or malformed, holds nothing beside the evaluation's own texts, or is
             contaminated and the recipe refuses that.
     """
+    data = gather(recipe)
+    return replace(data, test=evaluated(data.test, recipe.evaluate))
+
+
+def gather(recipe: Recipe) -> TrainingData:
+    """Do what :func:`training_data` does, with all held-out queries and documents, whatever the recipe evaluates on."""
     sources = _read(recipe)
     check = _Check(recipe, [one for one in (sources.test, sources.dev) if one is not None])
     source = recipe.data.source
@@ -85,16 +93,29 @@ def training_data(recipe: Recipe) -> TrainingData:
     if texts is None and pairs is not None:
         texts = pairs.select_columns(["document"]).rename_column("document", "text")
     more = check(sources.more_texts, f"texts of {_short(recipe.data.texts or '')}")
-    test, evaluate = sources.test, recipe.evaluate
-    if test is not None and (evaluate.num_queries or evaluate.num_documents):
-        test = test.slice(
-            min(evaluate.num_queries or len(test.queries), len(test.queries)),
-            min(evaluate.num_documents or len(test.corpus), len(test.corpus)),
-        )
-    return TrainingData(pairs, _joined(texts, more), test, list(sources.licences), check.reports)
+    return TrainingData(pairs, _joined(texts, more), sources.test, list(sources.licences), check.reports)
 
 
-def recipe_columns(recipe: Recipe) -> dict[str, list[str]]:
+def evaluated(test: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
+    """Return the part of a held-out set that a recipe evaluates on."""
+    if test is None or not (evaluate.num_queries or evaluate.num_documents):
+        return test
+    return test.slice(
+        min(evaluate.num_queries or len(test.queries), len(test.queries)),
+        min(evaluate.num_documents or len(test.corpus), len(test.corpus)),
+    )
+
+
+def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
+    """Return what a recipe evaluates on, without a look at its training texts beyond what holding out pairs takes.
+
+    Raises:
+        LBRError: As for :func:`training_data`, of what is read.
+    """
+    return evaluated(_read(replace(recipe, data=replace(recipe.data, texts=None))).test, recipe.evaluate)
+
+
+def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
     """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
 
     They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
@@ -103,12 +124,12 @@ def recipe_columns(recipe: Recipe) -> dict[str, list[str]]:
         LBRError: As for :func:`training_data`.
     """
     sources = _read(recipe)
-    columns: dict[str, list[str]] = {}
+    columns: dict[str, list[Dataset]] = {}
     for rows in (sources.pairs, sources.texts, sources.more_texts):
         if rows is not None:
             for column in rows.column_names:
-                columns.setdefault(column, []).extend(rows[column])
-    return columns
+                columns.setdefault(column, []).append(rows.select_columns([column]))
+    return {column: concatenate_datasets(parts)[column] for column, parts in columns.items()}
 
 
 def _read(recipe: Recipe) -> _Sources:
@@ -168,7 +189,7 @@ class _Check:
         if rows is None or self.evaluation is None:
             return rows
         report = self.evaluation.check({column: rows[column] for column in rows.column_names}, training=name)
-        harmful = set(report.rows)
+        harmful = report.rows
         if harmful and self.policy == "refuse":
             raise LBRError(
                 f"{report.summary()} For example: {'; '.join(report.examples())}.",
@@ -187,52 +208,16 @@ class _Check:
                 where=name,
                 fix="Give other training data.",
             )
-        return rows.select([row for row in range(len(rows)) if row not in harmful])
+        kept = np.ones(len(rows), dtype=bool)
+        kept[report.rows] = False
+        return take_rows(rows, np.flatnonzero(kept))
 
 
 def _short(source: str) -> str:
     return Path(source).name if Path(source).exists() else source
 
 
-def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, RetrievalSet]:
-    """Split off a tenth of the pairs, 200 queries at most, as an evaluation over all documents.
-
-    The split is by entity: pairs that share a query or a document, however spelt, stay on one side.
-
-    Returns:
-        The pairs to train on, and the held-out queries with all documents.
-    """
-    entities = [
-        Entity(str(row), pair["query"], pair["document"])
-        for row, pair in enumerate(pairs.select_columns(["query", "document"]))
-    ]
-    groups = {group[0].id: [entity.id for entity in group] for group in group_entities(entities)}
-    wanted = min(200, len(pairs) // 10)
-    held: set[str] = set()
-    for first in stable_order(groups, seed):
-        if len(held) + len(groups[first]) <= wanted:
-            held.update(groups[first])
-    documents = {text: f"d{row}" for row, text in enumerate(dict.fromkeys(pairs["document"]))}
-    queries: dict[str, str] = {}
-    qrels: dict[str, dict[str, int]] = {}
-    ids: dict[str, str] = {}
-    for entity in entities:
-        if entity.id in held:
-            query = ids.setdefault(entity.name, f"q{entity.id}")
-            queries[query] = entity.name
-            qrels.setdefault(query, {})[documents[entity.definition]] = 1
-    if not queries:
-        raise LBRError("no pair can be held out: all share queries or documents.", fix="Set evaluate.enabled to false.")
-    corpus = {identifier: text for text, identifier in documents.items()}
-    safe = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "pairs"
-    test = RetrievalSet(f"{safe}-held-out", corpus, queries, qrels, "Pairs held out from training, by entity")
-    rows = [row for row in range(len(pairs)) if str(row) not in held]
-    return pairs.select(rows), test
-
-
 def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
-    from datasets import concatenate_datasets
-
     parts = [part for part in (first, second) if part is not None]
     return concatenate_datasets(parts) if parts else None
 
@@ -248,12 +233,12 @@ def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | 
         LBRError: The recipe asks for a kind of pair that the data cannot give.
     """
     count = recipe.learn.num_eval_pairs
-    of_pairs = [normalise(text) for text in data.pairs["document"]] if data.pairs is not None else []
-    of_texts = [normalise(text) for text in data.texts["text"]] if data.texts is not None else []
+    of_pairs = column_digests(data.pairs, "document", normalise) if data.pairs is not None else None
+    of_texts = column_digests(data.texts, "text", normalise) if data.texts is not None else None
     # One set of hidden texts for both, since a text may also be the document of a pair.
-    hidden = {*_some(of_pairs, count), *_some(of_texts, count)}
-    pairs, held_pairs = _split(data.pairs, [text in hidden for text in of_pairs])
-    texts, held_texts = _split(data.texts, [text in hidden for text in of_texts])
+    hidden = np.concatenate([_some(texts, count) for texts in (of_pairs, of_texts) if texts is not None])
+    pairs, held_pairs = _split(data.pairs, of_pairs, hidden)
+    texts, held_texts = _split(data.texts, of_texts, hidden)
     seed = recipe.seed
     train = mix({kind: (_make(kind, recipe, pairs, texts), 1.0) for kind in recipe.learn.pairs}, seed=seed)
     parts: dict[str, tuple[Dataset, float]] = {}
@@ -267,21 +252,21 @@ def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | 
     return train, held.select(range(min(count, len(held))))
 
 
-def _some(texts: list[str], count: int) -> list[str]:
-    """Return ``count`` texts to hide, a tenth of a small set at most, but two, for the gain needs two."""
-    if not texts:
-        return []
-    distinct = dict.fromkeys(texts)
+def _some(texts: np.ndarray, count: int) -> np.ndarray:
+    """Return which ``count`` texts to hide, a tenth of a small set at most, but two, for the gain needs two."""
+    distinct = np.unique(texts)  # sorted, digests are in a random order
+    if not len(distinct):
+        return distinct
     if len(distinct) < 4:
         raise LBRError(f"there are only {len(distinct)} different training texts.", fix="Give at least a few dozen.")
-    return stable_order(distinct, 0)[: max(2, min(count, len(distinct) // 10))]
+    return distinct[: max(2, min(count, len(distinct) // 10))]
 
 
-def _split(rows: Dataset | None, hidden: list[bool]) -> tuple[Any, Any]:
-    if rows is None:
+def _split(rows: Dataset | None, texts: np.ndarray | None, hidden: np.ndarray) -> tuple[Any, Any]:
+    if rows is None or texts is None:
         return None, None
-    kept = rows.select([row for row, held in enumerate(hidden) if not held])
-    return kept, rows.select([row for row, held in enumerate(hidden) if held])
+    held = np.isin(texts, hidden)
+    return take_rows(rows, np.flatnonzero(~held)), take_rows(rows, np.flatnonzero(held))
 
 
 def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any) -> Dataset:

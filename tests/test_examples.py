@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.data import continue_pairs, mix, natural_pairs, reconstruct_pairs
+from lbr_st.data import continue_pairs, mix, natural_pairs, reconstruct_pairs, tables
 from lbr_st.errors import LBRError
 
 datasets = pytest.importorskip("datasets")
@@ -108,3 +108,37 @@ def test_mix_refuses_what_makes_no_sense():
         mix({"a": (part, 0)})
     with pytest.raises(LBRError, match="odd"):
         mix({"a": (part, 1), "odd": (datasets.Dataset.from_dict({"text": ["x"]}), 1)})
+
+
+def test_texts_that_come_one_by_one_are_read_once():
+    taken = []
+
+    def texts():
+        for number in range(3):
+            taken.append(number)
+            yield f"text {number}"
+
+    assert reconstruct_pairs(texts())["target"][:] == ["text 0", "text 1", "text 2"]
+    assert taken == [0, 1, 2]
+    rows = ({"query": f"q{n}", "document": f"d{n}", "more": n} for n in range(2))
+    assert natural_pairs(rows)[:] == {"context": ["q0", "q1"], "target": ["d0", "d1"]}
+
+
+def test_examples_are_on_disk_and_the_same_in_several_processes(monkeypatch):
+    texts = datasets.Dataset.from_dict({"text": [f"{n} {PASSAGE}" if n % 3 else f"{n}" for n in range(1500)]})
+    pairs = datasets.Dataset.from_dict({"query": texts["text"][:], "document": texts["text"][:]})
+    alone = [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")]
+    monkeypatch.setattr(tables, "LARGE", 1)
+    for one, other in zip(
+        alone, [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")], strict=True
+    ):
+        assert one.cache_files
+        assert one[:] == other[:]
+
+
+def test_mix_takes_the_rows_that_shuffle_takes():
+    first = reconstruct_pairs([f"a{n}" for n in range(40)])
+    second = natural_pairs([{"query": f"b{n}", "document": f"c{n}"} for n in range(30)])
+    mixed = mix({"first": (first, 1.25), "second": (second, 1)}, seed=5)
+    parts = [first, first.shuffle(seed=5).select(range(10)), second]
+    assert mixed[:] == datasets.concatenate_datasets(parts).shuffle(seed=5)[:]

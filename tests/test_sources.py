@@ -54,6 +54,36 @@ def test_json_array_and_byte_order_mark(tmp_path):
     assert read_texts(marked)["text"][:] == ["x", "y"]
 
 
+def test_json_arrays_are_read_item_by_item(tmp_path, monkeypatch):
+    from lbr_st.data import json_array
+
+    monkeypatch.setattr(json_array, "CHARACTERS", 7)  # shorter than any item
+    texts = [f'{"x" * n} [1, 2], "é" \\ {{}}' for n in range(40)]
+    for name, options in {"line": {}, "lines": {"indent": 2}, "ascii": {"ensure_ascii": False}}.items():
+        path = tmp_path / f"{name}.json"
+        path.write_text(f" \n{json.dumps([{'text': text, 'n': [1.5, {}]} for text in texts], **options)}\n", "utf-8")
+        assert read_texts(path)["text"][:] == texts
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"[]", ["empty"]),
+        (b'[{"text": "one"}', ["item 2", "Expecting ','"]),
+        (b'[{"text": "one"} {"text": "two"}]', ["item 2", "Expecting ','"]),
+        (b'[{"text": "one"}, ', ["item 2", "not JSON"]),
+        (b'[{"text": "one"}, {"text": "tw', ["item 2", "not JSON"]),
+        (b'[{"text": "one"}, 12]', ["item 2", "int", "object"]),
+        (b'[{"text": "one"}] more', ["Extra data"]),
+        (b'[{"text": "one"},\n{"text": "\xff"}]', ["line 2", "UTF-8"]),
+    ],
+)
+def test_bad_json_arrays_are_named(tmp_path, content, parts):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    fails(lambda: read_texts(path), str(path), *parts)
+
+
 def test_texts_that_look_like_dates_stay_as_written(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"text": "2020-01-01"}, {"text": "2021-01-01"})
     assert read_texts(path)["text"][:] == ["2020-01-01", "2021-01-01"]
@@ -138,6 +168,31 @@ def test_beir_folder(tmp_path):
     fails(lambda: read_pairs(tmp_path / "beir", split="test"), "'test'", "train")
     fails(lambda: read_pairs(tmp_path / "beir", negative_column="n"), "negatives")
     fails(lambda: read_texts(tmp_path), str(tmp_path), "corpus.jsonl")
+
+
+def test_beir_folder_is_read_from_disk_and_its_errors_are_kept(tmp_path):
+    corpus = {f"d{n}": f"text {n}" * (n > 0) for n in range(1200)}
+    queries = {f"q{n}": f"asked {n}" for n in range(600)}
+    task = RetrievalSet("t", corpus, queries, {q: {f"d{n}": n % 3, f"d{n + 600}": 1} for n, q in enumerate(queries)})
+    folder = tmp_path / "beir"
+    write_beir({"train": task}, folder)
+    texts, pairs = read_texts(folder), read_pairs(folder)
+    assert texts["text"][:] == [text for text in corpus.values() if text]
+    wanted = [(queries[q], corpus[d]) for q, of in task.qrels.items() for d, grade in of.items() if grade and corpus[d]]
+    assert list(zip(pairs["query"], pairs["document"], strict=True)) == wanted
+    assert texts.cache_files
+    assert pairs.cache_files
+
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d7", "text": "again"}\n')
+    for read in (read_texts, read_pairs):
+        fails(lambda read=read: read(folder), "corpus.jsonl, line 1201", "'d7' comes twice; first in line 8")
+    write_beir({"train": task}, folder, overwrite=True)
+    for line, what in {"q9\td9999\t1": "unknown document 'd9999'", "x\td9\t1": "unknown query 'x'"}.items():
+        (folder / "qrels" / "bad.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
+        fails(lambda: read_pairs(folder, split="bad"), "bad.tsv, line 2", what)
+    (folder / "queries.jsonl").write_text("")
+    fails(lambda: read_pairs(folder), "queries.jsonl", "no queries")
 
 
 def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch):

@@ -6,11 +6,12 @@ import pytest
 from datasets import Dataset
 
 from lbr_st import training_data as module
-from lbr_st.data.ontology import DomainTask
-from lbr_st.data.retrieval import RetrievalSet
+from lbr_st.data import tables
+from lbr_st.data.ontology import DomainTask, normalise
+from lbr_st.data.retrieval import RetrievalSet, stable_order
 from lbr_st.errors import LBRError
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
-from lbr_st.training_data import recipe_columns, training_data
+from lbr_st.training_data import evaluation_set, learn_pairs, recipe_columns, training_data
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -104,6 +105,7 @@ def test_all_queries_count_even_where_a_few_are_evaluated(beir):
     recipe.evaluate = EvaluateConfig(num_queries=1, num_documents=1)
     part = training_data(recipe)
     assert (len(whole.test.queries), len(part.test.queries)) == (2, 1)
+    assert evaluation_set(recipe) == part.test
     assert numbers(part.pairs) == numbers(whole.pairs)
     assert part.contamination == whole.contamination
 
@@ -184,6 +186,33 @@ def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):
     assert columns["text"] == [*toy_task.train_texts["text"], "more"]
     columns = recipe_columns(recipe_for(beir))
     assert (list(columns), len(columns["query"])) == (["query", "document"], 9)
+
+
+def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch):
+    texts = [definition(n, "told" if n % 5 else "said") if n % 7 else f"before: {definition(n)}" for n in range(900)]
+    texts += ["QUESTION about 1", "question about 1"]
+    extra = write_lines(tmp_path / "extra.jsonl", [{"text": text} for text in texts])
+    recipe = recipe_for(beir, texts=str(extra))
+    alone = training_data(recipe)
+    monkeypatch.setattr(tables, "LARGE", 1)
+    together = training_data(recipe)
+    assert together.contamination == alone.contamination
+    assert together.contamination[1].rows == [0, 1, 2, 900, 901]
+    assert (together.pairs[:], together.texts[:]) == (alone.pairs[:], alone.texts[:])
+    trained = [learn_pairs(recipe, data) for data in (alone, together)]
+    assert trained[0][0][:] == trained[1][0][:]
+    assert trained[0][1][:] == trained[1][1][:]
+
+
+def test_the_hidden_texts_are_the_first_in_the_stable_order(tmp_path):
+    texts = [f"Text  number {n % 30}." if n % 2 else f"text NUMBER {n % 30}" for n in range(60)]
+    recipe = recipe_for(write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts]))
+    recipe.learn = LearnConfig(pairs=["reconstruct"], num_eval_pairs=3)
+    recipe.represent = RepresentConfig(enabled=False)
+    train, held = learn_pairs(recipe, training_data(recipe))
+    hidden = stable_order({normalise(text) for text in texts}, 0)[:3]
+    assert {normalise(text) for text in held["target"]} <= set(hidden)
+    assert sorted(train["target"]) == sorted(text for text in texts if normalise(text) not in hidden)
 
 
 def test_a_domain_task_takes_no_pairs_beside_its_own():

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from lbr_st.contamination.evaluation import EvaluationTexts, Parameters
 from lbr_st.contamination.report import KINDS, PARTS, ContaminationReport, Count, Sample, cut
+from lbr_st.contamination.search import matching_rows
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-
-BATCH = 512
 
 
 class Evaluation:
@@ -53,35 +53,37 @@ class Evaluation:
     def check(
         self, columns: Mapping[str, Sequence[str]], *, training: str = "the training data", samples: int = 3
     ) -> ContaminationReport:
-        """Return which rows of a training table repeat what; see :func:`check_contamination`."""
+        """Return which rows of a training table repeat what; see :func:`check_contamination`.
+
+        Columns of a dataset are read batch by batch, large ones in several processes.
+        """
         if not columns:
             raise LBRError("there is no training text to check.", where=training, fix="Give at least one column.")
         start = time.perf_counter()
-        rows: defaultdict[tuple[str, str, str], set[int]] = defaultdict(set)
+        rows: defaultdict[tuple[str, str, str], array[int]] = defaultdict(lambda: array("q"))
         items: defaultdict[tuple[str, str, str], set[int]] = defaultdict(set)
         shown: defaultdict[tuple[str, str, str], list[Sample]] = defaultdict(list)
         for column, texts in columns.items():
-            for first in range(0, len(texts), BATCH):
-                batch = list(texts[first : first + BATCH])
-                for row, hits in enumerate(self.texts.matches(batch), start=first):
-                    for number, (kind, similarity) in sorted(hits.items()):
-                        item = self.texts.texts[number]
-                        for part, (name, identifier) in item.parts.items():
-                            key = (column, part, kind)
-                            rows[key].add(row)
-                            items[key].add(number)
-                            # One sample a row: a row like many evaluation texts would fill the list.
-                            if len(shown[key]) < samples and (not shown[key] or shown[key][-1].row != row):
-                                both = cut(batch[row - first]), cut(item.text)
-                                shown[key].append(
-                                    Sample(column, row, both[0], part, kind, similarity, name, identifier, both[1])
-                                )
+            for row, hits in matching_rows(self.texts, texts):
+                for number, (kind, similarity) in sorted(hits.items()):
+                    item = self.texts.texts[number]
+                    for part, (name, identifier) in item.parts.items():
+                        key = (column, part, kind)
+                        items[key].add(number)
+                        if rows[key] and rows[key][-1] == row:
+                            continue  # one sample a row: a row like many evaluation texts would fill the list
+                        rows[key].append(row)
+                        if len(shown[key]) < samples:
+                            both = cut(texts[row]), cut(item.text)
+                            shown[key].append(
+                                Sample(column, row, both[0], part, kind, similarity, name, identifier, both[1])
+                            )
         keys = [(c, p, k) for c in columns for p in PARTS for k in KINDS if (c, p, k) in rows]
         counts = [Count(*key, rows=len(rows[key]), items=len(items[key])) for key in keys]
         harmful = {c.column: set[int]() for c in counts if c.harmful}
         for count in counts:
             if count.harmful:
-                harmful[count.column] |= rows[count.column, count.part, count.kind]
+                harmful[count.column].update(rows[count.column, count.part, count.kind])
         hit = {part: len(set[int]().union(*(items[key] for key in keys if key[1] == part))) for part in PARTS}
         return ContaminationReport(
             training=training,

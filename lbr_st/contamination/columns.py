@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from lbr_st.data import DOMAIN_TASKS, domain_task, read_pairs, read_texts
@@ -18,8 +19,10 @@ def training_columns(
     document_column: str = "document",
     negative_column: str = "negative",
     split: str = "train",
-) -> dict[str, list[str]]:
+) -> dict[str, Sequence[str]]:
     """Return the texts to check: ``text``, ``query``, ``document``, ``negative``, whichever the source has.
+
+    They are columns of datasets, read from the disk as they are gone through.
 
     Args:
         source: A domain task's name (its training side: ``text`` has rows of its own), a BEIR folder (the pairs of
@@ -37,18 +40,18 @@ def training_columns(
     if str(source) in DOMAIN_TASKS:
         task = domain_task(str(source))
         pairs, texts = task.train_pairs, task.train_texts
-        return {"query": list(pairs["query"]), "document": list(pairs["document"]), "text": list(texts["text"])}
+        return {"query": pairs["query"], "document": pairs["document"], "text": texts["text"]}
     if Path(source).is_dir():
         if not (Path(source) / "qrels" / f"{split}.tsv").is_file():
-            return {"text": list(read_texts(source)["text"])}
+            return {"text": read_texts(source)["text"]}
         pairs = read_pairs(source, split=split)
-        return {"query": list(pairs["query"]), "document": list(pairs["document"])}
+        return {"query": pairs["query"], "document": pairs["document"]}
     named = {"text": text_column, "query": query_column, "document": document_column, "negative": negative_column}
     present = _columns_of(source, list(named.values()), split)
     found = {name: column for name, column in named.items() if column in present}
     if not found:
         raise missing_column(" or ".join(named.values()), present, str(source))
-    return {name: list(read_texts(source, column=column, split=split)["text"]) for name, column in found.items()}
+    return {name: read_texts(source, column=column, split=split)["text"] for name, column in found.items()}
 
 
 def _columns_of(source: str | Path, wanted: list[str], split: str) -> list[str]:

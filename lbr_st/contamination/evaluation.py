@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from itertools import accumulate
 
 from lbr_st.contamination.near import NearIndex
@@ -26,7 +27,7 @@ ANCHOR_WORDS = 3
 """A text is looked for inside another where this many of its words stand there with the same spaces; elsewhere in it,
 spaces and punctuation may differ."""
 REMEMBERED = 200_000
-"""Training texts whose matches are kept: stage 1's texts are often the documents of stage 2's pairs."""
+"""Training texts whose matches are kept, by a digest: stage 1's texts are often the documents of stage 2's pairs."""
 
 
 Hits = Mapping[int, tuple[str, float]]
@@ -89,7 +90,7 @@ class EvaluationTexts:
         self.parameters = parameters
         self._number_of: dict[str, int] = {}
         self.texts: list[EvaluationText] = []
-        self._known: dict[str, Hits] = {}
+        self._known: dict[bytes, Hits] = {}
         for one in against:
             self._add(one)
         for text in self.texts:
@@ -126,9 +127,10 @@ class EvaluationTexts:
         """
         if len(self._known) > REMEMBERED:
             self._known.clear()
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known.update(zip(new, self._look_up(new), strict=True))
-        return [self._known[text] for text in texts]
+        keys = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
+        self._known.update(zip(new, self._look_up(list(new.values())), strict=True))
+        return [self._known[key] for key in keys]
 
     def _look_up(self, texts: list[str]) -> list[Hits]:
         plains = [plain(text) for text in texts]

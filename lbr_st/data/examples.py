@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lbr_st.data.tables import map_rows, take_rows, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def reconstruct_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Datas
     Raises:
         LBRError: There is no text.
     """
-    return _dataset([(prompt + text, text) for text in _texts(texts)])
+    return _examples(_texts(texts), _reconstruct, prompt=prompt)
 
 
 def continue_pairs(
@@ -54,17 +55,16 @@ def continue_pairs(
         raise LBRError(
             f"min_words={min_words}, split={split}.", fix="min_words must be 2 or more, and split between 0 and 1."
         )
-    passages = [text.strip() for text in _texts(texts)]
-    long_enough = [text for text in passages if len(text.split()) >= min_words]
-    skipped = len(passages) - len(long_enough)
-    if passages and not long_enough:
+    passages = _texts(texts)
+    examples = _examples(passages, _continue, prompt=prompt, min_words=min_words, split=split)
+    skipped = len(passages) - len(examples)
+    if not len(examples):
         raise LBRError(
             f"all {skipped} passages have fewer than {min_words} words.", fix="Lower min_words or use longer passages."
         )
     if skipped:
         logger.warning("continue: left out %d of %d passages, shorter than %d words", skipped, len(passages), min_words)
-    cuts = [(text, _cut(text, split)) for text in long_enough]
-    return _dataset([(prompt + text[:cut].rstrip(), text[cut:].lstrip()) for text, cut in cuts])
+    return examples
 
 
 def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = "", reverse: bool = False) -> Dataset:
@@ -81,9 +81,10 @@ def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = ""
     """
     context, target = ("document", "query") if reverse else ("query", "document")
     try:
-        return _dataset([(prompt + row[context], row[target]) for row in pairs])
+        rows = _table(pairs, ("query", "document"))
     except KeyError as error:
         raise LBRError(f"a pair lacks {error}.", fix="Give rows with 'query' and 'document'.") from error
+    return _examples(rows.rename_columns({context: "context", target: "target"}), _natural, prompt=prompt)
 
 
 def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
@@ -97,6 +98,7 @@ def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
     Raises:
         LBRError: A weight is negative, the parts differ in columns, or nothing is left.
     """
+    import numpy as np
     from datasets import concatenate_datasets
 
     chosen: list[Dataset] = []
@@ -110,10 +112,12 @@ def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
         whole, extra = divmod(round(weight * len(part)), max(1, len(part)))
         chosen += [part] * whole
         if extra:
-            chosen.append(part.shuffle(seed=seed).select(range(extra)))
+            chosen.append(take_rows(part, np.random.default_rng(seed).permutation(len(part))[:extra]))
     if not chosen:
         raise LBRError("nothing is left to mix.", fix="Give at least one non-empty part a weight above 0.")
-    return concatenate_datasets(chosen).shuffle(seed=seed)
+    mixed = concatenate_datasets(chosen)
+    # The order of Dataset.shuffle, which goes through a Python list.
+    return take_rows(mixed, np.random.default_rng(seed).permutation(len(mixed)))
 
 
 def _cut(text: str, split: float) -> int:
@@ -124,18 +128,48 @@ def _cut(text: str, split: float) -> int:
     return min(ends or [match.end() for match in SPACE.finditer(text)], key=lambda end: abs(end - middle))
 
 
-def _texts(texts: Dataset | Iterable[str]) -> Iterable[str]:
+def _reconstruct(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
+    return {"context": [prompt + text for text in rows["text"]], "target": rows["text"]}
+
+
+def _continue(rows: dict[str, list[str]], prompt: str, min_words: int, split: float) -> dict[str, list[str]]:
+    passages = [text.strip() for text in rows["text"]]
+    cuts = [(text, _cut(text, split)) for text in passages if len(text.split()) >= min_words]
+    return {
+        "context": [prompt + text[:cut].rstrip() for text, cut in cuts],
+        "target": [text[cut:].lstrip() for text, cut in cuts],
+    }
+
+
+def _natural(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
+    return {"context": [prompt + text for text in rows["context"]], "target": rows["target"]}
+
+
+def _examples(rows: Dataset, make: Callable[..., dict[str, list[str]]], **options: Any) -> Dataset:
+    if not len(rows):
+        raise LBRError("there is no text to make examples of.", fix="Give at least one.")
+    return map_rows(rows, make, {"context": "string", "target": "string"}, fn_kwargs=options, desc="Making pairs")
+
+
+def _texts(texts: Dataset | Iterable[str]) -> Dataset:
     dataset: Any = texts
     if not hasattr(dataset, "column_names"):
-        return texts
+        return _table(({"text": text} for text in texts), ("text",))
     if "text" not in dataset.column_names:
         raise LBRError(f"the dataset has {dataset.column_names}, no column 'text'.", fix="Rename its column.")
-    return dataset["text"]
+    return dataset.select_columns(["text"])
 
 
-def _dataset(pairs: list[tuple[str, str]]) -> Dataset:
-    from datasets import Dataset
+def _table(rows: Dataset | Iterable[Mapping[str, str]], columns: Sequence[str]) -> Dataset:
+    """Return these columns of a dataset, or of rows that come one by one.
 
-    if not pairs:
-        raise LBRError("there is no text to make examples of.", fix="Give at least one.")
-    return Dataset.from_dict({"context": [c for c, _ in pairs], "target": [t for _, t in pairs]})
+    Raises:
+        KeyError: A column is missing.
+    """
+    dataset: Any = rows
+    if not hasattr(dataset, "column_names"):
+        return write_rows(rows, columns)
+    for column in columns:
+        if column not in dataset.column_names:
+            raise KeyError(column)
+    return dataset.select_columns(list(columns))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lbr_st.data.json_array import array_items, is_array
 from lbr_st.errors import LBRError
 
 
@@ -40,10 +41,14 @@ def read_json_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str,
     Raises:
         LBRError: The file is missing, or something in it is not UTF-8, not JSON, not an object, or lacks a text.
     """
-    array = _read_array(path) if path.suffix == ".json" else None
-    if array is not None:
-        for number, item in enumerate(array, start=1):
-            yield _checked(item, f"{path}, item {number}", columns)
+    if path.suffix == ".json" and path.is_file() and is_array(path):
+        try:
+            for number, item in enumerate(array_items(path), start=1):
+                yield _checked(item, f"{path}, item {number}", columns)
+        except UnicodeDecodeError:
+            for _ in read_lines(path):  # which names the line
+                pass
+            raise
         return
     for number, line in read_lines(path):
         if line.strip():
@@ -75,15 +80,6 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise LBRError(f"not JSON: {error}.", where=where, fix="Write one JSON object a line.") from error
-
-
-def _read_array(path: Path) -> list[Any] | None:
-    """Return the items of a file that holds one JSON array; None if it holds JSON lines instead."""
-    first = next((line for _, line in read_lines(path) if line.strip()), "")
-    if not first.lstrip().startswith("["):
-        return None
-    parsed = _parse("\n".join(line for _, line in read_lines(path)), str(path))
-    return parsed if isinstance(parsed, list) else None
 
 
 def _checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -28,6 +28,7 @@ FOLDER = "cellxgene_ontology_guide/data"
 
 # Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
 TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+NO_LETTER = bytes(code for code in range(128) if not chr(code).isalnum())
 CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
 
 
@@ -160,7 +161,8 @@ def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
     group_of: dict[str, list[Entity]] = {}
     for entity in entities:
         group_of[entity.id] = [entity]
-        for text in {entity.name, entity.definition, *entity.synonyms}:
+        # Not a set: which entity comes first in a group would change from one program run to the next.
+        for text in dict.fromkeys((entity.name, entity.definition, *entity.synonyms)):
             if key := normalise(text):
                 sharing[key].append(entity)
     for first, *rest in sharing.values():
@@ -178,6 +180,8 @@ def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
 
 def normalise(text: str) -> str:
     """Return letters and digits only, case folded, so that spelling variants of a name compare equal."""
+    if text.isascii():  # the same, in a thirtieth of the time
+        return text.encode().lower().translate(None, delete=NO_LETTER).decode()
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.data.beir_files import beir_documents, beir_queries, qrels_file, read_qrels
+from lbr_st.data.lines import read_lines
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder
 
@@ -131,16 +131,10 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
             :class:`RetrievalSet`).
     """
     folder = Path(folder)
-    path = folder / "qrels" / f"{split}.tsv"
-    if folder.is_dir() and not path.is_file():
-        splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
-        fix = "Name one of them." if splits else "Put the judgements there: query id, document id and score, with tabs."
-        raise LBRError(f"no split {split!r}; there are: {splits or 'none'}.", where=str(path.parent), fix=fix)
-    corpus = read_beir_corpus(folder)
-    queries = {key: item["text"] for key, _, item in _by_id(folder / "queries.jsonl", ["_id", "text"])}
-    if not queries:
-        raise LBRError("there are no queries.", where=str(folder / "queries.jsonl"), fix="Add at least one.")
-    qrels, repeated = _read_qrels(path, queries, corpus)
+    path = qrels_file(folder, split)
+    corpus = dict(beir_documents(folder))
+    queries = dict(beir_queries(folder))
+    qrels, repeated = read_qrels(path, queries, corpus)
     judged = {query: text for query, text in queries.items() if query in qrels}
     left_out = {"judgements written twice": repeated}
     if len(judged) < len(queries):
@@ -148,29 +142,6 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
         left_out["queries that no split judges"] = sum(query not in known for query in queries)
     left_out = {what: count for what, count in left_out.items() if count}
     return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=left_out)
-
-
-def read_beir_corpus(folder: str | Path) -> dict[str, str]:
-    """Return document id → ``"title text"`` of a BEIR folder; published corpora hold empty ones, and they stay.
-
-    A missing or null ``title`` is an empty one.
-
-    Raises:
-        LBRError: ``corpus.jsonl`` is missing, malformed, empty or without any text, or an id comes twice.
-    """
-    path = Path(folder) / "corpus.jsonl"
-    corpus: dict[str, str] = {}
-    for key, where, item in _by_id(path, ["_id"]):
-        if "text" not in item and "title" not in item:
-            raise missing_column("text", list(item), where)
-        title, text = item.get("title") or "", item.get("text") or ""
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
-        corpus[key] = f"{title} {text}".strip()
-    if not any(corpus.values()):
-        what = "no document has a text." if corpus else "the corpus is empty."
-        raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
-    return corpus
 
 
 def write_beir(splits: Mapping[str, RetrievalSet], folder: str | Path, *, overwrite: bool = False) -> None:
@@ -215,57 +186,3 @@ def write_beir(splits: Mapping[str, RetrievalSet], folder: str | Path, *, overwr
 def _write_jsonl(path: Path, items: Iterable[dict[str, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-
-
-def _by_id(path: Path, columns: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield ``(id, where, object)`` of a JSON-lines file whose ids must differ."""
-    seen: dict[str, int] = {}
-    for where, item in read_json_records(path, columns):
-        key = item["_id"]
-        if key in seen:
-            raise LBRError(
-                f"the id {key!r} comes twice; first in line {seen[key]}.", where=where, fix="Give each its own '_id'."
-            )
-        seen[key] = int(where.rpartition(" ")[2])
-        yield key, where, item
-
-
-def _read_qrels(
-    path: Path, queries: Mapping[str, str], corpus: Mapping[str, str]
-) -> tuple[dict[str, dict[str, int]], int]:
-    """Return the judgements, and how many lines repeat an earlier one."""
-    qrels: dict[str, dict[str, int]] = {}
-    repeated = 0
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.
-        if not line.strip() or (number == 1 and (fields[0] == "query-id" or fields[2:] == ["score"])):
-            continue
-        where = f"{path}, line {number}"
-        try:
-            query, document, grade = fields[0], fields[1], int(fields[2])
-            if len(fields) > 3:
-                raise ValueError("too many")
-        except (ValueError, IndexError) as error:
-            raise LBRError(
-                f"not a judgement: {line!r}.",
-                where=where,
-                fix="Write query id, document id and a whole number, with tabs between.",
-            ) from error
-        for kind, key, known in (("query", query, queries), ("document", document, corpus)):
-            if key not in known:
-                file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
-                fix = f"Add it to {file}, or drop this line."
-                raise LBRError(f"the judgement names the unknown {kind} {key!r}.", where=where, fix=fix)
-        judged = qrels.setdefault(query, {})
-        if judged.get(document, grade) != grade:
-            raise LBRError(
-                f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before.",
-                where=where,
-                fix="Keep one of the two lines.",
-            )
-        repeated += document in judged
-        judged[document] = grade
-    if not qrels:
-        raise LBRError("there are no judgements.", where=str(path), fix="Add at least one.")
-    return qrels, repeated

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbr_st.data.beir_rows import beir_pairs, beir_texts
 from lbr_st.data.lines import check_text, missing_column, read_json_records, read_lines
-from lbr_st.data.retrieval import read_beir, read_beir_corpus
+from lbr_st.data.tables import cache_folder, new_file, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -29,10 +30,7 @@ def read_texts(source: str | Path, *, column: str = "text", split: str = "train"
             message names the file, the line or row, and the column.
     """
     if Path(source).is_dir():
-        from datasets import Dataset
-
-        texts = [text for text in read_beir_corpus(_beir(source)).values() if text]
-        return _not_empty(Dataset.from_dict({"text": texts}), source)
+        return _not_empty(beir_texts(_beir(source)), source)
     return _load(source, {"text": column}, split)
 
 
@@ -66,16 +64,16 @@ def read_pairs(
         return _load(source, columns, split)
     if negative_column:
         raise LBRError("a BEIR folder has no negatives.", where=str(source), fix="Leave negative_column out.")
-    from datasets import Dataset
+    return _not_empty(beir_pairs(_beir(source), split), source)
 
-    task = read_beir(_beir(source), split)
-    pairs = [
-        (task.queries[query], task.corpus[document])
-        for query, judged in task.qrels.items()
-        for document, score in judged.items()
-        if score > 0 and task.corpus[document]
-    ]
-    return _not_empty(Dataset.from_dict({"query": [q for q, _ in pairs], "document": [d for _, d in pairs]}), source)
+
+def is_local(source: str | Path) -> bool:
+    """Whether a source is a file or a folder, even one that is not there; else it is the id of a hub dataset."""
+    path, text = Path(source), str(source)
+    if path.suffix in READABLE or path.exists() or isinstance(source, Path):
+        return True
+    # Hub ids have one slash at most, and no dots before it.
+    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
 
 
 def _load(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
@@ -83,7 +81,7 @@ def _load(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset
     from datasets import Features, Value
 
     path, wanted = Path(source), list(columns.values())
-    if path.suffix in READABLE or path.exists() or isinstance(source, Path) or _looks_local(source):
+    if is_local(source):
         if not path.is_file():
             raise LBRError("no such file.", where=str(path), fix="Check the path.")
         if path.suffix not in READABLE:
@@ -100,32 +98,17 @@ def _load(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset
     if path.suffix not in (".jsonl", ".json"):
         _check_rows(dataset, columns, str(source))
     # Arrow has several kinds of string; datasets can be concatenated only where it is the same one.
-    return dataset.cast(Features({name: Value("string") for name in dataset.column_names}))
+    features = Features({name: Value("string") for name in dataset.column_names})
+    return dataset if dataset.features == features else dataset.cast(features, cache_file_name=str(new_file()))
 
 
 def _json(path: Path, columns: list[str]) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    if not sum(1 for _ in read_json_records(path, columns)):
-        raise LBRError("the file is empty.", where=str(path), fix="Add at least one text.")
-    state = path.stat()
     # Not the "json" loader: it guesses types from all columns, and makes time stamps of texts that are dates.
-    return Dataset.from_generator(
-        _json_rows,
-        features=Features({column: Value("string") for column in columns}),
-        # The time and the size are there to be hashed: a file that changed must not be served from the cache.
-        # (Tuples: datasets takes a list for shards and would read the file once for each column.)
-        gen_kwargs={
-            "path": str(path.resolve()),
-            "columns": tuple(columns),
-            "stamp": (state.st_mtime_ns, state.st_size),
-        },
-    )
-
-
-def _json_rows(path: str, columns: tuple[str, ...], stamp: tuple[int, int]) -> Iterator[dict[str, str]]:
-    for _, item in read_json_records(Path(path), columns):
-        yield {column: item[column] for column in columns}
+    records = (item for _, item in read_json_records(path, columns))
+    dataset = write_rows(({column: item[column] for column in columns} for item in records), columns)
+    if not len(dataset):
+        raise LBRError("the file is empty.", where=str(path), fix="Add at least one text.")
+    return dataset
 
 
 def _csv(path: Path, columns: list[str]) -> Dataset:
@@ -143,11 +126,11 @@ def _csv(path: Path, columns: list[str]) -> Dataset:
     # "NA" and "null" are words here, and 007 is not 7.
     features = Features({column: Value("string") for column in columns})
     options: dict[str, Any] = {"usecols": columns, "keep_default_na": False, "features": features}
-    return _load_dataset("csv", str(path), data_files=str(path), split="train", **options)
+    return _load_dataset("csv", str(path), data_files=str(path), split="train", cache_dir=cache_folder(), **options)
 
 
 def _parquet(path: Path, columns: list[str]) -> Dataset:
-    return _load_dataset("parquet", str(path), data_files=str(path), split="train")
+    return _load_dataset("parquet", str(path), data_files=str(path), split="train", cache_dir=cache_folder())
 
 
 READABLE: dict[str, Callable[[Path, list[str]], Dataset]] = {
@@ -191,9 +174,3 @@ def _beir(source: str | Path) -> Path:
     if not (folder / "corpus.jsonl").is_file():
         raise LBRError("no corpus.jsonl in this folder.", where=str(source), fix="Give a BEIR folder, or one file.")
     return folder
-
-
-def _looks_local(source: str | Path) -> bool:
-    """Whether a string that names nothing on disk is meant as a path: hub ids have one slash at most, and no dots."""
-    text = str(source)
-    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1

@@ -1,0 +1,128 @@
+"""A user's own pairs split by entity: most to train on, a few to be asked for at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from typing import TYPE_CHECKING
+
+from lbr_st.data.digests import column_digests, digest
+from lbr_st.data.ontology import normalise
+from lbr_st.data.retrieval import RetrievalSet
+from lbr_st.data.tables import take_rows
+from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+MOST_QUERIES = 200
+MOST_DOCUMENTS = 50_000
+"""Documents to search, at most (our choice): an evaluation is held in memory and encoded whole."""
+
+
+def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, RetrievalSet]:
+    """Split off a tenth of the pairs, 200 queries at most, as an evaluation over all documents (50,000 at most).
+
+    The split is by entity: pairs that share a query or a document, however spelt, stay on one side.
+
+    Returns:
+        The pairs to train on, and the held-out queries with their documents and others.
+
+    Raises:
+        LBRError: All pairs hang together.
+    """
+    import numpy as np
+
+    held = _held(pairs, seed)
+    if not len(held):
+        raise LBRError("no pair can be held out: all share queries or documents.", fix="Set evaluate.enabled to false.")
+    # A document's number is its place among the different ones, in the order in which they come.
+    texts, first = np.unique(column_digests(pairs, "document"), return_index=True)
+    order = first.argsort(kind="stable")
+    number_of = np.empty_like(order)
+    number_of[order] = np.arange(len(order))
+    asked = take_rows(pairs.select_columns(["query", "document"]), held)
+    judged = number_of[texts.searchsorted(column_digests(asked, "document"))]
+    # Sorted by digest the texts are in random order already.
+    others = number_of[~np.isin(number_of, judged)][: max(0, MOST_DOCUMENTS - len(set(judged.tolist())))]
+    searched = np.union1d(judged, others)
+    documents = take_rows(pairs.select_columns(["document"]), first[order][searched])["document"]
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    ids: dict[str, str] = {}
+    for row, document, text in zip(held.tolist(), judged.tolist(), asked["query"], strict=True):
+        query = ids.setdefault(text, f"q{row}")
+        queries[query] = text
+        qrels.setdefault(query, {})[f"d{document}"] = 1
+    safe = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "pairs"
+    left_out = {"documents beyond those searched": len(order) - len(searched)}
+    test = RetrievalSet(
+        name=f"{safe}-held-out",
+        corpus={f"d{number}": text for number, text in zip(searched.tolist(), documents, strict=True)},
+        queries=queries,
+        qrels=qrels,
+        description="Pairs held out from training, by entity",
+        left_out={what: count for what, count in left_out.items() if count},
+    )
+    kept = np.ones(len(pairs), dtype=bool)
+    kept[held] = False
+    return take_rows(pairs, np.flatnonzero(kept)), test
+
+
+def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
+    """Return for each row the row that stands for its group: rows that share a digest, directly or along a chain.
+
+    The groups of :func:`lbr_st.data.ontology.group_entities`, and its first entity for each.
+
+    Args:
+        columns: Digests, of each column those of all rows.
+        nothing: The digest of an empty text, which is shared by none.
+    """
+    import numpy as np
+
+    keys = np.stack(columns, axis=1).ravel()  # row by row, as they are read
+    order = keys.argsort(kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    same &= keys[order[1:]] != nothing
+    starts = np.concatenate([[True], ~same])
+    first = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
+    shared, first = order[~starts], first[~starts]
+    in_order = np.lexsort((shared, first))
+    size = len(columns)
+    parent, members = array("q", range(len(columns[0]))), array("q", [1]) * len(columns[0])
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for one, other in zip((first[in_order] // size).tolist(), (shared[in_order] // size).tolist(), strict=True):
+        into, away = root(one), root(other)
+        if into != away:
+            if members[into] < members[away]:
+                into, away = away, into
+            parent[away] = into
+            members[into] += members[away]
+    return np.fromiter(map(root, range(len(parent))), dtype=np.int64, count=len(parent))
+
+
+def _held(pairs: Dataset, seed: int) -> np.ndarray:
+    """Return the numbers of the rows to hold out: whole groups, in a random order, as long as they fit."""
+    import numpy as np
+
+    columns = [column_digests(pairs, column, normalise) for column in ("query", "document")]
+    group = groups_of(columns, nothing=digest(""))
+    first, sizes = np.unique(group, return_counts=True)
+    hashes = (hashlib.sha256(f"{seed}:{row}".encode()).digest()[:8] for row in first.tolist())
+    order = np.frombuffer(b"".join(hashes), dtype=">u8").argsort(kind="stable")
+    wanted = min(MOST_QUERIES, len(pairs) // 10)
+    chosen: list[int] = []
+    held = 0
+    for row, count in zip(first[order].tolist(), sizes[order].tolist(), strict=True):
+        if held + count <= wanted:
+            chosen.append(row)
+            held += count
+        if held == wanted:
+            break
+    return np.flatnonzero(np.isin(group, chosen))

@@ -1,0 +1,74 @@
+"""Pairs held out by entity: the same ones as the plain algorithm on the texts themselves holds out."""
+
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbr_st.data import Entity, RetrievalSet
+from lbr_st.data import hold_out as module
+from lbr_st.data.hold_out import hold_out
+from lbr_st.data.ontology import group_entities
+from lbr_st.data.retrieval import stable_order
+from lbr_st.errors import LBRError
+
+
+def plainly(pairs, seed):
+    """Hold out with every text in memory."""
+    entities = [Entity(str(row), pair["query"], pair["document"]) for row, pair in enumerate(pairs)]
+    groups = {group[0].id: [entity.id for entity in group] for group in group_entities(entities)}
+    wanted = min(200, len(pairs) // 10)
+    held = set()
+    for first in stable_order(groups, seed):
+        if len(held) + len(groups[first]) <= wanted:
+            held.update(groups[first])
+    documents = {text: f"d{row}" for row, text in enumerate(dict.fromkeys(pairs["document"]))}
+    queries, qrels, ids = {}, {}, {}
+    for entity in entities:
+        if entity.id in held:
+            query = ids.setdefault(entity.name, f"q{entity.id}")
+            queries[query] = entity.name
+            qrels.setdefault(query, {})[documents[entity.definition]] = 1
+    if not queries:
+        return None, None
+    corpus = {identifier: text for text, identifier in documents.items()}
+    test = RetrievalSet("x-held-out", corpus, queries, qrels, "Pairs held out from training, by entity")
+    return [row for row in range(len(pairs)) if str(row) not in held], test
+
+
+# Few different texts make chains; some differ in spelling only, or hold no letter.
+texts = st.builds(
+    "{}{}".format, st.sampled_from(["", "a", "A", "b ", "c", "d-", "é"]), st.sampled_from(["", "!", "1", "22", "3"])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=120), st.booleans(), st.integers(0, 3))
+def test_the_same_as_with_all_texts_in_memory(rows, numbered, seed):
+    pairs = Dataset.from_dict(
+        {
+            "query": [f"{query}{row // 3 if numbered else ''}" for row, (query, _) in enumerate(rows)],
+            "document": [f"{document}{row // 2 if numbered else ''}" for row, (_, document) in enumerate(rows)],
+        }
+    )
+    kept, test = plainly(pairs, seed)
+    if test is None:
+        with pytest.raises(LBRError, match="no pair can be held out"):
+            hold_out(pairs, name="x", seed=seed)
+        return
+    train, found = hold_out(pairs, name="x", seed=seed)
+    assert train[:] == pairs.select(kept)[:]
+    assert found == test
+    assert list(found.corpus) == list(test.corpus)
+
+
+def test_a_large_corpus_is_cut_but_never_a_judged_document(monkeypatch):
+    pairs = Dataset.from_dict({"query": [f"q{n}" for n in range(100)], "document": [f"d{n}" for n in range(100)]})
+    whole_train, whole = hold_out(pairs, name="x")
+    monkeypatch.setattr(module, "MOST_DOCUMENTS", 30)
+    train, part = hold_out(pairs, name="x")
+    assert (len(part.corpus), part.queries, part.qrels) == (30, whole.queries, whole.qrels)
+    assert part.corpus.items() < whole.corpus.items()
+    assert part.skipped == {"documents beyond those searched": 70}
+    assert whole.skipped == {}
+    assert train[:] == whole_train[:]
