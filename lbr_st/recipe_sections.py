@@ -90,7 +90,11 @@ class LearnConfig:
         bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
-        batch_size: Pairs per step.
+        batch_size: Most pairs per step.
+        batch_tokens: Most tokens per step, contexts and targets together, so that long texts do not decide the
+            memory; null for no such limit.
+        packed: Run a step's pairs in one row without padding; false pads each to the longest, with equal results.
+        nll_kernel: How the vocabulary's loss is computed; chunked runs anywhere, liger needs a GPU and liger-kernel.
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge;
             without bottleneck tokens there are none.
@@ -111,6 +115,9 @@ class LearnConfig:
     bottleneck: Literal["attention", "embedding", "none"] = "attention"
     max_steps: int = 200
     batch_size: int = 32
+    batch_tokens: int | None = 8192
+    packed: bool = True
+    nll_kernel: Literal["chunked", "liger"] = "chunked"
     learning_rate: float = 1e-3
     token_learning_rate: float = 1e-2
     warmup_steps: int = 10
@@ -130,7 +137,12 @@ class RepresentConfig:
         enabled: Run this stage.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
         batch_size: Pairs per step; the other documents of a batch are a query's negatives.
-        mini_batch_size: Encode a batch in pieces of this size with the cached loss, to save memory; null: whole.
+        batch_tokens: Most tokens per step, all texts together; null for no such limit. With fewer pairs a step has
+            fewer negatives: mini_batch_tokens bounds the memory and keeps them.
+        mini_batch_tokens: A batch of more tokens is encoded in pieces of that many with the cached loss, with equal
+            results, to bound the memory; null: whole.
+        mini_batch_size: Encode every batch in pieces of this many texts instead; null: by tokens.
+        gather_negatives: Where several processes train, take the documents of all as negatives.
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows.
         warmup_steps: Steps over which the learning rates rise from zero.
@@ -143,7 +155,10 @@ class RepresentConfig:
     enabled: bool = True
     max_steps: int = 200
     batch_size: int = 64
+    batch_tokens: int | None = None
+    mini_batch_tokens: int | None = 8192
     mini_batch_size: int | None = None
+    gather_negatives: bool = True
     learning_rate: float = 2e-4
     token_learning_rate: float = 1e-3
     warmup_steps: int = 10

@@ -24,6 +24,8 @@ PLAN = [
     {"rows"},
     {"bottleneck"},
     {"losses"},
+    {"tokens"},
+    {"batches"},
     {"evaluation"},
     {"recipe_sections"},
     {"recipe_arguments"},

@@ -7,10 +7,10 @@ import torch
 from datasets import Dataset
 
 from lbr_st.build import build_model, load_model
-from lbr_st.modules import CausalBackbone
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
+from lbr_st.token_nll import Head
 
 WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
 
@@ -56,7 +56,7 @@ def test_after_bfloat16_training_the_model_computes_in_float32_again(tiny_base, 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_stage_1_computes_in_the_precision_asked_for(tiny_base, tmp_path, monkeypatch, bottleneck, precision):
     seen = []
-    real = CausalBackbone.logits
+    real = Head.logits
 
     def logits(self, hidden):
         out = real(self, hidden)
@@ -64,7 +64,7 @@ def test_stage_1_computes_in_the_precision_asked_for(tiny_base, tmp_path, monkey
         return out
 
     model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4)
-    monkeypatch.setattr(CausalBackbone, "logits", logits)
+    monkeypatch.setattr(Head, "logits", logits)
     pairs = Dataset.from_dict({"context": WORDS, "target": WORDS})
     config = LearnConfig(max_steps=1, batch_size=2, bottleneck=bottleneck)
     learn(model, pairs, config, output_dir=tmp_path / "run", precision=precision, disable_tqdm=True)

@@ -12,7 +12,7 @@ from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
 from lbr_st.recipe_sections import LearnConfig
-from lbr_st.stages.training import GuardedTrainer, generative_pairs, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
 
 
 def learn(
@@ -42,6 +42,7 @@ def learn(
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Of data order and dropout.
         resume: Go on from the last checkpoint in ``output_dir``.
+        cache_dir: Where the tokenised pairs are kept, to be found again by a second run; None keeps them in memory.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
@@ -65,10 +66,12 @@ def learn(
         rate_weight=config.rate_weight,
         target_dropout=config.target_dropout,
         max_target_tokens=config.max_target_tokens,
+        packed=config.packed,
+        nll_kernel=config.nll_kernel,
     )
     evaluator, eval_dataset = None, None
     if held_out is not None and config.bottleneck == "none":
-        eval_dataset = generative_pairs(held_out, config.bottleneck, model.prompts.values())
+        eval_dataset = generative_tokens(model, held_out, config.bottleneck, config.max_target_tokens)
     elif held_out is not None:
         evaluator = BottleneckGainEvaluator(held_out["context"], held_out["target"], loss)
     trainer = GuardedTrainer(
@@ -83,7 +86,7 @@ def learn(
             seed=seed,
             **overrides,
         ),
-        train_dataset=generative_pairs(pairs, config.bottleneck, model.prompts.values()),
+        train_dataset=generative_tokens(model, pairs, config.bottleneck, config.max_target_tokens, cache_dir=cache_dir),
         eval_dataset=eval_dataset,
         loss=loss,
         evaluator=evaluator,

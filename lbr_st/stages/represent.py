@@ -15,11 +15,14 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 
-from lbr_st.bottleneck import trained_bottleneck
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.batches import world_size
+from lbr_st.bottleneck import backbone_of, trained_bottleneck
+from lbr_st.errors import LBRError
+from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
-from lbr_st.stages.training import GuardedTrainer, generative_pairs, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
+from lbr_st.tokens import Column, tokenized
 
 
 def represent(
@@ -53,13 +56,14 @@ def represent(
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Of data order and dropout.
         resume: Go on from the last checkpoint in ``output_dir``.
+        cache_dir: Where the tokenised pairs are kept, to be found again by a second run; None keeps them in memory.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
         The trainer's log: a dict per logged step.
 
     Raises:
-        LBRError: A loss is not finite.
+        LBRError: A loss is not finite, or options contradict each other.
     """
     config = config or RepresentConfig()
     columns = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
@@ -68,9 +72,9 @@ def represent(
         pairs = _with_hard_negatives(model, pairs, config.num_hard_negatives)
 
     loss: Any = _contrastive_loss(model, config)
-    dataset: Any = pairs
-    prompts: Any = {"query": model.prompts["query"], "document": model.prompts["document"]}
-    prompts |= {name: model.prompts["document"] for name in pairs.column_names if name.startswith("negative")}
+    prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
+    columns_of = {name: Column(prompt) for name, prompt in prompts.items()}
+    dataset: Any = tokenized(pairs, backbone_of(model).tokenizer, columns_of, cache_dir=cache_dir)
     parameters = loss
     if config.replay_weight and replay is not None:
         options = replay_config or LearnConfig()
@@ -80,11 +84,12 @@ def represent(
             bottleneck=bottleneck,
             context_weight=options.context_weight,
             max_target_tokens=options.max_target_tokens,
+            packed=options.packed,
+            nll_kernel=options.nll_kernel,
         )
         loss = {"represent": loss, "replay": _Weighted(generative, config.replay_weight)}
-        dataset = {"represent": pairs, "replay": generative_pairs(replay, bottleneck, model.prompts.values())}
-        # The replayed contexts carry their prompts already.
-        prompts = {"represent": prompts, "replay": {}}
+        replayed = generative_tokens(model, replay, bottleneck, options.max_target_tokens, cache_dir=cache_dir)
+        dataset = {"represent": dataset, "replay": replayed}
         parameters = nn.ModuleDict(loss)
 
     trainer = GuardedTrainer(
@@ -98,8 +103,8 @@ def represent(
             precision=precision,
             seed=seed,
             no_duplicates=True,
-            prompts=prompts,
-            **overrides,
+            # Processes that gather each other's embeddings need as many each.
+            **{"dataloader_drop_last": world_size() > 1, **overrides},
         ),
         train_dataset=dataset,
         loss=loss,
@@ -110,10 +115,20 @@ def represent(
 
 
 def _contrastive_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
-    scale = 1.0 / config.temperature
-    if config.mini_batch_size is None:
-        return MultipleNegativesRankingLoss(model, scale=scale)
-    return CachedMultipleNegativesRankingLoss(model, scale=scale, mini_batch_size=config.mini_batch_size)
+    options: dict[str, Any] = {"scale": 1.0 / config.temperature}
+    if config.gather_negatives and world_size() > 1:
+        options["gather_across_devices"] = True
+        if config.batch_tokens is not None:
+            raise LBRError(
+                "gathering negatives needs as many pairs from each process, which a number of tokens does not give.",
+                where="represent.batch_tokens",
+                fix="Set it to null (mini_batch_tokens bounds the memory), or gather_negatives to false.",
+            )
+    if config.mini_batch_size is not None:
+        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch_size, **options)
+    if config.mini_batch_tokens is not None:
+        return TokenBudgetRankingLoss(model, mini_batch_num_tokens=config.mini_batch_tokens, **options)
+    return MultipleNegativesRankingLoss(model, **options)
 
 
 def _with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.sentence_transformer.training_args import BatchSamplers
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lbr_st.adapters import TRAINED_ROWS
+from lbr_st.batches import TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.tokens import Column, TokenCollator, tokenized
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches what starts from nothing (token rows under LoRA, bridge, noise) and so takes larger steps than the rest."""
@@ -76,7 +78,7 @@ def training_arguments(
             "use_cpu": model.device.type == "cpu",
             "seed": seed,
             "data_seed": seed,
-            "batch_sampler": BatchSamplers.NO_DUPLICATES if no_duplicates else BatchSamplers.BATCH_SAMPLER,
+            "batch_sampler": partial(TokenBatchSampler, batch_tokens=config.batch_tokens, no_duplicates=no_duplicates),
             "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": config.eval_steps,
             "save_strategy": "steps",
@@ -118,20 +120,43 @@ def generative_pairs(pairs: Dataset, bottleneck: Bottleneck, prompts: Iterable[s
     return pairs.map(once, desc="No text twice in a row")
 
 
-class GuardedTrainer(SentenceTransformerTrainer):
-    """A :class:`~sentence_transformers.SentenceTransformerTrainer` that stops at the first loss that is not finite.
+def generative_tokens(
+    model: SentenceTransformer,
+    pairs: Dataset,
+    bottleneck: Bottleneck,
+    max_target_tokens: int | None,
+    *,
+    cache_dir: Path | str | None = None,
+) -> Dataset:
+    """Return the token rows that generative learning reads; see :func:`generative_pairs` and ``tokenized``."""
+    backbone = backbone_of(model)
+    longest = None
+    if max_target_tokens is not None and backbone.max_seq_length is not None:
+        # One token more than is used tells that the target goes on.
+        longest = min(sum(backbone.affixes) + max_target_tokens + 1, backbone.max_seq_length)
+    columns = {"context": Column(), "target": Column(max_length=longest)}
+    rows = generative_pairs(pairs, bottleneck, model.prompts.values())
+    return tokenized(rows, backbone.tokenizer, columns, cache_dir=cache_dir)
 
-    It stops before the optimiser steps, so neither the weights nor the last checkpoint are touched, and says at which
-    step and on which texts.
+
+class GuardedTrainer(SentenceTransformerTrainer):
+    """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which stops at a loss not finite.
+
+    Datasets are those of :func:`lbr_st.tokens.tokenized`. It stops before the optimiser steps, so neither the weights
+    nor the last checkpoint are touched, and says at which step and on which texts.
 
     Raises:
         LBRError: A loss or gradient is NaN or infinite.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
+        collator = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
+        super().__init__(model=model, data_collator=collator, **kwargs)
         self.add_callback(_FiniteGradients(self))
         self.last_features: list[dict[str, Any]] = []
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave out Sentence Transformers' own card, whose examples are drawn from texts; a release writes its own."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does, and give the model back as it came: computing in its own precision."""

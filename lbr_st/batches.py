@@ -1,0 +1,162 @@
+"""Batches by tokens: how much goes into a step is decided by the texts' lengths, not by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers.base.sampler import DefaultBatchSampler
+
+from lbr_st.errors import LBRError
+from lbr_st.tokens import DIGEST, NUM_TOKENS
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if ready else 1
+
+
+SEARCHED = 1000
+"""How many rows put off for their texts are looked through for each batch; beyond it they wait."""
+
+
+class TokenBatchSampler(DefaultBatchSampler):
+    """Rows in random order, as many to a batch as fit into a number of tokens.
+
+    Every epoch has the same number of batches, that of the first: a run that is resumed counts on it. Where another
+    order would make more, the last rows wait for another epoch; where it would make fewer, a further order goes on.
+
+    Args:
+        dataset: Token rows as :func:`lbr_st.tokens.tokenized` gives them.
+        batch_size: Most rows in a batch.
+        drop_last: Leave out the last batch of an order, which is smaller than the others.
+        valid_label_columns: Not used; part of Sentence Transformers' interface.
+        generator: Draws the orders.
+        seed: Of the first epoch; that of a later one is this and its number.
+        batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no such limit.
+        no_duplicates: Keep a text from standing twice in a batch, in whichever columns.
+
+    Raises:
+        LBRError: The dataset has no rows, or is not tokenised.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool = False,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+        *,
+        batch_tokens: int | None = None,
+        no_duplicates: bool = False,
+    ) -> None:
+        super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        self.orders = generator or torch.Generator()
+        if NUM_TOKENS not in dataset.column_names:
+            raise LBRError("the dataset is not tokenised.", fix="Give it to lbr_st.tokens.tokenized first.")
+        if not len(dataset):
+            raise LBRError("the dataset has no rows.", fix="Give at least one.")
+        # In one read each, as numpy arrays: 4 and 8 bytes a row.
+        arrow = dataset.with_format("numpy")
+        self.num_tokens = np.asarray(arrow[NUM_TOKENS][:])
+        self.digests: np.ndarray | None = None
+        if no_duplicates:
+            names = [name for name in dataset.column_names if name.endswith(DIGEST)]
+            self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
+        self.rows_at_most = batch_size
+        self.batch_tokens = batch_tokens
+        if batch_tokens is not None and world_size() > 1:
+            # Rounds of several processes are complete whatever the batches' sizes; accelerate would drop unequal ones.
+            self.batch_size = None  # type: ignore[assignment]
+        self._length = sum(1 for _ in self._order(0, 0))
+        # Each process takes every so many-th batch, and none may be left with one more than the others.
+        self._length = max(1, self._length - self._length % world_size())
+
+    def __len__(self) -> int:
+        """Return how many batches every epoch has."""
+        return self._length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the epoch that ``set_epoch`` named, as lists of row numbers."""
+        made, turn = 0, 0
+        while made < self._length:
+            for batch in self._order(self.epoch, turn):
+                yield batch
+                made += 1
+                if made == self._length:
+                    return
+            turn += 1
+
+    def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
+        """Yield the batches of one random order of all rows."""
+        # The first order of an epoch is that of Sentence Transformers' samplers; later ones are drawn from elsewhere.
+        self.orders.manual_seed(self.seed + epoch + turn * 1_000_003)
+        order = torch.randperm(len(self.num_tokens), generator=self.orders).numpy()
+        yield from self._plain(order) if self.digests is None else self._without_duplicates(order)
+
+    def _plain(self, order: np.ndarray) -> Iterator[list[int]]:
+        until = self.num_tokens[order].cumsum(dtype=np.int64)
+        begin, before = 0, 0
+        while begin < len(order):
+            end = begin + self.rows_at_most
+            if self.batch_tokens is not None:
+                end = min(end, int(np.searchsorted(until, before + self.batch_tokens, side="right")))
+            end = min(max(end, begin + 1), len(order))
+            if not (self.drop_last and end == len(order)):
+                yield order[begin:end].tolist()
+            begin, before = end, int(until[end - 1])
+
+    def _without_duplicates(self, order: np.ndarray) -> Iterator[list[int]]:
+        put_off: list[int] = []
+        stream = iter(order.tolist())
+        done = False
+        while not done or put_off:
+            batch = _Batch(self)
+            waiting, put_off = put_off, []
+            for place, row in enumerate(waiting):
+                if batch.full or place == SEARCHED:
+                    put_off += waiting[place:]
+                    break
+                if not batch.take(row):
+                    put_off.append(row)
+            while not batch.full and not done:
+                row = next(stream, -1)
+                done = row < 0
+                if not done and not batch.take(row):
+                    put_off.append(row)
+            last = done and not put_off
+            if batch.rows and not (self.drop_last and last):
+                yield batch.rows
+
+
+class _Batch:
+    """A batch of rows that share no text, while it is filled."""
+
+    def __init__(self, sampler: TokenBatchSampler) -> None:
+        self.sampler = sampler
+        self.rows: list[int] = []
+        self.tokens = 0
+        self.texts: set[int] = set()
+        self.full = False
+
+    def take(self, row: int) -> bool:
+        """Take a row, unless it shares a text with the batch or does not fit; then the batch may be full."""
+        sampler, tokens = self.sampler, int(self.sampler.num_tokens[row])
+        if self.rows and sampler.batch_tokens is not None and self.tokens + tokens > sampler.batch_tokens:
+            self.full = True
+            return False
+        assert sampler.digests is not None
+        texts: list[Any] = sampler.digests[row].tolist()
+        if not self.texts.isdisjoint(texts):
+            return False
+        self.rows.append(row)
+        self.texts.update(texts)
+        self.tokens += tokens
+        self.full = len(self.rows) >= sampler.rows_at_most
+        return True

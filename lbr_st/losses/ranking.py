@@ -1,0 +1,76 @@
+"""TokenBudgetRankingLoss: multiple negatives ranking whose memory is bounded by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from torch import Tensor
+
+
+class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
+    """Sentence Transformers' multiple negatives ranking loss, cached only where a batch is too large to be run whole.
+
+    The loss and its gradients are those of
+    :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss` in any case. A batch of up to
+    ``mini_batch_num_tokens`` tokens, all columns together, goes through it as it is. A larger one goes through
+    :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss` (GradCache), in pieces of up to that many
+    tokens: it is embedded twice then, and the activations of one piece at a time are all that is held.
+
+    Args:
+        model: The model in training.
+        scale: Multiplies the similarities; one divided by the temperature.
+        mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once.
+        gather_across_devices: Take the other processes' documents as negatives, too, with gradients.
+        **options: Others of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`.
+
+    References:
+        - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
+        - Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup: https://arxiv.org/abs/2101.06983
+
+    Requirements:
+        1. (anchor, positive) pairs, or these with negatives.
+
+    Inputs:
+        +-------------------------------------------------+--------+
+        | Inputs                                          | Labels |
+        +=================================================+========+
+        | (anchor, positive) pairs                        | none   |
+        +-------------------------------------------------+--------+
+        | (anchor, positive, negative_1, ..., negative_n) | none   |
+        +-------------------------------------------------+--------+
+
+    Example:
+        ::
+
+            loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=8192)
+            trainer = SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss)
+            trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float = 20.0,
+        *,
+        mini_batch_num_tokens: int = 8192,
+        gather_across_devices: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            scale=scale,
+            mini_batch_num_tokens=mini_batch_num_tokens,
+            gather_across_devices=gather_across_devices,
+            **options,
+        )
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        """Return the loss of a batch, a scalar."""
+        columns = list(sentence_features)
+        tokens = sum(int(column["attention_mask"].sum()) for column in columns)
+        if tokens <= (self.mini_batch_num_tokens or 0):
+            return self.loss(columns, labels)
+        return super().forward(columns, labels)

@@ -1,0 +1,207 @@
+"""Tokenise a dataset once, in parallel, to Arrow on disk.
+
+Token datasets are memory-mapped, so that they never have to fit in memory, and are found again by what they were made
+of: texts, tokenizer, prompts and lengths, not by paths or times. A run that is moved to another machine with its
+folder therefore tokenises nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerFast
+
+from lbr_st.errors import LBRError
+from lbr_st.files import new_folder
+
+FORMAT = 1
+"""Of the files; another number makes them anew."""
+
+NUM_TOKENS = "num_tokens"
+"""The column with a row's number of tokens, all its texts together."""
+
+DIGEST = "_digest"
+"""What is appended to a text column's name for the column with a digest of its texts, prompts apart: int64."""
+
+IN_PARALLEL = 50_000
+"""Rows from which on several processes tokenise; below, the tokenizer's own threads are faster than starting them."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a column is tokenised.
+
+    Args:
+        prompt: Put before every text.
+        max_length: Most tokens, special tokens included; None for the tokenizer's own maximum.
+    """
+
+    prompt: str = ""
+    max_length: int | None = None
+
+
+def tokenized(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    columns: Mapping[str, Column],
+    *,
+    cache_dir: Path | str | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Return a dataset's texts as token ids, made once and read back from then on.
+
+    The ids are those that the model's own ``preprocess`` gives, special tokens included.
+
+    Args:
+        dataset: Holds a column of texts for each of ``columns``.
+        tokenizer: The model's.
+        columns: Which columns, in which order, and how.
+        cache_dir: Where the token files are kept; None keeps them in memory.
+        num_proc: How many processes tokenise; None for as many as there are cores, where the dataset is large.
+
+    Returns:
+        A dataset of the same rows with, for each column, its ids under its own name (lists of int32) and
+        ``<name>_digest`` (int64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
+
+    Raises:
+        LBRError: The disk is full or read-only.
+    """
+    dataset = dataset.select_columns(list(columns))
+    options = {name: asdict(column) for name, column in columns.items()}
+    run = partial(
+        dataset.map,
+        partial(_tokenize, tokenizer=tokenizer, columns=options),
+        batched=True,
+        batch_size=1000,
+        remove_columns=dataset.column_names,
+        features=_features(columns),
+        desc="Tokenising",
+    )
+    if cache_dir is None:
+        return run(keep_in_memory=True)
+    key = _key(dataset, tokenizer, options)
+    folder = Path(cache_dir) / f"tokens-{key[:16]}"
+    if (kept := _read(folder)) is not None:
+        return kept
+    if num_proc is None and len(dataset) >= IN_PARALLEL:
+        num_proc = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with new_folder(folder, overwrite=True) as aside, _one_thread_each(num_proc):
+        run(
+            cache_file_name=str(aside / "tokens.arrow"),
+            new_fingerprint=key[:32],  # datasets appends to it and allows 64 characters
+            load_from_cache_file=False,
+            num_proc=num_proc if num_proc and num_proc > 1 else None,
+        )
+        (aside / "rows.json").write_text(json.dumps({"rows": len(dataset), "columns": options}), encoding="utf-8")
+    made = _read(folder)
+    if made is None:
+        raise LBRError("the token files cannot be read back.", where=str(folder), fix="Remove the folder, run again.")
+    return made
+
+
+def _tokenize(
+    batch: dict[str, list[str]], *, tokenizer: PreTrainedTokenizerFast, columns: dict[str, dict[str, Any]]
+) -> dict[str, list[Any]]:
+    out: dict[str, list[Any]] = {}
+    totals = [0] * len(next(iter(batch.values())))
+    for name, column in columns.items():
+        texts = batch[name]
+        full = [column["prompt"] + text for text in texts] if column["prompt"] else texts
+        ids = tokenizer(full, truncation=True, max_length=column["max_length"])["input_ids"]
+        out[name] = ids
+        out[name + DIGEST] = [digest(text) for text in texts]
+        totals = [total + len(one) for total, one in zip(totals, ids, strict=True)]
+    out[NUM_TOKENS] = totals
+    return out
+
+
+def digest(text: str) -> int:
+    """Return 64 bits that tell texts apart, as a signed number, which is what Arrow keeps."""
+    number = xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _features(columns: Mapping[str, Column]) -> Features:
+    features: dict[str, Any] = {}
+    for name in columns:
+        features |= {name: List(Value("int32")), name + DIGEST: Value("int64")}
+    return Features(features | {NUM_TOKENS: Value("int32")})
+
+
+def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict[str, Any]) -> str:
+    """Return a digest of everything that the ids depend on."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    for state in ("padding", "truncation"):  # left behind by whichever call came last
+        backend.pop(state, None)
+    made_of = [FORMAT, backend, tokenizer.model_max_length, options, len(dataset)]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+    for batch in dataset.with_format("arrow").iter(batch_size=10_000):
+        for column in batch.columns:
+            texts = column.to_pylist()
+            key.update(f"{[len(text) for text in texts]}".encode())
+            key.update("".join(texts).encode("utf-8", "surrogatepass"))
+    return key.hexdigest()
+
+
+def _read(folder: Path) -> Dataset | None:
+    """Return the token dataset in a folder, memory-mapped; None if there is none, or it is not whole."""
+    try:
+        rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))["rows"]
+        parts = [Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
+        made = concatenate_datasets(parts)
+    except (OSError, ValueError, KeyError):  # pyarrow's own errors are among these
+        return None
+    return made if len(made) == rows else None
+
+
+@contextmanager
+def _one_thread_each(num_proc: int | None) -> Iterator[None]:
+    """Keep the tokenizer from starting its threads in each of several processes."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    if num_proc and num_proc > 1:
+        os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+@dataclass
+class TokenCollator(SentenceTransformerDataCollator):
+    """Batches of token rows, padded: what Sentence Transformers' collator makes of texts.
+
+    Args:
+        pad_token_id: Fills up shorter rows, on the right.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest)."""
+        batch: dict[str, Any] = {}
+        for name, value in features[0].items():
+            if name == "dataset_name":
+                batch[name] = value
+            if not isinstance(value, list):
+                continue
+            rows = [torch.tensor(row[name], dtype=torch.long) for row in features]
+            batch[f"{name}_input_ids"] = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+            batch[f"{name}_attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        return batch

@@ -1,0 +1,104 @@
+"""Batches by tokens. Invariants: every row once an order, no batch above its limits, no text twice where that is asked
+for, the same batches for the same seed and epoch, and as many in every epoch."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbr_st import batches
+from lbr_st.batches import TokenBatchSampler
+from lbr_st.errors import LBRError
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
+
+
+def rows(num_tokens, digests=None) -> Dataset:
+    digests = digests or list(range(len(num_tokens)))
+    return Dataset.from_dict({"a": [[1]] * len(num_tokens), "a_digest": digests, "num_tokens": num_tokens})
+
+
+def sampler(dataset, size=8, **options) -> TokenBatchSampler:
+    return TokenBatchSampler(dataset, size, generator=torch.Generator(), seed=3, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 9), st.integers(1, 60), st.booleans())
+def test_every_row_once_within_the_limits(num_tokens, size, tokens, no_duplicates):
+    made = sampler(rows(num_tokens), size, batch_tokens=tokens, no_duplicates=no_duplicates)
+    found = list(made)
+    assert len(found) == len(made)
+    assert sorted(row for batch in found for row in batch) == list(range(len(num_tokens)))
+    for batch in found:
+        assert 0 < len(batch) <= size
+        assert len(batch) == 1 or sum(num_tokens[row] for row in batch) <= tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 6)), min_size=1, max_size=40), st.integers(1, 9))
+def test_no_text_twice_in_a_batch(pairs, size):
+    num_tokens, digests = [list(column) for column in zip(*pairs, strict=True)]
+    found = list(sampler(rows(num_tokens, digests), size, batch_tokens=20, no_duplicates=True))
+    assert sorted(row for batch in found for row in batch) == list(range(len(pairs)))
+    for batch in found:
+        texts = [digests[row] for row in batch]
+        assert len(set(texts)) == len(texts)
+
+
+def test_a_text_counts_in_whichever_column():
+    dataset = Dataset.from_dict({"a_digest": [1, 2, 3], "b_digest": [4, 1, 5], "num_tokens": [1, 1, 1]})
+    for batch in sampler(dataset, no_duplicates=True):
+        assert not {0, 1} <= set(batch)
+
+
+def test_batches_are_full():
+    num_tokens = [10] * 100
+    assert [len(batch) for batch in sampler(rows(num_tokens), 99, batch_tokens=55)] == [5] * 20
+    assert [len(batch) for batch in sampler(rows(num_tokens), 7)] == [7] * 14 + [2]
+    assert [len(batch) for batch in sampler(rows(num_tokens), 7, drop_last=True)] == [7] * 14
+
+
+def test_epochs_differ_in_order_and_not_in_number():
+    generator = np.random.default_rng(0)
+    made = sampler(rows(generator.integers(1, 100, 300).tolist()), 50, batch_tokens=400, no_duplicates=True)
+    epochs = []
+    for epoch in range(8):
+        made.set_epoch(epoch)
+        epochs.append(list(made))
+        assert list(made) == epochs[-1]
+    assert {len(epoch) for epoch in epochs} == {len(made)}
+    assert len({str(epoch) for epoch in epochs}) == 8
+    # One more order goes on where an order makes fewer batches, and rows wait where it makes more.
+    own = [sum(1 for _ in made._order(epoch, 0)) for epoch in range(8)]
+    assert min(own) < max(own)
+
+
+def test_rows_put_off_for_their_texts_are_not_searched_without_end(monkeypatch):
+    monkeypatch.setattr(batches, "SEARCHED", 2)
+    found = list(sampler(rows([1] * 12, [0] * 10 + [1, 2]), 4, no_duplicates=True))
+    assert sorted(row for batch in found for row in batch) == list(range(12))
+
+
+def test_several_processes_get_as_many_batches_each(monkeypatch):
+    assert len(sampler(rows([10] * 100), 9, batch_tokens=50)) == 20
+    monkeypatch.setattr(batches, "world_size", lambda: 3)
+    made = sampler(rows([10] * 100), 9, batch_tokens=50)
+    assert len(made) == len(list(made)) == 18
+    # accelerate deals batches of unequal sizes only where none is promised.
+    from accelerate.data_loader import BatchSamplerShard
+
+    made = sampler(rows([3, 90, 4] * 20), 9, batch_tokens=95)
+    dealt = [list(BatchSamplerShard(made, 3, process, even_batches=False)) for process in range(3)]
+    assert {len(each) for each in dealt} == {len(made) // 3}
+    assert sorted(map(str, chain.from_iterable(dealt))) == sorted(map(str, made))
+
+
+def test_what_is_no_token_dataset_is_refused():
+    with pytest.raises(LBRError, match="not tokenised"):
+        sampler(Dataset.from_dict({"query": ["a"]}))
+    with pytest.raises(LBRError, match="no rows"):
+        sampler(rows([1]).select([]))

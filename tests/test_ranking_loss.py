@@ -1,0 +1,134 @@
+"""TokenBudgetRankingLoss. Invariants:
+
+1. Loss and gradients are those of MultipleNegativesRankingLoss, whole or in pieces, with explicit negatives or not.
+2. No piece that is embedded with gradients has more tokens than the budget, but for a single longer text.
+3. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from lbr_st.bottleneck import backbone_of
+from lbr_st.build import build_model
+from lbr_st.losses import TokenBudgetRankingLoss
+from lbr_st.modules import CausalBackbone
+
+QUERIES = ["an acid", "the base", "a salt of it", "x", "an ester and a protein", "enzyme"]
+DOCUMENTS = ["the acid of a salt " * 4, "base", "an ester", "a protein and an enzyme", "the ester", "an acid"]
+NEGATIVES = ["no acid", "no base at all", "none", "y", "an ester of none", "z"]
+
+
+@pytest.fixture
+def model(tiny_base):
+    return build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+
+
+def features(model, negatives: bool):
+    columns = [QUERIES, DOCUMENTS, *([NEGATIVES] if negatives else [])]
+    return [model.preprocess(column) for column in columns]
+
+
+def run(loss, model, columns):
+    model.zero_grad()
+    value = loss(columns, None)
+    value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
+@pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
+def test_loss_and_gradients_are_those_of_the_plain_loss(model, budget, negatives):
+    wanted, gradients = run(MultipleNegativesRankingLoss(model, scale=5.0), model, features(model, negatives))
+    loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget)
+    found, ours = run(loss, model, features(model, negatives))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert ours.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("budget", [30, 100_000])
+def test_no_piece_has_more_tokens_than_the_budget(model, monkeypatch, budget):
+    columns = features(model, negatives=True)
+    pieces: list[tuple[int, int]] = []
+    real = CausalBackbone.forward
+
+    def forward(self, batch, **options):
+        if torch.is_grad_enabled():
+            mask = batch["attention_mask"]
+            pieces.append((int(mask.sum()), len(mask)))
+        return real(self, batch, **options)
+
+    monkeypatch.setattr(CausalBackbone, "forward", forward)
+    run(TokenBudgetRankingLoss(model, mini_batch_num_tokens=budget), model, columns)
+    assert all(tokens <= budget or rows == 1 for tokens, rows in pieces)
+    longest = int(columns[1]["attention_mask"].sum(dim=1).max())
+    assert longest > 30  # so that a text of its own is among them
+    total = sum(int(column["attention_mask"].sum()) for column in columns)
+    # Every text once with gradients; all in one go where they fit, and then only once at all.
+    assert sum(tokens for tokens, _ in pieces) == total
+    assert len(pieces) == (2 if budget > 30 else len(pieces))
+    assert budget > 30 or len(pieces) > 3
+
+
+def test_evaluation_gives_the_same_loss(model):
+    loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=30)
+    plain = MultipleNegativesRankingLoss(model)
+    with torch.no_grad():
+        columns = features(model, negatives=False)
+        torch.testing.assert_close(loss(columns, None), plain(features(model, negatives=False), None))
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[4])
+torch.set_num_threads(1)
+from test_ranking_loss import DOCUMENTS, NEGATIVES, QUERIES
+from lbr_st.build import build_model
+from lbr_st.losses import TokenBudgetRankingLoss
+
+base, budget, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+model = build_model(base, num_bottleneck_tokens=2, device="cpu")
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+share = slice(rank * 3, rank * 3 + 3)
+columns = [model.preprocess(column[share]) for column in (QUERIES, DOCUMENTS, NEGATIVES)]
+loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget, gather_across_devices=True)
+value = loss(columns, None)
+value.backward()
+found = {"loss": value.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+for tensor in found.values():  # as DistributedDataParallel averages them
+    dist.all_reduce(tensor)
+    tensor /= world
+if rank == 0:
+    torch.save(found, out)
+"""
+
+
+@pytest.mark.parametrize("budget", [30, 100_000], ids=["pieces", "whole"])
+def test_two_processes_gather_with_gradients(tiny_base, tmp_path, budget):
+    base = tiny_base("llama")
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *(str(tmp_path / "worker.py"), base, str(budget), str(tmp_path / "found.pt"), str(Path(__file__).parent)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+
+    model = build_model(base, num_bottleneck_tokens=2, device="cpu")
+    loss = MultipleNegativesRankingLoss(model, scale=5.0)
+    wanted, gradients = run(loss, model, features(model, negatives=True))
+    torch.testing.assert_close(found.pop("loss"), wanted, rtol=1e-5, atol=1e-6)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    assert backbone_of(model).bottleneck_ids

@@ -1,0 +1,153 @@
+"""Token datasets: the ids that the model itself makes, kept on disk, found again by what they were made of."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lbr_st import tokens
+from lbr_st.build import build_model
+from lbr_st.tokens import Column, TokenCollator, digest, tokenized
+
+TEXTS = [
+    "an acid",
+    "",
+    "  spaces  ",
+    "β-D-Galp-(1→4) 😀",
+    "the base of a salt and an ester " * 9,
+    "<|lbr_0|>",
+    "a\nb\0c",
+]
+COLUMNS = {"query": Column("query: "), "document": Column("document: ", max_length=9)}
+
+
+@pytest.fixture
+def model(tiny_base):
+    return build_model(tiny_base("llama"), num_bottleneck_tokens=2, max_seq_length=24, device="cpu")
+
+
+@pytest.fixture
+def pairs():
+    return Dataset.from_dict({"document": TEXTS[::-1], "other": TEXTS, "query": TEXTS})
+
+
+def count_calls(monkeypatch) -> list[int]:
+    calls: list[int] = []
+    real = tokens._tokenize
+
+    def counted(batch, **options):
+        calls.append(len(batch["query"]))
+        return real(batch, **options)
+
+    monkeypatch.setattr(tokens, "_tokenize", counted)
+    return calls
+
+
+def test_ids_are_those_of_the_model(model, pairs):
+    made = tokenized(pairs, model.tokenizer, {"query": Column("query: "), "document": Column()})
+    assert made.column_names == ["query", "query_digest", "document", "document_digest", "num_tokens"]
+    batch = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)(list(made))
+    for name, prompt in (("query", "query: "), ("document", None)):
+        wanted = model.preprocess(list(pairs[name]), prompt=prompt)
+        assert torch.equal(batch[f"{name}_input_ids"], wanted["input_ids"])
+        assert torch.equal(batch[f"{name}_attention_mask"], wanted["attention_mask"])
+    assert made["num_tokens"][:] == [len(row["query"]) + len(row["document"]) for row in made]
+    assert made["query_digest"][:] == [digest(text) for text in TEXTS]
+    assert set(made["query_digest"][:]) == set(made["document_digest"][:])  # whatever the prompt
+
+
+def test_a_column_may_be_shorter_than_the_model_allows(model, pairs):
+    made = tokenized(pairs, model.tokenizer, COLUMNS)
+    assert max(map(len, made["document"])) == 9
+    assert max(map(len, made["query"])) == 24
+    closing = model.tokenizer("")["input_ids"][-2:]
+    assert all(ids[-2:] == closing for ids in made["document"])
+
+
+def test_made_once_and_read_back(model, pairs, tmp_path, monkeypatch):
+    calls = count_calls(monkeypatch)
+    first = tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path)
+    model.encode(["a text that leaves padding and truncation behind"], batch_size=1)
+    again = tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path)
+    assert calls == [len(TEXTS)]
+    assert again.to_dict() == first.to_dict() == tokenized(pairs, model.tokenizer, COLUMNS).to_dict()
+    assert all(str(tmp_path) in file["filename"] for file in again.cache_files)  # memory-mapped, not read
+
+
+def test_a_folder_that_was_moved_is_found(model, pairs, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    first = tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=here).to_dict()
+    shutil.move(here, there)
+    calls = count_calls(monkeypatch)
+    # Other objects of the same content, as on another machine.
+    same = Dataset.from_dict(pairs.to_dict())
+    assert tokenized(same, model.tokenizer, COLUMNS, cache_dir=there).to_dict() == first
+    assert calls == []
+
+
+@pytest.mark.parametrize("change", ["text", "order", "prompt", "length", "tokenizer"])
+def test_anything_else_is_made_anew(model, pairs, tmp_path, monkeypatch, change):
+    tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path)
+    columns = dict(COLUMNS)
+    if change == "text":
+        pairs = Dataset.from_dict({"query": [*TEXTS[:-1], "changed"], "document": TEXTS[::-1]})
+    elif change == "order":
+        pairs = pairs.select(range(len(pairs))[::-1])
+    elif change == "prompt":
+        columns["query"] = Column("Query: ")
+    elif change == "length":
+        model.max_seq_length = 20
+    else:
+        model.tokenizer.add_tokens(["acid"])
+    calls = count_calls(monkeypatch)
+    tokenized(pairs, model.tokenizer, columns, cache_dir=tmp_path)
+    assert calls == [len(TEXTS)]
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "fewer"])
+def test_broken_files_are_made_anew(model, pairs, tmp_path, harm):
+    first = tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path).to_dict()
+    [file] = tmp_path.glob("tokens-*/*.arrow")
+    if harm == "cut":
+        file.write_bytes(file.read_bytes()[:200])
+    elif harm == "gone":
+        file.unlink()
+    else:
+        (file.parent / "rows.json").write_text('{"rows": 3}')
+    assert tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path).to_dict() == first
+
+
+def test_several_processes_make_the_same(model, pairs, tmp_path):
+    many = Dataset.from_dict({name: list(pairs[name]) * 5 for name in COLUMNS})
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    made = tokenized(many, model.tokenizer, COLUMNS, cache_dir=tmp_path, num_proc=2)
+    assert len(list(tmp_path.glob("tokens-*/*.arrow"))) == 2
+    assert made.to_dict() == tokenized(many, model.tokenizer, COLUMNS).to_dict()
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+
+
+def test_the_key_is_the_same_in_another_process(tmp_path):
+    """Nothing of it is a hash that Python salts anew for each process."""
+    script = (
+        "import sys; from datasets import Dataset; from transformers import PreTrainedTokenizerFast as T;"
+        "from tokenizers import Tokenizer, models;"
+        "t = T(tokenizer_object=Tokenizer(models.WordLevel({'a': 0, '?': 1}, unk_token='?')));"
+        "from lbr_st.tokens import _key; print(_key(Dataset.from_dict({'q': ['a', 'b']}), t, {'q': {}}))"
+    )
+    keys = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+            for _ in range(2)}  # fmt: skip
+    assert len(keys) == 1
+    assert len(keys.pop().strip()) == 64
+
+
+def test_a_collator_passes_on_the_name_of_a_dataset():
+    rows = [{"query": [1, 2], "num_tokens": 2, "dataset_name": "replay"}, {"query": [3], "dataset_name": "replay"}]
+    batch = TokenCollator(None, pad_token_id=9)(rows)
+    assert batch["dataset_name"] == "replay"
+    assert batch["query_input_ids"].tolist() == [[1, 2], [3, 9]]
+    assert batch["query_attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert set(batch) == {"dataset_name", "query_input_ids", "query_attention_mask"}
