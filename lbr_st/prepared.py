@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset
+from filelock import FileLock
 
 from lbr_st.contamination import ContaminationReport
 from lbr_st.data import DOMAIN_TASKS, RetrievalSet
@@ -80,15 +81,30 @@ def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = Non
         replays = represent.enabled and represent.max_steps > 0 and represent.replay_weight > 0
         generative = (learn.enabled and learn.max_steps > 0) or replays
     key = _key(recipe, generative)
-    kept = _kept(recipe, folder, key)
-    if kept is not None:
+    kept, reason = _kept(recipe, folder, key)
+    if kept is None:
+        if reason:
+            notice(reason)
+        kept = _make_alone(recipe, folder, key, generative)
+    else:
         notice(f"Data: prepared before, taken from {folder}.")
         for report in kept.contamination:
             if report.rows:
                 notice(report.summary())
-        return kept
-    notice(f"Reading {recipe.data.source} …")
-    _make(recipe, folder, key, generative)
+    return kept
+
+
+def _make_alone(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -> Prepared:
+    """Make the data while other processes of the same run wait, or take what one of them made meanwhile."""
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / f".{FOLDER}.lock").acquire()
+    with held:
+        kept, _ = _kept(recipe, folder, key)
+        if kept is not None:
+            return kept
+        notice(f"Reading {recipe.data.source} …")
+        _make(recipe, folder, key, generative)
     return _load(recipe, folder)
 
 
@@ -96,7 +112,6 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
     for left in (*folder.glob(".reading.*"), *folder.glob(f".{FOLDER}.*.partial")):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         # Beside what is kept: the system's temporary folder is often small, and in memory.
         reading = TemporaryDirectory(prefix=".reading.", dir=folder, ignore_cleanup_errors=True)
     with reading as aside, scratch(Path(aside)), new_folder(folder / FOLDER, overwrite=True) as target:
@@ -121,19 +136,18 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
         (target / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
-def _kept(recipe: Recipe, folder: Path, key: dict[str, Any]) -> Prepared | None:
+def _kept(recipe: Recipe, folder: Path, key: dict[str, Any]) -> tuple[Prepared | None, str]:
+    """Return what is kept if it fits, else why not; nothing if there is nothing."""
     if not (folder / FOLDER).exists():
-        return None
+        return None, ""
     try:
         record = json.loads((folder / FOLDER / RECORD).read_text(encoding="utf-8"))
         if not _fits(record["key"], key):
-            notice("The data, or what the recipe makes of them, have changed.")
-            return None
-        return _load(recipe, folder)
+            return None, "The data, or what the recipe makes of them, have changed."
+        return _load(recipe, folder), ""
     except Exception as error:  # json, pyarrow and datasets raise their own
         reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-        notice(f"What was kept in {folder / FOLDER} cannot be read ({reason}); it is made anew.")
-        return None
+        return None, f"What was kept in {folder / FOLDER} cannot be read ({reason}); it is made anew."
 
 
 def _load(recipe: Recipe, folder: Path) -> Prepared:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import pytest
@@ -73,6 +74,10 @@ def contents(data):
     return [*tables, data.test, data.licences, data.contamination]
 
 
+def left_in(folder):
+    return [path.name for path in folder.iterdir() if path.name != ".prepared.lock"]
+
+
 def test_it_is_what_training_data_and_learn_pairs_give(recipe, tmp_path):
     found = prepare(recipe, tmp_path / "data")
     data = training_data.training_data(recipe)
@@ -86,7 +91,7 @@ def test_it_is_what_training_data_and_learn_pairs_give(recipe, tmp_path):
     for table in (found.pairs, found.learn_pairs, found.held_out):
         assert all(file["filename"].startswith(str(tmp_path / "data" / "prepared")) for file in table.cache_files)
         assert table.cache_files
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["prepared"]
+    assert left_in(tmp_path / "data") == ["prepared"]
 
 
 def test_a_second_run_reads_nothing(recipe, tmp_path, nothing_is_read, capsys):
@@ -238,12 +243,19 @@ def test_a_run_that_is_killed_leaves_nothing_half_made(recipe, tmp_path, monkeyp
     monkeypatch.setattr(prepared, "save_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare(recipe, tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())
+    assert left_in(tmp_path / "data") == []
     monkeypatch.undo()
     for name in (".reading.old", ".prepared.old.partial"):  # no chance to tidy up
         (tmp_path / "data" / name).mkdir()
     prepare(recipe, tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["prepared"]
+    assert left_in(tmp_path / "data") == ["prepared"]
+
+
+def test_processes_of_one_run_make_them_once(recipe, tmp_path, made):
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: contents(prepare(recipe, tmp_path / "data")), range(3)))
+    assert len(made) == 1
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_beir_folder_is_known_by_all_its_files(tmp_path, made):
@@ -306,7 +318,7 @@ def test_no_table_holds_a_path_of_the_machine(tmp_path):
     csv.write_text("query,document\n" + "".join(f'{row["query"]},"{row["document"]}"\n' for row in rows()))
     recipe = Recipe(data=DataConfig(source=str(csv)))
     prepare(recipe, tmp_path / "data")
-    kept = [path for path in (tmp_path / "data").rglob("*") if path.parent.name != "prepared" and path.is_file()]
+    kept = [path for path in (tmp_path / "data" / "prepared").glob("*/*") if path.is_file()]
     assert len(kept) == 9
     assert not [path for path in kept if str(tmp_path).encode() in path.read_bytes()]
 

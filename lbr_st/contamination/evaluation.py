@@ -88,7 +88,7 @@ class EvaluationTexts:
         if not against:
             raise LBRError("there is no evaluation set to check against.", fix="Give at least one.")
         self.parameters = parameters
-        self._number_of: dict[str, int] = {}
+        self._number_of: dict[bytes, int] = {}
         self.texts: list[EvaluationText] = []
         self._known: dict[bytes, Hits] = {}
         for one in against:
@@ -127,7 +127,7 @@ class EvaluationTexts:
         """
         if len(self._known) > REMEMBERED:
             self._known.clear()
-        keys = [blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+        keys = [_digest(text) for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
         self._known.update(zip(new, self._look_up(list(new.values())), strict=True))
         return [self._known[key] for key in keys]
@@ -136,7 +136,7 @@ class EvaluationTexts:
         plains = [plain(text) for text in texts]
         found: list[dict[int, tuple[str, float]]] = [{} for _ in texts]
         for hits, text in zip(found, plains, strict=True):
-            number = self._number_of.get(text.replace(" ", ""))
+            number = self._number_of.get(_digest(text.replace(" ", "")))
             if number is not None:
                 hits[number] = ("exact", 1.0)
             hits.update((other, ("contains", 1.0)) for other in self._contained(text) if other != number)
@@ -158,7 +158,7 @@ class EvaluationTexts:
                 words = plain(text)
                 if not words:
                     continue  # of no letter and no digit: it would be the same as any other such text
-                number = self._number_of.setdefault(words.replace(" ", ""), len(self.texts))
+                number = self._number_of.setdefault(_digest(words.replace(" ", "")), len(self.texts))
                 if number == len(self.texts):
                     self.texts.append(EvaluationText(text, words))
                 self.texts[number].parts.setdefault(part, (one.name, identifier))
@@ -183,6 +183,10 @@ class EvaluationTexts:
                     at = letters.find(wanted, at + 1)
                 if at >= 0:
                     yield number
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _anchor(words: str) -> str:

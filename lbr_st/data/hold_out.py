@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lbr_st.data.digests import column_digests, digest
 from lbr_st.data.ontology import normalise
 from lbr_st.data.retrieval import RetrievalSet
-from lbr_st.data.tables import take_rows
+from lbr_st.data.tables import bytes_a_row, take_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 MOST_QUERIES = 200
 MOST_DOCUMENTS = 50_000
-"""Documents to search, at most (our choice): an evaluation is held in memory and encoded whole."""
+MOST_BYTES = 50_000_000
+"""Documents to search, and their bytes, at most (our choice): an evaluation is held in memory and encoded whole."""
 
 
 def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, RetrievalSet]:
-    """Split off a tenth of the pairs, 200 queries at most, as an evaluation over all documents (50,000 at most).
+    """Split off a tenth of the pairs, 200 queries at most, as an evaluation over all documents.
 
-    The split is by entity: pairs that share a query or a document, however spelt, stay on one side.
+    The split is by entity: pairs that share a query or a document, however spelt, stay on one side. Of more than
+    50,000 documents, or 50 MB, a random part is searched and those that answer a query.
 
     Returns:
         The pairs to train on, and the held-out queries with their documents and others.
@@ -45,9 +47,11 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     asked = take_rows(pairs.select_columns(["query", "document"]), held)
     judged = number_of[texts.searchsorted(column_digests(asked, "document"))]
     # Sorted by digest the texts are in random order already.
-    others = number_of[~np.isin(number_of, judged)][: max(0, MOST_DOCUMENTS - len(set(judged.tolist())))]
+    documents = pairs.select_columns(["document"])
+    most = min(MOST_DOCUMENTS, int(MOST_BYTES // max(1.0, bytes_a_row(documents))))
+    others = number_of[~np.isin(number_of, judged)][: max(0, most - len(set(judged.tolist())))]
     searched = np.union1d(judged, others)
-    documents = take_rows(pairs.select_columns(["document"]), first[order][searched])["document"]
+    found = take_rows(documents, first[order][searched])["document"]
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     ids: dict[str, str] = {}
@@ -59,7 +63,7 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     left_out = {"documents beyond those searched": len(order) - len(searched)}
     test = RetrievalSet(
         name=f"{safe}-held-out",
-        corpus={f"d{number}": text for number, text in zip(searched.tolist(), documents, strict=True)},
+        corpus={f"d{number}": text for number, text in zip(searched.tolist(), found, strict=True)},
         queries=queries,
         qrels=qrels,
         description="Pairs held out from training, by entity",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 def read_texts(source: str | Path, *, column: str = "text", split: str = "train") -> Dataset:
     """Return domain text as a dataset with the one column ``text``.
 
+    It is memory-mapped, and may be larger than memory. What is read of a local file is written as Arrow to the
+    system's temporary folder (``TMPDIR``) until the program ends.
+
     Args:
         source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a BEIR folder (its documents, empty ones
             left out), or a hub dataset id.

@@ -138,14 +138,19 @@ def save_rows(rows: Dataset, folder: Path) -> None:
         plain.save_to_disk(str(folder))
 
 
+def bytes_a_row(rows: Dataset) -> float:
+    """Return the bytes that a row of a table takes, on average."""
+    return rows.data.nbytes / max(1, len(rows.data))
+
+
 def is_large(rows: Dataset) -> bool:
     """Whether a table holds more than :data:`LARGE` bytes."""
-    return _bytes_a_row(rows) * len(rows) >= LARGE
+    return bytes_a_row(rows) * len(rows) >= LARGE
 
 
 def rows_at_once(rows: Dataset) -> int:
     """Return how many rows make a batch."""
-    return int(max(1, min(ROWS, BYTES // max(1.0, _bytes_a_row(rows)))))
+    return int(max(1, min(ROWS, BYTES // max(1.0, bytes_a_row(rows)))))
 
 
 def processes(rows: Dataset) -> int | None:
@@ -185,10 +190,6 @@ def _features(columns: Mapping[str, str]) -> Features:
             for name, kind in columns.items()
         }
     )
-
-
-def _bytes_a_row(rows: Dataset) -> float:
-    return rows.data.nbytes / max(1, len(rows.data))
 
 
 @contextmanager
