@@ -1,0 +1,97 @@
+"""Encoding: the released model against its bare backbone, and the exports for faster CPU backends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rows import HERE, Row, in_turns, seconds
+
+TOKENS = 128
+"""Of a document, without what a tokenizer appends."""
+
+
+def documents(tokenizer: Any, count: int) -> list[str]:
+    """Return texts of 128 tokens each, made of ChEBI's definitions."""
+    from lbr_st.data import domain_task
+
+    texts = domain_task("chebi").train_texts.shuffle(seed=0)["text"]
+    made: list[str] = []
+    stream: list[int] = []
+    for text in texts:
+        stream += tokenizer(text + " ", add_special_tokens=False)["input_ids"]
+        while len(stream) >= TOKENS and len(made) < count:
+            document = tokenizer.decode(stream[:TOKENS])
+            stream = stream[TOKENS:]
+            # Decoded and read again, a text may have a token more or less; only those that have as many count.
+            if len(tokenizer(document, add_special_tokens=False)["input_ids"]) == TOKENS:
+                made.append(document)
+        if len(made) == count:
+            break
+    return made
+
+
+def against_backbone(command: str, *, pairs: int, count: int) -> Row:
+    """Measure a release against ``Transformer + Pooling("mean")`` on the same backbone."""
+    from sentence_transformers import SentenceTransformer
+
+    import lbr_st
+    from lbr_st.scoring import mean_pooling
+
+    with tempfile.TemporaryDirectory() as folder:
+        released = lbr_st.release(lbr_st.build_model("smollm2-135m", max_seq_length=256), Path(folder) / "release")
+        model = SentenceTransformer(str(released))
+    bare = mean_pooling("smollm2-135m", 256)
+    texts = documents(bare.tokenizer, count)
+
+    def encode(which: SentenceTransformer) -> float:
+        return count / seconds(lambda: which.encode(texts, batch_size=16, show_progress_bar=False))
+
+    a, b = in_turns(lambda: encode(model), lambda: encode(bare), pairs)
+    row = Row(
+        f"encode throughput of the released model, {TOKENS}-token documents",
+        'the same backbone in Transformer + Pooling("mean")',
+        command,
+        0.96,
+    )
+    row.note = (
+        f"SmolLM2-135M, float32, {count} documents, batches of 16, no prompt on either side. The k = 4 tokens "
+        f"alone make {TOKENS}/{TOKENS + 4} = {TOKENS / (TOKENS + 4):.3f}; weights do not matter to the speed, so the "
+        "release is of the untrained base."
+    )
+    return row.measured([x / y for x, y in zip(a, b, strict=True)])
+
+
+def export_rows(model: str, command: str, extra: list[str]) -> list[Row]:
+    """Measure the exports of a released folder, in environments of their own; see ``benchmarks/exports.py``."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "exports.py"), model, *extra], capture_output=True, text=True, check=False
+    )
+    rows = []
+    for line in done.stdout.splitlines():
+        if not line.startswith("{"):
+            continue
+        found = json.loads(line)
+        eight = found["name"].endswith("int8")
+        row = Row(
+            f"CPU encode throughput, {found['name']}",
+            "float32 torch of the same model",
+            command,
+            2.0 if eight else None,
+        )
+        low, high = found["ndcg_interval"]
+        row.note = (
+            f"nDCG@10 on ChEBI's development queries {found['ndcg_export']:.4f} against {found['ndcg_float32']:.4f}: "
+            f"{found['ndcg_change']:+.4f} (95% {low:+.4f} to {high:+.4f})"
+            + ("; it may lose 0.01 at most." if eight else ".")
+        )
+        row.measured([found["ratio"]], environment=found["environment"])
+        row.low, row.high, row.pairs = found["ratio_min"], found["ratio_max"], found["pairs"]
+        rows.append(row)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return rows

@@ -1,0 +1,186 @@
+"""Rows of the benchmark: a ratio, what it has to reach, and where it was measured; kept as JSON, shown as Markdown."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+PAGE = HERE / "RESULTS.md"
+PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "datasets")
+
+
+@dataclass
+class Row:
+    """One line of the benchmark.
+
+    Args:
+        name: What is measured.
+        against: What it is compared with.
+        command: Measures it.
+        floor: What the ratio has to reach; None for a row that only informs.
+        at_most: Whether the floor is a ceiling.
+        unit: What the ratio is, where it is no plain ratio.
+        ratio: The median over the pairs of runs; None if not measured.
+        low: The smallest of them.
+        high: The largest.
+        pairs: How many pairs of runs, in turns.
+        note: What to know before reading it.
+        details: Further figures.
+        machine: The processor and its cores, the accelerator if any, and the load before.
+        versions: Of the packages.
+        date: When, UTC.
+    """
+
+    name: str
+    against: str
+    command: str
+    floor: float | None = None
+    at_most: bool = False
+    unit: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    pairs: int = 0
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+    machine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    date: str = ""
+
+    def measured(self, ratios: list[float], **details: Any) -> Row:
+        """Fill in what was measured, and where."""
+        self.ratio = round(statistics.median(ratios), 4)
+        self.low, self.high, self.pairs = round(min(ratios), 4), round(max(ratios), 4), len(ratios)
+        self.details |= details
+        self.machine, self.versions = machine(), versions()
+        self.date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return self
+
+    @property
+    def verdict(self) -> str:
+        """Return what came of it, in a word or two."""
+        if self.ratio is None:
+            return "not measured"
+        if self.floor is None:
+            return ""
+        reached = self.ratio <= self.floor if self.at_most else self.ratio >= self.floor
+        return "reached" if reached else "missed"
+
+
+def in_turns(
+    first: Callable[[], float], second: Callable[[], float], pairs: int, warmups: int = 1
+) -> tuple[list[float], list[float]]:
+    """Run two things in turns, A B B A A B …, and return what each run returned.
+
+    Whatever else the machine does then meets both alike; the order changes, so that neither always comes second.
+    """
+    for _ in range(warmups):
+        first(), second()
+    found: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for which in (0, 1) if pair % 2 == 0 else (1, 0):
+            gc.collect()
+            found[which].append((first, second)[which]())
+    return found
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Return how long ``work`` took by the clock; on a GPU until it has finished there."""
+    synchronise()
+    started = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - started
+
+
+def synchronise() -> None:
+    """Wait for the GPU, if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine() -> str:
+    """Return the processor, its cores, the accelerator if any, and the load of the last minute."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        wide = [flag for flag in ("avx512_bf16", "amx_bf16", "amx_int8") if flag in flags.split()]
+        name += f" ({', '.join(wide)})" if wide else ""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, load {os.getloadavg()[0]:.1f}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what was measured with."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read() -> list[Row]:
+    """Return the rows that were measured before."""
+    if not RESULTS.is_file():
+        return []
+    return [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))]
+
+
+def write(rows: list[Row]) -> None:
+    """Write the rows, and the page made from them."""
+    RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: list[Row]) -> str:
+    """Return the page: a table of the ratios, then each row's conditions."""
+    lines = [
+        "# Benchmark",
+        "",
+        "Written by `make bench` from `results.json`; rows for a GPU by `python benchmarks/run.py --gpu`. Each ratio",
+        "is the median over pairs of runs in turns in one process or script, never of absolute times; after it the",
+        "smallest and the largest. What was tried on the way is in [docs/LOG.md](../docs/LOG.md).",
+        "",
+        "| what | against | ratio | range | floor | |",
+        "|---|---|---:|:---:|---:|---|",
+    ]
+    for row in rows:
+        ratio = "–" if row.ratio is None else f"{row.ratio:.3g}{row.unit}"
+        spread = "" if row.low is None or row.pairs < 2 else f"{row.low:.3g} to {row.high:.3g}"
+        floor = "" if row.floor is None else f"{'≤' if row.at_most else '≥'} {row.floor:g}{row.unit}"
+        lines.append(f"| {row.name} | {row.against} | {ratio} | {spread} | {floor} | {row.verdict} |")
+    lines += ["", "![How cost grows](growth.png)", "", "## Conditions", ""]
+    for row in rows:
+        lines.append(f"**{row.name}**, against {row.against}: `{row.command}`")
+        if row.ratio is None:
+            lines[-1] += ". Not measured."
+        else:
+            packages = ", ".join(f"{name} {number}" for name, number in row.versions.items())
+            lines.append(f"{row.date}; {row.machine}; {packages}; {row.pairs} pairs.")
+        if row.note:
+            lines.append(row.note)
+        if row.details:
+            lines.append("; ".join(f"{name}: {value}" for name, value in row.details.items()) + ".")
+        lines.append("")
+    return "\n".join(lines)
