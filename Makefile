@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help lbr-chem lbr-chem-full test lint clean .venv
+.PHONY: help lbr-chem lbr-chem-full test bench lint clean .venv
 
 help:  ## Print this list
 	@echo "Targets:"
@@ -30,6 +30,9 @@ lbr-chem-full: $(STAMP)  ## The same with the full recipe (hours on a CPU)
 
 test: $(STAMP)  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+bench: $(STAMP)  ## Measure the benchmark's rows that need no GPU (an hour on two idle cores)
+	$(BIN)/python benchmarks/run.py
 
 lint: $(STAMP)  ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.errors import LBRError
 
@@ -34,3 +34,23 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     # torch has no public name for the question on a CPU before 2.13.
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and probe is not None and bool(probe())
+
+
+def encoding_options(precision: str) -> dict[str, Any]:
+    """Return the ``model_kwargs`` with which Sentence Transformers encodes without padding, where it can.
+
+    On a GPU, in bfloat16 and with FlashAttention 2 installed, Sentence Transformers joins the texts of a batch to one
+    row (its ``unpad_inputs``). Elsewhere there is nothing to ask for; it sorts texts by length, so
+    that little is padded.
+
+    Args:
+        precision: See :func:`use_bfloat16`; FlashAttention does not compute in float32.
+    """
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    if not torch.cuda.is_available() or not is_flash_attn_2_available():
+        return {}
+    if not use_bfloat16(precision, torch.device("cuda")):
+        return {}
+    return {"attn_implementation": "flash_attention_2"}

@@ -42,7 +42,7 @@ class RunScores:
         """Add the general embedding model that the recipe names, if it names one."""
         other = self.recipe.evaluate.beside
         if self.data is not None and other is not None:
-            loaded, name, _ = load_by_name(other)
+            loaded, name, _ = load_by_name(other, self.recipe.evaluate.precision)
             self.model(name.removeprefix("local/"), loaded, "beside")
 
     def model(self, label: str, model: SentenceTransformer, part: str) -> None:

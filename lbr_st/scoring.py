@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -23,7 +23,7 @@ from lbr_st.evaluation.records import FOLDER
 from lbr_st.evaluation.suites import Planned, plan
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system, truncated
 from lbr_st.evaluation.table import format_tasks
-from lbr_st.precision import Precision
+from lbr_st.precision import Precision, encoding_options
 from lbr_st.registry import notice
 
 FEW = 100
@@ -188,7 +188,7 @@ def evaluate_through_beir(
     planned = _planned(suites, "local", split, num_queries, num_documents)
     if model == "bm25":
         raise LBRError("beir's BM25 needs a search server.", where="bm25", fix="Leave --harness out.")
-    loaded, default, commit = load_by_name(model)
+    loaded, default, commit = load_by_name(model, precision)
     report = Report()
     for task in planned:
         assert task.data is not None  # local tasks have it
@@ -228,18 +228,19 @@ def load_system(
     """
     if model == "bm25":
         return bm25_system()
-    loaded, default, commit = load_by_name(model)
+    loaded, default, commit = load_by_name(model, precision)
     return embedding_system(
         loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
     )
 
 
-def load_by_name(model: str) -> tuple[SentenceTransformer, str, str | None]:
+def load_by_name(model: str, precision: Precision = "float32") -> tuple[SentenceTransformer, str, str | None]:
     """Load a model; return it, the name to file its scores under, and its commit on the hub (None for a local one).
 
     Args:
         model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
             hub id); the folder of a model in stock or training form; or a hub id.
+        precision: What it will encode in; in bfloat16 on a GPU a stock model runs without padding where it can.
 
     Raises:
         LBRError: The model cannot be loaded.
@@ -252,7 +253,7 @@ def load_by_name(model: str) -> tuple[SentenceTransformer, str, str | None]:
     folder = Path(model)
     if is_training_form(folder):
         return load_model(folder), _local_name(folder), None
-    loaded = _load(model)
+    loaded = _load(model, encoding_options(precision))
     if folder.is_dir():
         return loaded, _local_name(folder), None
     config = getattr(getattr(loaded[0], "model", None), "config", None)
@@ -279,9 +280,9 @@ def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransf
     return SentenceTransformer(modules=[transformer, pooling, Normalize()])
 
 
-def _load(model: str) -> SentenceTransformer:
+def _load(model: str, options: dict[str, Any]) -> SentenceTransformer:
     try:
-        loaded = SentenceTransformer(model)
+        loaded = SentenceTransformer(model, model_kwargs=options)
     except Exception as error:  # each of the libraries below raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LBRError(
