@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -109,6 +110,13 @@ def _window_mask(length: int, window: int) -> Tensor:
     return torch.zeros(length, length).masked_fill((distance < 0) | (distance >= window), -math.inf)
 
 
+@lru_cache(maxsize=512)
+def _causal_bias(length: int, group: int, dtype: torch.dtype) -> Tensor:
+    """Return the causal mask of a short span for ``group`` query heads below each other; the same in every layer."""
+    with torch.inference_mode(False):  # what encoding made first, training may use
+        return _window_mask(length, length).to(dtype).repeat(group, 1)
+
+
 def attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
@@ -180,8 +188,8 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float, wind
     count, length, heads, dimension = query.shape
     shared = key.shape[2]
     group = heads // shared
-    bias = _window_mask(length, length) if window is None else window
-    bias = bias.to(query).repeat(group, 1).expand(count * shared, -1, -1)
+    bias = _causal_bias(length, group, query.dtype) if window is None else window.to(query.dtype).repeat(group, 1)
+    bias = bias.expand(count * shared, -1, -1)
     q = query.unflatten(2, (shared, group)).permute(0, 2, 3, 1, 4).reshape(count * shared, group * length, dimension)
     k, v = (one.transpose(1, 2).reshape(count * shared, length, dimension) for one in (key, value))
     with torch.autocast(query.device.type, enabled=False):

@@ -34,7 +34,7 @@ PLAN = [
     {"build", "card"},
     {"stages", "training_data"},
     {"prepared"},
-    {"scoring", "submission", "checking"},
+    {"scoring", "export", "submission", "checking"},
     {"run_scores"},
     {"pipeline"},
     {"commands"},
@@ -60,8 +60,9 @@ def test_imports_go_down_only(path):
 
 
 def test_modules_and_attention_know_nothing_of_data_recipes_or_training():
+    lowest = ("attention", "packed_attention", "token_nll")
     for path in FILES:
-        if part_of(path) in ("modules", "attention", "packed_attention", "token_nll", "adapters", "rows", "bottleneck", "losses"):
+        if part_of(path) in (*lowest, "modules", "adapters", "rows", "bottleneck", "losses"):
             names = {
                 node.module.split(".")[1]
                 for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

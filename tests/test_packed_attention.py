@@ -117,6 +117,13 @@ def test_attention_equals_dense(monkeypatch, short, window, groups):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_what_encoding_made_first_training_can_use(tiny_base):
+    packed_attention._causal_bias.cache_clear()
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=3, device="cpu")
+    model.encode(CONTEXTS)
+    loss_and_gradients(model, TOGETHER)
+
+
 def test_dropout_goes_through_sdpa():
     segments, examples = row_of([(40, 2, 40)])
     mask = PackedMask.of(causal_spans(segments, examples), segments)

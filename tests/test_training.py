@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
@@ -291,3 +291,77 @@ def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
     assert seen
     for _, document in seen:
         assert len(set(document)) == len(document)
+
+
+# --- batches by tokens ------------------------------------------------------------------------------------------------
+
+
+def spy_on_batches(monkeypatch, kind) -> list[list[torch.Tensor]]:
+    """The token counts of each column of each batch that a loss is given."""
+    seen = []
+    real = kind.forward
+
+    def forward(self, sentence_features, *args, **kwargs):
+        columns = list(sentence_features)
+        seen.append([column["attention_mask"].sum(dim=1) for column in columns])
+        return real(self, columns, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    return seen
+
+
+def test_learn_forms_batches_by_tokens(tiny_base, tmp_path, monkeypatch):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+    seen = spy_on_batches(monkeypatch, IBGenerativeLoss)
+    texts = ["an acid " * count for count in (1, 2, 1, 30, 3, 2, 1, 1, 25, 2)]
+    pairs = Dataset.from_dict({"context": [f"query: {text}" for text in texts], "target": texts})
+    config = LearnConfig(max_steps=4, batch_size=1000, batch_tokens=120, max_target_tokens=8)
+    learn(model, pairs, config, output_dir=tmp_path, **QUIET)
+    assert len(seen) == 4
+    sizes = [int(sum(column.sum() for column in columns)) for columns in seen]
+    assert all(size <= 120 or len(columns[0]) == 1 for size, columns in zip(sizes, seen, strict=True))
+    assert any(len(columns[0]) > 1 for columns in seen)
+    # A target is read no further than one token beyond what is predicted, which tells that it goes on.
+    assert max(int(columns[1].max()) for columns in seen) == 8 + 1 + sum(backbone_of(model).affixes)
+
+
+def test_represent_forms_batches_by_tokens(tiny_base, tmp_path, monkeypatch, stage2):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+    seen = spy_on_batches(monkeypatch, TokenBudgetRankingLoss)
+    config = RepresentConfig(max_steps=3, batch_size=1000, batch_tokens=90)
+    represent(model, stage2, config, output_dir=tmp_path, **QUIET)
+    sizes = [int(sum(column.sum() for column in columns)) for columns in seen]
+    assert len(sizes) == 3
+    assert max(sizes) <= 90 < sum(sizes)
+
+
+def test_several_processes_gather_as_many_pairs_each(tiny_base, tmp_path, monkeypatch, stage2):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+    made = []
+    monkeypatch.setattr(GuardedTrainer, "train", lambda self, **options: made.append(self))
+    monkeypatch.setattr("lbr_st.stages.represent.world_size", lambda: 2)
+    represent(model, stage2, RepresentConfig(), output_dir=tmp_path, **QUIET)
+    assert made[0].loss.gather_across_devices
+    assert made[0].args.dataloader_drop_last
+    represent(model, stage2, RepresentConfig(gather_negatives=False), output_dir=tmp_path, **QUIET)
+    assert not made[1].loss.gather_across_devices
+    with pytest.raises(LBRError, match=r"represent.batch_tokens.*as many pairs from each process"):
+        represent(model, stage2, RepresentConfig(batch_tokens=90), output_dir=tmp_path, **QUIET)
+
+
+def test_a_second_run_tokenises_nothing(model, stage1, stage2, tmp_path, monkeypatch):
+    config = LearnConfig(max_steps=1, batch_size=2)
+    learn(model, stage1, config, output_dir=tmp_path / "a", cache_dir=tmp_path / "data", **QUIET)
+    represent(
+        model, stage2, RepresentConfig(max_steps=1), output_dir=tmp_path / "b", cache_dir=tmp_path / "data", **QUIET
+    )
+    assert len(list((tmp_path / "data").glob("tokens-*"))) == 2
+
+    def never(*args, **options):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr("lbr_st.tokens._tokenize", never)
+    learn(model, stage1, config, output_dir=tmp_path / "c", cache_dir=tmp_path / "data", **QUIET)
+    represent(
+        model, stage2, RepresentConfig(max_steps=1), output_dir=tmp_path / "d", cache_dir=tmp_path / "data", **QUIET
+    )

@@ -40,7 +40,8 @@ class IBGenerativeLoss(nn.Module):
 
     The model reads a context, compresses it into its k bottleneck tokens, and generates the target from the
     bottleneck alone. Its attention stays causal; no target token attends to a context token. What a later
-    contrastive stage refines is the state of the last of these same bottleneck tokens.
+    contrastive stage refines is the state of the last of these same bottleneck tokens. Bottleneck tokens themselves
+    are never predicted and take no part in the softmax: it is over the tokens that texts are made of.
 
     Args:
         model: A training model from :func:`lbr_st.build_model`.
