@@ -7,6 +7,7 @@ from lbr_st.commands.command import Command
 from lbr_st.commands.compare import COMPARE
 from lbr_st.commands.contamination import CHECK_CONTAMINATION
 from lbr_st.commands.evaluate import EVALUATE
+from lbr_st.commands.export import EXPORT
 from lbr_st.commands.plot import PLOT
 from lbr_st.commands.stages import STAGES
 from lbr_st.commands.submission import SUBMISSION
@@ -19,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     "check-contamination": CHECK_CONTAMINATION,
     "card": CARD,
     "submission": SUBMISSION,
+    "export": EXPORT,
 }
 
 __all__ = ["COMMANDS", "Command"]

@@ -1,0 +1,1 @@
+"""A released model for a faster backend of Sentence Transformers, made in an environment of its own."""

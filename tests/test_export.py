@@ -1,0 +1,348 @@
+"""Exports: the environment that is made once, the worker's questions and answers, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ARCHITECTURES
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.build import build_model
+from lbr_st.cli import main
+from lbr_st.errors import LBRError
+from lbr_st.export import calls, environments, exporting, worker
+from lbr_st.export.calibration import NUM_TEXTS, calibration_texts
+from lbr_st.export.calls import Worker
+from lbr_st.export.card import Export, export_card
+from lbr_st.export.exporting import export_model
+from lbr_st.export.parity import LEAST, Parity, check
+from lbr_st.stages.release import encode_probes, release
+
+# Answers as the real worker does, with the embeddings it was given, shaken by NOISE where the export is asked.
+STAND_IN = """
+import json, pathlib, sys
+import numpy as np
+request = json.loads(pathlib.Path(sys.argv[1]).read_text())
+do, answer = request["do"], {}
+if do == "versions":
+    answer = {"python": "3.11.0", "torch": "2.13.0+cpu", "transformers": "5.5.4", "optimum-intel": "2.2.0"}
+elif do == "export":
+    if FAIL:
+        sys.exit("RuntimeError: out of luck")
+    output = pathlib.Path(request["output"])
+    assert not any(output.iterdir())
+    (output / "calibration.json").write_text(json.dumps(request["calibration"]))
+else:
+    rows = np.load(REFERENCE)
+    noise = TORCH_NOISE if request["backend"] == "torch" else NOISE
+    rows = rows + noise * np.random.default_rng(0).standard_normal(rows.shape)
+    np.save(request["embeddings"], rows.astype("float32"))
+    answer = {"computes_in": "f32"}
+pathlib.Path(request["answer"]).write_text(json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="session")
+def released(tiny_base, tmp_path_factory):
+    """A tiny release."""
+    folder = tmp_path_factory.mktemp("released") / "tiny"
+    release(build_model(tiny_base("llama"), max_seq_length=24, lora_rank=2), folder)
+    return folder
+
+
+@pytest.fixture
+def stand_in(released, tmp_path, monkeypatch):
+    """Put the stand-in in the worker's place; ``stand_in(noise=..., torch_noise=..., fail=...)`` says how it errs."""
+    reference = tmp_path / "reference.npy"
+    np.save(reference, encode_probes(SentenceTransformer(str(released), device="cpu")))
+    script = tmp_path / "stand_in.py"
+
+    def make(*, noise="0.0", torch_noise="0.0", fail=False):
+        header = f"REFERENCE, NOISE, TORCH_NOISE, FAIL = {str(reference)!r}, {noise}, {torch_noise}, {fail}\n"
+        script.write_text(header + STAND_IN)
+        monkeypatch.setattr(calls, "WORKER", script)
+        return sys.executable
+
+    return make
+
+
+def left_in(tmp_path):
+    return sorted(item.name for item in tmp_path.iterdir() if item.name not in ("reference.npy", "stand_in.py"))
+
+
+def test_an_export_that_agrees_is_written_with_its_card(released, stand_in, tmp_path):
+    made = export_model(released, tmp_path / "out", python=stand_in())
+    assert (made.backend, made.precision, made.computes_in) == ("openvino", "float32", "f32")
+    assert made.parity.lowest == pytest.approx(1.0)
+    assert left_in(tmp_path) == ["out"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---")  # the release's own, with its metadata in front
+    for part in (
+        'backend="openvino"',
+        "lowest 1.000000",
+        "optimum-intel 2.2.0",
+        "lowest 0.999",
+        "Full Model Architecture",
+    ):
+        assert part in card
+    assert card.index("export for OpenVINO") < card.index("Full Model Architecture")
+    pins = (tmp_path / "out" / "requirements.txt").read_text().splitlines()
+    assert pins == ["torch==2.13.0", "transformers==5.5.4", "optimum-intel[openvino]==2.2.0"]
+    for file in (tmp_path / "out").iterdir():
+        assert str(tmp_path) not in file.read_text(encoding="utf-8")
+        assert str(released) not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "noise", "message"),
+    [
+        ("float32", "0.05", "differs from the release"),
+        ("int8", "1.0", "--precision float32"),
+        ("float32", "float('nan')", "not numbers"),
+    ],
+)
+def test_an_export_that_differs_is_refused_and_leaves_nothing(released, stand_in, tmp_path, precision, noise, message):
+    with pytest.raises(LBRError, match=message):
+        export_model(released, tmp_path / "out", precision=precision, python=stand_in(noise=noise))
+    assert left_in(tmp_path) == []
+
+
+def test_an_environment_that_reads_the_release_differently_is_refused(released, stand_in, tmp_path):
+    """The export may agree with it as it likes: what counts are the embeddings of this environment."""
+    with pytest.raises(LBRError, match=r"torch with transformers 5\.5\.4: differs"):
+        export_model(released, tmp_path / "out", python=stand_in(noise="0.05", torch_noise="0.05"))
+    assert left_in(tmp_path) == []
+
+
+def test_a_failing_worker_is_quoted_and_leaves_nothing(released, stand_in, tmp_path):
+    with pytest.raises(LBRError, match="failed to export: RuntimeError: out of luck"):
+        export_model(released, tmp_path / "out", python=stand_in(fail=True))
+    assert left_in(tmp_path) == []
+
+
+def test_a_killed_worker_is_named(tmp_path, monkeypatch):
+    script = tmp_path / "dies.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(calls, "WORKER", script)
+    with pytest.raises(LBRError, match="SIGKILL"):
+        Worker(Path(sys.executable), "onnx").versions()
+    with pytest.raises(LBRError, match="cannot be run"):
+        Worker(tmp_path / "no-python", "onnx").versions()
+
+
+def test_int8_is_calibrated(released, stand_in, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(200)))
+    made = export_model(released, tmp_path / "out", precision="int8", calibration=file, python=stand_in(noise="0.01"))
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == [f"text {n}" for n in range(NUM_TEXTS)]
+    assert made.calibration == "128 texts, of texts.jsonl"
+    assert 0.9 < made.parity.lowest < 1
+    export_model(released, tmp_path / "out2", precision="int8", python=stand_in())
+    assert len(json.loads((tmp_path / "out2" / "calibration.json").read_text())) == NUM_TEXTS
+    with pytest.raises(LBRError, match="takes no calibration"):
+        export_model(released, tmp_path / "out3", backend="onnx", precision="int8", calibration=file)
+    with pytest.raises(LBRError, match="no such file"):
+        calibration_texts(tmp_path / "none.jsonl")
+    file.write_text('{"text": "one"}\n')
+    with pytest.raises(LBRError, match="1 texts are too few"):
+        calibration_texts(file)
+
+
+def test_existing_output_is_refused_before_anything_runs(released, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep me")
+    with pytest.raises(LBRError, match="already exists"):
+        export_model(released, tmp_path / "out", python="/no/python")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
+
+
+def test_what_is_no_release_is_refused(tiny_base, released, tmp_path):
+    with pytest.raises(LBRError, match="no model is here"):
+        export_model(tmp_path / "nowhere", tmp_path / "out")
+    model = build_model(tiny_base("llama"), lora_rank=2)
+    model.save_pretrained(str(tmp_path / "training"), create_model_card=False)
+    with pytest.raises(LBRError, match="Release it first"):
+        export_model(tmp_path / "training", tmp_path / "out")
+    exported = tmp_path / "exported"
+    worker.copy_release(released, exported, weights=False)
+    with pytest.raises(LBRError, match="not an export of it"):
+        export_model(exported, tmp_path / "out")
+
+
+def test_the_command_line(released, monkeypatch, capsys, tmp_path):
+    seen = {}
+
+    def stand_in(model, output, **options):
+        seen.update(options, model=model, output=output)
+        return Export("onnx", "int8", "float32", Parity(0.97, 0.98), Parity(1.0, 1.0), {"torch": "2"})
+
+    monkeypatch.setattr(exporting, "export_model", stand_in)
+    words = ["--backend", "onnx", "--precision", "int8", "--output", "out", "--overwrite", "--python", "p"]
+    assert main(["export", str(released), *words]) == 0
+    assert seen == {
+        "model": str(released),
+        "output": "out",
+        "backend": "onnx",
+        "precision": "int8",
+        "calibration": None,
+        "python": "p",
+        "overwrite": True,
+    }
+    assert "lowest 0.970000, mean 0.980000" in capsys.readouterr().out
+    assert main(["export", "--output", "out"]) == 2
+    assert "MODEL must be given" in capsys.readouterr().err
+    assert main(["export", "model", "--output", "out", "--backend", "tensorrt"]) == 2
+    assert main(["export", "model", "--output", "out", "--precision", "int4"]) == 2
+
+
+def test_the_bounds():
+    rows = np.eye(4, dtype=np.float32)
+    assert check(rows, 2 * rows, "float32", "x") == Parity(1.0, 1.0)
+    with pytest.raises(LBRError, match="shape"):
+        check(rows, rows[:2], "float32", "x")
+    # Three good texts do not make up for a bad one.
+    bad = rows.copy()
+    bad[3] = [0, 0, 1, 1]
+    with pytest.raises(LBRError, match=r"lowest cosine 0\.7071"):
+        check(rows, bad, "int8", "x")
+    assert LEAST["float32"].lowest == 0.999
+
+
+def test_a_card_without_a_title_gets_the_section():
+    made = Export("onnx", "float32", "float32", Parity(1.0, 1.0), Parity(1.0, 1.0))
+    assert export_card("", made).startswith("## This folder is an export for ONNX")
+    assert export_card("words", made).startswith("words\n\n## This folder")
+
+
+@pytest.fixture
+def fake_pip(monkeypatch, tmp_path):
+    """``venv`` and ``pip`` that only leave a file; ``fake_pip.fail`` names the command that fails."""
+
+    class Fake:
+        commands, fail = [], None
+
+        def run(self, command, what, fix):
+            self.commands.append(command)
+            if "venv" in command:
+                (Path(command[-1]) / "bin").mkdir()
+                (Path(command[-1]) / "bin" / "python").touch()
+            if self.fail in command:
+                raise LBRError(what, fix=fix)
+
+    fake = Fake()
+    fake.commands = []
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environments, "_run", fake.run)
+    return fake
+
+
+def made_in(tmp_path):
+    place = tmp_path / "cache" / "environments"
+    return sorted(item.name for item in place.iterdir() if not item.name.endswith(".lock"))
+
+
+def test_an_environment_is_made_once_under_the_hash_of_its_list(fake_pip, monkeypatch, tmp_path, capsys):
+    python = environments.environment("openvino")
+    assert python.is_file()
+    assert environments.environment("openvino") == python
+    verbs = [
+        next(word for word in command if word in ("venv", "install", "uninstall")) for command in fake_pip.commands
+    ]
+    assert verbs == ["venv", "install", "uninstall"]
+    assert "once" in capsys.readouterr().err
+    monkeypatch.setattr(environments, "requirements", lambda backend: "other==1\n")
+    assert environments.environment("openvino") != python
+    assert len(made_in(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("command", ["venv", "install", "uninstall"])
+def test_a_half_made_environment_is_removed(fake_pip, tmp_path, command):
+    fake_pip.fail = command
+    with pytest.raises(LBRError):
+        environments.environment("openvino")
+    assert made_in(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_removed(fake_pip, tmp_path):
+    python = environments.environment("onnx")
+    name = python.parent.parent.name
+    left = tmp_path / "cache" / "environments" / f".{name}.abc.partial"
+    python.parent.parent.rename(left)
+    assert environments.environment("onnx") == python
+    assert made_in(tmp_path) == [name]
+
+
+def test_an_empty_list_makes_a_real_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environments, "requirements", lambda backend: "# nothing\n")
+    python = environments.environment("onnx")
+    shown = subprocess.run([str(python), "-I", "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True)
+    assert Path(shown.stdout.strip()) == python.parent.parent
+    assert len(made_in(tmp_path)) == 1
+    with pytest.raises(LBRError, match="cannot export to onnx: ModuleNotFoundError"):
+        Worker(python, "onnx").versions()
+
+
+def test_pip_is_quoted_when_it_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setattr(environments, "requirements", lambda backend: "lbr-st-no-such-package==1\n")
+    with pytest.raises(LBRError, match="No matching distribution") as caught:
+        environments.environment("onnx")
+    assert "--python" in str(caught.value)
+    assert made_in(tmp_path) == []
+
+
+def test_the_lists_are_pinned_and_come_with_the_package():
+    for backend in exporting.BACKENDS:
+        lines = [line for line in environments.requirements(backend).splitlines() if not line.startswith("#")]
+        assert all("==" in line for line in lines)
+        assert lines[0].startswith("torch==")
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_copy_for_transformers_4_says_the_rotary_base_in_its_words(tiny_base, tmp_path, monkeypatch, kind):
+    release(build_model(tiny_base(kind), max_seq_length=24, lora_rank=2), tmp_path / "released")
+    monkeypatch.setattr(worker, "version", lambda package: {"transformers": "4.57.6"}.get(package, "5.7.0"))
+    worker.copy_release(tmp_path / "released", tmp_path / "copy", weights=False)
+    config = json.loads((tmp_path / "copy" / "config.json").read_text())
+    rope = config["rope_parameters"]
+    full = rope.get("full_attention", rope)
+    assert config["rope_theta"] == full["rope_theta"]
+    if kind == "gemma3":
+        assert config["rope_local_base_freq"] == rope["sliding_attention"]["rope_theta"]
+    if kind == "gpt-neox":
+        assert (config["rotary_emb_base"], config["rotary_pct"]) == (full["rope_theta"], full["partial_rotary_factor"])
+    modules = [module["type"] for module in json.loads((tmp_path / "copy" / "modules.json").read_text())]
+    assert modules[-1] == worker.NORMALIZE
+    # The same folder is still what Sentence Transformers 6 reads.
+    (tmp_path / "copy" / "model.safetensors").symlink_to(tmp_path / "released" / "model.safetensors")
+    copied = SentenceTransformer(str(tmp_path / "copy"), device="cpu")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    np.testing.assert_allclose(copied.encode(["an acid"]), stock.encode(["an acid"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", exporting.BACKENDS)
+@pytest.mark.parametrize("precision", exporting.PRECISIONS)
+def test_the_real_worker(tiny_base, tmp_path, backend, precision):
+    """Needs an environment: LBR_ST_OPENVINO_PYTHON and LBR_ST_ONNX_PYTHON name interpreters."""
+    python = os.environ.get(f"LBR_ST_{backend.upper()}_PYTHON")
+    if not python:
+        pytest.skip(f"LBR_ST_{backend.upper()}_PYTHON names no interpreter")
+    released = tmp_path / "released"
+    release(build_model(tiny_base("llama"), max_seq_length=24, lora_rank=2, projection_dim=8), released)
+    made = export_model(released, tmp_path / "out", backend=backend, precision=precision, python=python)
+    assert made.computes_in in ("f32", "float32")
+    assert (tmp_path / "out" / backend).is_dir()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert str(tmp_path).encode() not in content, file
+            assert b"site-packages" not in content, file
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out", "released"]
