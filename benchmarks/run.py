@@ -59,7 +59,7 @@ def encoding() -> list[Row]:
     """The released model against its bare backbone."""
     from encoding import against_backbone
 
-    return [against_backbone(f"{RUN} encoding", pairs=11, count=64)]
+    return [against_backbone(f"{RUN} encoding", pairs=31, count=32)]
 
 
 def startup() -> list[Row]:
