@@ -114,10 +114,10 @@ def loss_row(command: str, device: str = "cpu") -> Row:
 def contrastive_row(command: str) -> Row:
     """Measure a batch of 1,024 pairs in stage 2."""
     row = Row("peak memory of a stage-2 step with 1,024 pairs", "8 GB, the whole process", command, 8.0, True, " GB")
-    found = in_a_process("contrastive", "1024", "8192")
+    found = in_a_process("contrastive", "1024", "2048")
     row.note = (
         "SmolLM2-135M with LoRA, ChEBI names and definitions whole (192 tokens at most), bfloat16 where the processor "
-        "has it, pieces of 8,192 tokens."
+        "has it, represent.mini_batch_tokens 2048."
     )
     return row.measured(
         [found["gib"] * 2**30 / 1e9], seconds=f"{found['seconds']:.0f}", loss=f"{found['loss']:.3f}, chance is 6.931"

@@ -49,10 +49,17 @@ def packing() -> list[Row]:
 
 
 def memory() -> list[Row]:
-    """The loss's memory and that of a big contrastive batch."""
-    from memory import contrastive_row, loss_row
+    """The loss's memory."""
+    from memory import loss_row
 
-    return [loss_row(f"{RUN} memory"), contrastive_row(f"{RUN} memory")]
+    return [loss_row(f"{RUN} memory")]
+
+
+def contrastive() -> list[Row]:
+    """The memory of a big contrastive batch."""
+    from memory import contrastive_row
+
+    return [contrastive_row(f"{RUN} contrastive")]
 
 
 def encoding() -> list[Row]:
@@ -82,6 +89,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "stage1": stage1,
     "packing": packing,
     "memory": memory,
+    "contrastive": contrastive,
     "encoding": encoding,
     "growth": growth,
 }

@@ -115,7 +115,7 @@ class LearnConfig:
     bottleneck: Literal["attention", "embedding", "none"] = "attention"
     max_steps: int = 200
     batch_size: int = 32
-    batch_tokens: int | None = 8192
+    batch_tokens: int | None = 4096
     packed: bool = True
     nll_kernel: Literal["chunked", "liger"] = "chunked"
     learning_rate: float = 1e-3
@@ -156,7 +156,7 @@ class RepresentConfig:
     max_steps: int = 200
     batch_size: int = 64
     batch_tokens: int | None = None
-    mini_batch_tokens: int | None = 8192
+    mini_batch_tokens: int | None = 4096
     mini_batch_size: int | None = None
     gather_negatives: bool = True
     learning_rate: float = 2e-4

@@ -19,7 +19,7 @@ FULL = Recipe(
     model=ModelConfig(base="smollm2-135m", max_seq_length=192, lora_rank=32, lora_alpha=64),
     data=DataConfig(source="chebi"),
     learn=LearnConfig(max_steps=3000, batch_size=64, warmup_steps=100, eval_steps=250, max_target_tokens=64),
-    represent=RepresentConfig(max_steps=1500, batch_size=256, mini_batch_size=64, warmup_steps=100),
+    represent=RepresentConfig(max_steps=1500, batch_size=256, warmup_steps=100),
     evaluate=EvaluateConfig(),
 )
 QUICK = Recipe(

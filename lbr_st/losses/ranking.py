@@ -45,7 +45,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
     Example:
         ::
 
-            loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=8192)
+            loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=4096)
             trainer = SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss)
             trainer.train()
     """
@@ -55,7 +55,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         model: SentenceTransformer,
         scale: float = 20.0,
         *,
-        mini_batch_num_tokens: int = 8192,
+        mini_batch_num_tokens: int = 4096,
         gather_across_devices: bool = False,
         **options: Any,
     ) -> None:
