@@ -3,7 +3,8 @@
     python benchmarks/run.py                           # every row that needs no GPU
     python benchmarks/run.py --only stage1 packing     # some of them; the others stay as they were measured
     python benchmarks/run.py --gpu                     # the rows that need one
-    python benchmarks/run.py --model lbr-chem          # what the exports of a released model bring
+    python benchmarks/run.py exports lbr-chem          # what the exports of a released model bring; then the options
+                                                       # of exports.py
 
 It writes ``benchmarks/results.json``, ``benchmarks/RESULTS.md`` and the figure of how cost grows. Nothing else should
 run meanwhile: the machine's load before each row is noted beside it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,20 +126,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="These parts.")
     parser.add_argument("--gpu", action="store_true", help="The rows that need a GPU.")
-    parser.add_argument("--model", help="A released model's folder: measure its exports.")
-    given, extra = parser.parse_known_args()
     rows = read()
+    if sys.argv[1:2] == ["exports"] and len(sys.argv) > 2:
+        from encoding import export_rows
+
+        model, extra = sys.argv[2], sys.argv[3:]
+        command = shlex.join(["python", "benchmarks/run.py", "exports", Path(model).name, *extra])
+        write(merged(rows, export_rows(model, command, extra)))
+        return
+    given = parser.parse_args()
     if given.gpu:
         write(merged(rows, gpu_rows()))
         return
-    if given.model:
-        from encoding import export_rows
-
-        command = f"python benchmarks/run.py --model {Path(given.model).name}"
-        write(merged(rows, export_rows(given.model, " ".join([command, *extra]), extra)))
-        return
-    if extra:
-        parser.error(f"unknown arguments: {' '.join(extra)}")
     from gpu import unmeasured
 
     for row in unmeasured("python benchmarks/run.py --gpu"):
