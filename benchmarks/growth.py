@@ -85,7 +85,6 @@ def draw() -> None:
             axis.set_xticks(at, [f"{value:,}" for value in at], fontsize=7)
             axis.minorticks_off()
             axis.grid(alpha=0.3)
-            axis.set_ylim(bottom=0)
             if line == 1:
                 axis.set_xlabel(
                     {"context length": "context length, tokens", "batch tokens": "tokens per step"}.get(
@@ -94,6 +93,9 @@ def draw() -> None:
                 )
             if column == 0:
                 axis.set_ylabel(label)
+    for line, name in enumerate(("tokens_per_second", "gib")):
+        most = max(one[name] for points in data["sweeps"].values() for one in points)
+        axes[line][0].set_ylim(0, 1.08 * most)  # the three share it
     figure.suptitle(
         f"A stage-1 step, SmolLM2-135M with LoRA, targets of {TARGET} tokens; otherwise contexts of "
         f"{DEFAULTS['context']}, {DEFAULTS['batch']:,} tokens a step, k = {DEFAULTS['k']}\n{data['machine']}",
