@@ -217,12 +217,20 @@ def test_packed_padded_and_one_by_one_are_equal(tiny_base, kind, options, bottle
         assert_same(loss_and_gradients(model, ALONE, **chosen), packed)
 
 
-@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
-def test_flex_attention_on_packed_rows(tiny_base, kind, bottleneck, monkeypatch):
-    """FlexAttention in plain PyTorch: the same arithmetic without tracing."""
+@pytest.fixture
+def uncompiled_flex(monkeypatch):
+    """FlexAttention in plain PyTorch: the same arithmetic without tracing and C++, from the building of a model on."""
     from torch.nn.attention import flex_attention
 
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("uncompiled_flex")
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
+def test_flex_attention_on_packed_rows(tiny_base, kind, bottleneck):
     plain = build_model(tiny_base(kind), num_bottleneck_tokens=3, device="cpu")
     wanted = per_term(plain, bottleneck=bottleneck)
     model = build_model(
@@ -231,11 +239,10 @@ def test_flex_attention_on_packed_rows(tiny_base, kind, bottleneck, monkeypatch)
     if bottleneck == "embedding":
         IBGenerativeLoss(model, bottleneck="embedding")
         pooler_of(model).load_state_dict(pooler_of(plain).state_dict())
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    with torch.compiler.set_stance("force_eager"):
-        torch.testing.assert_close(per_term(model, bottleneck=bottleneck), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(per_term(model, bottleneck=bottleneck), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("uncompiled_flex")
 def test_on_a_gpu_the_packed_row_goes_to_flex_attention(tiny_base, monkeypatch):
     """What a GPU would do, on a CPU: the mask is a BlockMask, and our function hands it on."""
     from torch.nn.attention import flex_attention
@@ -247,9 +254,7 @@ def test_on_a_gpu_the_packed_row_goes_to_flex_attention(tiny_base, monkeypatch):
     mask = attention_mask(segments, config, torch.float32, examples)
     assert isinstance(mask, flex_attention.BlockMask)
     wanted = per_term(model, packed=False)
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    with torch.compiler.set_stance("force_eager"):
-        torch.testing.assert_close(per_term(model), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(per_term(model), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_base):
