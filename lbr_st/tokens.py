@@ -18,26 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from lbr_st.data.digests import digests
+from lbr_st.data.tables import processes
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; another number makes them anew."""
 
 NUM_TOKENS = "num_tokens"
 """The column with a row's number of tokens, all its texts together."""
 
 DIGEST = "_digest"
-"""What is appended to a text column's name for the column with a digest of its texts, prompts apart: int64."""
-
-IN_PARALLEL = 50_000
-"""Rows from which on several processes tokenise; below, the tokenizer's own threads are faster than starting them."""
+"""What is appended to a text column's name for the column with a digest of its texts, prompts apart: uint64."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +68,12 @@ def tokenized(
         tokenizer: The model's.
         columns: Which columns, in which order, and how.
         cache_dir: Where the token files are kept; None keeps them in memory.
-        num_proc: How many processes tokenise; None for as many as there are cores, where the dataset is large.
+        num_proc: How many processes tokenise; None for as many as there are cores, where the dataset is large, and for
+            the tokenizer's own threads where it is not.
 
     Returns:
         A dataset of the same rows with, for each column, its ids under its own name (lists of int32) and
-        ``<name>_digest`` (int64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
+        ``<name>_digest`` (uint64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
 
     Raises:
         LBRError: The disk is full or read-only.
@@ -96,8 +95,7 @@ def tokenized(
     folder = Path(cache_dir) / f"tokens-{key[:16]}"
     if (kept := _read(folder)) is not None:
         return kept
-    if num_proc is None and len(dataset) >= IN_PARALLEL:
-        num_proc = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    num_proc = num_proc or processes(dataset)
     with new_folder(folder, overwrite=True) as aside, _one_thread_each(num_proc):
         run(
             cache_file_name=str(aside / "tokens.arrow"),
@@ -114,30 +112,24 @@ def tokenized(
 
 def _tokenize(
     batch: dict[str, list[str]], *, tokenizer: PreTrainedTokenizerFast, columns: dict[str, dict[str, Any]]
-) -> dict[str, list[Any]]:
-    out: dict[str, list[Any]] = {}
+) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     totals = [0] * len(next(iter(batch.values())))
     for name, column in columns.items():
         texts = batch[name]
         full = [column["prompt"] + text for text in texts] if column["prompt"] else texts
         ids = tokenizer(full, truncation=True, max_length=column["max_length"])["input_ids"]
         out[name] = ids
-        out[name + DIGEST] = [digest(text) for text in texts]
+        out[name + DIGEST] = digests(texts)
         totals = [total + len(one) for total, one in zip(totals, ids, strict=True)]
     out[NUM_TOKENS] = totals
     return out
 
 
-def digest(text: str) -> int:
-    """Return 64 bits that tell texts apart, as a signed number, which is what Arrow keeps."""
-    number = xxhash.xxh64_intdigest(text.encode("utf-8", "surrogatepass"))
-    return number - 2**64 if number >= 2**63 else number
-
-
 def _features(columns: Mapping[str, Column]) -> Features:
     features: dict[str, Any] = {}
     for name in columns:
-        features |= {name: List(Value("int32")), name + DIGEST: Value("int64")}
+        features |= {name: List(Value("int32")), name + DIGEST: Value("uint64")}
     return Features(features | {NUM_TOKENS: Value("int32")})
 
 
