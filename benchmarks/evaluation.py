@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rows import processor
+
 DIMENSIONS = 576
 """Of the embeddings: SmolLM2-135M's."""
 WORDS = [f"word{number}" for number in range(5000)]
@@ -235,12 +237,8 @@ MEASUREMENTS = {
 
 def surroundings() -> dict[str, Any]:
     """Return what a figure depends on beside the code."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
     return {
-        "processor": name,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

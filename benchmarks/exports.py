@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -217,11 +216,9 @@ def measure(name: str, arguments: argparse.Namespace, data: Any, shared: dict[st
 
 def surroundings_here() -> dict[str, Any]:
     """Return what a ratio depends on beside the code."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-    return {"processor": name, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    from rows import processor  # not where a worker runs this file, in isolation
+
+    return {"processor": processor(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
 
 
 def parse() -> argparse.Namespace:

@@ -113,20 +113,25 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def machine() -> str:
-    """Return the processor, its cores, the accelerator if any, and the load of the last minute."""
+def processor() -> str:
+    """Return the processor's name, with what it has for narrow numbers."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-        flags = next((line for line in lines if line.startswith("flags")), "")
-        wide = [flag for flag in ("avx512_bf16", "amx_bf16", "amx_int8") if flag in flags.split()]
-        name += f" ({', '.join(wide)})" if wide else ""
+    if not info.is_file():
+        return name
+    lines = info.read_text(encoding="utf-8").splitlines()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    wide = [flag for flag in ("avx512_bf16", "amx_bf16", "amx_int8") if flag in flags.split()]
+    return f"{name} ({', '.join(wide)})" if wide else name
+
+
+def machine() -> str:
+    """Return the processor, its cores, the accelerator if any, and the load of the last minute."""
     import torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores{gpu}, load {os.getloadavg()[0]:.1f}"
+    return f"{processor()}, {os.cpu_count()} cores{gpu}, load {os.getloadavg()[0]:.1f}"
 
 
 def versions() -> dict[str, str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+
+from filelock import FileLock
 
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, explain_disk_errors
@@ -48,7 +47,7 @@ def environment(backend: str) -> Path:
     with explain_disk_errors(folder):
         if not folder.is_dir():
             place.mkdir(parents=True, exist_ok=True)
-            with _alone(folder):
+            with FileLock(place / f".{folder.name}.lock"):
                 if not folder.is_dir():  # unless another process made it while this one waited
                     _make(folder, listed, UNWANTED[backend])
     return _python_of(folder)
@@ -56,14 +55,6 @@ def environment(backend: str) -> Path:
 
 def _python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a lock while an environment is made; the system releases it, whatever becomes of the process."""
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _make(folder: Path, listed: str, unwanted: tuple[str, ...]) -> None:
