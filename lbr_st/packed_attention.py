@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
@@ -32,8 +33,11 @@ on a CPU in bfloat16 (measured, docs/LOG.md)."""
 
 
 def use_flex(device: torch.device) -> bool:
-    """Tell whether packed rows go through FlexAttention there: on a GPU, where it is compiled."""
-    return device.type == "cuda"
+    """Tell whether packed rows go through FlexAttention there: on a GPU with Triton, which it is compiled to.
+
+    Uncompiled it would hold every score; without Triton the spans serve a GPU as well.
+    """
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,14 @@ def test_on_a_gpu_the_packed_row_goes_to_flex_attention(tiny_base, monkeypatch):
     torch.testing.assert_close(per_term(model), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("device", "triton", "wanted"), [("cuda", True, True), ("cuda", False, False), ("cpu", True, False)]
+)
+def test_flex_attention_is_for_a_gpu_with_triton(monkeypatch, device, triton, wanted):
+    monkeypatch.setattr(packed_attention, "find_spec", lambda name: object() if triton else None)
+    assert packed_attention.use_flex(torch.device(device)) is wanted
+
+
 def test_gradient_checkpointing_changes_nothing(tiny_base):
     model = new_model(tiny_base("llama"), lora_rank=2).train()
     wanted = loss_and_gradients(model, TOGETHER)
