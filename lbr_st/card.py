@@ -15,7 +15,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.records import find_system
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.evaluation.section import read_results, replace_section, results_section
-from lbr_st.files import explain_disk_errors
+from lbr_st.files import explain_disk_errors, write_whole
 from lbr_st.recipe import Recipe
 
 
@@ -109,7 +109,7 @@ def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> N
         rows = [(score.name, score) for name in systems for score in find_system([s for _, s in rows], name)]
     text = replace_section(card.read_text(encoding="utf-8"), results_section(rows))
     with explain_disk_errors(card):
-        card.write_text(text, encoding="utf-8")
+        write_whole(card, text)
 
 
 def _sections(info: CardInfo, results: str) -> str:

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend."""
+"""The one exception type for mistakes that a user can mend, and the one for a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -24,3 +24,10 @@ class LBRError(ValueError):
 
 def _rebuild(what: str, where: str | None, fix: str | None) -> LBRError:
     return LBRError(what, where=where, fix=fix)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or a scheduler by SIGTERM, ended a run: says what was kept and how to continue.
+
+    Not an :class:`Exception`: nothing that catches those is to go on as if nothing had been.
+    """

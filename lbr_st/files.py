@@ -64,10 +64,27 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
             aside.chmod(0o777 & ~umask)
             for item in aside.rglob("*"):  # some writers put their files aside first, with the same mode
                 item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
-            _flush(aside)
+            flush(aside)
             _swap(aside, path)
+            _fsync(path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is there whole or not at all, whatever happens meanwhile; it replaces one that is.
+
+    Raises:
+        OSError: The disk is full or read-only.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        flush(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
         raise
 
 
@@ -101,6 +118,7 @@ def _swap(aside: Path, path: Path) -> None:
         aside.rename(path)
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a killed process of the same number
     path.rename(old)
     try:
         aside.rename(path)
@@ -110,10 +128,16 @@ def _swap(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    for item in [*folder.rglob("*"), folder]:
-        descriptor = os.open(item, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def flush(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, written to the disk itself."""
+    for item in [*(path.rglob("*") if path.is_dir() else ()), path]:
+        _fsync(item)
+
+
+def _fsync(item: Path) -> None:
+    """Have a file's content, or a folder's list of names, written to the disk."""
+    descriptor = os.open(item, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset
-from filelock import FileLock
 
 from lbr_st.contamination import ContaminationReport
 from lbr_st.data import DOMAIN_TASKS, RetrievalSet
@@ -19,6 +18,7 @@ from lbr_st.data.domain_tasks import pinned_wheels
 from lbr_st.data.sources import is_local
 from lbr_st.data.tables import save_rows, scratch
 from lbr_st.files import explain_disk_errors, new_folder, sha256_of
+from lbr_st.locks import alone
 from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
 from lbr_st.training_data import evaluated, gather, learn_pairs
@@ -96,10 +96,7 @@ def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = Non
 
 def _make_alone(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -> Prepared:
     """Make the data while other processes of the same run wait, or take what one of them made meanwhile."""
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / f".{FOLDER}.lock").acquire()
-    with held:
+    with alone(folder / FOLDER):
         kept, _ = _kept(recipe, folder, key)
         if kept is not None:
             return kept
@@ -109,7 +106,7 @@ def _make_alone(recipe: Recipe, folder: Path, key: dict[str, Any], generative: b
 
 
 def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -> None:
-    for left in (*folder.glob(".reading.*"), *folder.glob(f".{FOLDER}.*.partial")):  # by a run that was killed
+    for left in folder.glob(".reading.*"):  # by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     with explain_disk_errors(folder):
         # Beside what is kept: the system's temporary folder is often small, and in memory.

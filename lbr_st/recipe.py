@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.errors import LBRError
-from lbr_st.files import explain_disk_errors
+from lbr_st.files import explain_disk_errors, write_whole
 from lbr_st.recipe_arguments import add_recipe_arguments, check_keys, describe, explain, takes_null
 from lbr_st.recipe_sections import (
     SECTIONS,
@@ -258,7 +258,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     text = _parser().dump(_namespace(recipe), format="yaml", skip_unset=False)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        write_whole(path, text)
 
 
 @cache

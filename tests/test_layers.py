@@ -14,9 +14,10 @@ ROOT = Path(lbr_st.__file__).parent
 # From the ground up. A part may import from its own row (its own package) and from any row above it in this list.
 PLAN = [
     {"errors"},
-    {"files", "precision"},
+    {"files", "precision", "processes"},
+    {"locks", "seals"},
     {"registry"},
-    {"bases", "data"},
+    {"bases", "data", "model_files"},
     {"contamination"},
     {"adapters", "packed_attention", "token_nll"},
     {"attention"},

@@ -1,5 +1,6 @@
 import hashlib
 import stat
+import threading
 import zipfile
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def pip(monkeypatch, tmp_path):
 
 def left_behind(tmp_path):
     wheels = tmp_path / "cache" / "wheels"
-    return sorted(item.name for item in wheels.iterdir()) if wheels.exists() else []
+    return sorted(item.name for item in wheels.iterdir() if item.suffix != ".lock") if wheels.exists() else []
 
 
 def test_fetches_once_and_then_reads_the_cache(pip, tmp_path):
@@ -117,31 +118,36 @@ def test_says_what_came_instead(pip):
         registry.fetch_wheel("thing==2.0", "thing-2.0-py3-none-any.whl", "0" * 64)
 
 
-def test_another_process_that_was_faster_wins(pip, tmp_path):
-    sha = pip.serve(("thing/data.txt", "ours"))
-    folder = tmp_path / "cache" / "wheels" / f"thing-1.0-{sha[:8]}"
+def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path):
+    folder, begun, go_on = tmp_path / "entry", threading.Event(), threading.Event()
 
-    def other_process():
-        folder.mkdir()
-        (folder / "data.txt").write_text("theirs")
+    def slowly(target):
+        begun.set()
+        assert go_on.wait(timeout=10)
+        (target / "data.txt").write_text("first")
 
-    pip.meanwhile = other_process
-    assert registry.fetch_wheel("thing==1.0", NAME, sha) == folder
-    assert (folder / "data.txt").read_text() == "theirs"
-    assert left_behind(tmp_path) == [folder.name]
+    first = threading.Thread(target=registry.build_once, args=(folder, slowly))
+    first.start()
+    assert begun.wait(timeout=10)
+    threading.Timer(0.2, go_on.set).start()
+    assert registry.build_once(folder, lambda target: pytest.fail("made a second time")) == folder
+    first.join()
+    assert (folder / "data.txt").read_text() == "first"
 
 
-def test_build_once_takes_an_entry_that_appears_while_it_fails(tmp_path):
-    folder = tmp_path / "entry"
+def test_an_entry_that_was_cut_off_is_made_again(tmp_path, capsys):
+    folder = registry.build_once(tmp_path / "entry", lambda target: (target / "data.txt").write_text("whole"))
+    (folder / "data.txt").write_text("wh")
+    registry.build_once(folder, lambda target: (target / "data.txt").write_text("whole"))
+    assert (folder / "data.txt").read_text() == "whole"
+    assert "data.txt has 2 bytes where 5 were written" in capsys.readouterr().err
 
-    def fill(target):
-        folder.mkdir()
-        raise OSError("directory not empty")
 
-    assert registry.build_once(folder, fill) == folder
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    (tmp_path / ".entry.abc.partial").mkdir()
     with pytest.raises(OSError, match="broken"):
-        registry.build_once(tmp_path / "other", lambda target: (_ for _ in ()).throw(OSError("broken")))
-    assert [item.name for item in tmp_path.iterdir()] == ["entry"]
+        registry.build_once(tmp_path / "entry", lambda target: (_ for _ in ()).throw(OSError("broken")))
+    assert [item.name for item in tmp_path.iterdir()] == [".entry.lock"]
 
 
 def test_run_returns_the_exit_code_and_stderr():

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lbr_st.files import explain_disk_errors
+from lbr_st.files import explain_disk_errors, write_whole
 
 FORMAT = 1
 """Of the record on disk; one of another number is not read."""
@@ -181,6 +181,4 @@ def write_json(path: Path, content: object) -> None:
     """
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

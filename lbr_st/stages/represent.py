@@ -15,11 +15,11 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 
-from lbr_st.batches import world_size
 from lbr_st.bottleneck import backbone_of, trained_bottleneck
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
+from lbr_st.processes import world_size
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
 from lbr_st.tokens import Column, tokenized

@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -22,9 +18,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.batches import TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
-from lbr_st.errors import LBRError
+from lbr_st.errors import Interrupted, LBRError
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.checkpoints import CheckpointingTrainer
+from lbr_st.stages.interruption import stop_between_steps
 from lbr_st.tokens import Column, TokenCollator, tokenized
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
@@ -139,14 +137,16 @@ def generative_tokens(
     return tokenized(rows, backbone.tokenizer, columns, cache_dir=cache_dir)
 
 
-class GuardedTrainer(SentenceTransformerTrainer):
+class GuardedTrainer(CheckpointingTrainer):
     """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which stops at a loss not finite.
 
     Datasets are those of :func:`lbr_st.tokens.tokenized`. It stops before the optimiser steps, so neither the weights
-    nor the last checkpoint are touched, and says at which step and on which texts.
+    nor the last checkpoint are touched, and says at which step and on which texts. SIGINT and SIGTERM end it after
+    the step at hand, which is saved.
 
     Raises:
-        LBRError: A loss or gradient is NaN or infinite.
+        LBRError: A loss or gradient is NaN or infinite, or a checkpoint cannot be written.
+        Interrupted: It was asked to stop.
     """
 
     def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
@@ -161,7 +161,16 @@ class GuardedTrainer(SentenceTransformerTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does, and give the model back as it came: computing in its own precision."""
         try:
-            return super().train(*args, **kwargs)
+            with stop_between_steps() as request:
+                self.add_callback(request)
+                result = super().train(*args, **kwargs)
+                self.remove_callback(request)
+            if request.stopped:
+                raise Interrupted(
+                    f"step {self.state.global_step} of {self.state.max_steps} is saved in {self.args.output_dir}; "
+                    "run the same command again to continue from it."
+                )
+            return result
         finally:
             # accelerate leaves its autocast around the model's forward. A later encode would silently run in
             # bfloat16, and differ from the same model read from disk.

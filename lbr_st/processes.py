@@ -1,0 +1,39 @@
+"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them; accelerate does the work."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+LONGEST_WAIT = timedelta(hours=12)
+"""How long processes wait for the first one while it prepares, scores or writes; a launcher ends them if it fails."""
+
+
+def start_processes() -> None:
+    """Have this process meet the others of its launch, where there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(timeout=LONGEST_WAIT)
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that prepares, scores and writes."""
+    import torch.distributed as dist
+
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
