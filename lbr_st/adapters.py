@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from lbr_st.errors import LBRError
 
 _PREFIX = "base_model.model."
 """What peft's files put before every name: their own wrapper class."""
+
+_READ = (
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "trainable_token_indices",
+)
+"""What is read of ``adapter_config.json``: what :func:`add_lora` sets. Some of peft's other keys name modules to be
+imported (``megatron_core``), and a folder may come from anybody."""
 
 TRAINED_ROWS = r"trainable_tokens_delta"
 """Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
@@ -89,6 +101,24 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     model.peft_config["default"].save_pretrained(str(folder))
 
 
+def read_lora_config(folder: str | Path) -> LoraConfig:
+    """Read the configuration that :func:`save_lora` wrote, and nothing else that may stand in it.
+
+    Raises:
+        LBRError: It is not one of LoRA, or not readable.
+    """
+    path = Path(folder) / ADAPTER_CONFIG_NAME
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        if given["peft_type"] != "LORA" or not isinstance(given["base_model_name_or_path"], str):
+            raise ValueError(f"peft_type {given['peft_type']}, base {given['base_model_name_or_path']}")
+        return LoraConfig(**{key: given[key] for key in _READ if key in given})
+    except (KeyError, TypeError, ValueError) as error:
+        raise LBRError(
+            f"not the configuration of a LoRA adapter on a base: {error}.", where=str(path), fix="Save it again."
+        ) from error
+
+
 def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     """Read what :func:`save_lora` wrote onto a base whose vocabulary has been grown already; trainable.
 
@@ -96,7 +126,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
         LBRError: The file does not hold every weight that the configuration asks for.
     """
     folder = Path(folder)
-    config = PeftConfig.from_pretrained(str(folder))
+    config = read_lora_config(folder)
     base = config.base_model_name_or_path
     model.add_adapter(config)
     # add_adapter puts the folder in its place that the base was read from, which another machine does not have.

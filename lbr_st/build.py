@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lbr_st.adapters import add_lora
+from lbr_st.adapters import add_lora, read_lora_config
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
+from lbr_st.model_files import explain_model_errors
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 
 TokenInit = Literal["mean", "eos", "random"]
@@ -102,17 +104,10 @@ def build_model(
     )
 
 
-@contextmanager
-def explain_base_errors(base: str) -> Iterator[None]:
+def explain_base_errors(base: str) -> AbstractContextManager[None]:
     """Turn transformers' "no such model, or no way to fetch it" into an :class:`LBRError` that names the base."""
-    try:
-        yield
-    except OSError as error:
-        raise LBRError(
-            f"the base cannot be loaded: {str(error).splitlines()[0]}",
-            where=base,
-            fix='Check the name and the network, or use the embedded "smollm2-135m".',
-        ) from error
+    fix = 'Check the name and the network, or use the embedded "smollm2-135m".'
+    return explain_model_errors(base, "the base", fix)
 
 
 def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:
@@ -150,26 +145,100 @@ def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_
         weight[ids] = centre + noise * spread * (1.0 if how == "random" else 0.1)
 
 
-def load_model(folder: str | Path, **kwargs: Any) -> SentenceTransformer:
+def load_model(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> SentenceTransformer:
     """Load a training model that ``SentenceTransformer.save_pretrained`` wrote.
 
-    Sentence Transformers asks for ``trust_remote_code=True`` to load any module outside its own package. This loads
-    nothing but installed classes: a folder that names other modules is refused.
+    Sentence Transformers itself would ask for ``trust_remote_code=True``, which opens the door to any code that the
+    folder names. Here the classes are three, known beforehand, and nothing of a folder runs, nor of its base.
 
     Args:
         folder: The saved model.
-        **kwargs: For :class:`~sentence_transformers.SentenceTransformer`.
+        base: Where its base is, if it is saved as an adapter and not to be had under the name that it was saved with.
+        device: Where to put the model; None for Sentence Transformers' choice.
+        model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
 
     Raises:
-        LBRError: The folder is no Sentence Transformers model, or names foreign modules.
+        LBRError: The folder is no training model, is damaged, holds or names code, or its base cannot be had.
     """
     folder = Path(folder)
+    kinds = _modules_of(folder)
+    if list(folder.rglob("*.py")):
+        raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
+    settings = _json_in(folder / "config_sentence_transformers.json")
+    modules: list[nn.Module] = []
+    with _explain_adapter_errors(folder, base):
+        for kind, place in kinds:
+            options: dict[str, Any] = {"subfolder": place}
+            if issubclass(kind, CausalBackbone):
+                options |= {"model_kwargs": model_kwargs, "adapter_base": base}
+            modules.append(kind.load(str(folder), **options))
+    return SentenceTransformer(
+        modules=modules,
+        prompts=settings.get("prompts"),
+        default_prompt_name=settings.get("default_prompt_name"),
+        similarity_fn_name=settings.get("similarity_fn_name"),
+        truncate_dim=settings.get("truncate_dim"),
+        device=device,
+    )
+
+
+_MODULES: dict[str, type[CausalBackbone | BottleneckPooler | Normalize]] = {
+    "lbr_st.modules.causal_backbone.CausalBackbone": CausalBackbone,
+    "lbr_st.modules.bottleneck_pooler.BottleneckPooler": BottleneckPooler,
+    "sentence_transformers.base.modules.normalize.Normalize": Normalize,
+    "sentence_transformers.sentence_transformer.modules.Normalize": Normalize,
+    "sentence_transformers.models.Normalize": Normalize,
+}
+"""All that a training model is made of, by the names that Sentence Transformers writes."""
+
+
+def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPooler | Normalize], str]]:
+    """Return the classes and folders of a model's modules, all of them known and inside of it."""
     listing = folder / "modules.json"
     if not listing.is_file():
         raise LBRError("not a Sentence Transformers model: it has no modules.json.", where=str(folder))
-    for module in json.loads(listing.read_text(encoding="utf-8")):
-        if module["type"].split(".")[0] not in ("lbr_st", "sentence_transformers"):
-            raise LBRError(f"module {module['type']!r} is not ours to run.", where=str(listing))
-    if list(folder.rglob("*.py")):
-        raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
-    return SentenceTransformer(str(folder), trust_remote_code=True, **kwargs)
+    found = []
+    for module in _json_in(listing, list):
+        try:
+            kind, place = str(module["type"]), str(module["path"])
+        except (KeyError, TypeError) as error:
+            raise LBRError("a module without a type and a path.", where=str(listing), fix="Save it again.") from error
+        if kind not in _MODULES:
+            raise LBRError(
+                f"module {kind!r} is not ours to run.",
+                where=str(listing),
+                fix="Give a model in training form, as learn and represent write it.",
+            )
+        inside = (folder / place).resolve().is_relative_to(folder.resolve())
+        if (place and not re.fullmatch(r"\w[\w.-]*", place)) or not inside:
+            raise LBRError(f"the module folder {place!r} leads out of the model.", where=str(listing))
+        found.append((_MODULES[kind], place))
+    return found
+
+
+def _explain_adapter_errors(folder: Path, base: str | None) -> AbstractContextManager[None]:
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        return explain_model_errors(str(folder), "the model", "The model is damaged; save it again.")
+    name = base or str(read_lora_config(folder).base_model_name_or_path)
+    fix = (
+        "Check the name and the network, or say where the adapter's base is: base=FOLDER (--base on the command line)."
+    )
+    return explain_model_errors(name, "the base", fix)
+
+
+def _json_in(path: Path, kind: type = dict) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LBRError(
+            f"cannot be read: {error}.", where=str(path), fix="The model is damaged; save it again."
+        ) from error
+    if not isinstance(found, kind):
+        raise LBRError(f"holds a {type(found).__name__}.", where=str(path), fix="The model is damaged; save it again.")
+    return found

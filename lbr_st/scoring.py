@@ -23,6 +23,7 @@ from lbr_st.evaluation.records import FOLDER
 from lbr_st.evaluation.suites import Planned, plan
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system, truncated
 from lbr_st.evaluation.table import format_tasks
+from lbr_st.model_files import load_stock, without_code
 from lbr_st.precision import Precision, encoding_options
 from lbr_st.registry import notice
 
@@ -273,7 +274,13 @@ def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransf
         LBRError: The base cannot be had.
     """
     with explain_base_errors(base):
-        transformer = Transformer(resolve_base(base), max_seq_length=max_seq_length)
+        transformer = Transformer(
+            resolve_base(base),
+            max_seq_length=max_seq_length,
+            model_kwargs={**without_code(None), "use_safetensors": True},
+            config_kwargs=without_code(None),
+            processor_kwargs=without_code(None),
+        )
     if transformer.tokenizer.pad_token is None:
         transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
@@ -282,7 +289,9 @@ def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransf
 
 def _load(model: str, options: dict[str, Any]) -> SentenceTransformer:
     try:
-        loaded = SentenceTransformer(model, model_kwargs=options)
+        loaded = load_stock(model, **options)
+    except LBRError:
+        raise
     except Exception as error:  # each of the libraries below raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LBRError(

@@ -14,7 +14,7 @@ ROOT = Path(lbr_st.__file__).parent
 # From the ground up. A part may import from its own row (its own package) and from any row above it in this list.
 PLAN = [
     {"errors"},
-    {"files", "precision", "processes"},
+    {"files", "precision", "processes", "wrapped"},
     {"locks", "seals"},
     {"registry"},
     {"bases", "data", "model_files"},
@@ -32,9 +32,9 @@ PLAN = [
     {"recipe_arguments"},
     {"recipe"},
     {"baselines"},
-    {"build", "card"},
+    {"build", "card", "provenance"},
     {"stages", "training_data"},
-    {"prepared"},
+    {"prepared", "stage_folders"},
     {"scoring", "export", "submission", "checking"},
     {"run_scores"},
     {"pipeline"},

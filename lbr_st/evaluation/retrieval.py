@@ -11,6 +11,7 @@ from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.mteb_task import retrieval_task
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.evaluation.systems import bm25_system, embedding_system
+from lbr_st.model_files import load_stock
 from lbr_st.precision import Precision
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ def evaluate_retrieval(
     """
     task = retrieval_task(data, split, domains)
     if isinstance(model, str):
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(model)
+        model = load_stock(model)
     system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
     return evaluate_task(
         system,

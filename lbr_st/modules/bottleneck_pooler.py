@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
+from safetensors.torch import load_model as load_safetensors_model
 from sentence_transformers.sentence_transformer.modules import Module, Pooling
 from torch import Tensor, nn
+
+from lbr_st.model_files import pickled
 
 
 class BottleneckPooler(Module):
@@ -107,10 +110,18 @@ class BottleneckPooler(Module):
     def load(  # type: ignore[override]
         cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
     ) -> Self:
-        """Load a saved pooler from a folder or the hub."""
+        """Load a saved pooler from a folder or the hub; its weights from safetensors.
+
+        Raises:
+            LBRError: It should have weights and has no ``model.safetensors``.
+        """
         hub = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
-        pooler = cls(**config)
+        pooler = cls(**{key: value for key, value in config.items() if key in cls.config_keys})
         if pooler.state_dict():
-            cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=pooler, **hub)
+            # load_torch_weights would unpickle a pytorch_model.bin.
+            file = cls.load_file_path(model_name_or_path, "model.safetensors", subfolder=subfolder, **hub)
+            if file is None:
+                raise pickled(f"{model_name_or_path}/{subfolder}")
+            load_safetensors_model(pooler, file)
         return pooler

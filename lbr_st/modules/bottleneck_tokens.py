@@ -88,6 +88,7 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
     if copy.pad_token is None:
         # Padding is masked out everywhere, so reusing eos is harmless and adds no row to the vocabulary.
         copy.pad_token = copy.eos_token
+    read_as_text(copy)
     tokens = [bottleneck_token(index) for index in range(num_tokens)]
     if tokens:
         copy.add_tokens(tokens, special_tokens=True)
@@ -95,6 +96,18 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
         return copy
     _append_on_every_encoding(copy, tokens or [copy.eos_token])
     return copy
+
+
+def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer read ``<|lbr_0|>``, ``</s>`` or ``<|im_start|>`` inside a text as the characters they are.
+
+    Then no text can forge a bottleneck or another control token; what the post-processor adds is not affected. The
+    option is of transformers' own and is saved with the tokenizer (in ``tokenizer_config.json``, for
+    ``tokenizer.json`` has no place for it), so that plain Sentence Transformers follows it, too. Words that a base has
+    added to its vocabulary without calling them special, such as Qwen's ``<think>``, stay words.
+    """
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True  # what save_pretrained writes
 
 
 def _append_on_every_encoding(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> None:

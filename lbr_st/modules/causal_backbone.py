@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
-from peft import PeftConfig
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import ADAPTER_CONFIG_NAME
 
-from lbr_st.adapters import has_lora, load_lora, save_lora, trained_rows
+from lbr_st.adapters import has_lora, load_lora, read_lora_config, save_lora, trained_rows
 from lbr_st.attention import Segment, attention_mask
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
-from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
+from lbr_st.model_files import without_code
+from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, read_as_text, with_bottleneck_tokens
 from lbr_st.modules.causal_lm import load_causal_lm, make_room
 from lbr_st.packed_attention import IMPLEMENTATION
 from lbr_st.token_nll import Head
@@ -33,22 +34,32 @@ class CausalBackbone(Transformer):
 
     Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
 
+    Whatever a folder says, nothing of it runs: ``trust_remote_code`` is off for the configuration, the weights and
+    the tokenizer, of the model as of its adapter's base; weights come from safetensors.
+
     Args:
         model_name_or_path: A folder or hub id whose tokenizer carries bottleneck tokens, or will once
             :meth:`use_bottleneck_tokens` has been called.
         base: What the model was built from, as the user named it; kept for the record.
+        adapter_base: Where a saved adapter's base is; None for where its ``adapter_config.json`` says.
         **kwargs: Passed to :class:`~sentence_transformers.models.Transformer`.
 
     Raises:
-        LBRError: The checkpoint is not a causal LM, or its head is of an unknown form.
+        LBRError: The checkpoint is not a causal LM, its head is of an unknown form, or ``trust_remote_code`` is given.
     """
 
     config_keys: list[str] = [*Transformer.config_keys, "base"]
 
-    def __init__(self, model_name_or_path: str, *, base: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model_name_or_path: str, *, base: str | None = None, adapter_base: str | None = None, **kwargs: Any
+    ) -> None:
         kwargs.setdefault("modality_config", _TEXT_ONLY)
         kwargs.setdefault("module_output_name", "token_embeddings")
+        for options in ("model_kwargs", "config_kwargs", "processor_kwargs"):
+            kwargs[options] = without_code(kwargs.get(options))
+        self._adapter_base = adapter_base
         super().__init__(model_name_or_path, **kwargs)
+        read_as_text(self.tokenizer)  # those that were saved before this was an option, too
         self.base = base or model_name_or_path
         self._affixes: tuple[int, int] | None = None
         self._bottleneck_ids: list[int] | None = None
@@ -59,10 +70,22 @@ class CausalBackbone(Transformer):
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Find a saved adapter's base by the name the user gave, embedded bases included."""
-        if not (Path(model_name_or_path) / "adapter_config.json").is_file():
-            return super()._load_config(model_name_or_path, backend, config_kwargs)
-        adapter = PeftConfig.from_pretrained(model_name_or_path)
-        return AutoConfig.from_pretrained(resolve_base(adapter.base_model_name_or_path)), True
+        is_adapter = (Path(model_name_or_path) / ADAPTER_CONFIG_NAME).is_file()
+        if is_adapter:
+            config = AutoConfig.from_pretrained(self._base_of(model_name_or_path), trust_remote_code=False)
+        else:
+            config, is_adapter = super()._load_config(model_name_or_path, backend, config_kwargs)
+        if "/" in (getattr(config, "_attn_implementation", None) or ""):
+            raise LBRError(
+                f"config.json asks for code from the hub ({config._attn_implementation}), which is never run.",
+                where=model_name_or_path,
+                fix="Take attn_implementation out of it.",
+            )
+        return config, is_adapter
+
+    def _base_of(self, adapter: str) -> str:
+        """Return what ``from_pretrained`` takes for a saved adapter's base."""
+        return resolve_base(self._adapter_base or str(read_lora_config(adapter).base_model_name_or_path))
 
     def _load_model(
         self,
@@ -76,12 +99,13 @@ class CausalBackbone(Transformer):
         """Load the causal LM, and for a saved adapter its base first, with room for the bottleneck tokens."""
         if not is_peft_model:
             return load_causal_lm(model_name_or_path, config=config, **kwargs)
-        adapter = PeftConfig.from_pretrained(model_name_or_path)
+        adapter = read_lora_config(model_name_or_path)
         # These say where the adapter is, not its base.
         kwargs.pop("subfolder", None)
         kwargs.pop("revision", None)
-        model = load_causal_lm(resolve_base(adapter.base_model_name_or_path), config=config, **kwargs)
-        rows = [row for ids in (adapter.trainable_token_indices or {}).values() for row in ids]
+        model = load_causal_lm(self._base_of(model_name_or_path), config=config, **kwargs)
+        trained = cast(dict[str, list[int]], adapter.trainable_token_indices or {})
+        rows = [row for ids in trained.values() for row in ids]
         make_room(model, max(rows, default=-1) + 1)
         load_lora(model, model_name_or_path)
         return model
@@ -161,6 +185,27 @@ class CausalBackbone(Transformer):
         which = input_ids[..., None] == torch.tensor(ids, device=input_ids.device)
         own = torch.nn.functional.embedding(which.int().argmax(-1), rows)
         return torch.where(which.any(-1, keepdim=True), own.to(vectors.dtype), vectors)
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read what :meth:`save_config` wrote and nothing else: no file says how transformers is to load a model."""
+        config = super().load_config(*args, **kwargs)
+        return {key: value for key, value in config.items() if key in cls.config_keys}
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, model_name_or_path: str, *, adapter_base: str | None = None, **kwargs: Any
+    ) -> Self:
+        """Load a saved backbone; ``adapter_base`` as for the class, and nothing in the folder is run as code.
+
+        Args:
+            model_name_or_path: A folder or hub id.
+            adapter_base: Where a saved adapter's base is, if not where ``adapter_config.json`` says.
+            **kwargs: As for :meth:`~sentence_transformers.models.Transformer.load`.
+        """
+        kwargs["trust_remote_code"] = False  # plain Sentence Transformers needs it on to come this far
+        defaults = {**(kwargs.pop("init_defaults", None) or {}), "adapter_base": adapter_base}
+        return super().load(model_name_or_path, init_defaults=defaults, **kwargs)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the weights (with LoRA: the adapter and the token rows alone), the tokenizer and the configuration."""

@@ -12,7 +12,7 @@ from lbr_st.errors import LBRError
 
 
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
-    """Load a causal LM with ``AutoModelForCausalLM``.
+    """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
 
     Raises:
         LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head).
@@ -26,7 +26,7 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
             fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, "use_safetensors": True})
     except ValueError as error:
         if "AutoModelForCausalLM" not in str(error):
             raise

@@ -1,0 +1,125 @@
+"""What is read of a model, one's own or a stranger's: safetensors, JSON and text. Its code never runs.
+
+``docs/SECURITY.md`` has the whole picture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PICKLED = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
+"""Files of weights that unpickling would read, and what is read in their place."""
+
+
+def without_code(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return options of ``from_pretrained`` with ``trust_remote_code`` off; left out, transformers asks at a terminal.
+
+    Raises:
+        LBRError: They ask for ``trust_remote_code``.
+    """
+    options = dict(options or {})
+    if options.get("trust_remote_code"):
+        raise LBRError(
+            "code that comes with a model is never run.",
+            where="trust_remote_code",
+            fix="Choose a model of an architecture that transformers knows.",
+        )
+    return {**options, "trust_remote_code": False}
+
+
+@contextmanager
+def explain_model_errors(name: str, what: str, fix: str = "Check the name and the network.") -> Iterator[None]:
+    """Turn what transformers says of a model that is not there, or not to be read, into an :class:`LBRError`.
+
+    Args:
+        name: The model, as the user named it.
+        what: What it is: "the base" or "the model".
+        fix: What to do where it cannot be fetched.
+
+    Raises:
+        LBRError: It cannot be fetched, has pickled weights only, or cannot be loaded without code of its own.
+    """
+    try:
+        yield
+    except LBRError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error)
+        if "trust_remote_code" in reason:
+            raise LBRError(
+                f"{what} comes with code of its own, which is never run.",
+                where=name,
+                fix="Choose a model of an architecture that transformers knows.",
+            ) from error
+        if isinstance(error, ValueError):
+            raise
+        if "safetensors" in reason:
+            raise pickled(name) from error
+        raise LBRError(
+            f"{what} cannot be loaded: {reason.splitlines()[0] if reason else type(error).__name__}",
+            where=name,
+            fix=fix,
+        ) from error
+
+
+def pickled(where: str) -> LBRError:
+    """Return the error for a model without weights in safetensors."""
+    return LBRError(
+        "there are no weights in safetensors; pickled ones (.bin, .pt, .ckpt) can run code and are never opened.",
+        where=where,
+        fix="Use a model that has them, or convert this one where you trust it: load it, then save_pretrained.",
+    )
+
+
+def load_stock(model: str, **model_kwargs: Any) -> SentenceTransformer:
+    """Load a model with plain Sentence Transformers: no code of its own, no pickled weights.
+
+    Args:
+        model: A folder or a hub id.
+        **model_kwargs: For transformers' ``from_pretrained``.
+
+    Raises:
+        LBRError: It has pickled weights only, or needs code of its own.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    refuse_pickles(model)
+    options = {**without_code(model_kwargs), "use_safetensors": True}
+    with explain_model_errors(model, "the model"):
+        return SentenceTransformer(model, trust_remote_code=False, model_kwargs=options)
+
+
+def refuse_pickles(model: str) -> None:
+    """Refuse a model of which a part, such as a ``Dense``, has its weights pickled only.
+
+    transformers is told so by ``use_safetensors``; Sentence Transformers' own modules have no such option.
+
+    Raises:
+        LBRError: It has such a part.
+    """
+    if Path(model).is_dir():
+        found = (file for name in PICKLED for file in sorted(Path(model).rglob(name)))
+        for file in found:
+            if not any(file.parent.glob("*.safetensors")):
+                raise pickled(str(file))
+        return
+    from sentence_transformers.util import load_file_path
+
+    if "/" not in model:
+        model = f"sentence-transformers/{model}"  # as Sentence Transformers reads it
+    listing = load_file_path(model, "modules.json")
+    for module in json.loads(Path(listing).read_text(encoding="utf-8")) if listing else ():
+        if not module["path"]:
+            continue
+        for name, instead in PICKLED.items():
+            if load_file_path(model, instead, module["path"]) is None and load_file_path(model, name, module["path"]):
+                raise pickled(f"{model}/{module['path']}/{name}")
