@@ -14,7 +14,6 @@ from lbr_st.errors import LBRError
 from lbr_st.processes import world_size
 from lbr_st.tokens import DIGEST, NUM_TOKENS
 
-
 SEARCHED = 1000
 """How many rows put off for their texts are looked through for each batch; beyond it they wait."""
 
@@ -25,10 +24,14 @@ class TokenBatchSampler(DefaultBatchSampler):
     Every epoch has the same number of batches, that of the first: a run that is resumed counts on it. Where another
     order would make more, the last rows wait for another epoch; where it would make fewer, a further order goes on.
 
+    Of several processes each takes every so many-th batch. Without ``batch_tokens`` their batches of one step are, one
+    after another, the batch that one process would take alone, and what is asked of a batch holds for that one: texts
+    that processes gather from each other are no more repeated than those of one.
+
     Args:
         dataset: Token rows as :func:`lbr_st.tokens.tokenized` gives them.
         batch_size: Most rows in a batch.
-        drop_last: Leave out the last batch of an order, which is smaller than the others.
+        drop_last: Leave out batches at the end of an order that are not full; with ``batch_tokens``, the last one.
         valid_label_columns: Not used; part of Sentence Transformers' interface.
         generator: Draws the orders.
         seed: Of the first epoch; that of a later one is this and its number.
@@ -36,7 +39,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         no_duplicates: Keep a text from standing twice in a batch, in whichever columns.
 
     Raises:
-        LBRError: The dataset has no rows, or is not tokenised.
+        LBRError: The dataset has no rows, or fewer than a batch where that would be left out, or is not tokenised.
     """
 
     def __init__(
@@ -64,14 +67,23 @@ class TokenBatchSampler(DefaultBatchSampler):
         if no_duplicates:
             names = [name for name in dataset.column_names if name.endswith(DIGEST)]
             self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
-        self.rows_at_most = batch_size
         self.batch_tokens = batch_tokens
-        if batch_tokens is not None and world_size() > 1:
+        self.processes = world_size()
+        # Where a number of tokens is asked for, each process's batch is full on its own.
+        self.parts = self.processes if batch_tokens is None else 1
+        self.rows_at_most = batch_size * self.parts
+        if batch_tokens is not None and self.processes > 1:
             # Rounds of several processes are complete whatever the batches' sizes; accelerate would drop unequal ones.
             self.batch_size = None  # type: ignore[assignment]
-        self._length = sum(1 for _ in self._order(0, 0))
+        made = sum(1 for _ in self._order(0, 0))
+        if not made:
+            raise LBRError(
+                f"{len(dataset)} rows do not fill one batch of {self.rows_at_most}, and a smaller one is left out.",
+                where="batch_size",
+                fix="Lower it, or give more rows with different texts.",
+            )
         # Each process takes every so many-th batch, and none may be left with one more than the others.
-        self._length = max(1, self._length - self._length % world_size())
+        self._length = max(self.processes, made - made % self.processes)
 
     def __len__(self) -> int:
         """Return how many batches every epoch has."""
@@ -93,7 +105,15 @@ class TokenBatchSampler(DefaultBatchSampler):
         # The first order of an epoch is that of Sentence Transformers' samplers; later ones are drawn from elsewhere.
         self.orders.manual_seed(self.seed + epoch + turn * 1_000_003)
         order = torch.randperm(len(self.num_tokens), generator=self.orders).numpy()
-        yield from self._plain(order) if self.digests is None else self._without_duplicates(order)
+        for batch in self._plain(order) if self.digests is None else self._without_duplicates(order):
+            size = self.rows_at_most // self.parts
+            if self.drop_last and self.batch_tokens is None and len(batch) < self.rows_at_most:
+                continue
+            yield from (batch[begin : begin + size] for begin in range(0, len(batch), size))
+
+    @property
+    def _drops_last(self) -> bool:
+        return self.drop_last and self.batch_tokens is not None
 
     def _plain(self, order: np.ndarray) -> Iterator[list[int]]:
         until = self.num_tokens[order].cumsum(dtype=np.int64)
@@ -103,7 +123,7 @@ class TokenBatchSampler(DefaultBatchSampler):
             if self.batch_tokens is not None:
                 end = min(end, int(np.searchsorted(until, before + self.batch_tokens, side="right")))
             end = min(max(end, begin + 1), len(order))
-            if not (self.drop_last and end == len(order)):
+            if not (self._drops_last and end == len(order)):
                 yield order[begin:end].tolist()
             begin, before = end, int(until[end - 1])
 
@@ -126,7 +146,7 @@ class TokenBatchSampler(DefaultBatchSampler):
                 if not done and not batch.take(row):
                     put_off.append(row)
             last = done and not put_off
-            if batch.rows and not (self.drop_last and last):
+            if batch.rows and not (self._drops_last and last):
                 yield batch.rows
 
 

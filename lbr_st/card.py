@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
@@ -33,6 +34,7 @@ class CardInfo:
         overlaps: What evaluation and training data are known to share by their origin, a sentence each.
         language: Language of the training text.
         examples: A query and a few texts for the usage example.
+        provenance: What :func:`lbr_st.provenance.provenance` says, kept beside the card; None if unknown.
     """
 
     name: str
@@ -44,6 +46,7 @@ class CardInfo:
     overlaps: Sequence[str] = ()
     language: str | None = None
     examples: Sequence[str] = field(default_factory=tuple)
+    provenance: dict[str, Any] | None = None
 
 
 class _Retrieval(SentenceEvaluator):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
@@ -21,19 +19,21 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
+from lbr_st.locks import only_run
 from lbr_st.prepared import Prepared, prepare
+from lbr_st.processes import is_first, start_processes, wait
+from lbr_st.provenance import provenance
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
+from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
 from lbr_st.training_data import evaluation_set
 
 DATA = "data"
-RECIPE = "recipe.yaml"
-LOG = "training_log.json"
 RESULTS = "results.json"
 
 
@@ -58,33 +58,48 @@ def run(
         command: The command line to note beside the scores.
 
     Returns:
-        A label and a result for each system, the released model last; empty without evaluation.
+        A label and a result for each system, the released model last; empty without evaluation, and in all but the
+        first of several processes.
 
     Raises:
-        LBRError: The recipe or its data is at fault, or ``output`` exists.
+        LBRError: The recipe or its data is at fault, ``output`` exists, or another run is at work on it.
+        Interrupted: The run was asked to stop; it continues from there when it is started again.
     """
     recipe.validate()
     output = Path(output)
-    refuse_existing(output, overwrite=overwrite)
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
-    _claim(work, recipe, overwrite=overwrite)
-    start = time.monotonic()
+    start_processes()
+    with only_run(output, work) if is_first() else nullcontext():
+        if is_first():
+            refuse_existing(output, overwrite=overwrite)
+            _claim(work, recipe, overwrite=overwrite)
+        wait()
+        return _run(recipe, output, work, overwrite=overwrite, command=command)
 
+
+def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: str) -> list[tuple[str, TaskScore]]:
+    start = time.monotonic()
     data = prepare(recipe, work / DATA)
-    for number, report in enumerate(data.contamination, start=1):
-        report.write(work / "contamination" / str(number))
-    scores = RunScores(recipe, data.test if recipe.evaluate.enabled else None, work / "results", command)
-    scores.bm25()
-    scores.base(recipe.model.base)
-    scores.beside()
+    scored = recipe.evaluate.enabled and is_first()  # the other processes wait
+    scores = RunScores(recipe, data.test if scored else None, work / "results", command)
+    if is_first():
+        for number, report in enumerate(data.contamination, start=1):
+            report.write(work / "contamination" / str(number))
+        scores.bm25()
+        scores.base(recipe.model.base)
+        scores.beside()
+    wait()
 
     model = None
     if recipe.learn.enabled and recipe.learn.max_steps:
         model = _stage(work / "learn", lambda folder: _learn(recipe, data, folder))
         scores.model("after stage 1, learn", model, "learn")
+        wait()
     if recipe.represent.enabled and recipe.represent.max_steps:
         before = model
         model = _stage(work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder))
+    if not is_first():
+        return []
     notice("Releasing in stock form …")
 
     def evaluate(stock: SentenceTransformer) -> None:
@@ -108,10 +123,9 @@ def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) ->
 
 def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, overwrite: bool = False) -> None:
     """Run stage 2 alone, on a training model's folder or, with None, on a fresh base; see :func:`run_learn`."""
-    refuse_existing(Path(output), overwrite=overwrite)
-    start = load_model(model) if model else build(recipe)
 
     def stage(folder: Path) -> SentenceTransformer:
+        start = load_model(model) if model else build(recipe)
         return _represent(recipe, _data(recipe, folder, generative=recipe.represent.replay_weight > 0), start, folder)
 
     _single(recipe, output, overwrite, stage)
@@ -169,7 +183,7 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
     assert pairs is not None  # who calls this had them made
     notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
     model = build(recipe)
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoints_of(folder)
     log = learn(
         model,
         pairs,
@@ -179,9 +193,9 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
         cache_dir=data.folder,
         precision=recipe.precision,
         seed=recipe.seed,
-        resume=_may_resume(checkpoints, recipe),
+        resume=may_resume(checkpoints, recipe),
     )
-    _keep(model, recipe, log, folder)
+    keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
 
 
@@ -190,7 +204,7 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     config = recipe.represent
     notice(f"Stage 2, represent: {config.max_steps} steps of {config.batch_size} of {len(data.pairs):,} pairs.")
-    checkpoints = _checkpoints(folder)
+    checkpoints = checkpoints_of(folder)
     log = represent(
         model,
         data.pairs,
@@ -201,49 +215,25 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
         cache_dir=data.folder,
         precision=recipe.precision,
         seed=recipe.seed,
-        resume=_may_resume(checkpoints, recipe),
+        resume=may_resume(checkpoints, recipe),
     )
-    _keep(model, recipe, log, folder)
+    keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
 
 
-def _checkpoints(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}-checkpoints")
-
-
-def _may_resume(checkpoints: Path, recipe: Recipe) -> bool:
-    """Tell whether there are checkpoints of this very recipe; those of another are removed."""
-    kept = checkpoints / RECIPE
-    if kept.is_file() and load_recipe(kept) == recipe:
-        return any(checkpoints.glob("checkpoint-*/trainer_state.json"))
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoints.mkdir(parents=True)
-    save_recipe(recipe, kept)
-    return False
-
-
-def _keep(model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], folder: Path) -> None:
-    """Save a stage's model, recipe and log; the folder's presence means that the stage is done."""
-    with new_folder(folder, overwrite=True) as aside:
-        model.save_pretrained(str(aside), create_model_card=False)
-        save_recipe(recipe, aside / RECIPE)
-        (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    shutil.rmtree(_checkpoints(folder), ignore_errors=True)
-
-
 def _stage(folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
-    if (folder / "modules.json").is_file():
-        notice(f"{folder.name}: done before, taken from {folder}.")
-        return load_model(folder)
     with explain_disk_errors(folder):
-        return make(folder)
+        return done_before(folder) or make(folder)
 
 
 def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
     recipe.validate()
     output = Path(output)
-    refuse_existing(output, overwrite=overwrite)
-    with explain_disk_errors(output):
+    start_processes()
+    with only_run(output) if is_first() else nullcontext(), explain_disk_errors(output):
+        if is_first():
+            refuse_existing(output, overwrite=overwrite)
+        wait()
         make(output)
     notice(f"{output} is ready.")
 
@@ -261,7 +251,8 @@ def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
         with new_folder(work, overwrite=True) as aside:
             if (work / DATA).is_dir():  # what is kept there says itself what it was made of
                 (work / DATA).rename(aside / DATA)
-    work.mkdir(parents=True, exist_ok=True)
+    with explain_disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, kept)
 
 
@@ -284,6 +275,7 @@ def _card_info(recipe: Recipe, data: Prepared, results: Path | None) -> CardInfo
         overlaps=known_overlaps(sources, tasks),
         language="en" if recipe.data.source in DOMAIN_TASKS else None,
         examples=examples,
+        provenance=provenance(recipe, data.sources),
     )
 
 

@@ -42,6 +42,8 @@ class Prepared:
         licences: A line for each source.
         contamination: As in :class:`~lbr_st.training_data.TrainingData`.
         evaluate: Which part of the held-out queries is evaluated.
+        sources: Each source by its role (source, texts, pairs): its ``name``, without where it lies, and the SHA-256
+            of its ``content``.
     """
 
     folder: Path
@@ -51,6 +53,7 @@ class Prepared:
     licences: list[str]
     contamination: list[ContaminationReport]
     evaluate: EvaluateConfig
+    sources: dict[str, dict[str, Any]]
 
     @cached_property
     def test(self) -> RetrievalSet | None:
@@ -170,6 +173,10 @@ def _load(recipe: Recipe, folder: Path) -> Prepared:
         record["licences"],
         [ContaminationReport.from_dict(report) for report in record["contamination"]],
         recipe.evaluate,
+        {
+            role: {part: source[part] for part in ("name", "content")}
+            for role, source in record["key"]["sources"].items()
+        },
     )
 
 

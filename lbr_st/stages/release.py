@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
+from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import load_recipe, save_recipe
 
 LEAST_COSINE = 0.9999
@@ -71,8 +73,11 @@ def release(
     source = Path(model) if isinstance(model, str | Path) else None
     trained = model if isinstance(model, SentenceTransformer) else load_model(model)
     if info is None:
-        recipe = source / "recipe.yaml" if source else None
-        info = CardInfo(output.name, recipe=load_recipe(recipe) if recipe and recipe.is_file() else None)
+        info = CardInfo(output.name)
+        if source and (source / "recipe.yaml").is_file():
+            info.recipe = load_recipe(source / "recipe.yaml")
+        if source and (source / PROVENANCE).is_file():
+            info.provenance = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
     if adapter_only:
         return _write_adapter(trained, output, info, overwrite=overwrite)
 
@@ -86,9 +91,15 @@ def release(
         if evaluate is not None:
             evaluate(stock)
         write_card(stock, aside, info)
-        if info.recipe is not None:
-            save_recipe(info.recipe, aside / "recipe.yaml")
+        _write_origin(info, aside)
     return output
+
+
+def _write_origin(info: CardInfo, folder: Path) -> None:
+    if info.recipe is not None:
+        save_recipe(info.recipe, folder / "recipe.yaml")
+    if info.provenance is not None:
+        (folder / PROVENANCE).write_text(json.dumps(info.provenance, indent=1) + "\n", encoding="utf-8")
 
 
 def write_stock(model: SentenceTransformer, folder: Path) -> None:
@@ -171,6 +182,5 @@ def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, 
         SentenceTransformer(
             modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
         ).save_pretrained(str(aside), create_model_card=False)
-        if info.recipe is not None:
-            save_recipe(info.recipe, aside / "recipe.yaml")
+        _write_origin(info, aside)
     return output

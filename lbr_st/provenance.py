@@ -1,0 +1,69 @@
+"""What a model was made of and with: seed, versions, digests of the data, the revision of this code."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lbr_st.processes import world_size
+from lbr_st.recipe import Recipe
+
+PROVENANCE = "provenance.json"
+
+PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def provenance(recipe: Recipe, sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the record that a stage and a release keep.
+
+    With the same record, the same machine gives the same weights to the last bit. It names no folder, user or host.
+
+    Args:
+        recipe: The run.
+        sources: What :attr:`lbr_st.prepared.Prepared.sources` says.
+    """
+    return {
+        "seed": recipe.seed,
+        "versions": {"python": platform.python_version(), **versions()},
+        "git_revision": git_revision(Path(__file__).parent),
+        "data": sources,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": world_size(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what comes out; of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision(folder: Path) -> str | None:
+    """Return the commit of the checkout that holds a folder's code, with ``-dirty`` if it was changed since.
+
+    None if git does not track the folder, as for an installed package.
+    """
+    if shutil.which("git") is None or not _git(folder, "ls-files", "--", "."):
+        return None
+    revision = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return revision and (f"{revision}-dirty" if changed else revision)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, errors="replace", check=False
+    )
+    return done.stdout.strip() or None if done.returncode == 0 else None

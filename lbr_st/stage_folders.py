@@ -1,0 +1,65 @@
+"""A run's stages on disk: which are done, which can be gone on with, and what each leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.build import load_model
+from lbr_st.files import new_folder
+from lbr_st.processes import is_first, wait
+from lbr_st.provenance import PROVENANCE
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.registry import notice
+from lbr_st.seals import damage, is_sealed, seal, set_aside
+
+RECIPE = "recipe.yaml"
+LOG = "training_log.json"
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Return where the checkpoints of a stage go until it is done."""
+    return folder.with_name(f"{folder.name}-checkpoints")
+
+
+def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
+    """Tell whether there are checkpoints of this very recipe; those of another are removed."""
+    if is_first():
+        kept = checkpoints / RECIPE
+        if not (kept.is_file() and load_recipe(kept) == recipe):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            checkpoints.mkdir(parents=True)
+            save_recipe(recipe, kept)
+    wait()
+    return any(checkpoints.glob("checkpoint-*"))
+
+
+def keep(
+    model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
+) -> None:
+    """Save a stage's model with its recipe, log and provenance; its seal means that the stage is done."""
+    if is_first():
+        with new_folder(folder, overwrite=True) as aside:
+            model.save_pretrained(str(aside), create_model_card=False)
+            save_recipe(recipe, aside / RECIPE)
+            (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
+            (aside / PROVENANCE).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+            seal(aside)
+        shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
+    wait()
+
+
+def done_before(folder: Path) -> SentenceTransformer | None:
+    """Return the model that a stage left; None if it is to be run. A damaged one is named and moved to ``damaged/``."""
+    if is_first() and is_sealed(folder) and (what := damage(folder)):
+        kept = set_aside(folder, folder.parent)
+        notice(f"{folder} is damaged: {what}. It is kept in {kept}; the stage is run again.")
+    wait()
+    if not is_sealed(folder):
+        return None
+    notice(f"{folder.name}: done before, taken from {folder}.")
+    return load_model(folder)
