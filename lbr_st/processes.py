@@ -1,4 +1,4 @@
-"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them; accelerate does the work."""
+"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them, by accelerate's means."""
 
 from __future__ import annotations
 

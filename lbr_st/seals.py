@@ -1,4 +1,4 @@
-"""Seals: a folder's files by size and SHA-256, written last, so that what was cut off or damaged is told from the rest."""
+"""Seals: a folder's files by size and SHA-256, written last; they tell the whole from the cut off and the damaged."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checkpoints without pickles, each sealed when it is whole: what an interrupted run goes on from, bit for bit.
 
-transformers writes the optimiser, the scheduler, the random states and the arguments as pickles, in place. Here they are
+transformers writes the optimiser, the scheduler, the random states and the arguments as pickles. Here they are
 safetensors and JSON, and a checkpoint that was cut off or damaged is never gone on from.
 """
 
@@ -54,7 +54,7 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
     Sharded training (FSDP, DeepSpeed) keeps optimiser states in the formats of these libraries.
     """
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with ``resume_from_checkpoint`` True, from :func:`newest_good_checkpoint`, or from the start."""
         if resume_from_checkpoint is True:
             folder = Path(str(self.args.output_dir))
@@ -63,7 +63,7 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             self.accelerator.wait_for_everyone()
             found = newest_good_checkpoint(folder) if folder.is_dir() else None
             resume_from_checkpoint = str(found) if found else None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

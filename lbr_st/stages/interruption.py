@@ -1,4 +1,4 @@
-"""Stopping between two steps when the user or the machine's scheduler asks for it, with a checkpoint of the last one."""
+"""Stopping between two steps when the user or the machine's scheduler asks for it, the last one saved."""
 
 from __future__ import annotations
 
