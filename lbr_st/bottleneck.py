@@ -20,6 +20,7 @@ from lbr_st.attention import Segment
 from lbr_st.errors import LBRError
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.rows import Rows, Targets, assemble
+from lbr_st.wrapped import unwrapped
 
 Bottleneck = Literal["attention", "embedding", "none"]
 
@@ -48,7 +49,7 @@ def pooler_of(model: SentenceTransformer) -> BottleneckPooler:
 
 
 def _module(model: SentenceTransformer, kind: type) -> Any:
-    for module in getattr(model, "module", model):  # .module: as wrapped by DistributedDataParallel
+    for module in unwrapped(model):
         if isinstance(module, kind):
             return module
     raise LBRError(
@@ -134,7 +135,7 @@ def through_embedding(
     states = _run(backbone, encoder)
     pooled = states[encoder.last][:, None]
     encoded: dict[str, Any] = {"token_embeddings": pooled, "attention_mask": torch.ones_like(pooled[..., 0])}
-    for module in list(getattr(model, "module", model))[1:]:  # .module: as wrapped by DistributedDataParallel
+    for module in list(unwrapped(model))[1:]:
         encoded = module(encoded)
 
     soft = pooler.soft_prompt(encoded["sentence_embedding"])

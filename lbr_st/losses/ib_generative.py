@@ -20,8 +20,9 @@ from lbr_st.bottleneck import (
     unhindered,
 )
 from lbr_st.errors import LBRError
-from lbr_st.rows import targets_of
+from lbr_st.rows import Targets, assemble, targets_of
 from lbr_st.token_nll import nll_each, nll_sum
+from lbr_st.wrapped import in_forward_of
 
 CITATION = """@article{liang2026learn,
   archiveprefix = {arXiv},
@@ -89,6 +90,13 @@ class IBGenerativeLoss(nn.Module):
         ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
         ``bottleneck="none"``, ``target`` and ``context`` are the shares of the one weighted mean, to which they add up.
 
+    Several batches in one optimiser step:
+        Of accumulated batches, and of those of several processes, a trainer takes the mean of the losses. A mean of
+        means over unequal numbers of tokens is not the mean over the tokens, and a loss that is given one batch at a
+        time cannot know the others. :func:`lbr_st.learn` counts them first (:meth:`counts`) and has every sum divided
+        by the same number (:attr:`shared_counts`), so that 4 batches of 2 are one batch of 8. Plain
+        ``SentenceTransformerTrainer`` does not: there a token of a batch with few tokens weighs more.
+
     Recommendations:
         - Watch the *bottleneck gain* (:class:`~lbr_st.evaluation.BottleneckGainEvaluator`): at zero the decoder
           ignores the bottleneck, however low the loss. Start with short targets and a large learning rate for the
@@ -147,33 +155,50 @@ class IBGenerativeLoss(nn.Module):
         self.max_target_tokens = max_target_tokens
         self.packed = packed
         self.nll_kernel: Literal["chunked", "liger"] = nll_kernel
+        self.shared_counts: dict[str, float] | None = None
+        """What each term's sum is divided by in the place of this batch's own counts; a trainer sets it."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
-        context, target, rate = self.predictions(sentence_features)
+        return in_forward_of(self.model, self._terms, list(sentence_features))
+
+    def _terms(self, columns: list[dict[str, Any]]) -> dict[str, Tensor]:
+        context, target, rate = self.predictions(columns)
         tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
-        whole = None
-        if self.bottleneck == "none":
-            whole = len(tokens[1]) + self.context_weight * len(contexts[1])
-        terms = {"target": self._mean(*tokens, whole)}
+        counts = self.shared_counts or self._counts(len(tokens[1]), len(contexts[1]), len(columns[0]["input_ids"]))
+        terms = {"target": self._mean(self._sum(*tokens), counts["target"])}
         if self.context_weight:
-            terms["context"] = self.context_weight * self._mean(*contexts, whole)
+            terms["context"] = self.context_weight * self._mean(self._sum(*contexts), counts["context"])
         if self.rate_weight and rate is not None:
-            terms["rate"] = self.rate_weight * rate.mean()
+            terms["rate"] = self.rate_weight * self._mean(rate.sum(), counts["rate"])
         return terms
+
+    def counts(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """Return how many addends each term's sum has in a batch, from the token ids alone; ``forward`` divides by it.
+
+        The predicted tokens for ``target`` and ``context`` (with ``bottleneck="none"`` the one weighted number for
+        both), the examples for ``rate``.
+        """
+        columns = list(sentence_features)
+        contexts, targets = self._columns(columns)
+        backbone = backbone_of(self.model)
+        if self.bottleneck == "embedding":
+            context = assemble(backbone, contexts, None)
+            target = assemble(backbone, pooler_of(self.model).num_soft_tokens, targets)
+        else:
+            context = target = assemble(backbone, contexts, targets, bottleneck=self.bottleneck == "attention")
+        predicted = (target.predicts == Segment.TARGET).sum(), (context.predicts == Segment.CONTEXT).sum()
+        return self._counts(*(int(number) for number in predicted), len(columns[0]["input_ids"]))
+
+    def _counts(self, target: int, context: int, examples: int) -> dict[str, float]:
+        whole = target + self.context_weight * context
+        none = self.bottleneck == "none"
+        return {"target": whole if none else target, "context": whole if none else context, "rate": examples}
 
     def predictions(self, sentence_features: Iterable[dict[str, Any]]) -> tuple[Prediction, Prediction, Tensor | None]:
         """Run the model; return what predicts the contexts, what predicts the targets, and the rate per example."""
-        columns = list(sentence_features)
-        if len(columns) != 2:
-            raise LBRError(
-                f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
-                fix='Select them: dataset.select_columns(["context", "target"]).',
-            )
-        contexts, features = columns
+        contexts, targets = self._columns(list(sentence_features))
         backbone = backbone_of(self.model)
-        empty = contexts if self.bottleneck == "none" else None
-        targets = targets_of(backbone, features, max_tokens=self.max_target_tokens, contexts=empty)
         dropout = self.target_dropout if self.training else 0.0
         if self.bottleneck == "embedding":
             return through_embedding(self.model, contexts, targets, target_dropout=dropout, packed=self.packed)
@@ -183,18 +208,33 @@ class IBGenerativeLoss(nn.Module):
             prediction = through_attention(backbone, contexts, targets, target_dropout=dropout, packed=self.packed)
         return prediction, prediction, None
 
+    def _columns(self, columns: list[dict[str, Any]]) -> tuple[dict[str, Any], Targets]:
+        if len(columns) != 2:
+            raise LBRError(
+                f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
+                fix='Select them: dataset.select_columns(["context", "target"]).',
+            )
+        contexts, features = columns
+        empty = contexts if self.bottleneck == "none" else None
+        return contexts, targets_of(
+            backbone_of(self.model), features, max_tokens=self.max_target_tokens, contexts=empty
+        )
+
     def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
         """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
         _, target, _ = self.predictions(sentence_features)
         return nll_each(*target.of(Segment.TARGET), backbone_of(self.model).head)
 
-    def _mean(self, hidden: Tensor, labels: Tensor, count: float | None = None) -> Tensor:
-        """Return the sum of the negative log-likelihoods over ``count``, by default the mean; of nothing 0.
+    def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return nll_sum(hidden, labels, backbone_of(self.model).head, kernel=self.nll_kernel)
+
+    @staticmethod
+    def _mean(total: Tensor, count: float) -> Tensor:
+        """Return the mean; of nothing 0.
 
         Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
         """
-        total = nll_sum(hidden, labels, backbone_of(self.model).head, kernel=self.nll_kernel)
-        return total / ((len(labels) if count is None else count) or 1)
+        return total / (count or 1)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""

@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
+from lbr_st.processes import start_processes
 from lbr_st.recipe_sections import LearnConfig
 from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
 
@@ -58,6 +59,7 @@ def learn(
             pairs = lbr_st.data.reconstruct_pairs(texts, prompt="document: ")
             lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
     """
+    start_processes()
     config = config or LearnConfig()
     loss = IBGenerativeLoss(
         model,

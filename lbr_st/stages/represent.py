@@ -19,7 +19,7 @@ from lbr_st.bottleneck import backbone_of, trained_bottleneck
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
-from lbr_st.processes import world_size
+from lbr_st.processes import start_processes, world_size
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
 from lbr_st.tokens import Column, tokenized
@@ -65,6 +65,7 @@ def represent(
     Raises:
         LBRError: A loss is not finite, or options contradict each other.
     """
+    start_processes()
     config = config or RepresentConfig()
     columns = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
     pairs = pairs.select_columns(columns)
@@ -155,6 +156,11 @@ class _Weighted(nn.Module):
     def __init__(self, loss: IBGenerativeLoss, weight: float) -> None:
         super().__init__()
         self.loss, self.weight = loss, weight
+
+    @property
+    def model(self) -> SentenceTransformer:
+        """The model in training; Sentence Transformers puts its wrapper for several processes in where there is one."""
+        return self.loss.model
 
     def forward(self, *args: Any) -> dict[str, Any]:
         return {f"replay_{name}": self.weight * term for name, term in self.loss(*args).items()}

@@ -21,6 +21,7 @@ from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.accumulation import TokenWeightedTrainer
 from lbr_st.stages.checkpoints import CheckpointingTrainer
 from lbr_st.stages.interruption import stop_between_steps
 from lbr_st.tokens import Column, TokenCollator, tokenized
@@ -137,7 +138,7 @@ def generative_tokens(
     return tokenized(rows, backbone.tokenizer, columns, cache_dir=cache_dir)
 
 
-class GuardedTrainer(CheckpointingTrainer):
+class GuardedTrainer(TokenWeightedTrainer, CheckpointingTrainer):
     """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which stops at a loss not finite.
 
     Datasets are those of :func:`lbr_st.tokens.tokenized`. It stops before the optimiser steps, so neither the weights
