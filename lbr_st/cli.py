@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lbr_st.commands import COMMANDS
-from lbr_st.errors import LBRError
+from lbr_st.commands.exit_status import USAGE, exit_status
 from lbr_st.recipe import Recipe, load_recipe
 from lbr_st.recipe_arguments import add_recipe_arguments, explain, field_types, similar
 
@@ -29,21 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when all went well, 1 for an error that the user can mend, 2 for a usage error, 130 when interrupted.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _run(words), debug="--debug" in words)
+
+
+def _run(argv: list[str]) -> int:
     try:
         name, arguments, recipe = _parse(argv)
-        return COMMANDS[name].run(arguments, recipe) or 0
     except argparse.ArgumentError as error:
         print(_usage_message(error, argv), file=sys.stderr)
-        return 2
-    except LBRError as error:
-        if "--debug" in argv:
-            traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue.", file=sys.stderr)
-        return 130
+        return USAGE
+    return COMMANDS[name].run(arguments, recipe) or 0
 
 
 # The names under which jsonargparse reports what is missing, as the help shows them.

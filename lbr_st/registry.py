@@ -90,7 +90,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def notice(message: str) -> None:
-    """Tell a person who waits what is going on: a line on standard error, from the first process where there are many."""
+    """Tell a person who waits what is going on: a line on standard error, from the first process of several."""
     if os.environ.get("RANK", "0") != "0":
         return
     print(message, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from lbr_st.commands.command import command_line
-from lbr_st.errors import LBRError
+from lbr_st.commands.exit_status import exit_status
 from lbr_st.pipeline import run
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 
@@ -53,13 +53,12 @@ def main() -> int:
     parser.add_argument("--output", default="lbr-chem", help="folder of the released model")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     arguments = parser.parse_args()
-    try:
+
+    def work() -> None:
         recipe = QUICK if arguments.quick else FULL
         run(recipe, arguments.output, overwrite=arguments.overwrite, command=command_line())
-    except LBRError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

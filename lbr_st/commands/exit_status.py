@@ -1,0 +1,63 @@
+"""What a person sees when a command ends early: a line that says what to do, and an exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+from lbr_st.errors import Interrupted, LBRError
+
+USER_ERROR, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def exit_status(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Run a command's work and return the exit status, with a line on standard error unless all went well.
+
+    SIGTERM, which schedulers send, ends it as Ctrl-C does.
+
+    Args:
+        work: Does the work; may return a status of its own.
+        debug: Print the traceback of a user's error, too. An error of ours always has one.
+
+    Returns:
+        What ``work`` returned or 0; 1 for an error that the user can mend; 130 when interrupted.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminate) if main else None
+    try:
+        return work() or 0
+    except LBRError as error:
+        return _explain(error, str(error), debug)
+    except KeyboardInterrupt as interruption:
+        if debug:
+            traceback.print_exception(interruption)
+        print(f"interrupted: {str(interruption) or 'run the same command again to continue.'}", file=sys.stderr)
+        return INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        fix = "Lower learn.batch_tokens, represent.mini_batch_tokens or evaluate.batch_size, or use a smaller base."
+        return _explain(error, f"out of memory: {str(error).splitlines()[0] if str(error) else 'RAM'} {fix}", debug)
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _explain(error: Exception, message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Interrupted("by SIGTERM; run the same command again to continue.")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell torch's two ways of saying so, of a GPU's memory and of a CPU's, without importing torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAll" in str(error)
