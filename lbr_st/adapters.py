@@ -110,8 +110,9 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     path = Path(folder) / ADAPTER_CONFIG_NAME
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        if given["peft_type"] != "LORA" or not isinstance(given["base_model_name_or_path"], str):
-            raise ValueError(f"peft_type {given['peft_type']}, base {given['base_model_name_or_path']}")
+        kind, rank, base = given["peft_type"], given["r"], given["base_model_name_or_path"]
+        if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
+            raise ValueError(f"peft_type {kind}, rank {rank}, base {base}")
         return LoraConfig(**{key: given[key] for key in _READ if key in given})
     except (KeyError, TypeError, ValueError) as error:
         raise LBRError(

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -46,29 +48,28 @@ def explain_model_errors(name: str, what: str, fix: str = "Check the name and th
         fix: What to do where it cannot be fetched.
 
     Raises:
-        LBRError: It cannot be fetched, has pickled weights only, or cannot be loaded without code of its own.
+        LBRError: It cannot be fetched, is damaged, has pickled weights only, lacks a configuration or a tokenizer, or
+            cannot be loaded without code of its own.
     """
     try:
         yield
     except LBRError:
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error)
-        if "trust_remote_code" in reason:
+    except (OSError, ValueError, SafetensorError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        if "trust_remote_code" in str(error):
             raise LBRError(
                 f"{what} comes with code of its own, which is never run.",
                 where=name,
                 fix="Choose a model of an architecture that transformers knows.",
             ) from error
-        if isinstance(error, ValueError):
-            raise
-        if "safetensors" in reason:
+        if isinstance(error, OSError) and "safetensors" in str(error):
             raise pickled(name) from error
-        raise LBRError(
-            f"{what} cannot be loaded: {reason.splitlines()[0] if reason else type(error).__name__}",
-            where=name,
-            fix=fix,
-        ) from error
+        if isinstance(error, ValueError) and not lines[0].startswith("Unrecognized"):
+            raise
+        if "processing class" in lines[0]:  # transformers' word for it where it finds none, or only one with code
+            lines[0] = "it has no tokenizer, or none that works without code of its own."
+        raise LBRError(f"{what} cannot be loaded: {lines[0]}", where=name, fix=fix) from error
 
 
 def pickled(where: str) -> LBRError:
@@ -80,11 +81,12 @@ def pickled(where: str) -> LBRError:
     )
 
 
-def load_stock(model: str, **model_kwargs: Any) -> SentenceTransformer:
+def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) -> SentenceTransformer:
     """Load a model with plain Sentence Transformers: no code of its own, no pickled weights.
 
     Args:
         model: A folder or a hub id.
+        device: Where to put it; None for Sentence Transformers' choice.
         **model_kwargs: For transformers' ``from_pretrained``.
 
     Raises:
@@ -95,7 +97,7 @@ def load_stock(model: str, **model_kwargs: Any) -> SentenceTransformer:
     refuse_pickles(model)
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_model_errors(model, "the model"):
-        return SentenceTransformer(model, trust_remote_code=False, model_kwargs=options)
+        return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
 
 
 def refuse_pickles(model: str) -> None:

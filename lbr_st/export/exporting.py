@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from lbr_st.errors import LBRError
 from lbr_st.export.calibration import calibration_texts
@@ -17,6 +16,7 @@ from lbr_st.export.card import Export, export_card
 from lbr_st.export.environments import environment
 from lbr_st.export.parity import check
 from lbr_st.files import new_folder, refuse_existing
+from lbr_st.model_files import load_stock
 from lbr_st.registry import notice
 from lbr_st.stages.release import PROBES, encode_probes
 
@@ -110,8 +110,7 @@ def _check(model: Path, backend: str, precision: str, calibration: str | Path | 
 
 def _reference(model: Path) -> np.ndarray:
     """Encode the probe texts with the release, by torch in float32; shape (2 × probes, dimension)."""
-    options = {"dtype": "float32"}
-    return encode_probes(SentenceTransformer(str(model), device="cpu", local_files_only=True, model_kwargs=options))
+    return encode_probes(load_stock(str(model), device="cpu", dtype="float32"))
 
 
 def _versions_here() -> dict[str, str]:

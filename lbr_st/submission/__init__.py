@@ -12,6 +12,7 @@ from pathlib import Path
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.systems import model_digest
 from lbr_st.files import explain_disk_errors, refuse_existing
+from lbr_st.model_files import load_stock
 from lbr_st.recipe import load_recipe
 from lbr_st.registry import notice
 from lbr_st.submission.facts import Given, collect, training_sources
@@ -156,10 +157,8 @@ def submission(
 
 def _describe(folder: Path, full: str, revision: str | None, given: Given) -> tuple[str, str, list[str]]:
     """Return the model's digest, the text of its meta file and the names of what it was trained on."""
-    from sentence_transformers import SentenceTransformer
-
     recipe = load_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
-    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model = load_stock(str(folder), device="cpu")
     digest = model_digest(model)
     meta = collect(model, folder, recipe, name=full, revision=revision or digest, given=given)
     sources = training_sources(recipe)
