@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.utils.data import BatchSampler, ConcatDataset
 
 from lbr_st.errors import LBRError
 from lbr_st.processes import world_size
@@ -175,3 +176,53 @@ class _Batch:
         self.tokens += tokens
         self.full = len(self.rows) >= sampler.rows_at_most
         return True
+
+
+class MixedBatchSampler(BatchSampler):
+    """Batches of several datasets in random order, of each dataset as many as it has.
+
+    As Sentence Transformers' proportional sampler, but that several processes work on the same dataset at a time: they
+    wait for each other where they gather embeddings, and where they log a loss's terms.
+
+    Args:
+        dataset: The datasets, one after another.
+        batch_samplers: Of each dataset; of several processes each has a multiple of their number of batches.
+        generator: Draws the order.
+        seed: Of the first epoch; that of a later one is this and its number.
+    """
+
+    def __init__(
+        self,
+        dataset: ConcatDataset,
+        batch_samplers: list[TokenBatchSampler],
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.batch_samplers, self.seed, self.epoch = dataset, batch_samplers, seed, 0
+        self.generator = generator or torch.Generator()
+        # accelerate deals the batches out by these.
+        self.batch_size, self.drop_last = batch_samplers[0].batch_size, batch_samplers[0].drop_last
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the epoch to come."""
+        self.epoch = epoch
+        for sampler in self.batch_samplers:
+            sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return how many batches every epoch has."""
+        return sum(map(len, self.batch_samplers))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the epoch that ``set_epoch`` named, as lists of row numbers."""
+        rounds = [
+            number for number, sampler in enumerate(self.batch_samplers) for _ in range(len(sampler) // world_size())
+        ]
+        self.generator.manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(rounds), generator=self.generator).tolist()
+        begins = [0, *self.dataset.cumulative_sizes]
+        batches = [iter(sampler) for sampler in self.batch_samplers]
+        for place in order:
+            number = rounds[place]
+            for _ in range(world_size()):
+                yield [begins[number] + row for row in next(batches[number])]

@@ -9,9 +9,10 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import ConcatDataset
 
 from lbr_st import batches
-from lbr_st.batches import TokenBatchSampler
+from lbr_st.batches import MixedBatchSampler, TokenBatchSampler
 from lbr_st.errors import LBRError
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -102,3 +103,45 @@ def test_what_is_no_token_dataset_is_refused():
         sampler(Dataset.from_dict({"query": ["a"]}))
     with pytest.raises(LBRError, match="no rows"):
         sampler(rows([1]).select([]))
+
+
+def test_two_processes_share_what_one_would_take_alone(monkeypatch):
+    digests = [row // 2 for row in range(40)]  # each text twice
+
+    def batches_of(processes, size):
+        monkeypatch.setattr(batches, "world_size", lambda: processes)
+        return list(sampler(rows([10] * 40, digests), size, no_duplicates=True, drop_last=True))
+
+    alone, shared = batches_of(1, 8), batches_of(2, 4)
+    assert len(alone) > 2
+    assert [first + second for first, second in zip(shared[::2], shared[1::2], strict=True)] == alone
+    assert all(len({digests[row] for row in batch}) == 8 for batch in alone)
+
+
+def test_rows_that_fill_no_batch_are_refused(monkeypatch):
+    monkeypatch.setattr(batches, "world_size", lambda: 2)
+    with pytest.raises(LBRError, match=r"batch_size: 7 rows do not fill one batch of 8"):
+        sampler(rows([1] * 7), 4, drop_last=True)
+    # Where batches go by tokens, a further order makes up for what is missing.
+    assert len(list(sampler(rows([1] * 7), 4, batch_tokens=100))) == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_work_on_the_same_dataset_at_a_time(monkeypatch, processes):
+    monkeypatch.setattr(batches, "world_size", lambda: processes)
+    parts = [rows([10] * 60), rows([10] * 36)]
+    samplers = [sampler(part, 3, drop_last=True) for part in parts]
+    made = MixedBatchSampler(ConcatDataset(parts), samplers, torch.Generator(), seed=3)
+    epochs = []
+    for epoch in range(2):
+        made.set_epoch(epoch)
+        found = list(made)
+        assert len(found) == len(made)
+        assert len({row for batch in found for row in batch}) == 3 * len(found)
+        kinds = [batch[0] >= 60 for batch in found]
+        assert all((row >= 60) == kind for batch, kind in zip(found, kinds, strict=True) for row in batch)
+        for begin in range(0, len(found), processes):
+            assert len(set(kinds[begin : begin + processes])) == 1
+        assert len({tuple(kinds[:4]), tuple(kinds[4:8]), tuple(kinds[8:12])}) > 1  # mixed, not one after the other
+        epochs.append(found)
+    assert epochs[0] != epochs[1]

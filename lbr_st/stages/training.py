@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lbr_st.adapters import TRAINED_ROWS
-from lbr_st.batches import TokenBatchSampler
+from lbr_st.batches import MixedBatchSampler, TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.precision import Precision, use_bfloat16
@@ -78,6 +78,7 @@ def training_arguments(
             "seed": seed,
             "data_seed": seed,
             "batch_sampler": partial(TokenBatchSampler, batch_tokens=config.batch_tokens, no_duplicates=no_duplicates),
+            "multi_dataset_batch_sampler": MixedBatchSampler,
             "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": config.eval_steps,
             "save_strategy": "steps",
