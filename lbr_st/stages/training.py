@@ -160,6 +160,14 @@ class GuardedTrainer(TokenWeightedTrainer, CheckpointingTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Leave out Sentence Transformers' own card, whose examples are drawn from texts; a release writes its own."""
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure on every held-out row, also where training leaves out a last batch that is not full."""
+        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = before
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does, and give the model back as it came: computing in its own precision."""
         try:
