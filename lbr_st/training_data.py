@@ -147,14 +147,14 @@ def _read(recipe: Recipe) -> _Sources:
         sources = _read_own(recipe)
     if config.texts:
         more = read_texts(config.texts, column=config.text_column, split=config.split)
-        sources = replace(sources, more_texts=more, licences=(*sources.licences, config.texts))
+        sources = replace(sources, more_texts=more, licences=(*sources.licences, _short(config.texts)))
     return sources
 
 
 def _read_own(recipe: Recipe) -> _Sources:
     config = recipe.data
     source = config.pairs or config.source
-    licences = (Path(config.source).name, *([Path(config.pairs).name] if config.pairs else []))
+    licences = (_short(config.source), *([_short(config.pairs)] if config.pairs else []))
     needs_pairs = recipe.represent.enabled or {"natural", "reverse"} & set(recipe.learn.pairs)
     if not needs_pairs:
         return _Sources(

@@ -31,7 +31,7 @@ PLAN = [
     {"recipe_sections"},
     {"recipe_arguments"},
     {"recipe"},
-    {"baselines"},
+    {"baselines", "places"},
     {"build", "card", "provenance"},
     {"stages", "training_data"},
     {"prepared", "stage_folders"},

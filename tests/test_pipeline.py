@@ -10,6 +10,7 @@ from lbr_st import pipeline
 from lbr_st.baselines import baseline
 from lbr_st.data.chebi import normalise
 from lbr_st.errors import LBRError
+from lbr_st.places import recipe_without_places
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -68,8 +69,9 @@ def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_fil
     assert not np.allclose(stock.encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
     assert not np.allclose(pipeline.build(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
 
-    # The recipe beside the model is the one that ran, and runs again, to the same weights.
-    kept = load_recipe(tmp_path / "out" / "recipe.yaml")
+    # The recipe that ran is kept, and runs again, to the same weights; beside the model it tells no places.
+    assert load_recipe(tmp_path / "out" / "recipe.yaml") == recipe_without_places(recipe)
+    kept = load_recipe(tmp_path / "out-work" / "recipe.yaml")
     assert kept == recipe
     again = pipeline.run(kept, tmp_path / "again")
     assert [result.ndcg_at_10 for _, result in again] == [result.ndcg_at_10 for _, result in rows]

@@ -76,7 +76,7 @@ def test_adapter_only_form_rebuilds_the_release_exactly(tiny_base, tmp_path):
     model = perturbed(tiny_base("llama"), lora_rank=4, projection_dim=8)
     release(model, tmp_path / "released")
     release(model, tmp_path / "adapter", adapter_only=True)
-    release(tmp_path / "adapter", tmp_path / "rebuilt")
+    release(tmp_path / "adapter", tmp_path / "rebuilt", base=tiny_base("llama"))
     for name in ("model.safetensors", "2_Dense/model.safetensors"):
         first, second = load_file(tmp_path / "released" / name), load_file(tmp_path / "rebuilt" / name)
         assert first.keys() == second.keys()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lbr_st.places import without_place
 from lbr_st.recipe import Recipe
 
 
@@ -64,6 +65,4 @@ def command_line() -> str:
 
 def _without_place(argument: str) -> str:
     flag, equals, value = argument.partition("=")
-    if equals and flag.startswith("--"):
-        return f"{flag}={_without_place(value)}"
-    return Path(argument).name if argument.startswith(("/", "~")) or Path(argument).is_absolute() else argument
+    return f"{flag}={without_place(value)}" if equals and flag.startswith("--") else without_place(argument)

@@ -46,6 +46,7 @@ def _release(arguments: Namespace, recipe: Recipe) -> None:
         arguments.output,
         adapter_only=arguments.adapter_only,
         overwrite=arguments.overwrite,
+        base=arguments.base,
     )
 
 
@@ -88,6 +89,12 @@ def _release_arguments(parser: ArgumentParser) -> None:
     add_output(parser)
     parser.add_argument(
         "--adapter_only", action="store_true", help="Write the adapter and its new token rows, without the base model."
+    )
+    parser.add_argument(
+        "--base",
+        type=str | None,
+        metavar="FOLDER",
+        help="Where the base of an adapter is, if not where the adapter says.",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
@@ -22,6 +24,7 @@ from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
+from lbr_st.places import recipe_without_places, without_place
 from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import load_recipe, save_recipe
 
@@ -45,6 +48,7 @@ def release(
     *,
     adapter_only: bool = False,
     overwrite: bool = False,
+    base: str | None = None,
     info: CardInfo | None = None,
     evaluate: Callable[[SentenceTransformer], None] | None = None,
 ) -> Path:
@@ -57,8 +61,10 @@ def release(
         model: A training model, or a folder that holds one (an adapter-only release is one, too).
         output: The folder to write.
         adapter_only: Write only what training changed (adapters, token rows, tokenizer; a few MB), from which
-            ``release`` builds the stock form again where the base can be had.
+            ``release`` builds the stock form again where the base can be had. A base that is a folder is named by the
+            folder's name alone: the place is this machine's.
         overwrite: Replace ``output``.
+        base: As for :func:`lbr_st.load_model`, where ``model`` is a folder.
         info: What the model card says; None for what the model's folder tells.
         evaluate: Called with the finished stock model before the card is written from ``info.results``.
 
@@ -71,13 +77,15 @@ def release(
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
     source = Path(model) if isinstance(model, str | Path) else None
-    trained = model if isinstance(model, SentenceTransformer) else load_model(model)
+    trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
     if info is None:
         info = CardInfo(output.name)
         if source and (source / "recipe.yaml").is_file():
             info.recipe = load_recipe(source / "recipe.yaml")
         if source and (source / PROVENANCE).is_file():
             info.provenance = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
+    if info.recipe is not None:
+        info = replace(info, recipe=recipe_without_places(info.recipe))
     if adapter_only:
         return _write_adapter(trained, output, info, overwrite=overwrite)
 
@@ -167,6 +175,15 @@ def check_equal(expected: np.ndarray, found: np.ndarray) -> None:
         )
 
 
+def _take_places_out(folder: Path) -> None:
+    """Name a base that is a folder of this machine by the folder's name; whoever loads the adapter says where it is."""
+    for file, key in ((ADAPTER_CONFIG_NAME, "base_model_name_or_path"), ("sentence_bert_config.json", "base")):
+        path = folder / file
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings[key] = without_place(settings[key])
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
 def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool) -> Path:
     backbone, pooler = backbone_of(model), pooler_of(model)
     if not has_lora(backbone.model):
@@ -182,5 +199,6 @@ def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, 
         SentenceTransformer(
             modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
         ).save_pretrained(str(aside), create_model_card=False)
+        _take_places_out(aside)
         _write_origin(info, aside)
     return output

@@ -1,0 +1,156 @@
+"""Nothing of the machine, the user or an account is in what travels: the release, its card, scores and logs."""
+
+import getpass
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from lbr_st import pipeline
+from lbr_st.build import load_model
+from lbr_st.commands.command import command_line
+from lbr_st.errors import LBRError
+from lbr_st.places import without_place
+from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
+from lbr_st.stages.release import release
+
+TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
+USER = "telltaleuser"
+HOST = "telltalehost"
+PLACE = "telltaleplace"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine whose every name is told apart from ordinary text; returns a folder on it."""
+    home = tmp_path / "home" / USER
+    place = home / PLACE
+    place.mkdir(parents=True)
+    for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "LBR_ST_CACHE", "TMPDIR"):
+        monkeypatch.setenv(name, str(home if name == "HOME" else home / name.lower()))
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, USER)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, TOKEN)
+    monkeypatch.setattr(socket, "gethostname", lambda: HOST)
+    monkeypatch.setattr("platform.node", lambda: HOST)
+    (home / "tmpdir").mkdir()
+    assert getpass.getuser() == USER
+    return place
+
+
+def telltales(machine, tmp_path):
+    real = {str(Path(__file__).parents[1]), os.uname().nodename}
+    long = {word for word in real if len(word) > 5}  # shorter ones stand in any picture
+    return {str(tmp_path), str(machine), PLACE, USER, HOST, TOKEN, "pytest-of", *long}
+
+
+def found(folders, words):
+    """Return every file that holds a telltale word, with the word."""
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+    assert len(files) > 5
+    return [
+        (str(file), word)
+        for file in files
+        for word in sorted(words)
+        if word.encode() in file.read_bytes() or word in file.name
+    ]
+
+
+def toy_recipe(base, source, **changes):
+    values = {
+        "name": "lbr-toy",
+        "precision": "float32",
+        "model": ModelConfig(base=base, max_seq_length=48, lora_rank=4, lora_alpha=8),
+        "data": DataConfig(source=str(source)),
+        "learn": LearnConfig(max_steps=2, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4),
+        "represent": RepresentConfig(max_steps=2, batch_size=4, warmup_steps=1),
+    }
+    return Recipe(**{**values, **changes})
+
+
+@pytest.fixture
+def toy(machine, tiny_base, bert):
+    """A recipe that names everything by its absolute path."""
+    rows = [{"query": f"acid {i}", "document": f"the acid of class {i} is a salt {i * 7}"} for i in range(84)]
+    source = machine / "pairs.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    texts = machine / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"an ester of class {i}"}) for i in range(9)), encoding="utf-8")
+    base = machine / "my-base"
+    base.symlink_to(tiny_base("llama"))
+    bert().save(str(machine / "general"))
+    return toy_recipe(
+        str(base),
+        source,
+        data=DataConfig(source=str(source), texts=str(texts)),
+        evaluate=EvaluateConfig(beside=str(machine / "general")),
+    )
+
+
+def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypatch):
+    output, adapter = machine / "out", machine / "adapter"
+    command = (
+        f"/usr/bin/lbr-st train --config {machine}/recipe.yaml --data.source={machine}/pairs.jsonl --output {output}"
+    )
+    monkeypatch.setattr("sys.argv", command.split())
+    pipeline.run(toy, output, command=command_line())
+    release(machine / "out-work" / "represent", adapter, adapter_only=True)
+    work = machine / "out-work"
+    (travels := work / "logs").mkdir()
+    for stage in ("learn", "represent"):
+        (travels / f"{stage}.json").write_bytes((work / stage / "training_log.json").read_bytes())
+    (travels / "results.json").write_bytes((work / "results.json").read_bytes())
+    folders = [output, adapter, travels, work / "results", work / "contamination", work / "plots"]
+    assert found(folders, telltales(machine, tmp_path)) == []
+    # What is named by a path is still named, and the work folder still knows the place, which resuming needs.
+    told = load_recipe(output / "recipe.yaml")
+    assert told.data.source == "pairs.jsonl"
+    assert told.data.texts == "texts.jsonl"
+    assert told.model.base == "my-base"
+    assert told.evaluate.beside == "general"
+    assert load_recipe(work / "recipe.yaml") == toy
+    assert "lbr-st train --config recipe.yaml --data.source=pairs.jsonl" in (output / "README.md").read_text()
+    assert "pairs.jsonl" in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/home/me/pairs.jsonl", "pairs.jsonl"),
+        ("/home/me/folder/", "folder"),
+        ("~/pairs.jsonl", "pairs.jsonl"),
+        ("~me/pairs.jsonl", "pairs.jsonl"),
+        ("C:\\Users\\me\\pairs.jsonl", "pairs.jsonl"),
+        ("\\\\server\\share\\me\\pairs.jsonl", "pairs.jsonl"),
+        ("data/pairs.jsonl", "data/pairs.jsonl"),
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("smollm2-135m", "smollm2-135m"),
+        ("/", "/"),
+    ],
+)
+def test_a_file_is_told_by_its_name(name, told):
+    assert without_place(name) == told
+
+
+def test_an_adapter_asks_for_its_base_by_name_and_takes_it_from_where_it_is(toy, tiny_base, machine, tmp_path):
+    model = pipeline.build(toy)
+    release(model, tmp_path / "adapter", adapter_only=True)
+    with pytest.raises(LBRError, match=r"my-base: the base cannot be loaded.*base=FOLDER"):
+        load_model(tmp_path / "adapter")
+    loaded = load_model(tmp_path / "adapter", base=tiny_base("llama"), device="cpu")
+    assert loaded.encode(["an acid"]) == pytest.approx(model.encode(["an acid"]), abs=1e-6)
+    # It keeps the name and not the place, whatever it is saved as next.
+    release(loaded, tmp_path / "again", adapter_only=True)
+    for file in ("adapter_config.json", "sentence_bert_config.json"):
+        assert (tmp_path / "again" / file).read_text() == (tmp_path / "adapter" / file).read_text()
+
+
+def test_the_search_finds_what_it_looks_for(machine, tmp_path):
+    for number in range(6):
+        (machine / f"{number}.json").write_text(f'{{"path": "{machine}"}}')
+    assert len(found([machine], {PLACE, TOKEN})) == 6
+    (machine / "weights.safetensors").write_bytes(b"\0" + TOKEN.encode() + b"\xff")
+    assert (str(machine / "weights.safetensors"), TOKEN) in found([machine], {PLACE, TOKEN})
