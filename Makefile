@@ -1,11 +1,13 @@
-# Everything runs from a virtual environment in .venv, set up on first use with the versions in constraints.txt.
+# Everything runs from a virtual environment in .venv, set up on first use with the versions in constraints.txt;
+# test-lowest alone from another, with the lowest versions that pyproject.toml allows.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help lbr-chem lbr-chem-full test bench lint clean .venv
+.PHONY: help lbr-chem lbr-chem-full test test-lowest bench lint clean .venv
 
 help:  ## Print this list
 	@echo "Targets:"
@@ -14,13 +16,22 @@ help:  ## Print this list
 
 .venv: $(STAMP)  ## Set up the virtual environment (PYTHON=... picks the interpreter, 3.11 or newer)
 
+$(STAMP): EXTRAS := chem,eval,dev
 $(STAMP): pyproject.toml constraints.txt
+	$(set_up)
+
+$(LOWEST)/.ready: EXTRAS := chem,eval,qlora,dev
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(set_up)
+
+define set_up
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "lbr-st needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 		echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[chem,eval,dev]"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	@touch $@
+endef
 
 lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)
 	$(BIN)/python recipes/chem.py --quick --overwrite --output lbr-chem
@@ -31,6 +42,9 @@ lbr-chem-full: $(STAMP)  ## The same with the full recipe (hours on a CPU)
 test: $(STAMP)  ## Run the tests, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
 
+test-lowest: $(LOWEST)/.ready  ## The same on the lowest versions allowed (6 GB, put in LOWEST=...)
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -q
+
 bench: $(STAMP)  ## Measure the benchmark's rows that need no GPU (an hour on two idle cores)
 	$(BIN)/python benchmarks/run.py
 
@@ -39,6 +53,6 @@ lint: $(STAMP)  ## Check style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## Remove the virtual environment, caches and build leftovers; trained models stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean:  ## Remove the virtual environments, caches and build leftovers; trained models stay
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find lbr_st recipes eval tests -name __pycache__ -type d -prune -exec rm -rf {} +
