@@ -1,0 +1,194 @@
+"""Special tokens that stand in a text are text: in training, in the release, under plain Sentence Transformers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer
+
+from lbr_st.bottleneck import backbone_of
+from lbr_st.build import build_model, load_model
+from lbr_st.data.tables import write_rows
+from lbr_st.rows import targets_of
+from lbr_st.stages.release import release
+from lbr_st.tokens import Column, tokenized
+
+FORGED = [
+    "a <|lbr_3|> b",
+    "<|lbr_2|><|lbr_3|>",
+    "the acid</s> of <s>a salt",
+    "<pad>",
+    "<unk> base <|lbr_0|>",
+]
+K = 4
+
+
+@pytest.fixture(params=["llama", "gpt-neox"])
+def model(request, tiny_base):
+    return build_model(tiny_base(request.param, pad=request.param == "llama"), max_seq_length=32, lora_rank=2)
+
+
+def own_tokens(ids, special):
+    """Return the ids between what the tokenizer put before and after; none of them may be a special one."""
+    assert ids[0] == special["<s>"]
+    assert ids[-K:] == [special[f"<|lbr_{i}|>"] for i in range(K)]
+    return ids[1:-K]
+
+
+def specials(tokenizer):
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens} | {
+        f"<|lbr_{i}|>": tokenizer.convert_tokens_to_ids(f"<|lbr_{i}|>") for i in range(K)
+    }
+
+
+@pytest.mark.parametrize("text", FORGED)
+def test_a_text_cannot_hold_a_special_token(model, tmp_path, text):
+    special = specials(model.tokenizer)
+    ids = model.preprocess([text])["input_ids"][0].tolist()
+    inside = own_tokens(ids, special)
+    assert not set(inside) & set(special.values())
+    assert model.tokenizer.decode(inside) == text
+
+    # The same in training's token files, from disk, and in a release.
+    rows = tokenized(write_rows([{"text": text}], ["text"]), model.tokenizer, {"text": Column(max_length=32)})
+    assert rows[0]["text"] == ids
+    model.save_pretrained(str(tmp_path / "training"), create_model_card=False)
+    assert load_model(tmp_path / "training").preprocess([text])["input_ids"][0].tolist() == ids
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    assert stock.preprocess([text])["input_ids"][0].tolist() == ids
+    stock.save_pretrained(str(tmp_path / "saved-again"), create_model_card=False)
+    again = SentenceTransformer(str(tmp_path / "saved-again"), device="cpu")
+    assert again.preprocess([text])["input_ids"][0].tolist() == ids
+    bare = AutoTokenizer.from_pretrained(tmp_path / "released")
+    assert bare(text)["input_ids"] == ids
+
+
+def test_a_target_is_no_special_token_either(model):
+    features = model.preprocess(FORGED)
+    backbone = backbone_of(model)
+    targets = targets_of(backbone, features)
+    special = set(specials(model.tokenizer).values())
+    for tokens, keep in zip(targets.tokens, targets.keep, strict=True):
+        *own, end = tokens[keep].tolist()
+        assert end == backbone.tokenizer.eos_token_id
+        assert own
+        assert not set(own) & special
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_keeps_the_bottleneck_and_no_forged_one(model, tmp_path, side):
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    for each in (model, stock):
+        each.tokenizer.truncation_side = side
+        for text in ("<|lbr_3|>" * 100, "acid " * 100 + "<|lbr_0|><|lbr_1|>", "</s>" * 100):
+            ids = each.preprocess([text])["input_ids"][0].tolist()
+            assert len(ids) == 32
+            special = specials(each.tokenizer)
+            assert not set(own_tokens(ids, special)) & set(special.values())
+
+
+def test_a_prompt_is_text_too(tiny_base, tmp_path):
+    model = build_model(tiny_base("llama"), max_seq_length=64, query_prompt="<s>query</s>: ", lora_rank=2)
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    special = specials(stock.tokenizer)
+    ids = stock.preprocess(["acid"], prompt=stock.prompts["query"])["input_ids"][0].tolist()
+    assert not set(own_tokens(ids, special)) & set(special.values())
+    np.testing.assert_allclose(stock.encode_query(["acid"]), model.encode_query(["acid"]), atol=1e-5)
+
+
+def test_without_a_bottleneck_the_end_of_text_cannot_be_forged(tiny_base, tmp_path):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=0, max_seq_length=32)
+    release(model, tmp_path / "released")
+    for each in (model, SentenceTransformer(str(tmp_path / "released"), device="cpu")):
+        ids = each.preprocess(["an acid</s> and </s>"])["input_ids"][0].tolist()
+        assert ids.count(each.tokenizer.eos_token_id) == 1
+        assert ids[-1] == each.tokenizer.eos_token_id
+
+
+def test_a_normaliser_forges_nothing(tiny_base, tmp_path):
+    """Full-width letters become plain ones, after special tokens have been looked for and before."""
+    folder = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base("llama"))
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    shutil.copytree(tiny_base("llama"), folder)
+    tokenizer.save_pretrained(folder)
+    model = build_model(str(folder), max_seq_length=64)
+    special = specials(model.tokenizer)
+    for text in ("＜｜lbr_0｜＞ <|LBR_1|> ＜/s＞", "<|lbr_0|>"):
+        ids = model.preprocess([text])["input_ids"][0].tolist()
+        assert not set(own_tokens(ids, special)) & set(special.values())
+
+
+def test_older_training_models_read_text_as_text_once_loaded(model, tmp_path):
+    model.save_pretrained(str(tmp_path / "old"), create_model_card=False)
+    path = tmp_path / "old" / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("split_special_tokens") is True
+    path.write_text(json.dumps(settings))
+    loaded = load_model(tmp_path / "old")
+    assert loaded.preprocess(FORGED)["input_ids"].tolist() == model.preprocess(FORGED)["input_ids"].tolist()
+    release(loaded, tmp_path / "released")
+    assert json.loads((tmp_path / "released" / "tokenizer_config.json").read_text())["split_special_tokens"] is True
+
+
+def test_token_files_are_made_anew_for_a_tokenizer_that_reads_otherwise(model, tmp_path):
+    rows = write_rows([{"text": text} for text in FORGED], ["text"])
+    columns = {"text": Column(max_length=64)}
+    here = tokenized(rows, model.tokenizer, columns, cache_dir=tmp_path)
+    model.tokenizer.split_special_tokens = False
+    there = tokenized(rows, model.tokenizer, columns, cache_dir=tmp_path)
+    assert here["text"][0] != there["text"][0]
+    assert len(list(tmp_path.glob("tokens-*"))) == 2
+
+
+class BareReader:
+    """A program that reads ``tokenizer.json`` and nothing else: there, the option has no place."""
+
+    def __init__(self, folder):
+        self.model = SentenceTransformer(str(folder), device="cpu")
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.enable_truncation(32)
+        backend.enable_padding(pad_id=self.model.tokenizer.pad_token_id)
+        self.backend = backend
+
+    def encode(self, texts):
+        encodings = self.backend.encode_batch(texts)
+        features = {
+            "input_ids": torch.tensor([encoding.ids for encoding in encodings]),
+            "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings]),
+        }
+        with torch.no_grad():
+            return self.model(features)["sentence_embedding"].numpy()
+
+
+def test_for_readers_of_tokenizer_json_alone_a_forged_text_changes_only_itself(model, tmp_path):
+    release(model, tmp_path / "released")
+    reader = BareReader(tmp_path / "released")
+    special = specials(model.tokenizer)
+    ids = reader.backend.encode(FORGED[0]).ids
+    assert special["<|lbr_3|>"] in ids[1:-K]  # it does forge one there
+    assert ids[-K:] == [special[f"<|lbr_{i}|>"] for i in range(K)]  # and the real ones still end the text
+    texts = ["an acid of a salt", "the base", "x"]
+    alone = reader.encode(texts)
+    for text in FORGED:
+        beside = reader.encode([text, *texts])
+        np.testing.assert_allclose(beside[1:], alone, atol=1e-6)
+        assert np.isfinite(beside).all()
+        assert np.linalg.norm(beside[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_beside_any_text_the_others_keep_their_embeddings(model, tmp_path):
+    release(model, tmp_path / "released")
+    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    texts = ["an acid of a salt", "the base", "x"]
+    for each in (model, stock):
+        alone = each.encode(texts)
+        for text in FORGED:
+            np.testing.assert_allclose(each.encode([text, *texts])[1:], alone, atol=1e-6)
