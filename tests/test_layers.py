@@ -16,6 +16,7 @@ PLAN = [
     {"errors"},
     {"files", "precision", "processes", "wrapped"},
     {"locks", "seals"},
+    {"archives"},
     {"registry"},
     {"bases", "data", "model_files"},
     {"contamination"},
