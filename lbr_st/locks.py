@@ -54,11 +54,11 @@ def alone(path: Path, timeout: float = -1) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout).acquire()
     with held:
-        _clear_leftovers(path)
+        clear_leftovers(path)
         yield
 
 
-def _clear_leftovers(path: Path) -> None:
+def clear_leftovers(path: Path) -> None:
     """Put back or remove what :func:`new_folder` left of ``path`` when it was killed; for who alone writes there."""
     if not path.exists() and path.parent.is_dir():
         for old in path.parent.glob(f".{path.name}.*.old"):  # a swap that was killed between its two steps

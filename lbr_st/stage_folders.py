@@ -11,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st.build import load_model
 from lbr_st.files import new_folder
+from lbr_st.locks import clear_leftovers
 from lbr_st.processes import is_first, wait
 from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
@@ -55,9 +56,13 @@ def keep(
 
 def done_before(folder: Path) -> SentenceTransformer | None:
     """Return the model that a stage left; None if it is to be run. A damaged one is named and moved to ``damaged/``."""
-    if is_first() and is_sealed(folder) and (what := damage(folder)):
-        kept = set_aside(folder, folder.parent)
-        notice(f"{folder} is damaged: {what}. It is kept in {kept}; the stage is run again.")
+    if is_first():
+        clear_leftovers(folder)
+        if is_sealed(folder) and (what := damage(folder)):
+            kept = set_aside(folder, folder.parent)
+            notice(f"{folder} is damaged: {what}. It is kept in {kept}; the stage is run again.")
+        elif is_sealed(folder):
+            shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     wait()
     if not is_sealed(folder):
         return None

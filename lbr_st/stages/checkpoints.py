@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lbr_st.build import load_model
@@ -63,7 +64,18 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             self.accelerator.wait_for_everyone()
             found = newest_good_checkpoint(folder) if folder.is_dir() else None
             resume_from_checkpoint = str(found) if found else None
+        if isinstance(resume_from_checkpoint, str) and self._take_if_complete(Path(resume_from_checkpoint)):
+            return None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _take_if_complete(self, checkpoint: Path) -> bool:
+        """Take the last checkpoint of a training as its result; transformers would train a step beyond it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self._is_sharded or state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
+            return False
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
