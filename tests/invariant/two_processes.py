@@ -1,0 +1,113 @@
+"""Trainings that one process and two are to do alike; as a script, started by torchrun, each process runs them all.
+
+torchrun --nproc_per_node=2 two_processes.py <folder of bases> <folder for trajectories>
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trajectories import HARD, PAIRS, Trajectory, learned, represented
+
+from lbr_st.build import build_model
+from lbr_st.recipe_sections import LearnConfig
+
+
+def world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def model_of(base: str, **options: Any) -> Any:
+    return build_model(base, num_bottleneck_tokens=2, max_seq_length=64, device="cpu", **options)
+
+
+def stage_1(kind: str = "llama", model: dict[str, Any] | None = None, config: Any = None, **options: Any) -> Any:
+    def run(bases: dict[str, str], folder: Path) -> Trajectory:
+        return learned(
+            model_of(bases[kind], **(model or {})), folder, {"batch_size": 8 // world(), **(config or {})}, **options
+        )
+
+    return run
+
+
+def by_tokens(bases: dict[str, str], folder: Path) -> Trajectory:
+    """As many tokens a process as one process takes at a time, twice before each step."""
+    config = {"batch_size": 100, "batch_tokens": 120}
+    steps = {"gradient_accumulation_steps": 2 // world(), "dataloader_drop_last": True}
+    return learned(model_of(bases["llama"]), folder, config, **steps)
+
+
+def stage_2(kind: str = "llama", model: dict[str, Any] | None = None, config: Any = None, **options: Any) -> Any:
+    def run(bases: dict[str, str], folder: Path) -> Trajectory:
+        settings = {"batch_size": 8 // world(), **(config or {})}
+        return represented(model_of(bases[kind], **(model or {})), folder, settings, pairs=HARD, **options)
+
+    return run
+
+
+def replayed(bases: dict[str, str], folder: Path) -> Trajectory:
+    return represented(
+        model_of(bases["llama"]),
+        folder,
+        {"batch_size": 8 // world(), "replay_weight": 0.5},
+        replay=Dataset.from_dict(PAIRS),
+        replay_config=LearnConfig(),
+        gradient_accumulation_steps=2,
+    )
+
+
+def held_out(bottleneck: str) -> Any:
+    def run(bases: dict[str, str], folder: Path) -> Trajectory:
+        rows = Dataset.from_dict({name: texts[:7] for name, texts in PAIRS.items()})
+        config = {"batch_size": 8 // world(), "bottleneck": bottleneck, "eval_steps": 3}
+        options = {"cache_dir": folder / "tokens", "save_strategy": "steps"}
+        return learned(model_of(bases["llama"]), folder / "run", config, held_out=rows, **options)
+
+    return run
+
+
+LORA = {"lora_rank": 4}
+
+SCENARIOS = {
+    "attention": stage_1(),
+    "embedding": stage_1("llama-untied", config={"bottleneck": "embedding"}),
+    "none": stage_1(config={"bottleneck": "none", "context_weight": 0.5}),
+    "lora": stage_1(model=LORA),
+    "projection that is not used": stage_1(model={"projection_dim": 16}),
+    "accumulated": stage_1(config={"batch_size": 4 // world()}, gradient_accumulation_steps=2),
+    "by tokens": by_tokens,
+    "recomputed": stage_1(gradient_checkpointing=True),
+    "held out, gain": held_out("attention"),
+    "held out, loss": held_out("none"),
+    "gathered": stage_2(),
+    "not gathered": stage_2(config={"gather_negatives": False}),
+    "gathered, lora, untied": stage_2("llama-untied", LORA),
+    "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
+    "gathered in pieces by number": stage_2(config={"mini_batch_size": 3}),
+    "replayed": replayed,
+}
+
+
+def main(bases: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    folders = {path.name: str(path) for path in bases.iterdir()}
+    wanted = sys.argv[3:] or list(SCENARIOS)
+    for name in wanted:
+        try:
+            found = asdict(SCENARIOS[name](folders, out / name))
+        except Exception:
+            print(f"{rank}: {name}\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            raise
+        torch.save(found, out / f"{name}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
