@@ -93,17 +93,24 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     """Turn "no space left" and "read-only" into an :class:`LBRError` that names the folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full(path) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
+    except LBRError:
         raise
     except Exception as error:
+        numbers = {cause.errno for cause in _chain(error) if isinstance(cause, OSError)}
         # safetensors and torch wrap the system's error in types of their own.
-        if "No space left on device" in str(error):
+        full = numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error)
+        if full:
             raise _disk_full(path) from error
+        if errno.EROFS in numbers or (isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)):
+            raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
         raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those during whose handling it came: closing a file on a full disk fails a second time."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _disk_full(path: Path) -> LBRError:

@@ -1,5 +1,6 @@
 """Tiny bases with random weights, written once a session; nothing here or in any test asks a hub."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -166,6 +167,39 @@ def _model(kind: str, tokenizer, vocab_size: int, seed: int):
         )
         return t.T5ForConditionalGeneration(config)
     raise ValueError(kind)
+
+
+@pytest.fixture
+def toy_recipe(tiny_base, tmp_path):
+    """A recipe file of a run of a second: both stages, replay, checkpoints every two steps, each kind of dropout."""
+    from lbr_st.recipe import (
+        DataConfig,
+        EvaluateConfig,
+        LearnConfig,
+        ModelConfig,
+        Recipe,
+        RepresentConfig,
+        save_recipe,
+    )
+
+    rows = [
+        {"query": f"{kind} number {i}", "document": f"the {kind} of the class {i} that is a salt of {i * 7}."}
+        for i in range(6)
+        for kind in ("acid", "base", "salt", "ester")
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    recipe = Recipe(
+        precision="float32",
+        model=ModelConfig(base=tiny_base("llama"), max_seq_length=24, lora_rank=2, lora_alpha=4, lora_dropout=0.1),
+        data=DataConfig(source=str(tmp_path / "pairs.jsonl")),
+        learn=LearnConfig(
+            max_steps=4, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4, target_dropout=0.2
+        ),
+        represent=RepresentConfig(max_steps=4, batch_size=4, warmup_steps=1, eval_steps=2, replay_weight=0.1),
+        evaluate=EvaluateConfig(enabled=False),
+    )
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    return tmp_path / "recipe.yaml"
 
 
 @pytest.fixture
