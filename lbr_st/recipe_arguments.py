@@ -82,6 +82,16 @@ def check_keys(root: yaml.Node | None, path: Path, prefix: str = "") -> None:
             raise LBRError(f"unknown key {key}.", where=line, fix=similar(key, [*field_types(), *SECTIONS]))
 
 
+def refuse_aliases(text: str, path: Path) -> None:
+    """Refuse references within a recipe: a few lines of them can stand for more values than fit into memory."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
+            raise LBRError(
+                f"the reference *{event.anchor}.", where=f"{path}{line}", fix="Write out what it stands for."
+            )
+
+
 def explain(error: Exception) -> LBRError:
     """Return jsonargparse's complaint as one plain line that names the key."""
     text = str(error)

@@ -207,7 +207,7 @@ def test_every_architecture_is_released_from_its_adapter_alone(tiny_base, tmp_pa
     model = perturbed(base, lora_rank=4)
     release(model, tmp_path / "released")
     release(model, tmp_path / "adapter", adapter_only=True)
-    release(tmp_path / "adapter", tmp_path / "rebuilt")
+    release(tmp_path / "adapter", tmp_path / "rebuilt", base=base)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("released", "rebuilt"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)

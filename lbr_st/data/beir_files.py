@@ -58,7 +58,8 @@ def qrels_file(folder: Path, split: str) -> Path:
         LBRError: The folder is there and has no such split.
     """
     path = folder / "qrels" / f"{split}.tsv"
-    if folder.is_dir() and not path.is_file():
+    plain = "/" not in split and "\\" not in split  # never a file elsewhere
+    if folder.is_dir() and not (plain and path.is_file()):
         splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
         fix = "Name one of them." if splits else "Put the judgements there: query id, document id and score, with tabs."
         raise LBRError(f"no split {split!r}; there are: {splits or 'none'}.", where=str(path.parent), fix=fix)
