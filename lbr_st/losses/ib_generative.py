@@ -187,8 +187,11 @@ class IBGenerativeLoss(nn.Module):
             target = assemble(backbone, pooler_of(self.model).num_soft_tokens, targets)
         else:
             context = target = assemble(backbone, contexts, targets, bottleneck=self.bottleneck == "attention")
-        predicted = (target.predicts == Segment.TARGET).sum(), (context.predicts == Segment.CONTEXT).sum()
-        return self._counts(*(int(number) for number in predicted), len(columns[0]["input_ids"]))
+        return self._counts(
+            int((target.predicts == Segment.TARGET).sum()),
+            int((context.predicts == Segment.CONTEXT).sum()),
+            len(columns[0]["input_ids"]),
+        )
 
     def _counts(self, target: int, context: int, examples: int) -> dict[str, float]:
         whole = target + self.context_weight * context
