@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.data.digests import digest
-from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.data.lines import check_characters, missing_column, read_json_records, read_lines
 from lbr_st.errors import LBRError
 
 
@@ -29,6 +29,7 @@ def beir_documents(folder: str | Path) -> Iterator[tuple[str, str]]:
         if not isinstance(title, str) or not isinstance(text, str):
             raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
         document = f"{title} {text}".strip()
+        check_characters(document, where, "text")
         if what:
             what = "" if document else "no document has a text."
         yield key, document

@@ -57,13 +57,26 @@ def read_json_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str,
 
 
 def check_text(value: object, where: str, column: str) -> None:
-    """Raise :class:`LBRError` unless ``value`` is a string with more than white space in it."""
+    """Raise :class:`LBRError` unless ``value`` is a string of whole characters with more than white space in it."""
     if not isinstance(value, str):
         raise LBRError(
             f"the value of {column!r} is {type(value).__name__}, not text.", where=where, fix="Make it a string."
         )
     if not value.strip():
         raise LBRError(f"the value of {column!r} is empty.", where=where, fix="Remove it or fill it in.")
+    check_characters(value, where, column)
+
+
+def check_characters(text: str, where: str, column: str) -> None:
+    """Raise :class:`LBRError` for a lone surrogate, which JSON's escapes can spell and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LBRError(
+            f"the value of {column!r} holds half a character ({text[error.start]!r}, a lone surrogate).",
+            where=where,
+            fix="Mend the text: it was cut inside a character.",
+        ) from error
 
 
 def missing_column(column: str, present: Sequence[str], where: str) -> LBRError:

@@ -1,0 +1,152 @@
+"""Whatever a text is, a released model gives it one unit vector of finite numbers, alone as in a batch.
+
+``LBR_ST_FUZZ_MODEL=FOLDER`` runs the same on a release of yours.
+"""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.build import build_model
+from lbr_st.data import read_beir, read_pairs, read_texts
+from lbr_st.errors import LBRError
+from lbr_st.stages.release import release
+
+SPECIAL = ["<|lbr_0|>", "<|lbr_3|>", "<s>", "</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+PLAIN = ["an acid of a salt", "x"]
+LONG = 1_000_000
+
+pieces = st.one_of(
+    st.text(max_size=40),
+    st.text(st.characters(categories=["Cc", "Cf", "Zs", "Zl", "Zp"]), max_size=20),
+    st.text(st.characters(min_codepoint=0x0590, max_codepoint=0x08FF), max_size=40),  # right to left
+    st.text(st.characters(min_codepoint=0x1F300, max_codepoint=0x1FAFF), max_size=20),  # emoji
+    st.text(st.characters(min_codepoint=0x0300, max_codepoint=0x036F), max_size=40),  # marks without a letter
+    st.sampled_from(
+        [*SPECIAL, "👩‍👩‍👧‍👦🏽", "\u202e", "\ufeff", "\ufffe", "\U0010ffff", "\0", "", " ", "\r\n", "\u00a0\u3000"]
+    ),
+    st.tuples(st.sampled_from(["a", "é", "字", "\0", "🙂", "</s>", "\u0301"]), st.integers(1, 3000)).map(
+        lambda drawn: drawn[0] * drawn[1]
+    ),
+)
+texts = st.lists(pieces, max_size=5).map("".join)
+
+
+def check(model, given):
+    """Assert that texts get unit vectors, the same alone, together, and in another order."""
+    together = model.encode(given, batch_size=len(given), show_progress_bar=False)
+    assert together.shape == (len(given), model.get_embedding_dimension())
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([model.encode([text], show_progress_bar=False) for text in given])
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    back = model.encode(given[::-1], batch_size=len(given), show_progress_bar=False)[::-1]
+    np.testing.assert_allclose(back, together, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def released(tiny_base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz") / "released"
+    release(build_model(tiny_base("llama"), max_seq_length=32, lora_rank=2), folder)
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def real():
+    folder = os.environ.get("LBR_ST_FUZZ_MODEL")
+    if not folder:
+        pytest.skip("LBR_ST_FUZZ_MODEL names no released model")
+    return SentenceTransformer(folder, device="cpu")
+
+
+def fuzzed(max_examples):
+    def wrap(function):
+        for text in ("", " ", "\n\t", "\0", "\x1b[31m", "🙂", "שלום", "\u202eabc", "<|lbr_0|>", "</s>"):
+            function = example(given=[text])(function)
+        relaxed = settings(
+            max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        )
+        return relaxed(given(given=st.lists(texts, min_size=1, max_size=4))(function))
+
+    return wrap
+
+
+@fuzzed(100)
+def test_any_text_has_its_unit_vector(released, given):
+    check(released, [*given, *PLAIN])
+
+
+@fuzzed(50)
+def test_any_text_has_its_unit_vector_in_a_real_release(real, given):
+    check(real, [*given, *PLAIN])
+
+
+def long_words():
+    random = np.random.default_rng(0)
+    letters = "".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), LONG))
+    return {"letters": letters, "one letter": "a" * LONG, "special tokens": "</s>" * (LONG // 4), "NUL": "\0" * LONG}
+
+
+def check_long(model, word):
+    assert len(word.encode()) == LONG
+    together = model.encode([word, *PLAIN], show_progress_bar=False)
+    assert np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(model.encode(PLAIN, show_progress_bar=False), together[1:], atol=1e-5)
+    # What is cut off has no say: the first hundredth of it is the same to the model.
+    np.testing.assert_allclose(model.encode(word[: LONG // 100], show_progress_bar=False), together[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["letters", "special tokens"])
+def test_a_word_of_a_megabyte_takes_seconds(released, kind):
+    """All of its tokens are found before it is cut, in little more than linear time: about a second here."""
+    start = time.perf_counter()
+    check_long(released, long_words()[kind])
+    assert time.perf_counter() - start < 60
+
+
+@pytest.mark.parametrize("kind", ["letters", "one letter", "special tokens", "NUL"])
+def test_a_word_of_a_megabyte_in_a_real_release(real, kind):
+    check_long(real, long_words()[kind])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "acid \udfff", "\ud83d\ud83d"])
+def test_half_a_character_is_refused_by_the_tokenizer_itself(released, text):
+    """No file of a model can change that: the Rust tokenizer takes UTF-8, which has no form for a lone surrogate.
+
+    Sentence Transformers hands texts to it as they are. It fails at once and by name, and never gives a wrong vector.
+    """
+    for together in ([text], ["an acid", text]):
+        with pytest.raises((TypeError, UnicodeEncodeError)):
+            released.encode(together, show_progress_bar=False)
+    mended = text.encode("utf-8", "replace").decode()  # what docs/SECURITY.md advises
+    check(released, [mended, *PLAIN])
+
+
+def test_half_a_character_in_training_data_is_named(tmp_path):
+    path = tmp_path / "data.jsonl"
+    whole = '{"text": "an acid", "query": "acid", "document": "a salt"}\n'
+    path.write_text(whole + '{"text": "\\ud83d", "query": "a\\udc00", "document": "x"}\n')
+    for read in (read_texts, read_pairs):
+        with pytest.raises(LBRError, match=r"data\.jsonl, line 2: the value of '(text|query)' holds half a character"):
+            read(path)
+    # A whole one, spelt as two halves, is one.
+    path.write_text('{"text": "\\ud83d\\ude42"}\n')
+    assert read_texts(path)["text"] == ["🙂"]
+
+
+@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl"])
+def test_half_a_character_in_a_beir_folder_is_named(tmp_path, file):
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "", "text": "x"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    read_beir(tmp_path)
+    with (tmp_path / file).open("a") as lines:
+        lines.write('{"_id": "other", "title": "", "text": "a\\ud800b"}\n')
+    with pytest.raises(LBRError, match=rf"{file}, line 2.*half a character"):
+        read_beir(tmp_path)
