@@ -24,6 +24,7 @@ from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.accumulation import TokenWeightedTrainer
 from lbr_st.stages.checkpoints import CheckpointingTrainer
 from lbr_st.stages.interruption import stop_between_steps
+from lbr_st.stages.recomputation import RecomputingTrainer
 from lbr_st.tokens import Column, TokenCollator, tokenized
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
@@ -139,7 +140,7 @@ def generative_tokens(
     return tokenized(rows, backbone.tokenizer, columns, cache_dir=cache_dir)
 
 
-class GuardedTrainer(TokenWeightedTrainer, CheckpointingTrainer):
+class GuardedTrainer(TokenWeightedTrainer, RecomputingTrainer, CheckpointingTrainer):
     """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which stops at a loss not finite.
 
     Datasets are those of :func:`lbr_st.tokens.tokenized`. It stops before the optimiser steps, so neither the weights

@@ -35,7 +35,9 @@ def test_computing_again_changes_nothing(tiny_base, tmp_path, monkeypatch, stage
         train, config = STAGES[stage]
         model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, max_seq_length=64, device="cpu", **options)
         pairs = {} if train is learned else {"pairs": HARD}
-        return train(model, tmp_path, config, **pairs, **arguments), sum(passes)
+        trajectory, count = train(model, tmp_path, config, **pairs, **arguments), sum(passes)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        return trajectory, count
 
     plain, once = run()
     again, twice = run(gradient_checkpointing=True)
