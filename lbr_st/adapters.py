@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,7 +41,8 @@ def add_lora(
     """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
 
     The rows are trained by peft's ``trainable_token_indices``, so that an adapter file holds k rows, not a whole
-    vocabulary. All other weights are frozen.
+    vocabulary. All other weights are frozen. What is trained is float32 whatever the base is in: small steps would be
+    lost in 16 bits.
 
     Args:
         model: The causal LM, its vocabulary grown already.
@@ -68,6 +69,7 @@ def add_lora(
             trainable_token_indices={name.split(".")[-1]: token_ids},
         )
     )
+    cast_adapter_dtype(model, "default")
     model.peft_config["default"].base_model_name_or_path = base
 
 
@@ -130,6 +132,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     config = read_lora_config(folder)
     base = config.base_model_name_or_path
     model.add_adapter(config)
+    cast_adapter_dtype(model, "default")
     # add_adapter puts the folder in its place that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
     file = folder / ADAPTER_SAFE_WEIGHTS_NAME

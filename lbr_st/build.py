@@ -20,6 +20,7 @@ from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
 from lbr_st.model_files import explain_model_errors
 from lbr_st.modules import BottleneckPooler, CausalBackbone
+from lbr_st.quantization import Quantize, check_quantize, loading_options
 
 TokenInit = Literal["mean", "eos", "random"]
 
@@ -36,6 +37,7 @@ def build_model(
     lora_rank: int | None = None,
     lora_alpha: int | None = None,
     lora_dropout: float = 0.0,
+    quantize: Quantize | None = None,
     seed: int = 0,
     device: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
@@ -56,6 +58,9 @@ def build_model(
         lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
         lora_alpha: Scale of the adapters; None for twice the rank.
         lora_dropout: Dropout on the adapters' inputs.
+        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA): a
+            fourth or less of the memory, a GPU and ``pip install "lbr-st[qlora]"`` needed. What is saved are adapters
+            and token rows; what is released is the full-precision base with these, see :func:`lbr_st.release`.
         seed: Of the new rows, the projection and the adapters.
         device: Where to put the model; None for Sentence Transformers' choice.
         model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
@@ -64,16 +69,18 @@ def build_model(
         A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``.
 
     Raises:
-        LBRError: k < 0; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text.
+        LBRError: k < 0; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text;
+            ``quantize`` without ``lora_rank``, bitsandbytes or a GPU, which is said before anything is downloaded.
 
     Example:
         ::
 
             model = lbr_st.build_model("Qwen/Qwen3-0.6B", num_bottleneck_tokens=4, lora_rank=32)
     """
+    check_quantize(quantize, lora=lora_rank is not None, device=device)
     folder = resolve_base(base)
     torch.manual_seed(seed)
-    kwargs = {"dtype": torch.float32, **(model_kwargs or {})}
+    kwargs = {"dtype": torch.float32, **loading_options(quantize, device), **(model_kwargs or {})}
     with explain_base_errors(base):
         backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
     _check_length(backbone.max_seq_length, num_bottleneck_tokens)
@@ -150,6 +157,7 @@ def load_model(
     *,
     base: str | None = None,
     device: str | None = None,
+    quantize: Quantize | None = None,
     model_kwargs: dict[str, Any] | None = None,
 ) -> SentenceTransformer:
     """Load a training model that ``SentenceTransformer.save_pretrained`` wrote.
@@ -161,12 +169,16 @@ def load_model(
         folder: The saved model.
         base: Where its base is, if it is saved as an adapter and not to be had under the name that it was saved with.
         device: Where to put the model; None for Sentence Transformers' choice.
+        quantize: As for :func:`build_model`, to go on training in 4 bits. Left out, the base of a model that was
+            trained so is loaded in full precision, under the same adapters.
         model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
 
     Raises:
-        LBRError: The folder is no training model, is damaged, holds or names code, or its base cannot be had.
+        LBRError: The folder is no training model, is damaged, holds or names code, or its base cannot be had; or
+            ``quantize`` for a model without adapters, or without bitsandbytes or a GPU.
     """
     folder = Path(folder)
+    check_quantize(quantize, lora=(folder / ADAPTER_CONFIG_NAME).is_file(), device=device)
     kinds = _modules_of(folder)
     if list(folder.rglob("*.py")):
         raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
@@ -176,7 +188,8 @@ def load_model(
         for kind, place in kinds:
             options: dict[str, Any] = {"subfolder": place}
             if issubclass(kind, CausalBackbone):
-                options |= {"model_kwargs": model_kwargs, "adapter_base": base}
+                kwargs = {**loading_options(quantize, device), **(model_kwargs or {})}
+                options |= {"model_kwargs": kwargs, "adapter_base": base}
             modules.append(kind.load(str(folder), **options))
     return SentenceTransformer(
         modules=modules,

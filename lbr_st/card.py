@@ -149,11 +149,17 @@ def _how(recipe: Recipe | None) -> str:
     if not (learns and recipe.represent.enabled):
         method = "A part or a baseline of [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
     what = "appended tokens come from" if tokens else "end-of-text token comes from"
-    return (
+    text = (
         f"## How it was trained\n\n{method}: {', then '.join(stages)}. The {what} the tokenizer itself, so "
         "plain Sentence Transformers runs this model; use `encode_query` and `encode_document`, which add the prompts "
         "that training used."
     )
+    if recipe.model.quantize:
+        text += (
+            " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full "
+            "precision, with these adapters merged into them."
+        )
+    return text
 
 
 _LIMITS = """## Limits

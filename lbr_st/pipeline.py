@@ -23,6 +23,7 @@ from lbr_st.locks import only_run
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.processes import is_first, start_processes, wait
 from lbr_st.provenance import provenance
+from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_scores import RunScores
@@ -65,7 +66,7 @@ def run(
         LBRError: The recipe or its data is at fault, ``output`` exists, or another run is at work on it.
         Interrupted: The run was asked to stop; it continues from there when it is started again.
     """
-    recipe.validate()
+    _check(recipe)
     output = Path(output)
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     start_processes()
@@ -92,12 +93,14 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
 
     model = None
     if recipe.learn.enabled and recipe.learn.max_steps:
-        model = _stage(work / "learn", lambda folder: _learn(recipe, data, folder))
+        model = _stage(recipe, work / "learn", lambda folder: _learn(recipe, data, folder))
         scores.model("after stage 1, learn", model, "learn")
         wait()
     if recipe.represent.enabled and recipe.represent.max_steps:
         before = model
-        model = _stage(work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder))
+        model = _stage(
+            recipe, work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder)
+        )
     if not is_first():
         return []
     notice("Releasing in stock form …")
@@ -125,7 +128,7 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
     """Run stage 2 alone, on a training model's folder or, with None, on a fresh base; see :func:`run_learn`."""
 
     def stage(folder: Path) -> SentenceTransformer:
-        start = load_model(model) if model else build(recipe)
+        start = load_model(model, quantize=recipe.model.quantize) if model else build(recipe)
         return _represent(recipe, _data(recipe, folder, generative=recipe.represent.replay_weight > 0), start, folder)
 
     _single(recipe, output, overwrite, stage)
@@ -169,6 +172,7 @@ def build(recipe: Recipe) -> SentenceTransformer:
         lora_rank=config.lora_rank if config.lora else None,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
+        quantize=config.quantize,
         seed=recipe.seed,
     )
 
@@ -221,13 +225,19 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
     return model
 
 
-def _stage(folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
+def _check(recipe: Recipe) -> None:
+    """Refuse what cannot be run, or not on this machine, before anything is downloaded or written."""
+    recipe.validate()
+    check_quantize(recipe.model.quantize, lora=recipe.model.lora)
+
+
+def _stage(recipe: Recipe, folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
     with explain_disk_errors(folder):
-        return done_before(folder) or make(folder)
+        return done_before(folder, recipe.model.quantize) or make(folder)
 
 
 def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
-    recipe.validate()
+    _check(recipe)
     output = Path(output)
     start_processes()
     with only_run(output) if is_first() else nullcontext(), explain_disk_errors(output):

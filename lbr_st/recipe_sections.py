@@ -38,6 +38,8 @@ class ModelConfig:
         lora_rank: Rank of the LoRA adapters.
         lora_alpha: Scale of the LoRA adapters; alpha divided by rank multiplies their output.
         lora_dropout: Dropout before the LoRA adapters while training.
+        quantize: Keep the base's linear layers in 4 bits while LoRA adapters are trained on them (QLoRA), in a fraction
+            of the memory; needs a GPU and pip install "lbr-st[qlora]". The released model is in full precision.
     """
 
     base: str = "smollm2-135m"
@@ -51,6 +53,7 @@ class ModelConfig:
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_dropout: float = 0.0
+    quantize: Literal["4bit"] | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from lbr_st.files import new_folder
 from lbr_st.locks import clear_leftovers
 from lbr_st.processes import is_first, wait
 from lbr_st.provenance import PROVENANCE
+from lbr_st.quantization import Quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.seals import damage, is_sealed, seal, set_aside
@@ -54,7 +55,7 @@ def keep(
     wait()
 
 
-def done_before(folder: Path) -> SentenceTransformer | None:
+def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTransformer | None:
     """Return the model that a stage left; None if it is to be run. A damaged one is named and moved to ``damaged/``."""
     if is_first():
         clear_leftovers(folder)
@@ -67,4 +68,4 @@ def done_before(folder: Path) -> SentenceTransformer | None:
     if not is_sealed(folder):
         return None
     notice(f"{folder.name}: done before, taken from {folder}.")
-    return load_model(folder)
+    return load_model(folder, quantize=quantize)

@@ -103,7 +103,9 @@ class CausalBackbone(Transformer):
         # These say where the adapter is, not its base.
         kwargs.pop("subfolder", None)
         kwargs.pop("revision", None)
-        model = load_causal_lm(self._base_of(model_name_or_path), config=config, **kwargs)
+        # In float32, as build_model loads it, whatever the base's file is in: adapters take the type of their base.
+        options = {"dtype": torch.float32, **kwargs}
+        model = load_causal_lm(self._base_of(model_name_or_path), config=config, **options)
         trained = cast(dict[str, list[int]], adapter.trainable_token_indices or {})
         rows = [row for ids in trained.values() for row in ids]
         make_room(model, max(rows, default=-1) + 1)

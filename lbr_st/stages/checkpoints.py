@@ -21,9 +21,11 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lbr_st.bottleneck import backbone_of
 from lbr_st.build import load_model
 from lbr_st.errors import LBRError
 from lbr_st.files import explain_disk_errors
+from lbr_st.quantization import is_quantized
 from lbr_st.registry import notice
 from lbr_st.seals import damage, is_sealed, seal, set_aside
 
@@ -98,8 +100,11 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
         if self._is_sharded:
             Trainer._load_from_checkpoint(self, checkpoint_path, model)
             return
-        saved = load_model(checkpoint_path, device="cpu")  # not beside the model on its device
-        self.model.load_state_dict(saved.state_dict())
+        saved = load_model(checkpoint_path, device="cpu").state_dict()  # not beside the model on its device
+        in_4_bits = is_quantized(backbone_of(self.model).model)  # what is frozen: it stays as it was read
+        if in_4_bits:
+            saved = {name: saved[name] for name, weight in self.model.named_parameters() if weight.requires_grad}
+        self.model.load_state_dict(saved, strict=not in_4_bits)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._is_sharded:

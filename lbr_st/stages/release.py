@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.places import recipe_without_places, without_place
 from lbr_st.provenance import PROVENANCE
+from lbr_st.quantization import is_quantized
 from lbr_st.recipe import load_recipe, save_recipe
+from lbr_st.registry import notice
 
 LEAST_COSINE = 0.9999
 """What a release must reach on every probe text; below it, it is not published."""
@@ -57,6 +60,10 @@ def release(
     Adapters are merged, the language-modelling head is dropped. The folder appears whole or not at all, and only if
     the reloaded stock model gives the training model's embeddings.
 
+    A model that was trained with ``quantize`` is released in full precision: its adapters and token rows are merged
+    into the base as that is on disk, never into 4-bit weights. The stock form is compared with these on that base; it
+    differs from the model in hand by what quantising takes away, and how far is said.
+
     Args:
         model: A training model, or a folder that holds one (an adapter-only release is one, too).
         output: The folder to write.
@@ -72,7 +79,8 @@ def release(
         ``output``.
 
     Raises:
-        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), or the stock form differs.
+        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is to be had in 4 bits only,
+            or the stock form differs.
     """
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
@@ -89,9 +97,12 @@ def release(
     if adapter_only:
         return _write_adapter(trained, output, info, overwrite=overwrite)
 
-    expected = encode_probes(trained)
     # A model of the caller's stays as it is; one that was loaded for this is merged in place.
-    merged = trained if source else copy.deepcopy(trained)
+    ours = source is not None
+    if is_quantized(backbone_of(trained).model):
+        trained, ours = in_full_precision(trained), True
+    expected = encode_probes(trained)
+    merged = trained if ours else _copy(trained)
     with new_folder(output, overwrite=overwrite) as aside:
         write_stock(merged, aside)
         stock = SentenceTransformer(str(aside), device=str(trained.device), local_files_only=True)
@@ -101,6 +112,33 @@ def release(
         write_card(stock, aside, info)
         _write_origin(info, aside)
     return output
+
+
+def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:
+    """Return a copy of a model with a 4-bit base that has the same adapters on the base as it is on disk.
+
+    It is on the model's device if there is room, otherwise on the CPU. How far the two are apart is said.
+
+    Raises:
+        LBRError: The base is in 4 bits on disk, too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, create_model_card=False)
+        full = load_model(folder, device="cpu")
+    backbone = backbone_of(full)
+    if is_quantized(backbone.model):
+        raise LBRError(
+            "the base itself is in 4 bits, and adapters cannot be merged into that without loss.",
+            where=backbone.base,
+            fix="Train on the full-precision base with quantize, or release with adapter_only.",
+        )
+    size = sum(parameter.nbytes for parameter in full.parameters())
+    # Beside it will stand the stock form that is compared with it.
+    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] > 3 * size:
+        full = full.to(model.device)
+    cosine = float((encode_probes(model) * encode_probes(full)).sum(axis=1).min())
+    notice(f"In full precision; on the probe texts the least cosine to the 4-bit model is {cosine:.4f}.")
+    return full
 
 
 def _write_origin(info: CardInfo, folder: Path) -> None:
@@ -135,6 +173,12 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
     transformer.model.config._name_or_path = ""
     transformer.model.name_or_path = ""
     stock.save_pretrained(str(folder), create_model_card=False)
+
+
+def _copy(model: SentenceTransformer) -> SentenceTransformer:
+    """Copy the modules alone: a model's card holds on to evaluators, and by these to wrappers that cannot be copied."""
+    modules = [copy.deepcopy(module) for module in model]
+    return SentenceTransformer(modules=modules, prompts=_prompts(model), device=str(model.device))
 
 
 def _prompts(model: SentenceTransformer) -> dict[str, str]:
