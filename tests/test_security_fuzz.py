@@ -20,6 +20,8 @@ from lbr_st.stages.release import release
 SPECIAL = ["<|lbr_0|>", "<|lbr_3|>", "<s>", "</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 PLAIN = ["an acid of a salt", "x"]
 LONG = 1_000_000
+ROUNDING = 1e-4
+"""What thirty layers in float32 differ by when a batch has another shape; 1.5e-5 was measured on lbr-chem."""
 
 pieces = st.one_of(
     st.text(max_size=40),
@@ -37,16 +39,16 @@ pieces = st.one_of(
 texts = st.lists(pieces, max_size=5).map("".join)
 
 
-def check(model, given):
+def check(model, given, atol=1e-5):
     """Assert that texts get unit vectors, the same alone, together, and in another order."""
     together = model.encode(given, batch_size=len(given), show_progress_bar=False)
     assert together.shape == (len(given), model.get_embedding_dimension())
     assert np.isfinite(together).all()
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     alone = np.concatenate([model.encode([text], show_progress_bar=False) for text in given])
-    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(alone, together, atol=atol)
     back = model.encode(given[::-1], batch_size=len(given), show_progress_bar=False)[::-1]
-    np.testing.assert_allclose(back, together, atol=1e-5)
+    np.testing.assert_allclose(back, together, atol=atol)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_any_text_has_its_unit_vector(released, given):
 
 @fuzzed(50)
 def test_any_text_has_its_unit_vector_in_a_real_release(real, given):
-    check(real, [*given, *PLAIN])
+    check(real, [*given, *PLAIN], atol=ROUNDING)
 
 
 def long_words():
@@ -92,13 +94,13 @@ def long_words():
     return {"letters": letters, "one letter": "a" * LONG, "special tokens": "</s>" * (LONG // 4), "NUL": "\0" * LONG}
 
 
-def check_long(model, word):
+def check_long(model, word, atol=1e-5):
     assert len(word.encode()) == LONG
     together = model.encode([word, *PLAIN], show_progress_bar=False)
     assert np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(model.encode(PLAIN, show_progress_bar=False), together[1:], atol=1e-5)
+    np.testing.assert_allclose(model.encode(PLAIN, show_progress_bar=False), together[1:], atol=atol)
     # What is cut off has no say: the first hundredth of it is the same to the model.
-    np.testing.assert_allclose(model.encode(word[: LONG // 100], show_progress_bar=False), together[0], atol=1e-5)
+    np.testing.assert_allclose(model.encode(word[: LONG // 100], show_progress_bar=False), together[0], atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["letters", "special tokens"])
@@ -111,7 +113,7 @@ def test_a_word_of_a_megabyte_takes_seconds(released, kind):
 
 @pytest.mark.parametrize("kind", ["letters", "one letter", "special tokens", "NUL"])
 def test_a_word_of_a_megabyte_in_a_real_release(real, kind):
-    check_long(real, long_words()[kind])
+    check_long(real, long_words()[kind], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "acid \udfff", "\ud83d\ud83d"])
