@@ -6,6 +6,7 @@ Importing this module stays cheap: no torch, transformers, sentence_transformers
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field
@@ -18,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.errors import LBRError
 from lbr_st.files import explain_disk_errors, write_whole
-from lbr_st.recipe_arguments import add_recipe_arguments, check_keys, describe, explain, takes_null
+from lbr_st.recipe_arguments import add_recipe_arguments, check_keys, describe, explain, refuse_aliases, takes_null
 from lbr_st.recipe_sections import (
     SECTIONS,
     DataConfig,
@@ -80,6 +81,7 @@ _ABOVE_ZERO = (
     "represent.temperature",
 )
 _BELOW: dict[str, float] = {"seed": 2**32, "model.lora_dropout": 1, "learn.target_dropout": 1}
+_FILES = ("model.base", "data.source", "data.texts", "data.pairs", "data.split", "evaluate.beside")
 _MAY_BE_EMPTY = ("model.query_prompt", "model.document_prompt")
 
 
@@ -158,6 +160,12 @@ class Recipe(RunConfig):
                 where="model.max_seq_length",
                 fix=f"Set it above {appended}.",
             )
+        if self.model.quantize and not self.model.lora:
+            raise LBRError(
+                f"is {self.model.quantize}, but 4-bit weights cannot be trained themselves.",
+                where="model.quantize",
+                fix="Set model.lora to true, or model.quantize to null.",
+            )
         self._check_bottleneck()
         if not self.learn.pairs or len(set(self.learn.pairs)) < len(self.learn.pairs):
             raise LBRError(
@@ -220,12 +228,15 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
+        refuse_aliases(text, path)
         values = yaml.safe_load(text)  # refuses tags that build Python objects
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise LBRError(f"cannot be read ({error.strerror}).", where=str(path), fix="Check the file's name.") from None
     except UnicodeDecodeError:
         raise LBRError("is no UTF-8 text.", where=str(path), fix="Save the recipe as UTF-8.") from None
+    except RecursionError:
+        raise LBRError("is no valid YAML: too many levels.", where=str(path)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -280,6 +291,13 @@ def _in(path: Path, error: LBRError) -> LBRError:
 def _check_text(key: str, value: str) -> None:
     if not value.strip() and key not in _MAY_BE_EMPTY:
         raise LBRError("is empty.", where=key, fix="Give it a value.")
+    if key == "name" and not re.fullmatch(r"\w[\w.-]*", value):
+        # It names files of scores and stands in the card's header.
+        raise LBRError(
+            f"{value!r} cannot name a model.", where=key, fix="Use letters, digits, '_', '.' and '-', no '.' in front."
+        )
+    if key in _FILES and set(value) & set("\n\t"):
+        raise LBRError(f"{value!r} holds a line break or a tab.", where=key, fix="Remove it.")
     # A prompt may hold line breaks; YAML does not give back the rarer ones, nor control characters.
     if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in value if sign not in "\n\t"):
         raise LBRError(f"{value!r} holds a control character.", where=key, fix="Remove it.")
