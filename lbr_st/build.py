@@ -58,8 +58,8 @@ def build_model(
         lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
         lora_alpha: Scale of the adapters; None for twice the rank.
         lora_dropout: Dropout on the adapters' inputs.
-        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA): a
-            fourth or less of the memory, a GPU and ``pip install "lbr-st[qlora]"`` needed. What is saved are adapters
+        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA), which
+            takes about a fourth of the memory, a GPU, and ``pip install "lbr-st[qlora]"``. What is saved are adapters
             and token rows; what is released is the full-precision base with these, see :func:`lbr_st.release`.
         seed: Of the new rows, the projection and the adapters.
         device: Where to put the model; None for Sentence Transformers' choice.
