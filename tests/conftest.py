@@ -47,9 +47,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     - words: a word-level vocabulary of these words instead of byte-level BPE (default None).
     - spare_rows: vocabulary rows of the model beyond the tokenizer's; with 0 the model must grow (default 0).
     - seed: of the weights (default 0).
+    - dtype: of the weights (default "float32"; most bases of the world are in "bfloat16").
 
     Equal calls share a folder: treat it as read-only.
     """
+    import torch
+
     made: dict[tuple, str] = {}
 
     def make(
@@ -61,15 +64,17 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
         words: tuple[str, ...] | None = None,
         spare_rows: int = 0,
         seed: int = 0,
+        dtype: str = "float32",
     ) -> str:
-        key = (kind, bos, pad, chat_template, words, spare_rows, seed)
+        key = (kind, bos, pad, chat_template, words, spare_rows, seed, dtype)
         if key not in made:
             folder = tmp_path_factory.mktemp(f"base-{kind}")
             tokenizer = _tokenizer(bos=bos, pad=pad, words=words)
             if chat_template:
                 tokenizer.chat_template = CHAT_TEMPLATE
             tokenizer.save_pretrained(folder)
-            _model(kind, tokenizer, len(tokenizer) + spare_rows, seed).save_pretrained(folder)
+            model = _model(kind, tokenizer, len(tokenizer) + spare_rows, seed)
+            model.to(getattr(torch, dtype)).save_pretrained(folder)
             made[key] = str(folder)
         return made[key]
 

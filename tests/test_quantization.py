@@ -102,11 +102,8 @@ def on_cpu(monkeypatch):
 
 
 @pytest.fixture
-def base(tiny_base, tmp_path):
-    """A base in bfloat16, as most are."""
-    folder = shutil.copytree(tiny_base("llama-untied"), tmp_path / "base")
-    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    return str(folder)
+def base(tiny_base):
+    return tiny_base("llama-untied", dtype="bfloat16")
 
 
 def build(base):

@@ -30,12 +30,14 @@ def train(stage, base, folder, resume):
     return {**state, "embeddings": model.encode(WORDS, convert_to_tensor=True)}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", ["learn", "represent"])
-def test_resumed_weights_are_those_of_an_uninterrupted_run(tiny_base, tmp_path, stage):
-    whole = train(stage, tiny_base("llama"), tmp_path / "run", resume=False)
+def test_resumed_weights_are_those_of_an_uninterrupted_run(tiny_base, tmp_path, stage, dtype):
+    base = tiny_base("llama", dtype=dtype)
+    whole = train(stage, base, tmp_path / "run", resume=False)
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    resumed = train(stage, tiny_base("llama"), tmp_path / "run", resume=True)
+    resumed = train(stage, base, tmp_path / "run", resume=True)
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
 
