@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer, normalizers
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model, load_model
 from lbr_st.data.tables import write_rows
+from lbr_st.modules.bottleneck_tokens import with_bottleneck_tokens
 from lbr_st.rows import targets_of
 from lbr_st.stages.release import release
 from lbr_st.tokens import Column, tokenized
@@ -124,6 +125,19 @@ def test_a_normaliser_forges_nothing(tiny_base, tmp_path):
     for text in ("＜｜lbr_0｜＞ <|LBR_1|> ＜/s＞", "<|lbr_0|>"):
         ids = model.preprocess([text])["input_ids"][0].tolist()
         assert not set(own_tokens(ids, special)) & set(special.values())
+
+
+def test_what_stays_a_token_is_no_bottleneck():
+    """The limits that docs/SECURITY.md names: pieces of a Unigram vocabulary, and words added as ordinary ones."""
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((sign, -5.0) for sign in "abxy<>/|_lrthink0")]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    base = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+    base.add_tokens(["<think>"])
+    tokenizer = with_bottleneck_tokens(base, K)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("a</s>b<think> <|lbr_0|>")["input_ids"])
+    assert {"</s>", "<think>"} <= set(tokens)
+    assert [place for place, token in enumerate(tokens) if "lbr" in token] == list(range(len(tokens) - K, len(tokens)))
 
 
 def test_older_training_models_read_text_as_text_once_loaded(model, tmp_path):
