@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from sentence_transformers.util import get_device_name
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lbr_st.errors import LBRError
@@ -74,3 +76,18 @@ def loading_options(quantize: Quantize | None, device: str | None = None) -> dic
 def is_quantized(model: PreTrainedModel) -> bool:
     """Tell whether the model's linear layers are in 4 bits."""
     return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a model's copy in full precision; of a model on a 4-bit base what is trained, no more.
+
+    The base is frozen, so it is already as it was.
+
+    Args:
+        model: The model, or one that holds it.
+        weights: The state of its copy.
+    """
+    in_4_bits = any(is_quantized(module) for module in model.modules() if isinstance(module, PreTrainedModel))
+    if in_4_bits:
+        weights = {name: weights[name] for name, weight in model.named_parameters() if weight.requires_grad}
+    model.load_state_dict(weights, strict=not in_4_bits)
