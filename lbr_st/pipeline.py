@@ -29,6 +29,7 @@ from lbr_st.registry import notice
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
+from lbr_st.stages.checkpoints import whole_model
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
@@ -199,6 +200,7 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
         seed=recipe.seed,
         resume=may_resume(checkpoints, recipe),
     )
+    model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
 
@@ -221,6 +223,7 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
         seed=recipe.seed,
         resume=may_resume(checkpoints, recipe),
     )
+    model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
 

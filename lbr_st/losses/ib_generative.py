@@ -225,7 +225,10 @@ class IBGenerativeLoss(nn.Module):
 
     def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
         """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
-        _, target, _ = self.predictions(sentence_features)
+        return in_forward_of(self.model, self._target_nll, list(sentence_features))
+
+    def _target_nll(self, columns: list[dict[str, Any]]) -> Tensor:
+        _, target, _ = self.predictions(columns)
         return nll_each(*target.of(Segment.TARGET), backbone_of(self.model).head)
 
     def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:

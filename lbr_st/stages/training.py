@@ -25,6 +25,7 @@ from lbr_st.stages.accumulation import TokenWeightedTrainer
 from lbr_st.stages.checkpoints import CheckpointingTrainer
 from lbr_st.stages.interruption import stop_between_steps
 from lbr_st.stages.recomputation import RecomputingTrainer
+from lbr_st.stages.sharding import whole
 from lbr_st.tokens import Column, TokenCollator, tokenized
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
@@ -225,6 +226,6 @@ class _FiniteGradients(TrainerCallback):
         gradients = [
             p.grad for group in kwargs["optimizer"].param_groups for p in group["params"] if p.grad is not None
         ]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if not torch.isfinite(norm):
             raise self.trainer.broken(f"the gradient norm is {norm.item()}")
