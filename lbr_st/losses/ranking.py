@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import sentence_transformers
+from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor
+
+from lbr_st.errors import LBRError
+from lbr_st.processes import world_size
+
+REDUCES_ONCE = Version("6.2")
+"""From this version of Sentence Transformers on, several processes reduce their gradients after the last piece of a
+batch; before, after each piece, which pieces by tokens are not as many of in every process."""
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
@@ -32,6 +41,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 
     Requirements:
         1. (anchor, positive) pairs, or these with negatives.
+        2. For several processes, Sentence Transformers 6.2.
 
     Inputs:
         +-------------------------------------------------+--------+
@@ -41,6 +51,9 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         +-------------------------------------------------+--------+
         | (anchor, positive, negative_1, ..., negative_n) | none   |
         +-------------------------------------------------+--------+
+
+    Raises:
+        LBRError: Several processes train under an older Sentence Transformers.
 
     Example:
         ::
@@ -59,6 +72,14 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         gather_across_devices: bool = False,
         **options: Any,
     ) -> None:
+        installed = sentence_transformers.__version__
+        if world_size() > 1 and Version(installed) < REDUCES_ONCE:
+            raise LBRError(
+                f"sentence-transformers {installed} reduces gradients after each piece of a batch, and pieces by "
+                "tokens are not as many in every process.",
+                where="mini_batch_tokens",
+                fix=f"Update to sentence-transformers {REDUCES_ONCE}, or set mini_batch_size instead.",
+            )
         super().__init__(
             model,
             scale=scale,

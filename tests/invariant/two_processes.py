@@ -12,11 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import sentence_transformers
 import torch
 from datasets import Dataset
+from packaging.version import Version
 from trajectories import HARD, PAIRS, Trajectory, learned, represented
 
 from lbr_st.build import build_model
+from lbr_st.losses.ranking import REDUCES_ONCE
 from lbr_st.recipe_sections import LearnConfig
 
 
@@ -89,10 +92,18 @@ SCENARIOS = {
     "gathered": stage_2(),
     "not gathered": stage_2(config={"gather_negatives": False}),
     "gathered, lora, untied": stage_2("llama-untied", LORA),
-    "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
     "gathered in pieces by number": stage_2(config={"mini_batch_size": 3}),
     "replayed": replayed,
 }
+if Version(sentence_transformers.__version__) >= REDUCES_ONCE:
+    SCENARIOS |= {
+        "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
+        # In some steps one process's batch is whole and the other's is not.
+        "gathered, now and then in pieces": stage_2(config={"mini_batch_tokens": 280}),
+        "gathered in pieces, recomputed": stage_2(
+            "llama", LORA, {"mini_batch_tokens": 60}, gradient_checkpointing=True
+        ),
+    }
 
 
 def main(bases: Path, out: Path) -> None:
