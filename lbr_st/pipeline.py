@@ -33,6 +33,7 @@ from lbr_st.stages.checkpoints import whole_model
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
+from lbr_st.stages.sharding import shards
 from lbr_st.training_data import evaluation_set
 
 DATA = "data"
@@ -232,6 +233,12 @@ def _check(recipe: Recipe) -> None:
     """Refuse what cannot be run, or not on this machine, before anything is downloaded or written."""
     recipe.validate()
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
+    if recipe.model.quantize and shards():
+        raise LBRError(
+            "4-bit weights cannot be spread over processes.",
+            where="model.quantize",
+            fix="Launch with ddp.yaml, where each process has the base whole, or set it to null.",
+        )
 
 
 def _stage(recipe: Recipe, folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:

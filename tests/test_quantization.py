@@ -90,6 +90,14 @@ def test_a_run_is_refused_before_it_writes_or_fetches_anything(monkeypatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_base_in_4_bits_is_not_sharded(monkeypatch, tmp_path, kind):
+    pretend(monkeypatch)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(LBRError, match=r"cannot be spread over processes.*ddp\.yaml"):
+        pipeline.run(Recipe(model=ModelConfig(quantize="4bit")), tmp_path / "out")
+
+
 # What follows is done with bitsandbytes on a CPU, in the place of the GPU that is asked for otherwise.
 
 
