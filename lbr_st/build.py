@@ -239,9 +239,7 @@ def _explain_adapter_errors(folder: Path, base: str | None) -> AbstractContextMa
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
         return explain_model_errors(str(folder), "the model", "The model is damaged; save it again.")
     name = base or str(read_lora_config(folder).base_model_name_or_path)
-    fix = (
-        "Check the name and the network, or say where the adapter's base is: base=FOLDER (--base on the command line)."
-    )
+    fix = "Check the name and the network, or say where it is: base=FOLDER, or lbr-st release ADAPTER --base FOLDER."
     return explain_model_errors(name, "the base", fix)
 
 
