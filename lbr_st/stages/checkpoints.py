@@ -23,6 +23,7 @@ from lbr_st.quantization import load_weights
 from lbr_st.registry import notice
 from lbr_st.seals import damage, is_sealed, seal, set_aside
 from lbr_st.stages.sharding import (
+    end_sharded_loading,
     name_layers,
     shards,
     spread_optimizer,
@@ -84,6 +85,7 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
+        end_sharded_loading()
         load_weights(self.model, load_model(checkpoint, device="cpu").state_dict())
         self.state = state
         return True
@@ -97,6 +99,8 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                for code in folder.glob("*.py"):  # DeepSpeed's conversion script; no folder of ours holds code
+                    code.unlink()
                 seal(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -167,4 +171,5 @@ def whole_model(model: SentenceTransformer, output_dir: Path | str) -> SentenceT
     wait()
     checkpoint = newest_good_checkpoint(output_dir)
     assert checkpoint is not None  # the last step is always saved
+    end_sharded_loading()
     return load_model(checkpoint)

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.errors import LBRError
@@ -47,6 +48,11 @@ def name_layers(model: SentenceTransformer) -> None:
     os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(layers)))
     # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
     model.base_model_prefix = "0"
+
+
+def end_sharded_loading() -> None:
+    """Have transformers load models whole again; once DeepSpeed has trained, it would take each apart while loading."""
+    unset_hf_deepspeed_config()
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
