@@ -226,6 +226,8 @@ def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
     assert reconstruct(model, []) == []
     with pytest.raises(LBRError, match="text 2"):
         reconstruct(model, ["fine", "  "])
+    with pytest.raises(LBRError, match="text 1: it holds half a character"):
+        reconstruct(model, ["\udcff"])
 
 
 def test_a_release_cannot_be_decoded(tiny_base, tmp_path):

@@ -29,7 +29,7 @@ def beir_documents(folder: str | Path) -> Iterator[tuple[str, str]]:
         if not isinstance(title, str) or not isinstance(text, str):
             raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
         document = f"{title} {text}".strip()
-        check_characters(document, where, "text")
+        check_characters(document, where, "the document")
         if what:
             what = "" if document else "no document has a text."
         yield key, document

@@ -64,16 +64,16 @@ def check_text(value: object, where: str, column: str) -> None:
         )
     if not value.strip():
         raise LBRError(f"the value of {column!r} is empty.", where=where, fix="Remove it or fill it in.")
-    check_characters(value, where, column)
+    check_characters(value, where, f"the value of {column!r}")
 
 
-def check_characters(text: str, where: str, column: str) -> None:
+def check_characters(text: str, where: str, what: str) -> None:
     """Raise :class:`LBRError` for a lone surrogate, which JSON's escapes can spell and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise LBRError(
-            f"the value of {column!r} holds half a character ({text[error.start]!r}, a lone surrogate).",
+            f"{what} holds half a character ({text[error.start]!r}, a lone surrogate).",
             where=where,
             fix="Mend the text: it was cut inside a character.",
         ) from error

@@ -17,6 +17,7 @@ from lbr_st.bottleneck import (
     trained_bottleneck,
 )
 from lbr_st.build import load_model
+from lbr_st.data.lines import check_characters
 from lbr_st.errors import LBRError
 from lbr_st.rows import Targets
 
@@ -40,13 +41,14 @@ def reconstruct(
         One text each, in order.
 
     Raises:
-        LBRError: A text is empty, or the model is a release or has no bottleneck tokens.
+        LBRError: A text is empty or holds half a character, or the model is a release or has no bottleneck tokens.
     """
     backbone = backbone_of(model)
     require_bottleneck(model)
     for row, text in enumerate(texts):
         if not text.strip():
             raise LBRError("the text is empty.", where=f"text {row + 1}", fix="Give some text.")
+        check_characters(text, f"text {row + 1}", "it")
     if not texts:
         return []
     was_training = model.training
