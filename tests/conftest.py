@@ -1,6 +1,7 @@
 """Tiny bases with random weights, written once a session; nothing here or in any test asks a hub."""
 
 import json
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,6 +34,19 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_imported_is_not_searched_for_garbage():
+    """Each training begins with a full garbage collection (accelerate), which takes longer than the training."""
+    import torch
+    import transformers
+
+    assert torch, transformers
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
