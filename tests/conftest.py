@@ -1,7 +1,7 @@
 """Tiny bases with random weights, written once a session; nothing here or in any test asks a hub."""
 
-import json
 import gc
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
