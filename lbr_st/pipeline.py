@@ -21,7 +21,7 @@ from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
 from lbr_st.locks import only_run
 from lbr_st.prepared import Prepared, prepare
-from lbr_st.processes import is_first, start_processes, wait
+from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
@@ -82,7 +82,7 @@ def run(
 
 def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: str) -> list[tuple[str, TaskScore]]:
     start = time.monotonic()
-    data = prepare(recipe, work / DATA)
+    data = first_alone(lambda: prepare(recipe, work / DATA))
     scored = recipe.evaluate.enabled and is_first()  # the other processes wait
     scores = RunScores(recipe, data.test if scored else None, work / "results", command)
     if is_first():
@@ -181,7 +181,8 @@ def build(recipe: Recipe) -> SentenceTransformer:
 
 def _data(recipe: Recipe, folder: Path, *, generative: bool) -> Prepared:
     """Return the data of a stage that is run alone, kept beside its output."""
-    return prepare(recipe, folder.with_name(f"{folder.name}-{DATA}"), generative=generative)
+    place = folder.with_name(f"{folder.name}-{DATA}")
+    return first_alone(lambda: prepare(recipe, place, generative=generative))
 
 
 def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(hours=12)
 """How long processes wait for the first one while it prepares, scores or writes; a launcher ends them if it fails."""
@@ -33,7 +37,14 @@ def is_first() -> bool:
 
 def wait() -> None:
     """Wait until all processes are here."""
-    if world_size() > 1:
-        from accelerate import PartialState
+    import torch.distributed as dist
 
-        PartialState().wait_for_everyone()
+    if world_size() > 1:
+        dist.barrier()  # accelerate's own does nothing for processes that share a CPU
+
+
+def first_alone(make: Callable[[], Result]) -> Result:
+    """Return what ``make`` gives in each process; the others find what the first one made, and so come after it."""
+    result = make() if is_first() else None
+    wait()
+    return make() if result is None else result

@@ -8,12 +8,14 @@ from lbr_st.commands.compare import COMPARE
 from lbr_st.commands.contamination import CHECK_CONTAMINATION
 from lbr_st.commands.evaluate import EVALUATE
 from lbr_st.commands.export import EXPORT
+from lbr_st.commands.launch import LAUNCH_CONFIG
 from lbr_st.commands.plot import PLOT
 from lbr_st.commands.stages import STAGES
 from lbr_st.commands.submission import SUBMISSION
 
 COMMANDS: dict[str, Command] = {
     **STAGES,
+    "launch-config": LAUNCH_CONFIG,
     "evaluate": EVALUATE,
     "compare": COMPARE,
     "plot": PLOT,

@@ -73,7 +73,7 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             folder = Path(str(self.args.output_dir))
             if self.accelerator.is_main_process:
                 newest_good_checkpoint(folder)
-            self.accelerator.wait_for_everyone()
+            wait()
             found = newest_good_checkpoint(folder) if folder.is_dir() else None
             resume_from_checkpoint = str(found) if found else None
         if isinstance(resume_from_checkpoint, str) and self._take_if_complete(Path(resume_from_checkpoint)):
@@ -95,9 +95,9 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
         with explain_disk_errors(folder):
             if self.args.should_save and folder.exists():
                 shutil.rmtree(folder)
-            self.accelerator.wait_for_everyone()
+            wait()
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
+            wait()
             if self.args.should_save:
                 for code in folder.glob("*.py"):  # DeepSpeed's conversion script; no folder of ours holds code
                     code.unlink()

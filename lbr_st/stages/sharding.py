@@ -62,6 +62,9 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
 
 def spread_weights(model: Any, weights: dict[str, Tensor]) -> None:
     """Give a sharded model the weights that every process holds whole."""
+    # A weight with two names, as a tied head's, is spread under the first and would be found whole by the second.
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    weights = {name: tensor for name, tensor in weights.items() if name in own}
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
 

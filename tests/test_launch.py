@@ -1,0 +1,65 @@
+"""The packaged configurations of accelerate, each on two CPU processes: one run, one release, and it continues."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from lbr_st.cli import main
+
+PROGRAM = str(Path(__file__).with_name("launched.py"))
+
+
+def launch(kind, recipe, output, tmp_path, stop_at=None):
+    """Run ``accelerate launch``; return its exit status and all that it printed."""
+    found = subprocess.run(
+        [sys.executable, "-m", "lbr_st", "launch-config", kind], capture_output=True, text=True, check=True
+    )
+    command = ["-m", "accelerate.commands.launch", "--config_file", found.stdout.strip(), "--num_processes", "2"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_TORCH_DEVICE": "cpu",
+        "DS_ACCELERATOR": "cpu",
+        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+        "STOP_AT": str(stop_at or ""),
+    }
+    done = subprocess.run(
+        [sys.executable, *command, PROGRAM, "train", "--config", str(recipe), "--output", str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    return done.returncode, done.stdout
+
+
+def difference(one, other):
+    one, other = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert one.keys() == other.keys()
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+def test_every_kind_gives_the_same_model_and_continues(toy_recipe, tmp_path):
+    status, said = launch("ddp", toy_recipe, tmp_path / "ddp", tmp_path)
+    assert status == 0, said[-3000:]
+    assert said.count("Reading ") == 1  # by one process, for both
+    kinds = ["fsdp2", *(["zero3"] if find_spec("deepspeed") else [])]
+    for kind in kinds:
+        status, said = launch(kind, toy_recipe, tmp_path / kind, tmp_path, stop_at=3)
+        assert status != 0
+        assert "interrupted: step 3 of 4 is saved in" in said, said[-3000:]
+        assert not (tmp_path / kind).exists()
+        status, said = launch(kind, toy_recipe, tmp_path / kind, tmp_path)
+        assert status == 0, said[-3000:]
+        assert difference(tmp_path / kind, tmp_path / "ddp") < 1e-5
+
+
+def test_an_unknown_configuration_is_a_usage_error(capsys):
+    assert main(["launch-config", "megatron"]) == 2
+    assert "ddp" in capsys.readouterr().err
