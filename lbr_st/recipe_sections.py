@@ -93,9 +93,9 @@ class LearnConfig:
         bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
-        batch_size: Most pairs per step.
-        batch_tokens: Most tokens per step, contexts and targets together, so that long texts do not decide the
-            memory; null for no such limit.
+        batch_size: Most pairs per step and process.
+        batch_tokens: Most tokens per step and process, contexts and targets together, so that long texts do not decide
+            the memory; null for no such limit.
         packed: Run a step's pairs in one row without padding; false pads each to the longest, with equal results.
         nll_kernel: How the vocabulary's loss is computed; chunked runs anywhere, liger needs a GPU and liger-kernel.
         learning_rate: Peak learning rate of the model's weights or adapters.
@@ -139,7 +139,7 @@ class RepresentConfig:
     Args:
         enabled: Run this stage.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
-        batch_size: Pairs per step; the other documents of a batch are a query's negatives.
+        batch_size: Pairs per step and process; the other documents of a batch are a query's negatives.
         batch_tokens: Most tokens per step, all texts together; null for no such limit. With fewer pairs a step has
             fewer negatives: mini_batch_tokens bounds the memory and keeps them.
         mini_batch_tokens: A batch of more tokens is encoded in pieces of that many with the cached loss, with equal

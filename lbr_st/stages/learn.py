@@ -31,6 +31,9 @@ def learn(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to generate each target from its context's bottleneck.
 
+    A step's loss is the mean over all its tokens, in however many batches (``gradient_accumulation_steps``) and
+    processes: 4 batches of 2 are one batch of 8, and so are two processes with 4 each.
+
     Args:
         model: A training model from :func:`lbr_st.build_model`.
         pairs: Columns ``context`` (prompt included) and ``target``.

@@ -45,6 +45,10 @@ def represent(
     Stock :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss` on the embedding that stage 1 filled;
     the model's own query and document prompts; no text twice in a batch.
 
+    Two processes with 32 pairs each, whose documents are gathered, are one with 64. Accumulated batches
+    (``gradient_accumulation_steps``) are *not* a larger batch, for each has its own documents as negatives only; to
+    have many negatives in little memory, set ``mini_batch_tokens`` or ``mini_batch_size``.
+
     Args:
         model: A training model, after :func:`~lbr_st.stages.learn.learn` or fresh.
         pairs: Columns ``query``, ``document`` and optionally ``negative``, in this order.
