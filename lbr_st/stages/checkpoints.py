@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from transformers import TrainerState
@@ -137,7 +137,7 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             return
         state = None
         if self.is_fsdp_enabled:
-            state = whole_optimizer(self.model, self.optimizer.optimizer)  # by all processes together
+            state = whole_optimizer(self.model, self._bare_optimizer)  # by all processes together
         if self.args.should_save:
             write_optimizer(Path(output_dir), self.optimizer, self.lr_scheduler, state)
 
@@ -146,11 +146,15 @@ class CheckpointingTrainer(SentenceTransformerTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         elif checkpoint is not None:
             state, scheduler = read_optimizer(Path(checkpoint))
-            self.lr_scheduler.load_state_dict(scheduler)
+            cast(Any, self.lr_scheduler).load_state_dict(scheduler)
             if self.is_fsdp_enabled:
-                spread_optimizer(self.model, self.optimizer.optimizer, state)
+                spread_optimizer(self.model, self._bare_optimizer, state)
             else:
-                self.optimizer.load_state_dict(state)
+                cast(Any, self.optimizer).load_state_dict(state)
+
+    @property
+    def _bare_optimizer(self) -> Any:
+        return cast(Any, self.optimizer).optimizer  # accelerate wraps it
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

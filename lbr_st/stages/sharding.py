@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -47,7 +47,7 @@ def name_layers(model: SentenceTransformer) -> None:
         )
     os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(layers)))
     # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
-    model.base_model_prefix = "0"
+    cast(Any, model).base_model_prefix = "0"
 
 
 def end_sharded_loading() -> None:
@@ -55,12 +55,12 @@ def end_sharded_loading() -> None:
     unset_hf_deepspeed_config()
 
 
-def whole_weights(model: Any) -> dict[str, Tensor]:
+def whole_weights(model: Any) -> dict[str, Any]:
     """Return all weights in the first process's memory, under their names; call it in every process."""
     return get_model_state_dict(model, options=_WHOLE)
 
 
-def spread_weights(model: Any, weights: dict[str, Tensor]) -> None:
+def spread_weights(model: Any, weights: dict[str, Any]) -> None:
     """Give a sharded model the weights that every process holds whole."""
     # A weight with two names, as a tied head's, is spread under the first and would be found whole by the second.
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
