@@ -20,6 +20,7 @@ from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
 from lbr_st.locks import only_run
+from lbr_st.model_files import load_stock
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance
@@ -153,7 +154,7 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
         raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
     scores = RunScores(recipe, test, Path(output), command)
     scores.bm25()
-    loaded = load_model(model) if is_training_form(Path(model)) else SentenceTransformer(model)
+    loaded = load_model(model) if is_training_form(Path(model)) else load_stock(model)
     scores.model(Path(model).name, loaded, "model")
     write_results(Path(output) / RESULTS, scores.rows)
     print(format_table(scores.rows))
