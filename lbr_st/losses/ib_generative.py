@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, cast, get_args
 
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
@@ -223,6 +224,7 @@ class IBGenerativeLoss(nn.Module):
             backbone_of(self.model), features, max_tokens=self.max_target_tokens, contexts=empty
         )
 
+    @torch.no_grad()
     def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
         """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
         return in_forward_of(self.model, self._target_nll, list(sentence_features))
