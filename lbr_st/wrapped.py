@@ -31,9 +31,11 @@ def in_forward_of(model: Any, compute: Callable[..., Result], *args: Any) -> Res
         compute: May use any part of the model, its own forward included; returns tensors, or dicts of them.
         *args: For ``compute``; some wrappers move the tensors among them to the model's device.
     """
-    distributed = isinstance(model, torch.nn.parallel.DistributedDataParallel)
-    if distributed and not torch.is_grad_enabled():
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not torch.is_grad_enabled():
         # An evaluator runs in one process alone; this wrapper's forward would wait for the others.
+        return compute(*args)
+    if isinstance(model, torch.nn.DataParallel):
+        # One process that sees several GPUs: the wrapper runs copies of the model, which ``compute`` knows nothing of.
         return compute(*args)
     inner = unwrapped(model)
     before = inner.__dict__.get("forward")  # accelerate's, under autocast

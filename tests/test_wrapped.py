@@ -82,6 +82,15 @@ def test_gradients_are_reduced_and_measurements_wait_for_nobody(model, one_proce
         assert in_forward_of(wrapper, lambda x: x.sum(), torch.ones(3)) == 3
 
 
+def test_copies_on_several_gpus_are_not_run(model, monkeypatch):
+    def never(*args):
+        raise AssertionError("runs copies")
+
+    monkeypatch.setattr(nn.DataParallel, "forward", never)
+    in_forward_of(nn.DataParallel(model), lambda x: model(x).sum(), torch.ones(3, 2)).backward()
+    assert model.weight.grad.tolist() == [[3, 3]]
+
+
 def _done(bucket):
     future = torch.futures.Future()
     future.set_result(bucket.buffer())
