@@ -1,4 +1,6 @@
 import hashlib
+import os
+import signal
 import stat
 import threading
 import zipfile
@@ -153,3 +155,41 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 def test_run_returns_the_exit_code_and_stderr():
     code, output = registry._run([registry.sys.executable, "-c", "import sys; print('out'); sys.exit('bad luck')"])
     assert (code, output.strip()) == (1, "bad luck")
+
+
+def killed_in(work):
+    """Do something in a process that is killed in the middle of it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_killed_while_it_downloads_it_starts_again_and_leaves_nothing(pip, tmp_path, monkeypatch):
+    sha = pip.serve(("thing/data.txt", "whole"))
+
+    def half(requirement, filename, place):
+        (place / filename).write_bytes(pip.wheel.read_bytes()[:20])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_pip_download", half)
+        killed_in(lambda: registry.fetch_wheel("thing==1.0", NAME, sha))
+    folder = registry.fetch_wheel("thing==1.0", NAME, sha)
+    assert (folder / "thing" / "data.txt").read_text() == "whole"
+    assert left_behind(tmp_path) == [folder.name]
+
+
+def test_killed_while_an_entry_is_made_it_is_made_again(tmp_path):
+    def half(target):
+        (target / "model.safetensors").write_text("ha")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    killed_in(lambda: registry.build_once(tmp_path / "entry", half))
+    assert not (tmp_path / "entry").exists()
+    registry.build_once(tmp_path / "entry", lambda target: (target / "model.safetensors").write_text("half and half"))
+    assert (tmp_path / "entry" / "model.safetensors").read_text() == "half and half"
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".entry.lock", "entry"]
