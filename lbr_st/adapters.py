@@ -179,7 +179,8 @@ def merge_lora(model: PreTrainedModel) -> None:
             try:
                 module.merge(safe_merge=True)
             except ValueError as error:  # peft found NaNs
-                raise LBRError(f"the trained weights of {name} are broken: {error}") from error
+                fix = "Go back to an earlier checkpoint, or train again with a lower learning rate."
+                raise LBRError(f"the trained weights of {name} are broken: {error}", fix=fix) from error
             plain = module.get_base_layer()
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)

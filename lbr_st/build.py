@@ -215,7 +215,11 @@ def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPool
     """Return the classes and folders of a model's modules, all of them known and inside of it."""
     listing = folder / "modules.json"
     if not listing.is_file():
-        raise LBRError("not a Sentence Transformers model: it has no modules.json.", where=str(folder))
+        raise LBRError(
+            "not a Sentence Transformers model: it has no modules.json.",
+            where=str(folder),
+            fix="Give the folder of a model in training form, as learn and represent write it.",
+        )
     found = []
     for module in _json_in(listing, list):
         try:
@@ -230,7 +234,8 @@ def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPool
             )
         inside = (folder / place).resolve().is_relative_to(folder.resolve())
         if (place and not re.fullmatch(r"\w[\w.-]*", place)) or not inside:
-            raise LBRError(f"the module folder {place!r} leads out of the model.", where=str(listing))
+            fix = "The model is damaged, or made to read other files; do not use it."
+            raise LBRError(f"the module folder {place!r} leads out of the model.", where=str(listing), fix=fix)
         found.append((_MODULES[kind], place))
     return found
 

@@ -39,7 +39,11 @@ def check_training(
     """
     sets, skipped = evaluation_sets(against)
     if not sets:
-        raise LBRError(f"there is nothing to check against: {'; '.join(skipped.values())}", where=", ".join(against))
+        raise LBRError(
+            f"there is nothing to check against: {'; '.join(skipped.values())}",
+            where=", ".join(against),
+            fix="Name a suite or a folder that can be read here.",
+        )
     evaluation = Evaluation(sets, threshold=threshold, seed=seed)
     names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
     reports = []

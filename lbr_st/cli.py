@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lbr_st.commands import COMMANDS
 from lbr_st.commands.exit_status import USAGE, exit_status
+from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe, load_recipe
 from lbr_st.recipe_arguments import add_recipe_arguments, explain, field_types, similar
 
@@ -36,7 +38,11 @@ def _run(argv: list[str]) -> int:
     try:
         name, arguments, recipe = _parse(argv)
     except argparse.ArgumentError as error:
-        print(_usage_message(error, argv), file=sys.stderr)
+        command = next((word for word in argv if word in COMMANDS), None)
+        if "--debug" in argv:
+            traceback.print_exception(error)
+        print(f"error: {_usage_error(error, command, argv)}", file=sys.stderr)
+        print(f"Try 'lbr-st {command + ' ' if command else ''}--help'.", file=sys.stderr)
         return USAGE
     return COMMANDS[name].run(arguments, recipe) or 0
 
@@ -62,7 +68,8 @@ def _build(defaults: Recipe) -> ArgumentParser:
     """Return the parser, whose recipe flags have the values of ``defaults``."""
     parser = ArgumentParser(
         prog="lbr-st",
-        description="Learn Before Represent: turn a causal LLM and a domain's text into\nan embedding model.",
+        description="Learn Before Represent: turn a causal LLM and a domain's text into\nan embedding model.\n\n"
+        "Exit status: 0 all went well, 1 an error to mend, 2 wrong usage, 130 interrupted.",
         version=_version(),
         formatter_class=_Formatter,  # the commands' parsers take it over
         exit_on_error=False,
@@ -124,23 +131,31 @@ def _version() -> str:
         return "0+source"
 
 
-def _usage_message(error: argparse.ArgumentError, argv: list[str]) -> str:
-    name = next((word for word in argv if word in COMMANDS), None)
-    message = str(explain(error))
+def _usage_error(error: argparse.ArgumentError, name: str | None, argv: list[str]) -> LBRError:
+    """Return in plain words what is wrong with a command line.
+
+    Args:
+        error: What jsonargparse says.
+        name: The command, if one is given.
+        argv: The words of the command line.
+    """
+    explained = explain(error)
+    message = str(explained)
     if unknown := re.search(r"unrecognized arguments: --([^\s=]+)", message):
         flag = unknown[1]
         known = [*(_flags(name) if name else ()), "output", "overwrite", "config", "debug"]
         inside = [f"--{key}" for key in known if key.startswith(f"{flag}.")]
-        hint = f"Its fields are flags, such as {inside[0]}." if inside else similar(flag, known, "--")
-        message = f"unknown flag --{flag}. {hint or ''}".rstrip()
-    elif missing := re.search(r"arguments are required: (.*)", message):
+        fix = f"Its fields are flags, such as {inside[0]}." if inside else similar(flag, known, "--")
+        return LBRError(f"unknown flag --{flag}.", fix=fix)
+    if missing := re.search(r"arguments are required: (.*)", message):
         names = [_SHOWN.get(word.rpartition(".")[2], word) for word in missing[1].split(", ")]
-        message = f"{' and '.join(names)} must be given."
-    elif 'expected "command"' in message or ("invalid choice" in message and name is None):
+        return LBRError(f"{' and '.join(names)} must be given.")
+    if 'expected "command"' in message or ("invalid choice" in message and name is None):
         given = next((word for word in argv if not word.startswith("-")), None)
-        hint = (given and similar(given, COMMANDS)) or ""
-        message = f"{given!r} is no command. {hint}".rstrip() if given else "a command must be given."
-    return f"error: {message}\nTry 'lbr-st {name + ' ' if name else ''}--help'."
+        if given is None:
+            return LBRError("a command must be given.")
+        return LBRError(f"{given!r} is no command.", fix=similar(given, COMMANDS))
+    return explained
 
 
 if __name__ == "__main__":

@@ -236,12 +236,14 @@ def load_recipe(path: str | Path) -> Recipe:
     except UnicodeDecodeError:
         raise LBRError("is no UTF-8 text.", where=str(path), fix="Save the recipe as UTF-8.") from None
     except RecursionError:
-        raise LBRError("is no valid YAML: too many levels.", where=str(path)) from None
+        fix = "Write one `key: value` a line, on two levels at most."
+        raise LBRError("is no valid YAML: too many levels.", where=str(path), fix=fix) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-        raise LBRError(f"is no valid YAML: {problem}.", where=f"{path}{line}") from None
+        fix = "Write one `key: value` a line; put text with special signs between quotes."
+        raise LBRError(f"is no valid YAML: {problem}.", where=f"{path}{line}", fix=fix) from None
     check_keys(root, path)
     try:
         # Not parse_string: jsonargparse's own reader takes a bare 0E0 for a number; PyYAML, which wrote it, does not.

@@ -79,7 +79,8 @@ def check_keys(root: yaml.Node | None, path: Path, prefix: str = "") -> None:
         if key in SECTIONS:
             check_keys(value_node, path, f"{key}.")
         elif key not in field_types():
-            raise LBRError(f"unknown key {key}.", where=line, fix=similar(key, [*field_types(), *SECTIONS]))
+            fix = similar(key, [*field_types(), *SECTIONS]) or "Remove it; lbr-st train --help lists every key."
+            raise LBRError(f"unknown key {key}.", where=line, fix=fix)
 
 
 def refuse_aliases(text: str, path: Path) -> None:

@@ -26,7 +26,8 @@ def _compare(arguments: Namespace, _: Recipe) -> None:
         systems = [[score for score in system if score.task in arguments.tasks] for system in systems]
         for name, system in zip(arguments.systems, systems, strict=True):
             if not system:
-                raise LBRError(f"{name!r} has scores on none of these tasks.", where="tasks")
+                fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
+                raise LBRError(f"{name!r} has scores on none of these tasks.", where="tasks", fix=fix)
     comparison = compare(systems, resamples=arguments.resamples, seed=arguments.seed)
     path = comparison.write(arguments.output)
     print(format_comparison(comparison))

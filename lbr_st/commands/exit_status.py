@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -31,27 +32,55 @@ def exit_status(work: Callable[[], int | None], *, debug: bool = False) -> int:
     try:
         return work() or 0
     except LBRError as error:
-        return _explain(error, str(error), debug)
+        return _explain(error, error, debug)
     except KeyboardInterrupt as interruption:
         if debug:
             traceback.print_exception(interruption)
-        print(f"interrupted: {str(interruption) or 'run the same command again to continue.'}", file=sys.stderr)
+        said = interruption if str(interruption) else Interrupted("run the same command again to continue.")
+        print(f"interrupted: {said}", file=sys.stderr)
         return INTERRUPTED
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+    except (MemoryError, RuntimeError, OSError) as error:
+        known = _known(error)
+        if known is None:
             raise
-        fix = "Lower learn.batch_tokens, represent.mini_batch_tokens or evaluate.batch_size, or use a smaller base."
-        return _explain(error, f"out of memory: {str(error).splitlines()[0] if str(error) else 'RAM'} {fix}", debug)
+        return _explain(error, known, debug)
     finally:
+        _flush()
         if main:
             signal.signal(signal.SIGTERM, before)
 
 
-def _explain(error: Exception, message: str, debug: bool) -> int:
+def _known(error: Exception) -> LBRError | None:
+    """Return an error of the machine as one of ours: memory, files, and a reader that went away."""
+    if isinstance(error, BrokenPipeError):
+        return LBRError(
+            "nothing reads the output any more.", where="standard output", fix="Write it to a file, or read it all."
+        )
+    if isinstance(error, OSError):
+        if error.filename is None or error.strerror is None:
+            return None
+        fix = "Check that this path is right, and of the right kind, and that you may use it."
+        return LBRError(f"{error.strerror}.", where=str(error.filename), fix=fix)
+    if not _is_out_of_memory(error):
+        return None
+    first = str(error).splitlines()[0] if str(error) else "RAM"
+    fix = "Lower learn.batch_tokens, represent.mini_batch_tokens or evaluate.batch_size, or use a smaller base."
+    return LBRError(f"out of memory: {first}", fix=fix)
+
+
+def _explain(error: Exception, known: LBRError, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {known}", file=sys.stderr)
     return USER_ERROR
+
+
+def _flush() -> None:
+    """Write what is left of the output; Python would print a traceback at its end if nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -45,7 +45,8 @@ class BottleneckGainEvaluator(SentenceEvaluator):
         if len(contexts) != len(targets) or len(contexts) < 2:
             raise LBRError(
                 f"the bottleneck gain needs at least two pairs; there are {len(contexts)} contexts "
-                f"and {len(targets)} targets."
+                f"and {len(targets)} targets.",
+                fix="Hold out more pairs, or do without this evaluator.",
             )
         self.contexts, self.targets = list(contexts), list(targets)
         self.loss, self.batch_size, self.name = loss, batch_size, name

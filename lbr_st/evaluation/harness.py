@@ -56,7 +56,8 @@ def evaluate_task(
         LBRError: The system cannot run such a task, the folder cannot be written, or mteb is missing.
     """
     if system.only_retrieval and not isinstance(task, import_extra("mteb.abstasks").AbsTaskRetrieval):
-        raise LBRError(f"ranks documents and cannot do {task.metadata.type}.", where=system.name)
+        fix = "Leave this task out, or evaluate an embedding model."
+        raise LBRError(f"ranks documents and cannot do {task.metadata.type}.", where=system.name, fix=fix)
     mteb = import_extra("mteb")
     with explain_disk_errors(Path(output_folder)):
         cache = mteb.ResultCache(output_folder)
@@ -92,7 +93,8 @@ def evaluate_task(
                 task.metadata = own
         if not found.task_results:
             reason = found.exceptions[0].exception if found.exceptions else "MTEB gave no result"
-            raise LBRError(f"the task failed: {reason}", where=task.metadata.name)
+            fix = "Mend what it says, or leave this task out; --debug shows where it failed."
+            raise LBRError(f"the task failed: {reason}", where=task.metadata.name, fix=fix)
         return recorder.finish(found.task_results[0].get_score())
 
 

@@ -52,7 +52,8 @@ def judged_queries(data: RetrievalSet) -> dict[str, str]:
         if query_id in data.queries and any(grade > 0 for grade in grades.values())
     }
     if not judged:
-        raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name)
+        fix = "Judge at least one document of a query with 1 or more."
+        raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
     return judged
 
 
@@ -141,7 +142,8 @@ def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
             is_public=False,
         )
     except ValueError as error:  # pydantic's ValidationError is one
-        raise LBRError(f"MTEB does not accept this task: {error}", where=data.name) from error
+        fix = "Give another value for what it names."
+        raise LBRError(f"MTEB does not accept this task: {error}", where=data.name, fix=fix) from error
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def results_section(rows: Sequence[Row]) -> str:
         LBRError: There are no rows.
     """
     if not rows:
-        raise LBRError("there are no results to show.")
+        raise LBRError("there are no results to show.", fix="Run `lbr-st evaluate MODEL` first.")
     blocks = [BEGIN, "## Results"]
     retrieval = [row for row in rows if row[1].parts]
     for key in dict.fromkeys((score.task, score.dataset_revision) for _, score in retrieval):

@@ -84,7 +84,7 @@ def paired(
 
     a, b = _checked(a_parts, resamples), _checked(b_parts, resamples)
     if [len(part) for part in a] != [len(part) for part in b]:
-        raise LBRError("the two systems' scores are not of the same queries.")
+        raise LBRError("the two systems' scores are not of the same queries.", fix="Evaluate both on the same data.")
     deltas = [np.where(np.abs(y - x) > _SAME, y - x, 0.0) for x, y in zip(a, b, strict=True)]
     delta = np.concatenate(deltas)
     weights = np.concatenate([np.full(len(part), 1 / (len(deltas) * len(part))) for part in deltas])
@@ -160,9 +160,9 @@ def _checked(parts: Sequence[ArrayLike], resamples: int) -> list[Array]:
         raise LBRError(f"{resamples} resamples are too few.", where="resamples", fix="Give at least 1.")
     arrays = [np.asarray(part, dtype=np.float64).reshape(-1) for part in parts]
     if not arrays or not all(len(part) for part in arrays):
-        raise LBRError("there are no scores to compare: a part has no queries.")
+        raise LBRError("there are no scores to compare: a part has no queries.", fix="Evaluate on more data.")
     if not all(np.isfinite(part).all() for part in arrays):
-        raise LBRError("a score is not a finite number.")
+        raise LBRError("a score is not a finite number.", fix="Evaluate that system again.")
     return arrays
 
 

@@ -26,7 +26,7 @@ def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
         LBRError: There are no results, or they are not all on the same data.
     """
     if not results:
-        raise LBRError("there are no results to show.")
+        raise LBRError("there are no results to show.", fix="Run `lbr-st evaluate MODEL` first.")
     first = results[0][1]
     for label, result in results:
         if (result.task, result.dataset_revision) != (first.task, first.dataset_revision):
@@ -63,7 +63,7 @@ def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None =
         LBRError: There are no results.
     """
     if not results:
-        raise LBRError("there are no results to show.")
+        raise LBRError("there are no results to show.", fix="Run `lbr-st evaluate MODEL` first.")
     notes = notes or {}
     lines = [_row(TASK_HEADER), "|---|---|---:|:---:|---:|---|---|"]
     for result in results:

@@ -129,7 +129,8 @@ class Worker:
                 where=str(self.python),
                 fix=f"Install requirements-{self.backend}.txt of lbr_st/export there, or leave --python out.",
             )
-        return LBRError(f"the worker failed to {what}: {last}", where=self.backend)
+        fix = "Mend what it says if you can; otherwise this is a defect of lbr-st or of the backend: please report it."
+        return LBRError(f"the worker failed to {what}: {last}", where=self.backend, fix=fix)
 
 
 _PYTHON = "Name the interpreter of an environment, such as folder/bin/python."

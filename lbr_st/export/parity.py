@@ -39,7 +39,8 @@ def check(reference: np.ndarray, found: np.ndarray, precision: str, what: str) -
         LBRError: The shapes differ, a number is not finite, or a cosine is below :data:`LEAST`.
     """
     if reference.shape != found.shape:
-        raise LBRError(f"gives embeddings of shape {found.shape}, the release {reference.shape}.", where=what)
+        fix = "This is a defect of lbr-st or of the backend; please report it."
+        raise LBRError(f"gives embeddings of shape {found.shape}, the release {reference.shape}.", where=what, fix=fix)
     if not np.isfinite(found).all():
         raise LBRError("gives embeddings that are not numbers; nothing was written.", where=what, fix=_FIX[precision])
     reference, found = reference.astype(np.float64), found.astype(np.float64)

@@ -34,6 +34,8 @@ from lbr_st.registry import notice
 LEAST_COSINE = 0.9999
 """What a release must reach on every probe text; below it, it is not published."""
 
+_REPORT = "This is a defect of lbr-st or of the base's architecture; please report it."
+
 PROBES = (
     "aspirin",
     "A carboxylic acid that is benzoic acid in which the hydrogen at position 2 is replaced by a hydroxy group.",
@@ -210,12 +212,15 @@ def check_equal(expected: np.ndarray, found: np.ndarray) -> None:
         LBRError: A cosine is below :data:`LEAST_COSINE`, or not finite.
     """
     if expected.shape != found.shape:
-        raise LBRError(f"the stock form gives embeddings of shape {found.shape}, training {expected.shape}.")
+        raise LBRError(
+            f"the stock form gives embeddings of shape {found.shape}, training {expected.shape}; not released.",
+            fix=_REPORT,
+        )
     cosines = (expected * found).sum(axis=1)
     if not (cosines >= LEAST_COSINE).all():
         raise LBRError(
             f"the stock form differs from the training model (lowest cosine {np.min(cosines):.6f}); not released.",
-            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
+            fix=_REPORT,
         )
 
 

@@ -179,7 +179,8 @@ def refuse_training_form(folder: Path) -> None:
     """
     modules = folder / "modules.json"
     if not modules.is_file():
-        raise LBRError("is no model's folder: there is no modules.json.", where=str(folder))
+        fix = "Give the folder that lbr-st release wrote."
+        raise LBRError("is no model's folder: there is no modules.json.", where=str(folder), fix=fix)
     types = [str(module.get("type")) for module in json.loads(modules.read_text(encoding="utf-8"))]
     if any(kind.startswith("lbr_st.") for kind in types):
         raise LBRError(
@@ -189,7 +190,11 @@ def refuse_training_form(folder: Path) -> None:
         )
     foreign = [kind for kind in types if not kind.startswith("sentence_transformers.")]
     if foreign:
-        raise LBRError(f"has modules that Sentence Transformers lacks: {', '.join(foreign)}.", where=str(folder))
+        raise LBRError(
+            f"has modules that Sentence Transformers lacks: {', '.join(foreign)}.",
+            where=str(folder),
+            fix="MTEB loads plain Sentence Transformers models only; give one that lbr-st release wrote.",
+        )
 
 
 def _full_name(org: str, name: str) -> str:

@@ -104,15 +104,16 @@ def load_meta(path: str | Path) -> Any:
     kind = import_extra("mteb.models").ModelMeta
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise LBRError("is no Python file.", where=str(path))
+        raise LBRError("is no Python file.", where=str(path), fix="Give the .py file that lbr-st submission wrote.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (ValueError, TypeError, NameError, SyntaxError, ImportError) as error:
-        raise LBRError(f"cannot be run: {error}", where=str(path)) from error
+        raise LBRError(f"cannot be run: {error}", where=str(path), fix="Write it again: lbr-st submission.") from error
     found = [value for value in vars(module).values() if isinstance(value, kind)]
     if len(found) != 1:
-        raise LBRError(f"holds {len(found)} models instead of one.", where=str(path))
+        fix = "Leave one ModelMeta in it, as lbr-st submission writes it."
+        raise LBRError(f"holds {len(found)} models instead of one.", where=str(path), fix=fix)
     return found[0]
 
 
