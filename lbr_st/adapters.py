@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
@@ -126,7 +127,7 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     """Read what :func:`save_lora` wrote onto a base whose vocabulary has been grown already; trainable.
 
     Raises:
-        LBRError: The file does not hold every weight that the configuration asks for.
+        LBRError: The file cannot be read, or does not hold every weight that the configuration asks for.
     """
     folder = Path(folder)
     config = read_lora_config(folder)
@@ -136,7 +137,11 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     # add_adapter puts the folder in its place that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
     file = folder / ADAPTER_SAFE_WEIGHTS_NAME
-    state = load_file(file)
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        fix = "The adapter is damaged; save it again, or fetch it anew."
+        raise LBRError(f"the adapter's weights cannot be read: {error}.", where=str(file), fix=fix) from error
     # Compared by name first: for a missing token row, peft raises a bare KeyError.
     wanted = set(_trained_state(model))
     if state.keys() != wanted:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -18,7 +18,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 from lbr_st.adapters import add_lora, read_lora_config
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
-from lbr_st.model_files import explain_model_errors
+from lbr_st.model_files import damage_in, explain_model_errors, read_json, read_modules
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.quantization import Quantize, check_quantize, loading_options
 
@@ -182,7 +182,7 @@ def load_model(
     kinds = _modules_of(folder)
     if list(folder.rglob("*.py")):
         raise LBRError("the folder holds Python code, which is never run.", where=str(folder), fix="Remove it.")
-    settings = _json_in(folder / "config_sentence_transformers.json")
+    settings = read_json(folder / "config_sentence_transformers.json")
     modules: list[nn.Module] = []
     with _explain_adapter_errors(folder, base):
         for kind, place in kinds:
@@ -214,18 +214,14 @@ _MODULES: dict[str, type[CausalBackbone | BottleneckPooler | Normalize]] = {
 def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPooler | Normalize], str]]:
     """Return the classes and folders of a model's modules, all of them known and inside of it."""
     listing = folder / "modules.json"
-    if not listing.is_file():
+    found, listed = [], read_modules(folder)
+    if not any(kind.startswith("lbr_st.") for kind, _ in listed):
         raise LBRError(
-            "not a Sentence Transformers model: it has no modules.json.",
+            "not in training form: only what learn and represent write can be trained, released or decoded.",
             where=str(folder),
-            fix="Give the folder of a model in training form, as learn and represent write it.",
+            fix="Give the model that this one was released from.",
         )
-    found = []
-    for module in _json_in(listing, list):
-        try:
-            kind, place = str(module["type"]), str(module["path"])
-        except (KeyError, TypeError) as error:
-            raise LBRError("a module without a type and a path.", where=str(listing), fix="Save it again.") from error
+    for kind, place in listed:
         if kind not in _MODULES:
             raise LBRError(
                 f"module {kind!r} is not ours to run.",
@@ -240,21 +236,21 @@ def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPool
     return found
 
 
-def _explain_adapter_errors(folder: Path, base: str | None) -> AbstractContextManager[None]:
+@contextmanager
+def _explain_adapter_errors(folder: Path, base: str | None) -> Iterator[None]:
+    """Explain errors of a saved model; those of an adapter's own files first, then those of its base."""
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
-        return explain_model_errors(str(folder), "the model", "The model is damaged; save it again.")
+        with explain_model_errors(str(folder), "the model", "The model is damaged; save it again."):
+            yield
+        return
     name = base or str(read_lora_config(folder).base_model_name_or_path)
     fix = "Check the name and the network, or say where it is: base=FOLDER, or lbr-st release ADAPTER --base FOLDER."
-    return explain_model_errors(name, "the base", fix)
-
-
-def _json_in(path: Path, kind: type = dict) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LBRError(
-            f"cannot be read: {error}.", where=str(path), fix="The model is damaged; save it again."
-        ) from error
-    if not isinstance(found, kind):
-        raise LBRError(f"holds a {type(found).__name__}.", where=str(path), fix="The model is damaged; save it again.")
-    return found
+    with explain_model_errors(name, "the base", fix):
+        try:
+            yield
+        except LBRError:
+            raise
+        except Exception as error:
+            if found := damage_in(folder):
+                raise found from error
+            raise

@@ -90,7 +90,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" and "read-only" into an :class:`LBRError` that names the folder."""
+    """Turn "no space left", "read-only" and a file in a folder's place into an :class:`LBRError` that names it."""
     try:
         yield
     except LBRError:
@@ -101,6 +101,13 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
         full = numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error)
         if full:
             raise _disk_full(path) from error
+        named = getattr(error, "filename", None)
+        if isinstance(error, NotADirectoryError) or (
+            isinstance(error, FileExistsError) and Path(named or path).is_file()
+        ):
+            raise LBRError(
+                "a file stands where a folder is needed.", where=str(named or path), fix="Choose another output."
+            ) from error
         if errno.EROFS in numbers or (isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)):
             raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
         raise

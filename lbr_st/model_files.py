@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from lbr_st.errors import LBRError
 
@@ -55,7 +55,11 @@ def explain_model_errors(name: str, what: str, fix: str = "Check the name and th
         yield
     except LBRError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:
+        if found := damage_in(Path(name)):
+            raise found from error
+        if not isinstance(error, (OSError, ValueError, SafetensorError)):
+            raise
         lines = str(error).splitlines() or [type(error).__name__]
         if "trust_remote_code" in str(error):
             raise LBRError(
@@ -69,7 +73,90 @@ def explain_model_errors(name: str, what: str, fix: str = "Check the name and th
             raise
         if "processing class" in lines[0]:  # transformers' word for it where it finds none, or only one with code
             lines[0] = "it has no tokenizer, or none that works without code of its own."
-        raise LBRError(f"{what} cannot be loaded: {lines[0]}", where=name, fix=fix) from error
+        if Path(name).is_dir():
+            fix = "A file of it is missing or is of another program: save it again, or fetch it anew."
+        raise LBRError(f"{what} cannot be loaded: {lines[0].rstrip('.')}.", where=name, fix=fix) from error
+
+
+_DAMAGED = "The model is damaged; save it again, or fetch it anew."
+
+_JSON = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "config_sentence_transformers.json",
+    "model.safetensors.index.json",
+)
+
+
+def damage_in(folder: Path) -> LBRError | None:
+    """Return the error for the first file of a model's folder that is cut off, or that its list of modules misses.
+
+    Looks at the beginning of weights only, and at none of what they hold: it is for after a loading that failed.
+
+    Args:
+        folder: A model's folder; anything else has no damage to be found here.
+    """
+    if not folder.is_dir():
+        return None
+    try:
+        parts = [place for _, place in read_modules(folder)] if (folder / "modules.json").is_file() else []
+        for part in dict.fromkeys(["", *parts]):
+            if not (folder / part).is_dir():
+                raise LBRError("this part of the model is missing.", where=str(folder / part), fix=_DAMAGED)
+            for file in (folder / part / name for name in _JSON):
+                if file.is_file():
+                    read_json(file)
+            for file in sorted((folder / part).glob("*.safetensors")):
+                try:
+                    with safe_open(file, "np"):
+                        pass
+                except (OSError, SafetensorError) as error:
+                    raise LBRError(f"these weights cannot be read: {error}.", where=str(file), fix=_DAMAGED) from error
+    except LBRError as error:
+        return error
+    return None
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return what a JSON file of a model holds.
+
+    Args:
+        path: The file.
+        kind: What it must be: an object or a list.
+
+    Raises:
+        LBRError: It cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LBRError(f"cannot be read: {error}.", where=str(path), fix=_DAMAGED) from error
+    if not isinstance(found, kind):
+        raise LBRError(f"holds a {type(found).__name__}.", where=str(path), fix=_DAMAGED)
+    return found
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the modules of a Sentence Transformers model: the names of their classes, and their folders within it.
+
+    Raises:
+        LBRError: There is no ``modules.json``, or it is damaged.
+    """
+    listing = folder / "modules.json"
+    if not folder.is_dir():
+        raise LBRError("there is no such folder.", where=str(folder), fix="Give the folder of a model.")
+    if not listing.is_file():
+        what = "not a Sentence Transformers model: it has no modules.json."
+        raise LBRError(what, where=str(folder), fix="Give the folder of a model that lbr-st wrote.")
+    found = []
+    for module in read_json(listing, list):
+        try:
+            found.append((str(module["type"]), str(module["path"])))
+        except (KeyError, TypeError) as error:
+            raise LBRError("a module without a type and a path.", where=str(listing), fix=_DAMAGED) from error
+    return found
 
 
 def pickled(where: str) -> LBRError:

@@ -17,6 +17,10 @@ from lbr_st.errors import LBRError
 from lbr_st.recipe_sections import SECTIONS, RunConfig
 
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_NAMED = {kind.__name__: plain for kind, plain in _PLAIN.items()} | {
+    "list": "a list, such as [a,b]",
+    "NoneType": "null",
+}
 
 
 def add_recipe_arguments(parser: ArgumentParser, sections: Iterable[str] = tuple(SECTIONS)) -> None:
@@ -96,12 +100,21 @@ def refuse_aliases(text: str, path: Path) -> None:
 def explain(error: Exception) -> LBRError:
     """Return jsonargparse's complaint as one plain line that names the key."""
     text = str(error)
-    found = re.search(r'Parser key "([^"]+)":(.*)', text, flags=re.DOTALL)
-    if found is None or found[1] not in field_types():
-        return LBRError(" ".join(text.split()))
-    values = re.findall(r"(?:Got value|Given value): (.*)", found[2])
+    found = re.search(r'Parser key "([^"]+)"(?: element \d+)?:(.*)', text, flags=re.DOTALL)
+    values = re.findall(r"(?:Got value|Given value): (.*)", found[2]) if found else []
     not_value = f", not {values[-1].strip()}" if values else ""
-    return LBRError(f"must be {describe(found[1])}{not_value}.", where=found[1])
+    if found and found[1] in field_types():
+        return LBRError(f"must be {describe(found[1])}{not_value}.", where=found[1])
+    # An argument that is no field of the recipe: what jsonargparse expected is all there is to tell.
+    kinds = (
+        re.findall(r"Expected an? (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>|(list)\b)", found[2]) if found else []
+    )
+    wanted = [
+        f"one of {names.replace(chr(39), '')}" if names else _NAMED[kind or other] for names, kind, other in kinds
+    ]
+    if found and wanted:
+        return LBRError(f"must be {' or '.join(dict.fromkeys(wanted))}{not_value}.", where=found[1])
+    return LBRError(" ".join(text.split()))
 
 
 def describe(key: str) -> str:

@@ -295,7 +295,7 @@ def _load(model: str, options: dict[str, Any]) -> SentenceTransformer:
     except Exception as error:  # each of the libraries below raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LBRError(
-            f"the model cannot be loaded: {reason}",
+            f"the model cannot be loaded: {reason.rstrip('.')}.",
             where=model,
             fix="Give a Sentence Transformers folder, a hub id that can be reached, bm25, or untrained:BASE.",
         ) from error

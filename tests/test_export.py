@@ -161,7 +161,7 @@ def test_existing_output_is_refused_before_anything_runs(released, tmp_path):
 
 
 def test_what_is_no_release_is_refused(tiny_base, released, tmp_path):
-    with pytest.raises(LBRError, match="no model is here"):
+    with pytest.raises(LBRError, match="there is no such folder"):
         export_model(tmp_path / "nowhere", tmp_path / "out")
     model = build_model(tiny_base("llama"), lora_rank=2)
     model.save_pretrained(str(tmp_path / "training"), create_model_card=False)

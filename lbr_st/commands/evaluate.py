@@ -7,15 +7,16 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.commands.command import Command, command_line
+from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
 
 
-def _evaluate(arguments: Namespace, recipe: Recipe) -> int:
+def _evaluate(arguments: Namespace, recipe: Recipe) -> None:
     if not arguments.suite:
         from lbr_st.pipeline import run_evaluate
 
         run_evaluate(arguments.model_folder, recipe, arguments.output, command=command_line())
-        return 0
+        return
     from lbr_st.scoring import evaluate_suites, evaluate_through_beir
 
     options: dict[str, Any] = {
@@ -34,7 +35,12 @@ def _evaluate(arguments: Namespace, recipe: Recipe) -> int:
         options |= {"only": arguments.only, "dimensions": arguments.dimensions or ()}
         report = evaluate_suites(arguments.model_folder, arguments.suite, arguments.output, **options)
     print(report.to_markdown())
-    return 0 if report.scores and not report.failed else 1
+    if report.failed:
+        what = f"{len(report.failed)} of {len(report.failed) + len(report.scores) + len(report.skipped)} tasks failed."
+        raise LBRError(what, where=", ".join(report.failed), fix="The report says why; what was scored is kept.")
+    if not report.scores:
+        fix = "The report says why; name other suites or tasks, or connect to the hub."
+        raise LBRError("every task was skipped.", where=", ".join(report.skipped), fix=fix)
 
 
 def _arguments(parser: ArgumentParser) -> None:

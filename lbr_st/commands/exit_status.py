@@ -59,7 +59,7 @@ def _known(error: Exception) -> LBRError | None:
     if isinstance(error, OSError):
         if error.filename is None or error.strerror is None:
             return None
-        fix = "Check that this path is right, and of the right kind, and that you may use it."
+        fix = "Check that this path is right, a file or a folder as is needed there, and that you may use it."
         return LBRError(f"{error.strerror}.", where=str(error.filename), fix=fix)
     if not _is_out_of_memory(error):
         return None

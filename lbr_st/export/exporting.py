@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from lbr_st.export.card import Export, export_card
 from lbr_st.export.environments import environment
 from lbr_st.export.parity import check
 from lbr_st.files import new_folder, refuse_existing
-from lbr_st.model_files import load_stock
+from lbr_st.model_files import load_stock, read_modules
 from lbr_st.registry import notice
 from lbr_st.stages.release import PROBES, encode_probes
 
@@ -95,11 +94,7 @@ def _check(model: Path, backend: str, precision: str, calibration: str | Path | 
     if calibration is not None and (backend, precision) != ("openvino", "int8"):
         what = f"{backend} in {precision} takes no calibration texts."
         raise LBRError(what, where="calibration", fix="Leave it out; they are for int8 with openvino.")
-    listing = model / "modules.json"
-    if not listing.is_file():
-        raise LBRError("no model is here.", where=str(model), fix="Name the folder of a released model.")
-    modules = [module["type"] for module in json.loads(listing.read_text(encoding="utf-8"))]
-    foreign = [kind for kind in modules if not kind.startswith("sentence_transformers.")]
+    foreign = [kind for kind, _ in read_modules(model) if not kind.startswith("sentence_transformers.")]
     if foreign:
         fix = "Release it first: lbr-st release MODEL --output FOLDER."
         raise LBRError(f"not a released model: it has the module {foreign[0]}.", where=str(model), fix=fix)

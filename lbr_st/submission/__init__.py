@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.systems import model_digest
 from lbr_st.files import explain_disk_errors, refuse_existing
-from lbr_st.model_files import load_stock
+from lbr_st.model_files import load_stock, read_modules
 from lbr_st.recipe import load_recipe
 from lbr_st.registry import notice
 from lbr_st.submission.facts import Given, collect, training_sources
@@ -177,11 +176,7 @@ def refuse_training_form(folder: Path) -> None:
     Raises:
         LBRError: ``folder`` is no Sentence Transformers model, or one with modules of lbr-st or of another package.
     """
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        fix = "Give the folder that lbr-st release wrote."
-        raise LBRError("is no model's folder: there is no modules.json.", where=str(folder), fix=fix)
-    types = [str(module.get("type")) for module in json.loads(modules.read_text(encoding="utf-8"))]
+    types = [kind for kind, _ in read_modules(folder)]
     if any(kind.startswith("lbr_st.") for kind in types):
         raise LBRError(
             "is in training form, which MTEB cannot load.",

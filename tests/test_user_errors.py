@@ -1,0 +1,292 @@
+"""What a person can get wrong on the command line: one line that says what to do, and a traceback on request only."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lbr_st
+from lbr_st.cli import main
+from lbr_st.commands.exit_status import exit_status
+from lbr_st.stages.release import release
+
+
+@pytest.fixture(scope="module")
+def made(tiny_base, tmp_path_factory):
+    """A base and a model of each form; tests damage copies of them."""
+    folder = tmp_path_factory.mktemp("made")
+    base = tiny_base("llama")
+    shutil.copytree(base, folder / "base")
+    model = lbr_st.build_model(base, num_bottleneck_tokens=2, projection_dim=8, max_seq_length=24, device="cpu")
+    model.save_pretrained(str(folder / "trained"))
+    release(model, folder / "released")
+    adapters = lbr_st.build_model(base, num_bottleneck_tokens=2, max_seq_length=24, lora_rank=2, device="cpu")
+    adapters.save_pretrained(str(folder / "adapter"))
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    """A folder to work in, with data and copies of what was made."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "trained", "released", "adapter"):
+        shutil.copytree(made / name, name)
+    rows = [{"query": f"acid {i}", "document": f"the acid {i} of salt {i * 7}"} for i in range(8)]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    Path("beir/qrels").mkdir(parents=True)
+    Path("beir/corpus.jsonl").write_text('{"_id": "d", "text": "an acid"}', encoding="utf-8")
+    Path("beir/queries.jsonl").write_text('{"_id": "q", "text": "acid"}', encoding="utf-8")
+    Path("beir/qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n", encoding="utf-8")
+    Path("a-file").write_text("no folder", encoding="utf-8")
+    return tmp_path
+
+
+def cut(file):
+    """Leave the first half of a file."""
+    content = Path(file).read_bytes()
+    Path(file).write_bytes(content[: len(content) // 2])
+
+
+def write(file, text):
+    Path(file).write_text(text, encoding="utf-8")
+
+
+def remove(file):
+    Path(file).unlink()
+
+
+TRAIN = [
+    "train",
+    "--output",
+    "out",
+    "--data.source",
+    "pairs.jsonl",
+    "--model.base",
+    "base",
+    "--evaluate.enabled",
+    "false",
+]
+RECONSTRUCT = ["reconstruct", "trained", "water"]
+RELEASE = ["release", "trained", "--output", "out"]
+REPRESENT = ["represent", "trained", "--output", "out", "--data.source", "pairs.jsonl"]
+ADAPTER = ["release", "adapter", "--output", "out"]
+EVALUATE = ["evaluate", "released", "--suite", "beir"]
+CHECK = ["check-contamination", "pairs.jsonl", "--against", "beir"]
+SUBMISSION = ["submission", "released", "--org", "org"]
+EXPORT = ["export", "released", "--output", "out", "--python", sys.executable]
+
+
+def judgements():
+    shutil.rmtree("beir/qrels")
+    write("beir/qrels", "x")
+
+
+def case(name, words, does=lambda: None, says="", status=1):
+    return pytest.param(words, does, says, status, id=name)
+
+
+def results(content):
+    Path("results/per_query").mkdir(parents=True)
+    write("results/per_query/x.json", content)
+
+
+CASES = [
+    # Models that are damaged, or of the wrong form.
+    case(
+        "cut weights", RECONSTRUCT, lambda: cut("trained/model.safetensors"), "trained/model.safetensors: these weights"
+    ),
+    case(
+        "cut adapter", ADAPTER, lambda: cut("adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors: "
+    ),
+    case(
+        "cut release", EVALUATE, lambda: cut("released/model.safetensors"), "released/model.safetensors: these weights"
+    ),
+    case(
+        "cut pooler", RELEASE, lambda: cut("trained/1_BottleneckPooler/model.safetensors"), "1_BottleneckPooler/model.s"
+    ),
+    case(
+        "no pooler", RELEASE, lambda: shutil.rmtree("trained/1_BottleneckPooler"), "this part of the model is missing"
+    ),
+    case("no weights", RECONSTRUCT, lambda: remove("trained/model.safetensors"), "no weights in safetensors"),
+    case(
+        "no adapter",
+        ADAPTER,
+        lambda: remove("adapter/adapter_model.safetensors"),
+        "the adapter's weights cannot be read",
+    ),
+    case("cut tokenizer", REPRESENT, lambda: cut("trained/tokenizer.json"), "trained/tokenizer.json: cannot be read"),
+    case(
+        "no tokenizer",
+        EVALUATE,
+        lambda: remove("released/tokenizer.json"),
+        "released: the model cannot be loaded: it has no",
+    ),
+    case("cut config", RELEASE, lambda: cut("trained/config.json"), "trained/config.json: cannot be read"),
+    case("odd config", RECONSTRUCT, lambda: write("trained/config.json", "[1]"), "trained/config.json: holds a list"),
+    case("no config", EVALUATE, lambda: remove("released/config.json"), "A file of it is missing"),
+    case("cut modules", EXPORT, lambda: cut("released/modules.json"), "released/modules.json: cannot be read"),
+    case("odd modules", EVALUATE, lambda: write("released/modules.json", "[1]"), "a module without a type and a path"),
+    case(
+        "odd modules for a submission",
+        SUBMISSION,
+        lambda: write("released/modules.json", "[1]"),
+        "a module without a type",
+    ),
+    case("no modules", RECONSTRUCT, lambda: remove("trained/modules.json"), "it has no modules.json"),
+    case("no folder", RECONSTRUCT, lambda: shutil.rmtree("trained"), "trained: there is no such folder."),
+    case("no model to export", ["export", "a-file", "--output", "out"], says="a-file: there is no such folder."),
+    case("adapter without its base", [*ADAPTER, "--base", "a-file"], says="a-file: no such folder."),
+    case("released, to represent", ["represent", "released", *REPRESENT[2:]], says="released: not in training form"),
+    case("released, to release", ["release", "released", "--output", "out"], says="released: not in training form"),
+    case("released, to decode", ["reconstruct", "released", "water"], says="released: not in training form"),
+    case("trained, to export", ["export", "trained", "--output", "out"], says="trained: not a released model"),
+    case("trained, to submit", ["submission", "trained", "--org", "org"], says="trained: is in training form"),
+    # Bases, and what is on the hub while that is off.
+    case(
+        "cut base", TRAIN, lambda: cut("base/model.safetensors"), "base/model.safetensors: these weights cannot be read"
+    ),
+    case("base that is a file", [*TRAIN, "--model.base", "./a-file"], says="./a-file: no such folder."),
+    case(
+        "base of the hub", [*TRAIN, "--model.base", "no-one/nothing"], says="no-one/nothing: the base cannot be loaded"
+    ),
+    case(
+        "model of the hub",
+        ["evaluate", "no-one/nothing", "--suite", "beir"],
+        says="no-one/nothing: the model cannot be",
+    ),
+    case("data of the hub", [*TRAIN, "--data.source", "no-one/nothing"], says="no-one/nothing: cannot load it"),
+    case("task of the hub", ["evaluate", "released", "--suite", "SciFact"], says="SciFact: 1 of 1 tasks failed."),
+    # Where to write.
+    case(
+        "train below a file", [*TRAIN, "--output", "a-file/out"], says="a-file: a file stands where a folder is needed."
+    ),
+    case("release below a file", [*RELEASE, "--output", "a-file/out"], says="a-file: a file stands where a folder is"),
+    case("scores below a file", [*EVALUATE, "--output", "a-file/out"], says="a-file/out: a file stands where a folder"),
+    case("report below a file", [*CHECK, "--output", "a-file"], says="a-file: a file stands where a folder is needed."),
+    case("a file as work folder", [*TRAIN, "--work_folder", "a-file"], says="a-file: a file stands where a folder is"),
+    case("release to a file", [*RELEASE, "--output", "a-file"], says="a-file: the output already exists."),
+    # Data, results and recipes.
+    case("data that is a folder", [*TRAIN, "--data.source", "base"], says="base: no corpus.jsonl in this folder."),
+    case(
+        "data that is no parquet",
+        [*TRAIN, "--data.source", "x.parquet"],
+        lambda: write("x.parquet", "x"),
+        "cannot load it",
+    ),
+    case("data below a file", [*TRAIN, "--data.source", "a-file/x.jsonl"], says="a-file/x.jsonl: no such file."),
+    case("cut data", CHECK, lambda: cut("beir/corpus.jsonl"), "beir/corpus.jsonl, line 1: not JSON"),
+    case("judgements that are a file", EVALUATE, judgements, "beir/qrels: no split 'test'"),
+    case(
+        "calibration that is a folder",
+        [*EXPORT, "--precision", "int8", "--calibration", "base"],
+        says="base: no such file.",
+    ),
+    case("foreign results", ["compare", "a", "b"], lambda: results("[1]"), "results: there are no results here."),
+    case("foreign results to plot", ["plot"], lambda: results('{"format": 1}'), "nothing could be plotted"),
+    case(
+        "foreign results for a card",
+        ["card", "released", "--results", "a-file"],
+        says="a-file: cannot be read as results",
+    ),
+    case("card that is a folder", ["card", "README.md"], lambda: Path("README.md").mkdir(), "there is no card here"),
+    case("no recipe", [*TRAIN, "--config", "none.yaml"], says="none.yaml: cannot be read (No such file or directory)."),
+    case("recipe that is a folder", [*TRAIN, "--config", "base"], says="base: cannot be read (Is a directory)."),
+    case(
+        "recipe that is no text",
+        [*TRAIN, "--config", "r.yaml"],
+        lambda: Path("r.yaml").write_bytes(b"\xff"),
+        "no UTF-8",
+    ),
+    case("no interpreter", [*EXPORT[:-1], "none"], says="none: cannot be run: No such file or directory."),
+    # How the command is called.
+    case("--config without a file", [*TRAIN, "--config"], says="--config: expected one argument", status=2),
+    case("a choice", ["launch-config", "x"], says="kind: must be one of ddp, fsdp2, zero3, not x.", status=2),
+    case(
+        "a choice or none", [*EVALUATE, "--only", "x"], says="only: must be one of local, hub or null, not x.", status=2
+    ),
+    case("a number", ["compare", "a", "b", "--resamples", "x"], says="must be a whole number, not x.", status=2),
+    case(
+        "a list", [*SUBMISSION, "--languages", "5"], says="languages: must be a list, such as [a,b] or null", status=2
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "does", "says", "status"), CASES)
+def test_one_line_and_no_traceback(here, capfd, words, does, says, status):
+    does()
+    assert main(words) == status
+    shown = capfd.readouterr().err
+    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert "Traceback" not in shown
+    assert main([*words, "--debug"]) == status
+    assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (IsADirectoryError(21, "Is a directory", "out/scores.json"), "out/scores.json: Is a directory."),
+        (MemoryError(), "out of memory: RAM Lower"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out of memory: "),
+        (BrokenPipeError(32, "Broken pipe"), "standard output: nothing reads the output any more."),
+    ],
+    ids=["file", "memory", "torch's memory", "pipe"],
+)
+def test_what_the_machine_refuses(capsys, error, says):
+    def fail():
+        raise error
+
+    assert exit_status(fail) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {says}")
+    assert len(shown.splitlines()) == 1
+    assert exit_status(fail, debug=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), TypeError("no"), OSError("of no file")], ids=repr)
+def test_a_defect_of_ours_keeps_its_traceback(error):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):
+        exit_status(fail)
+
+
+def test_interrupted_by_ctrl_c_and_by_a_scheduler(capsys):
+    def ctrl_c():
+        raise KeyboardInterrupt
+
+    def scheduler():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_status(ctrl_c) == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to continue.\n"
+    assert exit_status(scheduler) == 130
+    assert capsys.readouterr().err == "interrupted: by SIGTERM; run the same command again to continue.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_goes_away_sees_no_traceback():
+    read, write_end = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "lbr_st", "--help"]
+    done = subprocess.run(words, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_help_tells_the_exit_statuses(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert (
+        "Exit status: 0 all went well, 1 an error to mend, 2 wrong usage, 130 interrupted." in capsys.readouterr().out
+    )
