@@ -64,6 +64,10 @@ class CausalBackbone(Transformer):
         self._affixes: tuple[int, int] | None = None
         self._bottleneck_ids: list[int] | None = None
         self._let_end_of_text_learn()
+        if hasattr(config := self.model.config.get_text_config(), "use_cache"):
+            # As Sentence Transformers 6.2 does itself. Before, a trainer did it to the model in hand, so that a release
+            # of that one and one of its copy on disk were not the same to the last byte.
+            config.use_cache = False
         if self.model.config._attn_implementation == "sdpa":
             # The same, and able to run packed rows; a release and every file on disk know nothing of it.
             self.model.set_attn_implementation(IMPLEMENTATION)
