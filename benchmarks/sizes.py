@@ -38,8 +38,9 @@ def row(name: str) -> str:
     # float32 weights; for what is trained, gradients and Adam's two moments beside them, in float32 as well.
     lora = 4 * weights + 16 * trained
     full = 16 * weights
-    # 4.5 bits a weight with the second quantisation of the scales (arXiv 2305.14314), the rest in bfloat16.
-    qlora = linear * 4.127 / 8 + 2 * (weights - linear) + 16 * trained
+    # 4.127 bits a weight with the second quantisation of the scales (arXiv 2305.14314); embeddings, norms and head are
+    # kept in float32.
+    qlora = linear * 4.127 / 8 + 4 * (weights - linear) + 16 * trained
     # Bytes a token and layer in 16 bits, attention's own left out, and with recomputation (arXiv 2205.05198).
     state = config.hidden_size * config.num_hidden_layers * TOKENS
     figures = [lora, lora / 8, full, full / 8, qlora, 34 * state, 2 * state]
