@@ -101,20 +101,21 @@ def explain(error: Exception) -> LBRError:
     """Return jsonargparse's complaint as one plain line that names the key."""
     text = str(error)
     found = re.search(r'Parser key "([^"]+)"(?: element \d+)?:(.*)', text, flags=re.DOTALL)
-    values = re.findall(r"(?:Got value|Given value): (.*)", found[2]) if found else []
+    wanted = _wanted(found[1], found[2]) if found else ""
+    if not found or not wanted:
+        return LBRError(" ".join(text.split()))
+    values = re.findall(r"(?:Got value|Given value): (.*)", found[2])
     not_value = f", not {values[-1].strip()}" if values else ""
-    if found and found[1] in field_types():
-        return LBRError(f"must be {describe(found[1])}{not_value}.", where=found[1])
-    # An argument that is no field of the recipe: what jsonargparse expected is all there is to tell.
-    kinds = (
-        re.findall(r"Expected an? (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>|(list)\b)", found[2]) if found else []
-    )
-    wanted = [
-        f"one of {names.replace(chr(39), '')}" if names else _NAMED[kind or other] for names, kind, other in kinds
-    ]
-    if found and wanted:
-        return LBRError(f"must be {' or '.join(dict.fromkeys(wanted))}{not_value}.", where=found[1])
-    return LBRError(" ".join(text.split()))
+    return LBRError(f"must be {wanted}{not_value}.", where=found[1])
+
+
+def _wanted(key: str, complaint: str) -> str:
+    """Return in plain words what an argument takes; of one that is no field of the recipe jsonargparse tells."""
+    if key in field_types():
+        return describe(key)
+    kinds = re.findall(r"Expected an? (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>|(list)\b)", complaint)
+    words = [f"one of {names}".replace("'", "") if names else _NAMED.get(a or b, a or b) for names, a, b in kinds]
+    return " or ".join(dict.fromkeys(words))
 
 
 def describe(key: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from lbr_st.build import build_model
+from lbr_st.errors import LBRError
 from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe_sections import LearnConfig
@@ -82,3 +83,9 @@ def test_gain_is_zero_where_the_target_cannot_see_the_bottleneck(tiny_base, monk
     monkeypatch.setattr(lbr_st.attention, "bottleneck_mask_mod", without_bottleneck)
     cut = gain(model, corpus(), "attention", packed=False)["bottleneck_gain"]
     assert cut == pytest.approx(0, abs=1e-6)
+
+
+def test_a_gain_takes_two_pairs(tiny_base):
+    loss = IBGenerativeLoss(build_model(tiny_base("llama"), device="cpu"))
+    with pytest.raises(LBRError, match="at least two pairs; there are 1 contexts and 1 targets"):
+        BottleneckGainEvaluator(["an acid"], ["a salt"], loss)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
@@ -15,6 +16,7 @@ from lbr_st.locks import only_run
 from lbr_st.recipe import load_recipe
 from lbr_st.seals import SEAL, damage, is_sealed, seal
 from lbr_st.stages.checkpoints import newest_good_checkpoint
+from lbr_st.stages.state_files import write_optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +109,16 @@ def test_checkpoints_hold_no_pickle(whole, tmp_path, monkeypatch):
     checkpoints = interrupt_after_checkpoints(whole[0], tmp_path / "out", monkeypatch)
     suffixes = {path.suffix for path in checkpoints.rglob("*") if path.is_file()}
     assert suffixes == {".safetensors", ".json", ".yaml"}
+
+
+def test_an_optimiser_that_json_cannot_hold_is_refused(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight])
+    optimizer.state[weight]["history"] = object()
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(LBRError, match="optim: the state of SGD cannot be kept in a checkpoint: Object of type object"):
+        write_optimizer(tmp_path, optimizer, scheduler)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_stage_is_named_and_run_again(whole, tmp_path, capsys):

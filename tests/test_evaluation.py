@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,8 @@ from lbr_st.evaluation import (
     retrieval_task,
     write_results,
 )
+from lbr_st.evaluation.harness import evaluate_task
+from lbr_st.evaluation.systems import bm25_system
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mteb = pytest.mark.usefixtures("_mteb")
@@ -269,6 +272,18 @@ def test_bad_arguments(tmp_path, change, word):
 def test_data_that_cannot_be_a_task(data):
     with pytest.raises(LBRError):
         retrieval_task(data)
+
+
+@needs_mteb
+def test_what_cannot_be_scored_is_refused_by_name(tmp_path, monkeypatch):
+    import mteb
+
+    with pytest.raises(LBRError, match="baseline/bm25: ranks documents and cannot do Classification"):
+        evaluate_task(bm25_system(), mteb.get_task("SDSGlovesClassification"), output_folder=tmp_path)
+    nothing = SimpleNamespace(task_results=[], exceptions=[SimpleNamespace(exception="no such column")])
+    monkeypatch.setattr(mteb, "evaluate", lambda *args, **kwargs: nothing)
+    with pytest.raises(LBRError, match="plane: the task failed: no such column"):
+        evaluate_retrieval(plane_model(), PLANE, name="a/b", output_folder=tmp_path)
 
 
 def test_a_missing_extra_names_what_to_install(monkeypatch):

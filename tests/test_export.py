@@ -160,6 +160,19 @@ def test_existing_output_is_refused_before_anything_runs(released, tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "tensorrt"}, "no backend 'tensorrt'.*openvino"),
+        ({"precision": "int4"}, "no precision 'int4'.*float32"),
+        ({"backend": "onnx", "precision": "int8", "calibration": "texts.jsonl"}, "takes no calibration texts"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(released, tmp_path, options, message):
+    with pytest.raises(LBRError, match=message):
+        export_model(released, tmp_path / "out", python="/no/python", **options)
+
+
 def test_what_is_no_release_is_refused(tiny_base, released, tmp_path):
     with pytest.raises(LBRError, match="there is no such folder"):
         export_model(tmp_path / "nowhere", tmp_path / "out")

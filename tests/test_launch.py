@@ -1,15 +1,21 @@
 """The packaged configurations of accelerate, each on two CPU processes: one run, one release, and it continues."""
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
+from lbr_st.bottleneck import backbone_of
+from lbr_st.build import build_model
 from lbr_st.cli import main
+from lbr_st.errors import LBRError
+from lbr_st.stages.sharding import name_layers
 
 PROGRAM = str(Path(__file__).with_name("launched.py"))
 
@@ -20,6 +26,7 @@ def launch(kind, recipe, output, tmp_path, stop_at=None):
         [sys.executable, "-m", "lbr_st", "launch-config", kind], capture_output=True, text=True, check=True
     )
     command = ["-m", "accelerate.commands.launch", "--config_file", found.stdout.strip(), "--num_processes", "2"]
+    command += ["--main_process_port", str(_free_port())]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -37,6 +44,12 @@ def launch(kind, recipe, output, tmp_path, stop_at=None):
         env=environment,
     )
     return done.returncode, done.stdout
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def difference(one, other):
@@ -63,3 +76,15 @@ def test_every_kind_gives_the_same_model_and_continues(toy_recipe, tmp_path):
 def test_an_unknown_configuration_is_a_usage_error(capsys):
     assert main(["launch-config", "megatron"]) == 2
     assert "ddp" in capsys.readouterr().err
+
+
+def test_what_fsdp_cannot_spread_is_refused(tiny_base, monkeypatch):
+    model = build_model(tiny_base("llama"), device="cpu")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(LBRError, match=r"fsdp_version: is 1.*Set it to 2"):
+        name_layers(model)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(backbone_of(model).model, "_no_split_modules", None)
+    with pytest.raises(LBRError, match="does not name its layers"):
+        name_layers(model)

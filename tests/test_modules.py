@@ -8,7 +8,7 @@ import torch
 from conftest import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, ByT5Tokenizer
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of, trained_bottleneck
@@ -16,7 +16,7 @@ from lbr_st.build import build_model, load_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.modules import CausalBackbone
-from lbr_st.modules.bottleneck_tokens import bottleneck_token_ids, with_bottleneck_tokens
+from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
 
 K = 3
 TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]
@@ -190,6 +190,29 @@ def test_a_base_that_is_no_decoder_is_refused(tiny_base, kind, name):
     assert caught.value.where == tiny_base(kind)
 
 
+def test_a_base_without_a_named_architecture_is_looked_at(tiny_base, tmp_path, monkeypatch):
+    shutil.copytree(tiny_base("t5"), tmp_path / "t5")
+    config = tmp_path / "t5" / "config.json"
+    config.write_text(config.read_text().replace("architectures", "unnamed"))
+    with pytest.raises(LBRError, match="T5Config has no causal language model"):
+        build_model(str(tmp_path / "t5"), device="cpu")
+    # What is loaded as one may have no head all the same.
+    monkeypatch.setattr("lbr_st.modules.causal_lm.AutoModelForCausalLM", AutoModel)
+    with pytest.raises(LBRError, match="LlamaModel is not a decoder-only language model with a head"):
+        build_model(tiny_base("llama"), device="cpu")
+
+
+def test_a_tokenizer_that_changes_the_texts_tokens_is_refused():
+    class Reverses:
+        name_or_path = "odd"
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [0, 2, 1] if add_special_tokens else [1, 2]}
+
+    with pytest.raises(LBRError, match=r"odd: cannot tell a text's own tokens.*\[0, 2, 1\]"):
+        affixes(Reverses())
+
+
 @pytest.mark.parametrize("options", [{"token_init": "zero"}, {"lora_rank": 0}])
 def test_options_out_of_range_are_refused(tiny_base, options):
     with pytest.raises(LBRError, match=str(next(iter(options.values())))):
@@ -239,6 +262,13 @@ def test_an_unknown_head_is_refused(tiny_base, kind, monkeypatch):
     monkeypatch.setattr(CausalBackbone, "logits", lambda self, hidden: 1.1 * real(self, hidden))
     with pytest.raises(LBRError, match=r"head of \w+ForCausalLM is of a form that lbr-st does not know"):
         new_model(tiny_base(kind))
+
+
+def test_a_head_of_several_layers_is_refused(tiny_base):
+    backbone = backbone_of(new_model(tiny_base("llama-untied")))
+    backbone.model.set_output_embeddings(torch.nn.Sequential(backbone.model.get_output_embeddings()))
+    with pytest.raises(LBRError, match="is a Sequential, not a plain linear layer"):
+        backbone.check_head()
 
 
 def test_an_uncapped_head_would_be_noticed(tiny_base, monkeypatch):

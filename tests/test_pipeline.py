@@ -188,6 +188,18 @@ def test_stages_alone_and_evaluate(tiny_base, pairs_file, tmp_path, capsys):
         pipeline.run_learn(recipe, tmp_path / "learned")
 
 
+def test_texts_alone_are_refused_where_pairs_are_needed(tiny_base, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"the acid of class {i} and a salt"}) for i in range(9)))
+    recipe = recipe_for(tiny_base("llama"), texts)
+    recipe.learn.pairs, recipe.represent.enabled = ["reconstruct"], False
+    with pytest.raises(LBRError, match=r"data\.pairs: stage 2 needs query-document pairs"):
+        pipeline.run_represent(recipe, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(LBRError, match=r"texts\.jsonl: this data has no held-out queries"):
+        pipeline.run_evaluate("model", recipe, tmp_path / "scores")
+
+
 def test_no_text_of_the_evaluation_is_trained_on(tiny_base, pairs_file):
     recipe = recipe_for("x", pairs_file)
     recipe.learn.pairs = ["natural", "reverse", "reconstruct", "continue"]

@@ -147,6 +147,11 @@ def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_release_of_another_size_is_refused():
+    with pytest.raises(LBRError, match=r"shape \(2, 4\), training \(2, 3\); not released.*report it"):
+        release_module.check_equal(np.ones((2, 3)), np.ones((2, 4)))
+
+
 def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_path):
     model = perturbed(tiny_base("llama"), lora_rank=4)
     (tmp_path / "out").mkdir()
