@@ -24,6 +24,7 @@ from lbr_st.evaluation import (
 )
 from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.systems import bm25_system
+from lbr_st.evaluation.table import format_tasks
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mteb = pytest.mark.usefixtures("_mteb")
@@ -362,6 +363,8 @@ def test_table():
             format_table([("ours", first), ("theirs", other)])
     with pytest.raises(LBRError):
         format_table([])
+    with pytest.raises(LBRError, match="no results to show"):
+        format_tasks([])
     assert "A slice of toy/test:" in format_table([("ours", result_of(task="toy/test-q3-d15000"))])
 
 

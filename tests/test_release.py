@@ -147,6 +147,14 @@ def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_base_that_is_in_4_bits_on_disk_is_refused(tiny_base, tmp_path, monkeypatch):
+    model = perturbed(tiny_base("llama"), lora_rank=2)
+    monkeypatch.setattr(release_module, "is_quantized", lambda model: True)
+    with pytest.raises(LBRError, match="the base itself is in 4 bits"):
+        release(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_release_of_another_size_is_refused():
     with pytest.raises(LBRError, match=r"shape \(2, 4\), training \(2, 3\); not released.*report it"):
         release_module.check_equal(np.ones((2, 3)), np.ones((2, 4)))

@@ -122,6 +122,12 @@ def test_empty_and_missing_files(tmp_path, name):
     fails(lambda: read_texts(path), str(path), "empty")
 
 
+def test_judgements_that_make_no_pair_are_refused(tmp_path):
+    data = RetrievalSet("t", {"a": "alpha"}, {"1": "first?"}, {"1": {"a": 0}})
+    write_beir({"test": data}, tmp_path / "beir")
+    fails(lambda: read_pairs(tmp_path / "beir", split="test"), "beir: there is no text in it")
+
+
 def test_csv_takes_words_as_they_are(tmp_path):
     path = tmp_path / "a.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

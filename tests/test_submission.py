@@ -422,11 +422,40 @@ def test_only_a_release_is_taken_and_nothing_foreign_is_written_over(released, t
         quick(training, org="o", output=tmp_path / "out")
     with pytest.raises(LBRError, match=r"no modules\.json"):
         quick(tmp_path, org="o", output=tmp_path / "out")
+    foreign = edited(released, tmp_path / "foreign")
+    listing = (foreign / "modules.json").read_text()
+    (foreign / "modules.json").write_text(listing.replace("sentence_transformers.base", "elsewhere"))
+    with pytest.raises(LBRError, match=r"has modules that Sentence Transformers lacks: elsewhere\."):
+        quick(foreign, org="o", output=tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("my own")
     with pytest.raises(LBRError, match="already exists"):
         quick(released, org="o", output=tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_card_with_a_broken_header_is_named(released, tmp_path, quick):
+    folder = edited(released, tmp_path / "broken")
+    (folder / "README.md").write_text("---\nlicense: [apache\n---\n")
+    with pytest.raises(LBRError, match=r"README\.md: the card's header cannot be read"):
+        quick(folder, org="o", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"meta\.py: is no Python file"),
+        ("from mteb import", r"meta\.py: cannot be run: "),
+        ("model = 1", r"meta\.py: holds 0 models instead of one"),
+    ],
+)
+def test_a_file_that_is_no_entry_of_the_registry_is_refused(tmp_path, text, message):
+    from lbr_st.submission import load_meta
+
+    if text is not None:
+        (tmp_path / "meta.py").write_text(text)
+    with pytest.raises(LBRError, match=message):
+        load_meta(tmp_path / "meta.py")
 
 
 @pytest.mark.parametrize(("failures", "status"), [({}, 0), ({"MockSTSTask": "broken"}, 1)])

@@ -146,6 +146,15 @@ def test_an_unreachable_hub_is_said_at_once_and_the_rest_is_scored(saved, offlin
     assert (alone.scores, list(alone.skipped)) == ([], list(SUITES["law"].revisions()))
 
 
+def test_a_command_that_scores_nothing_fails(offline, tmp_path, capsys):
+    from lbr_st.cli import main
+
+    assert main(["evaluate", "no/model", "--suite", "law", "--output", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr()
+    assert "every task was skipped." in shown.err
+    assert "The hub cannot be reached" in shown.out
+
+
 def test_one_task_that_fails_leaves_the_others(saved, toy_chebi, folder, tmp_path, monkeypatch):
     # With HF_HUB_OFFLINE=1, as here, the hub's tasks are tried from its cache, which holds none of them.
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
@@ -204,7 +213,10 @@ def test_models_by_name(tiny_base, tmp_path):
         load_by_name("smollm2-135m")
     assert load_system("bm25").name == "baseline/bm25"
     (tmp_path / "empty").mkdir()
-    for missing in (str(tmp_path / "empty"), "nobody/nothing"):
+    (tmp_path / "foreign").mkdir()
+    listing = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.nowhere.Nothing"}]
+    (tmp_path / "foreign" / "modules.json").write_text(json.dumps(listing))
+    for missing in (str(tmp_path / "empty"), str(tmp_path / "foreign"), "nobody/nothing"):
         with pytest.raises(LBRError, match="the model cannot be loaded"):
             load_system(missing)
     with pytest.raises(LBRError, match="org/model"):

@@ -12,6 +12,7 @@ from datasets import Dataset
 from lbr_st import tokens
 from lbr_st.build import build_model
 from lbr_st.data.digests import digest
+from lbr_st.errors import LBRError
 from lbr_st.tokens import Column, TokenCollator, tokenized
 
 TEXTS = [
@@ -120,6 +121,12 @@ def test_broken_files_are_made_anew(model, pairs, tmp_path, harm):
     else:
         (file.parent / "rows.json").write_text('{"rows": 3}')
     assert tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path).to_dict() == first
+
+
+def test_a_disk_that_does_not_give_back_what_was_written_is_named(model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr("lbr_st.tokens._read", lambda folder: None)
+    with pytest.raises(LBRError, match=r"tokens-\w+: the token files cannot be read back"):
+        tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path)
 
 
 def test_several_processes_make_the_same(model, pairs, tmp_path):

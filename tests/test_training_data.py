@@ -218,3 +218,13 @@ def test_the_hidden_texts_are_the_first_in_the_stable_order(tmp_path):
 def test_a_domain_task_takes_no_pairs_beside_its_own():
     with pytest.raises(LBRError, match=r"data\.pairs: chebi brings its own pairs"):
         training_data(Recipe(data=DataConfig(source="chebi", pairs="mine.jsonl")))
+
+
+def test_a_kind_of_pair_that_the_data_cannot_give_is_refused(tmp_path):
+    texts = write_lines(tmp_path / "texts.jsonl", [{"text": definition(i)} for i in range(9)])
+    recipe = recipe_for(texts)
+    recipe.learn.pairs, recipe.represent.enabled = ["reconstruct"], False
+    data = training_data(recipe)
+    recipe.learn.pairs = ["natural"]
+    with pytest.raises(LBRError, match=r"learn\.pairs: 'natural' pairs need query-document pairs"):
+        learn_pairs(recipe, data)

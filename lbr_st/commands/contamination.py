@@ -5,10 +5,11 @@ from __future__ import annotations
 from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.commands.command import Command
+from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
 
 
-def _check(arguments: Namespace, recipe: Recipe) -> int:
+def _check(arguments: Namespace, recipe: Recipe) -> None:
     from pathlib import Path
 
     from lbr_st.checking import check_training
@@ -21,7 +22,10 @@ def _check(arguments: Namespace, recipe: Recipe) -> int:
         print(report.to_markdown())
     for task, reason in skipped.items():
         print(f"Not checked against {task}: {reason}.")
-    return 1 if arguments.fail and any(report.rows for report in reports) else 0
+    rows = sum(len(report.rows) for report in reports)
+    if arguments.fail and rows:
+        fix = "Remove them, or train with data.contamination=drop; the report names each."
+        raise LBRError(f"{rows:,} training rows are harmful.", where=arguments.output, fix=fix)
 
 
 def _arguments(parser: ArgumentParser) -> None:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaml import YAMLError
+
 from lbr_st.bases import BASES
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra
@@ -159,8 +161,9 @@ def _card(folder: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
-    except ValueError as error:
-        raise LBRError(f"the card's header cannot be read: {error}", where=str(path), fix="Mend its YAML.") from error
+    except (ValueError, YAMLError) as error:
+        what = f"the card's header cannot be read: {' '.join(str(error).split())}."
+        raise LBRError(what, where=str(path), fix="Mend its YAML.") from error
 
 
 def _languages(card: dict[str, Any], folder: Path) -> list[str]:
