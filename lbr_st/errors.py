@@ -17,6 +17,10 @@ class LBRError(ValueError):
         message = f"{where}: {what}" if where else what
         super().__init__(f"{message} {fix}" if fix else message)
 
+    def within(self, place: str) -> LBRError:
+        """Return the same error with a place before its own: of a key, the file that it stands in."""
+        return LBRError(self.what, where=f"{place}: {self.where}" if self.where else place, fix=self.fix)
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle through the keyword arguments (datasets sends errors between processes)."""
         return (_rebuild, (self.what, self.where, self.fix))

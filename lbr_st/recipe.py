@@ -250,9 +250,9 @@ def load_recipe(path: str | Path) -> Recipe:
         recipe = recipe_from(_parser().parse_object(values))
         recipe.validate()
     except ArgumentError as error:
-        raise _in(path, explain(error)) from None
+        raise explain(error).within(str(path)) from None
     except LBRError as error:
-        raise _in(path, error) from None
+        raise error.within(str(path)) from None
     return recipe
 
 
@@ -283,11 +283,6 @@ def _parser() -> ArgumentParser:
 
 def _namespace(recipe: Recipe) -> Namespace:
     return Namespace(recipe.flat())
-
-
-def _in(path: Path, error: LBRError) -> LBRError:
-    where = f"{path}: {error.where}" if error.where else str(path)
-    return LBRError(error.what, where=where, fix=error.fix)
 
 
 def _check_text(key: str, value: str) -> None:

@@ -232,8 +232,11 @@ def test_one_line_and_no_traceback(here, capfd, words, does, says, status):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (IsADirectoryError(21, "Is a directory", "out/scores.json"), "out/scores.json: Is a directory."),
-        (MemoryError(), "out of memory: RAM Lower"),
+        (
+            IsADirectoryError(21, "Is a directory", "out/scores.json"),
+            "out/scores.json: cannot be used: Is a directory.",
+        ),
+        (MemoryError(), "out of memory: RAM. Lower"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "out of memory: "),
         (BrokenPipeError(32, "Broken pipe"), "standard output: nothing reads the output any more."),
     ],

@@ -60,12 +60,12 @@ def _known(error: Exception) -> LBRError | None:
         if error.filename is None or error.strerror is None:
             return None
         fix = "Check that this path is right, a file or a folder as is needed there, and that you may use it."
-        return LBRError(f"{error.strerror}.", where=str(error.filename), fix=fix)
+        return LBRError(f"cannot be used: {error.strerror}.", where=str(error.filename), fix=fix)
     if not _is_out_of_memory(error):
         return None
     first = str(error).splitlines()[0] if str(error) else "RAM"
     fix = "Lower learn.batch_tokens, represent.mini_batch_tokens or evaluate.batch_size, or use a smaller base."
-    return LBRError(f"out of memory: {first}", fix=fix)
+    return LBRError(f"out of memory: {first.rstrip('.')}.", fix=fix)
 
 
 def _explain(error: Exception, known: LBRError, debug: bool) -> int:

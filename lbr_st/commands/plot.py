@@ -35,7 +35,7 @@ def _plot(arguments: Namespace, _: Recipe) -> None:
         except LBRError as error:
             reasons.append(f"no plot of {name}: {error}")
     if len(reasons) == len(plots):
-        raise LBRError("\n".join(["nothing could be plotted.", *reasons]))
+        raise LBRError("nothing could be plotted.\n" + "\n".join(reasons))
     if not arguments.training:
         reasons.append("no plot of training: give lbr-st train's work folder as --training.")
     for reason in reasons:

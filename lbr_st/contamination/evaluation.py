@@ -57,7 +57,7 @@ class Parameters:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1 or self.shingle_words < 1 or self.num_perm < 2 or not 0 <= self.seed < 2**32:
             raise LBRError(
-                f"{', '.join(f'{key}={value}' for key, value in asdict(self).items())}.",
+                f"no check can be made with {', '.join(f'{key}={value}' for key, value in asdict(self).items())}.",
                 fix="threshold must be in (0, 1], shingle_words 1 or more, num_perm 2 or more, seed 0 or more.",
             )
 
