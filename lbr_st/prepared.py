@@ -114,7 +114,8 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
     with explain_disk_errors(folder):
         # Beside what is kept: the system's temporary folder is often small, and in memory.
         reading = TemporaryDirectory(prefix=".reading.", dir=folder, ignore_cleanup_errors=True)
-    with reading as aside, scratch(Path(aside)), new_folder(folder / FOLDER, overwrite=True) as target:
+    # The scratch folder goes first: killed between the two, a run would leave it to one that has nothing to make.
+    with new_folder(folder / FOLDER, overwrite=True) as target, reading as aside, scratch(Path(aside)):
         data = gather(recipe)
         train, held_out = learn_pairs(recipe, data) if generative else (None, None)
         made = {"pairs": data.pairs, "learn": train, "held_out": held_out}

@@ -45,8 +45,8 @@ def test_partial_file_keeps_defaults(tmp_path):
 
 
 text = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], include_characters="\n\t"), max_size=20)
-# A word for "nothing" is refused as the name of an optional source: YAML would not give it back.
-name = text.filter(lambda value: value.strip() and value.lower() not in ("null", "~"))
+# A word for "nothing" (or a comment) is refused as the name of an optional source: YAML would not give it back.
+name = text.filter(lambda value: value.strip() and value.lower() not in ("null", "~") and value.strip()[0] != "#")
 line = name.map(lambda value: value.replace("\n", " ").replace("\t", " ")).filter(str.strip)
 word = st.from_regex(r"\w[\w.-]{0,20}", fullmatch=True)
 positive = st.integers(1, 2**40)
