@@ -83,7 +83,7 @@ def build_model(
     kwargs = {"dtype": torch.float32, **loading_options(quantize, device), **(model_kwargs or {})}
     with explain_base_errors(base):
         backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
-    _check_length(backbone.max_seq_length, num_bottleneck_tokens)
+    _check_length(backbone, num_bottleneck_tokens)
     ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
     rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
     untouched = rows.detach()[ids].clone()  # no row where k is 0
@@ -117,8 +117,16 @@ def explain_base_errors(base: str) -> AbstractContextManager[None]:
     return explain_model_errors(base, "the base", fix)
 
 
-def _check_length(max_seq_length: int | None, num_bottleneck_tokens: int) -> None:
+def _check_length(backbone: CausalBackbone, num_bottleneck_tokens: int) -> None:
     appended = num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
+    max_seq_length = backbone.max_seq_length
+    longest = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
+    if max_seq_length is not None and longest is not None and max_seq_length > longest:
+        raise LBRError(
+            f"{max_seq_length} is more than the {longest} tokens that {backbone.base} was made for.",
+            where="max_seq_length",
+            fix=f"Give at most {longest}.",
+        )
     if max_seq_length is not None and max_seq_length <= appended:
         raise LBRError(
             f"max_seq_length {max_seq_length} leaves no room beside {appended} appended tokens.",
@@ -191,14 +199,14 @@ def load_model(
                 kwargs = {**loading_options(quantize, device), **(model_kwargs or {})}
                 options |= {"model_kwargs": kwargs, "adapter_base": base}
             modules.append(kind.load(str(folder), **options))
-    return SentenceTransformer(
-        modules=modules,
-        prompts=settings.get("prompts"),
-        default_prompt_name=settings.get("default_prompt_name"),
-        similarity_fn_name=settings.get("similarity_fn_name"),
-        truncate_dim=settings.get("truncate_dim"),
-        device=device,
-    )
+        return SentenceTransformer(
+            modules=modules,
+            prompts=settings.get("prompts"),
+            default_prompt_name=settings.get("default_prompt_name"),
+            similarity_fn_name=settings.get("similarity_fn_name"),
+            truncate_dim=settings.get("truncate_dim"),
+            device=device,
+        )
 
 
 _MODULES: dict[str, type[CausalBackbone | BottleneckPooler | Normalize]] = {
@@ -215,7 +223,7 @@ def _modules_of(folder: Path) -> list[tuple[type[CausalBackbone | BottleneckPool
     """Return the classes and folders of a model's modules, all of them known and inside of it."""
     listing = folder / "modules.json"
     found, listed = [], read_modules(folder)
-    if not any(kind.startswith("lbr_st.") for kind, _ in listed):
+    if listed and all(kind.startswith("sentence_transformers.") for kind, _ in listed):
         raise LBRError(
             "not in training form: only what learn and represent write can be trained, released or decoded.",
             where=str(folder),

@@ -47,6 +47,13 @@ def _run(argv: list[str]) -> int:
     return COMMANDS[name].run(arguments, recipe) or 0
 
 
+def _refuse_empty(arguments: Namespace, recipe_keys: Sequence[str]) -> None:
+    """Refuse an empty word, which a shell makes of a variable that is not set; a recipe says so itself."""
+    for key, value in arguments.items():
+        if key not in recipe_keys and (value == "" or (isinstance(value, list) and "" in value)):
+            raise argparse.ArgumentError(None, f"{_SHOWN.get(key, f'--{key}')} must not be empty.")
+
+
 # The names under which jsonargparse reports what is missing, as the help shows them.
 _SHOWN = {
     "output": "--output",
@@ -112,6 +119,7 @@ def _parse(argv: list[str]) -> tuple[str, Namespace, Recipe]:
     recipe = Recipe()
     parsed = _build(recipe).parse_args(argv)
     name, arguments = parsed.command, parsed[parsed.command]
+    _refuse_empty(arguments, _flags(name))
     if not COMMANDS[name].sections:
         return name, arguments, recipe
     if arguments.config:

@@ -28,6 +28,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_nameless(path: Path) -> None:
+    """Raise :class:`LBRError` if ``path`` has no name of its own, beside which something could be written.
+
+    Folders are written aside, under a name like their own, and locked by a file beside them.
+    """
+    if path.name in ("", ".."):
+        raise LBRError(
+            "an output must have a name of its own.", where=str(path), fix="Give one, such as my-model or ./my-model."
+        )
+
+
 def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     """Raise :class:`LBRError` if ``path`` already holds something and ``overwrite`` is off."""
     if overwrite or not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -48,9 +59,10 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: Replace a folder that is already there.
 
     Raises:
-        LBRError: ``path`` exists and ``overwrite`` is off, or the disk is full or read-only.
+        LBRError: ``path`` has no name, or exists and ``overwrite`` is off, or the disk is full or read-only.
     """
     path = Path(path)
+    refuse_nameless(path)
     refuse_existing(path, overwrite=overwrite)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

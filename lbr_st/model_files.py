@@ -58,9 +58,17 @@ def explain_model_errors(name: str, what: str, fix: str = "Check the name and th
     except Exception as error:
         if found := damage_in(Path(name)):
             raise found from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        if "mismatch" in str(error):
+            lines[0] = "the sizes in its config.json are not those of its weights"
+        if Path(name).is_dir() and (isinstance(error, _ODD) or "mismatch" in str(error)):
+            raise LBRError(
+                f"{what} cannot be loaded: {lines[0].rstrip('.:')}.",
+                where=name,
+                fix="Its files are of different models.",
+            ) from error
         if not isinstance(error, (OSError, ValueError, SafetensorError)):
             raise
-        lines = str(error).splitlines() or [type(error).__name__]
         if "trust_remote_code" in str(error):
             raise LBRError(
                 f"{what} comes with code of its own, which is never run.",
@@ -80,11 +88,15 @@ def explain_model_errors(name: str, what: str, fix: str = "Check the name and th
 
 _DAMAGED = "The model is damaged; save it again, or fetch it anew."
 
+_ODD = (AttributeError, LookupError, TypeError, json.JSONDecodeError)
+"""What the libraries raise at a configuration that is JSON, but not theirs."""
+
 _JSON = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "adapter_config.json",
+    "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "model.safetensors.index.json",
 )

@@ -18,7 +18,7 @@ from lbr_st.data.domain_tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.files import explain_disk_errors, new_folder, refuse_existing
+from lbr_st.files import explain_disk_errors, new_folder, refuse_existing, refuse_nameless
 from lbr_st.locks import only_run
 from lbr_st.model_files import load_stock
 from lbr_st.prepared import Prepared, prepare
@@ -71,6 +71,7 @@ def run(
     """
     _check(recipe)
     output = Path(output)
+    refuse_nameless(output)
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     start_processes()
     with only_run(output, work) if is_first() else nullcontext():
@@ -251,6 +252,7 @@ def _stage(recipe: Recipe, folder: Path, make: Callable[[Path], SentenceTransfor
 def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
     _check(recipe)
     output = Path(output)
+    refuse_nameless(output)
     start_processes()
     with only_run(output) if is_first() else nullcontext(), explain_disk_errors(output):
         if is_first():

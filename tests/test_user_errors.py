@@ -78,7 +78,20 @@ ADAPTER = ["release", "adapter", "--output", "out"]
 EVALUATE = ["evaluate", "released", "--suite", "beir"]
 CHECK = ["check-contamination", "pairs.jsonl", "--against", "beir"]
 SUBMISSION = ["submission", "released", "--org", "org"]
+NEGATIVES = [*REPRESENT, "--represent.num_hard_negatives"]
 EXPORT = ["export", "released", "--output", "out", "--python", sys.executable]
+
+
+def other_weights():
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file("trained/model.safetensors")
+    save_file({f"other.{name}": weight for name, weight in weights.items()}, "trained/model.safetensors")
+
+
+def other_sizes():
+    config = Path("released/config.json")
+    config.write_text(config.read_text().replace('"intermediate_size": 48', '"intermediate_size": 64'))
 
 
 def judgements():
@@ -146,6 +159,11 @@ CASES = [
     case("released, to decode", ["reconstruct", "released", "water"], says="released: not in training form"),
     case("trained, to export", ["export", "trained", "--output", "out"], says="trained: not a released model"),
     case("trained, to submit", ["submission", "trained", "--org", "org"], says="trained: is in training form"),
+    case("weights of another model", RECONSTRUCT, other_weights, "trained: 21 of its weights are missing, such as "),
+    case(
+        "a release of other sizes", EVALUATE, other_sizes, "released: the model cannot be loaded: the sizes in its co"
+    ),
+    case("an odd pooler", RELEASE, lambda: write("trained/1_BottleneckPooler/config.json", "{}"), "hidden_dimension"),
     # Bases, and what is on the hub while that is off.
     case(
         "cut base", TRAIN, lambda: cut("base/model.safetensors"), "base/model.safetensors: these weights cannot be read"
@@ -170,6 +188,8 @@ CASES = [
     case("report below a file", [*CHECK, "--output", "a-file"], says="a-file: a file stands where a folder is needed."),
     case("a file as work folder", [*TRAIN, "--work_folder", "a-file"], says="a-file: a file stands where a folder is"),
     case("release to a file", [*RELEASE, "--output", "a-file"], says="a-file: the output already exists."),
+    case("output without a name", [*TRAIN, "--output", "."], says=".: an output must have a name of its own."),
+    case("stage without a name", ["learn", *TRAIN[1:-2], "--output", ".."], says="..: an output must have a name"),
     # Data, results and recipes.
     case("data that is a folder", [*TRAIN, "--data.source", "base"], says="base: no corpus.jsonl in this folder."),
     case(
@@ -203,8 +223,18 @@ CASES = [
         "no UTF-8",
     ),
     case("no interpreter", [*EXPORT[:-1], "none"], says="none: cannot be run: No such file or directory."),
+    case(
+        "more negatives than can be", [*NEGATIVES, "50"], says="num_hard_negatives: 50 cannot be found for each query"
+    ),
+    case("more negatives than pairs", [*NEGATIVES, "9"], says="num_hard_negatives: no query has 9 near misses"),
+    case("longer than the base", [*TRAIN, "--model.max_seq_length", "999"], says="999 is more than the 512 tokens"),
+    case(
+        "nothing to decode", [*RECONSTRUCT, "--max_new_tokens", "0"], says="max_new_tokens: must be at least 1, not 0."
+    ),
     # How the command is called.
     case("--config without a file", [*TRAIN, "--config"], says="--config: expected one argument", status=2),
+    case("nothing for a model", ["evaluate", "", "--suite", "beir"], says="MODEL must not be empty.", status=2),
+    case("nothing for a suite", ["evaluate", "released", "--suite", ""], says="--suite must not be empty.", status=2),
     case("a choice", ["launch-config", "x"], says="kind: must be one of ddp, fsdp2, zero3, not x.", status=2),
     case(
         "a choice or none", [*EVALUATE, "--only", "x"], says="only: must be one of local, hub or null, not x.", status=2

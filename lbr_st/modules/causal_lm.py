@@ -15,7 +15,8 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
 
     Raises:
-        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head).
+        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head), or some
+            of its weights are missing.
     """
     config = kwargs.get("config")
     architectures = getattr(config, "architectures", None) or []
@@ -25,8 +26,9 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
             where=name,
             fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
         )
+    options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, **{**kwargs, "use_safetensors": True})
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     except ValueError as error:
         if "AutoModelForCausalLM" not in str(error):
             raise
@@ -35,11 +37,19 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
             where=name,
             fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
         ) from error
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
         raise LBRError(
             f"{type(model).__name__} is not a decoder-only language model with a head.",
             where=name,
             fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.",
+        )
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills them with random numbers and goes on with a warning.
+        raise LBRError(
+            f"{len(missing)} of its weights are missing, such as {missing[0]}.",
+            where=name,
+            fix="Its files are of different models, or some were lost: save it again, or fetch it anew.",
         )
     return model
 

@@ -41,10 +41,13 @@ def reconstruct(
         One text each, in order.
 
     Raises:
-        LBRError: A text is empty or holds half a character, or the model is a release or has no bottleneck tokens.
+        LBRError: A text is empty or holds half a character, the model is a release or has no bottleneck tokens, or
+            ``max_new_tokens`` < 1.
     """
     backbone = backbone_of(model)
     require_bottleneck(model)
+    if max_new_tokens < 1:
+        raise LBRError(f"must be at least 1, not {max_new_tokens}.", where="max_new_tokens", fix="64 is a good start.")
     for row, text in enumerate(texts):
         if not text.strip():
             raise LBRError("the text is empty.", where=f"text {row + 1}", fix="Give some text.")

@@ -138,20 +138,34 @@ def _contrastive_loss(model: SentenceTransformer, config: RepresentConfig) -> nn
 
 def _with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
     """Mine negatives with the model itself: near misses, not the near-duplicates that may be right answers."""
-    return mine_hard_negatives(
-        pairs.select_columns(["query", "document"]),
-        model,
-        anchor_column_name="query",
-        positive_column_name="document",
-        query_prompt_name="query",
-        corpus_prompt_name="document",
-        num_negatives=count,
-        relative_margin=0.05,
-        range_min=1,
-        range_max=50,
-        output_format="n-tuple",
-        verbose=False,
-    )
+    try:
+        mined = mine_hard_negatives(
+            pairs.select_columns(["query", "document"]),
+            model,
+            anchor_column_name="query",
+            positive_column_name="document",
+            query_prompt_name="query",
+            corpus_prompt_name="document",
+            num_negatives=count,
+            relative_margin=0.05,
+            range_min=1,
+            range_max=50,
+            output_format="n-tuple",
+            verbose=False,
+        )
+    except ValueError as error:
+        raise LBRError(
+            f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}.",
+            where="represent.num_hard_negatives",
+            fix="Lower it, or give more pairs.",
+        ) from error
+    if not len(mined):
+        raise LBRError(
+            f"no query has {count} near misses among the documents of the pairs.",
+            where="represent.num_hard_negatives",
+            fix="Lower it, or give more pairs.",
+        )
+    return mined
 
 
 class _Weighted(nn.Module):
