@@ -189,14 +189,47 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
         **model_kwargs: For transformers' ``from_pretrained``.
 
     Raises:
-        LBRError: It has pickled weights only, or needs code of its own.
+        LBRError: It has pickled weights only, those of another model, or needs code of its own.
     """
     from sentence_transformers import SentenceTransformer
 
     refuse_pickles(model)
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_model_errors(model, "the model"):
-        return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
+        loaded = SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
+    if Path(model).is_dir():
+        _refuse_other_weights(loaded, Path(model))
+    return loaded
+
+
+def _refuse_other_weights(model: SentenceTransformer, folder: Path) -> None:
+    """Refuse a model most of whose weights are not in its folder: transformers fills them with random numbers.
+
+    Some may be missing, such as a pooler that is not used, and names may begin in another way.
+    """
+    place = read_modules(folder)[0][1] if (folder / "modules.json").is_file() else ""
+    inner: Any = getattr(model[0], "model", None)
+    files = list((folder / place).glob("model*.safetensors"))
+    if not files or not hasattr(inner, "state_dict") or (folder / place / "adapter_config.json").is_file():
+        return
+    written: set[str] = set()
+    for file in files:
+        with safe_open(file, "np") as weights:
+            written.update(weights.keys())
+    endings = {ending for name in written for ending in _endings(name)}
+    names = list(inner.state_dict())
+    missing = [name for name in names if name not in endings and written.isdisjoint(_endings(name))]
+    if 2 * len(missing) > len(names):
+        raise LBRError(
+            f"{len(missing)} of its {len(names)} weights are missing, such as {missing[0]}.",
+            where=str(folder),
+            fix="Its files are of different models, or some were lost: save it again, or fetch it anew.",
+        )
+
+
+def _endings(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def refuse_pickles(model: str) -> None:
