@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help lbr-chem lbr-chem-full test test-lowest bench lint clean .venv
+.PHONY: help lbr-chem lbr-chem-full test test-lowest errors bench lint clean .venv
 
 help:  ## Print this list
 	@echo "Targets:"
@@ -44,6 +44,9 @@ test: $(STAMP)  ## Run the tests, offline
 
 test-lowest: $(LOWEST)/.ready  ## The same on the lowest versions allowed (6 GB, put in LOWEST=...)
 	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -q
+
+errors: $(STAMP)  ## Run the tests and write docs/errors.md: every error, and the test that provokes it
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/error_page.py
 
 bench: $(STAMP)  ## Measure the benchmark's rows that need no GPU (an hour on two idle cores)
 	$(BIN)/python benchmarks/run.py

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+pytest_plugins = ["error_record"]
+
 TinyBase = Callable[..., str]
 
 ARCHITECTURES = ["llama", "llama-untied", "mistral", "qwen2", "qwen3", "gpt-neox", "gemma2", "gemma3"]
