@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LOWEST ?= .venv-lowest
+# Processes that share the tests; each takes one core and 2 GB.
+JOBS ?= 2
+PYTEST := -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help lbr-chem lbr-chem-full test test-lowest errors bench lint clean .venv
@@ -40,10 +43,10 @@ lbr-chem-full: $(STAMP)  ## The same with the full recipe (hours on a CPU)
 	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
 
 test: $(STAMP)  ## Run the tests, offline
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 test-lowest: $(LOWEST)/.ready  ## The same on the lowest versions allowed (6 GB, put in LOWEST=...)
-	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m pytest -q
+	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python $(PYTEST)
 
 errors: $(STAMP)  ## Run the tests and write docs/errors.md: every error, and the test that provokes it
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/error_page.py

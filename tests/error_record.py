@@ -93,9 +93,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a whole run, otherwise passed, in which a row's test does not provoke its error."""
-    config = session.config
+    config, options = session.config, session.config.option
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist, whose record its controller sees whole
+        return
     named = config.args_source is pytest.Config.ArgsSource.ARGS
-    if named or _Run.deselected or config.option.ignore or config.option.collectonly or exitstatus != 0:
+    chosen = named or _Run.deselected or options.keyword or options.markexpr or options.ignore
+    if chosen or options.collectonly or exitstatus != 0:
         return
     from error_page import PAGE, rows_of
 
