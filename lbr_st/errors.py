@@ -15,6 +15,8 @@ class LBRError(ValueError):
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
         message = f"{where}: {what}" if where else what
+        if fix and message[-1:] not in tuple(".!?…"):  # what another library says often ends without
+            message += "."
         super().__init__(f"{message} {fix}" if fix else message)
 
     def within(self, place: str) -> LBRError:

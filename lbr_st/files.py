@@ -118,7 +118,9 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
             isinstance(error, FileExistsError) and Path(named or path).is_file()
         ):
             raise LBRError(
-                "a file stands where a folder is needed.", where=str(named or path), fix="Choose another output."
+                "a file stands where a folder is needed.",
+                where=str(named or path),
+                fix="Choose another place, or move that file away.",
             ) from error
         if errno.EROFS in numbers or (isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)):
             raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error

@@ -125,21 +125,25 @@ def choose(record: Mapping[str, set[str]]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; return 1 if some error is not provoked by any test."""
+    """Run the tests and write the page; return 1 if a test failed or some error is provoked by none.
+
+    Args:
+        arguments: What to run, for pytest; the other rows keep their tests. Empty: all of it, and none is kept.
+    """
     from error_record import RECORD, read_record
 
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(arguments[0]) if arguments else Path(folder) / "record"
-        if not arguments:
-            words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
-            subprocess.run(words, cwd=ROOT, env={**os.environ, RECORD: str(record)}, check=False)
-        tests = choose(read_record(record))
+        record = os.environ.get(RECORD) or str(Path(folder) / "record")
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or ["tests"])]
+        status = subprocess.run(words, cwd=ROOT, env={**os.environ, RECORD: record}, check=False).returncode
+        kept = rows_of(PAGE.read_text(encoding="utf-8")) if arguments else {}
+        tests = {**kept, **choose(read_record(Path(record)))}
     PAGE.write_text(render(tests), encoding="utf-8")
     missed = [site for site in sites() if site.key not in tests]
     for site in missed:
         print(f"{site.module}:{site.position[0]} {site.function}: {site.what}", file=sys.stderr)
     print(f"{PAGE.relative_to(ROOT)}: {len(sites())} errors, {len(missed)} of them provoked by no test.")
-    return 1 if missed else 0
+    return 1 if missed or status else 0
 
 
 if __name__ == "__main__":
