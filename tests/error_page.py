@@ -134,10 +134,13 @@ def main(arguments: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         record = os.environ.get(RECORD) or str(Path(folder) / "record")
-        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(arguments or ["tests"])]
+        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        words += arguments or ["tests", "-n", os.environ.get("JOBS", "2"), "--dist", "loadfile"]
         status = subprocess.run(words, cwd=ROOT, env={**os.environ, RECORD: record}, check=False).returncode
         kept = rows_of(PAGE.read_text(encoding="utf-8")) if arguments else {}
-        tests = {**kept, **choose(read_record(Path(record)))}
+        found = read_record(Path(record))
+    still = {key: test for key, test in kept.items() if key not in found or test in found[key]}
+    tests = {**choose(found), **still}
     PAGE.write_text(render(tests), encoding="utf-8")
     missed = [site for site in sites() if site.key not in tests]
     for site in missed:

@@ -168,6 +168,9 @@ def _assignments(scope: ast.AST) -> Iterator[tuple[int, ast.Assign]]:
             for statement in block if isinstance(block, list) else ():
                 if isinstance(statement, ast.Assign):
                     yield id(block), statement
+                elif isinstance(statement, ast.For) and isinstance(statement.iter, ast.Tuple | ast.List):
+                    for value in statement.iter.elts:  # each in turn, so that none is the last word
+                        yield 0, ast.copy_location(ast.Assign([statement.target], value), statement)
 
 
 def _blocks_around(scope: ast.AST, call: ast.Call) -> set[int]:
