@@ -139,7 +139,10 @@ def main(arguments: list[str]) -> int:
         status = subprocess.run(words, cwd=ROOT, env={**os.environ, RECORD: record}, check=False).returncode
         kept = rows_of(PAGE.read_text(encoding="utf-8")) if arguments else {}
         found = read_record(Path(record))
-    still = {key: test for key, test in kept.items() if key not in found or test in found[key]}
+    ran = {argument.partition("::")[0] for argument in arguments}
+    still = {
+        key: test for key, test in kept.items() if test in found.get(key, ()) or test.partition("::")[0] not in ran
+    }
     tests = {**choose(found), **still}
     PAGE.write_text(render(tests), encoding="utf-8")
     missed = [site for site in sites() if site.key not in tests]
