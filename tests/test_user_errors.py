@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -331,3 +332,13 @@ def test_the_help_tells_the_exit_statuses(capsys):
     assert (
         "Exit status: 0 all went well, 1 an error to mend, 2 wrong usage, 130 interrupted." in capsys.readouterr().out
     )
+
+
+def test_an_error_reads_as_sentences_and_keeps_its_parts():
+    error = lbr_st.LBRError("cannot be loaded: no such key", where="model", fix="Save it again.")
+    assert str(error) == "model: cannot be loaded: no such key. Save it again."
+    outer = error.within("r.yaml")
+    assert (outer.what, outer.where, outer.fix) == (error.what, "r.yaml: model", error.fix)
+    assert lbr_st.LBRError("is empty.").within("r.yaml").where == "r.yaml"
+    again = pickle.loads(pickle.dumps(outer))
+    assert (str(again), again.where, type(again)) == (str(outer), outer.where, lbr_st.LBRError)
