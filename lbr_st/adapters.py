@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    model.peft_config["default"].save_pretrained(str(folder))
+    config: Any = copy.copy(model.peft_config["default"])
+    config.target_modules = sorted(config.target_modules)  # a set, which another process would write in another order
+    config.save_pretrained(str(folder))
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:

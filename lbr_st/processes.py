@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,15 @@ def start_processes() -> None:
         from accelerate import PartialState
 
         PartialState(timeout=LONGEST_WAIT)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the threads that talk to the other processes; Python's own end would abort at one that still runs."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
