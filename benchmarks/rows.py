@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from lbr_st.versions import installed_versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -136,13 +137,7 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of what was measured with."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def read() -> list[Row]:

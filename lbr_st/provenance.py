@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from lbr_st.processes import world_size
 from lbr_st.recipe import Recipe
+from lbr_st.versions import installed_versions
 
 PROVENANCE = "provenance.json"
 
@@ -30,24 +30,13 @@ def provenance(recipe: Recipe, sources: dict[str, dict[str, Any]]) -> dict[str, 
     """
     return {
         "seed": recipe.seed,
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)},
         "git_revision": git_revision(Path(__file__).parent),
         "data": sources,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
         "processes": world_size(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what comes out; of those that are installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def git_revision(folder: Path) -> str | None:

@@ -94,3 +94,7 @@ def test_what_fsdp_cannot_spread_is_refused(tiny_base, monkeypatch):
     monkeypatch.setattr(backbone_of(model).model, "_no_split_modules", None)
     with pytest.raises(LBRError, match="does not name its layers"):
         name_layers(model)
+    # What that error says to do helps.
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer")
+    name_layers(model)
+    assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "LlamaDecoderLayer"

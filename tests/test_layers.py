@@ -13,7 +13,7 @@ ROOT = Path(lbr_st.__file__).parent
 
 # From the ground up. A part may import from its own row (its own package) and from any row above it in this list.
 PLAN = [
-    {"errors"},
+    {"errors", "versions"},
     {"files", "precision", "processes", "wrapped"},
     {"locks", "seals"},
     {"archives"},

@@ -9,9 +9,10 @@ import pytest
 
 import lbr_st
 from lbr_st import pipeline
-from lbr_st.provenance import PROVENANCE, git_revision, versions
+from lbr_st.provenance import PROVENANCE, git_revision
 from lbr_st.recipe import load_recipe
 from lbr_st.stages.release import release
+from lbr_st.versions import installed_versions
 
 
 @pytest.fixture
@@ -71,6 +72,5 @@ def test_the_revision_of_a_checkout(tmp_path):
     assert git_revision(tmp_path / "package") == f"{clean}-dirty"
 
 
-def test_versions_of_what_is_not_installed_are_left_out(monkeypatch):
-    monkeypatch.setattr("lbr_st.provenance.PACKAGES", ("torch", "no-such-package"))
-    assert versions().keys() == {"torch"}
+def test_versions_of_what_is_not_installed_are_left_out():
+    assert installed_versions(["torch", "no-such-package"]).keys() == {"torch"}

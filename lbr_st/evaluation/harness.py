@@ -6,7 +6,6 @@ import time
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from lbr_st.evaluation.records import FOLDER, read_record, write_record
 from lbr_st.evaluation.result import Part, TaskScore
 from lbr_st.evaluation.systems import System
 from lbr_st.files import explain_disk_errors
+from lbr_st.versions import installed_versions
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -226,10 +226,4 @@ def _agree(path: Path, record: TaskScore, cache: Any, system: System, task: AbsT
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide a score."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(PACKAGES)

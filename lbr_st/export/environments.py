@@ -10,17 +10,14 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from filelock import FileLock
-
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, explain_disk_errors
+from lbr_st.locks import alone
 from lbr_st.registry import notice
 
 UNWANTED = {"openvino": ("torchvision",), "onnx": ()}
 """Packages taken out again. optimum-intel names torchvision, which a text model does not need; and where torch is a
 build for the processor and torchvision is not, every import of transformers fails."""
-
-_PARTIAL = ".partial"
 
 
 def requirements(backend: str) -> str:
@@ -44,12 +41,10 @@ def environment(backend: str) -> Path:
     digest = hashlib.sha256(listed.encode()).hexdigest()[:8]
     place = cache_dir() / "environments"
     folder = place / f"{backend}-py{sys.version_info.major}.{sys.version_info.minor}-{digest}"
-    with explain_disk_errors(folder):
-        if not folder.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-            with FileLock(place / f".{folder.name}.lock"):
-                if not folder.is_dir():  # unless another process made it while this one waited
-                    _make(folder, listed, UNWANTED[backend])
+    if not folder.is_dir():
+        with alone(folder), explain_disk_errors(folder):
+            if not folder.is_dir():  # unless another process made it while this one waited
+                _make(folder, listed, UNWANTED[backend])
     return _python_of(folder)
 
 
@@ -58,10 +53,8 @@ def _python_of(folder: Path) -> Path:
 
 
 def _make(folder: Path, listed: str, unwanted: tuple[str, ...]) -> None:
-    for left in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):  # whoever made it holds the lock no more
-        shutil.rmtree(left, ignore_errors=True)
     notice(f"Making an environment to export in, {folder.name} (once; it downloads about a gigabyte) ...")
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=_PARTIAL, dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         _run([sys.executable, "-m", "venv", str(aside)], "venv could not make it", "Install Python's venv module.")
         wanted = aside / "requirements.txt"

@@ -38,14 +38,15 @@ def name_layers(model: SentenceTransformer) -> None:
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise LBRError("is 1, which lbr-st does not train with.", where="fsdp_version", fix="Set it to 2.")
-    layers = getattr(backbone_of(model).model, "_no_split_modules", None)
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    layers = named or ",".join(sorted(getattr(backbone_of(model).model, "_no_split_modules", None) or ()))
     if not layers:
         raise LBRError(
             "the base does not name its layers, which FSDP puts together one at a time.",
             where="fsdp_transformer_layer_cls_to_wrap",
             fix="Give the class of its decoder layers there, in the configuration of accelerate.",
         )
-    os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(layers)))
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = layers
     # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
     cast(Any, model).base_model_prefix = "0"
 
