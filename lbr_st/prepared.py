@@ -23,11 +23,11 @@ from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
 from lbr_st.training_data import evaluated, gather, learn_pairs
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept and of how it is made: raise it when a change of the code would make something else of a recipe."""
 FOLDER = "prepared"
 RECORD = "prepared.json"
-TEST = "evaluation.json"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,14 @@ class Prepared:
 
     @cached_property
     def test(self) -> RetrievalSet | None:
-        """What is evaluated on; None if there are no held-out queries."""
-        whole = json.loads((self.folder / FOLDER / TEST).read_text(encoding="utf-8"))
-        return evaluated(RetrievalSet(**whole) if whole else None, self.evaluate)
+        """What is evaluated on; None if there are no held-out queries.
+
+        Raises:
+            LBRError: The recipe evaluates on dev queries, and there are none.
+        """
+        kept = json.loads((self.folder / FOLDER / EVALUATION).read_text(encoding="utf-8"))
+        sets = {split: RetrievalSet(**whole) if whole else None for split, whole in kept.items()}
+        return evaluated(sets["test"], sets["dev"], self.evaluate)
 
 
 def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> Prepared:
@@ -122,7 +127,8 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
         tables = {name: table for name, table in made.items() if table is not None}
         for name, table in tables.items():
             save_rows(table, target / name)
-        (target / TEST).write_text(json.dumps(vars(data.test) if data.test else None), encoding="utf-8")
+        sets = {split: vars(whole) if whole else None for split, whole in (("test", data.test), ("dev", data.dev))}
+        (target / EVALUATION).write_text(json.dumps(sets), encoding="utf-8")
         record = {
             "key": key,
             "rows": {name: len(table) for name, table in tables.items()},

@@ -89,7 +89,8 @@ class LearnConfig:
     Args:
         enabled: Run this stage.
         pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
-            (text to itself; with bottleneck none the text once), continue (first part of a text to the rest).
+            (text to itself; with bottleneck none the text once), continue (first part of a text to the rest), records
+            (name to what the domain's own text says of it; the open regime: it names what is asked for, too).
         bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
@@ -112,7 +113,7 @@ class LearnConfig:
     """
 
     enabled: bool = True
-    pairs: list[Literal["natural", "reverse", "reconstruct", "continue"]] = field(
+    pairs: list[Literal["natural", "reverse", "reconstruct", "continue", "records"]] = field(
         default_factory=lambda: ["natural", "reverse", "reconstruct"]
     )
     bottleneck: Literal["attention", "embedding", "none"] = "attention"
@@ -177,6 +178,7 @@ class EvaluateConfig:
 
     Args:
         enabled: Evaluate at the end of a run.
+        split: Which queries: those of test, or while settings are chosen those of dev.
         num_queries: Number of queries to evaluate; null takes all.
         num_documents: Number of documents to search; null takes all.
         batch_size: Texts encoded at once.
@@ -185,6 +187,7 @@ class EvaluateConfig:
     """
 
     enabled: bool = True
+    split: Literal["test", "dev"] = "test"
     num_queries: int | None = None
     num_documents: int | None = None
     batch_size: int = 64

@@ -23,6 +23,7 @@ from lbr_st.data import (
     read_pairs,
     read_texts,
     reconstruct_pairs,
+    record_pairs,
 )
 from lbr_st.data.digests import column_digests
 from lbr_st.data.hold_out import hold_out
@@ -32,6 +33,7 @@ from lbr_st.errors import LBRError
 from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
 
+RECORDS = "records"
 FEWEST_PAIRS_TO_HOLD_OUT = 50
 """With fewer pairs of one's own, a held-out set would say nothing; then nothing is evaluated."""
 
@@ -43,10 +45,13 @@ class TrainingData:
     Args:
         pairs: ``query`` and ``document`` for stage 2; None if the recipe needs none.
         texts: ``text`` for stage 1; None if the recipe needs none.
-        test: Held-out queries, judged once; None if there are none.
+        test: Held-out queries, judged once; None if there are none. In :func:`training_data` those that are evaluated.
         licences: A line for each source.
         contamination: For each source, what it had in common with the held-out queries, dev queries and their
             documents, before anything was dropped; empty if there are none.
+        records: ``name``, ``text`` and ``side`` for stage 1 (see :class:`~lbr_st.data.ontology.DomainTask`); None if the
+            recipe does not learn from records. They name what is asked for, so nothing of them is dropped.
+        dev: Held-out queries to choose settings by; None if there are none.
     """
 
     pairs: Dataset | None
@@ -54,6 +59,8 @@ class TrainingData:
     test: RetrievalSet | None = None
     licences: list[str] = field(default_factory=list)
     contamination: list[ContaminationReport] = field(default_factory=list)
+    records: Dataset | None = None
+    dev: RetrievalSet | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class _Sources:
     test: RetrievalSet | None = None
     dev: RetrievalSet | None = None
     licences: tuple[str, ...] = ()
+    records: Dataset | None = None
 
 
 def training_data(recipe: Recipe) -> TrainingData:
@@ -79,7 +87,7 @@ def training_data(recipe: Recipe) -> TrainingData:
             contaminated and the recipe refuses that.
     """
     data = gather(recipe)
-    return replace(data, test=evaluated(data.test, recipe.evaluate))
+    return replace(data, test=evaluated(data.test, data.dev, recipe.evaluate))
 
 
 def gather(recipe: Recipe) -> TrainingData:
@@ -93,11 +101,24 @@ def gather(recipe: Recipe) -> TrainingData:
     if texts is None and pairs is not None:
         texts = pairs.select_columns(["document"]).rename_column("document", "text")
     more = check(sources.more_texts, f"texts of {_short(recipe.data.texts or '')}")
-    return TrainingData(pairs, _joined(texts, more), sources.test, list(sources.licences), check.reports)
+    records = sources.records if RECORDS in recipe.learn.pairs else None
+    if records is not None:
+        check.only_report(records, f"records of {_short(source)}")
+    texts = _joined(texts, more)
+    return TrainingData(pairs, texts, sources.test, list(sources.licences), check.reports, records, sources.dev)
 
 
-def evaluated(test: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
-    """Return the part of a held-out set that a recipe evaluates on."""
+def evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
+    """Return the part of the held-out sets that a recipe evaluates on.
+
+    Raises:
+        LBRError: It is dev, and there is none.
+    """
+    if evaluate.split == "dev":
+        if dev is None:
+            fix = "Evaluate on test, or give a BEIR folder with qrels/dev.tsv."
+            raise LBRError("the data has no dev queries.", where="evaluate.split", fix=fix)
+        test = dev
     if test is None or not (evaluate.num_queries or evaluate.num_documents):
         return test
     return test.slice(
@@ -112,7 +133,8 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
     Raises:
         LBRError: As for :func:`training_data`, of what is read.
     """
-    return evaluated(_read(replace(recipe, data=replace(recipe.data, texts=None))).test, recipe.evaluate)
+    sources = _read(replace(recipe, data=replace(recipe.data, texts=None)))
+    return evaluated(sources.test, sources.dev, recipe.evaluate)
 
 
 def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
@@ -142,7 +164,9 @@ def _read(recipe: Recipe) -> _Sources:
                 fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
             )
         task = domain_task(config.source)
-        sources = _Sources(task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,))
+        sources = _Sources(
+            task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,), task.records
+        )
     else:
         sources = _read_own(recipe)
     if config.texts:
@@ -184,6 +208,14 @@ class _Check:
         self.policy = recipe.data.contamination
         self.evaluation = Evaluation(against) if against else None
         self.reports: list[ContaminationReport] = []
+
+    def only_report(self, rows: Dataset, name: str) -> None:
+        """Check rows that stay whatever they hold: the open regime is that they hold what is asked for."""
+        if self.evaluation is not None:
+            columns = {column: rows[column] for column in ("name", "text")}
+            report = self.evaluation.check(columns, training=name)
+            self.reports.append(report)
+            notice(f"Open regime, nothing dropped: {report.summary()}")
 
     def __call__(self, rows: Dataset | None, name: str) -> Dataset | None:
         if rows is None or self.evaluation is None:
@@ -235,17 +267,20 @@ def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | 
     count = recipe.learn.num_eval_pairs
     of_pairs = column_digests(data.pairs, "document", normalise) if data.pairs is not None else None
     of_texts = column_digests(data.texts, "text", normalise) if data.texts is not None else None
-    # One set of hidden texts for both, since a text may also be the document of a pair.
-    hidden = np.concatenate([_some(texts, count) for texts in (of_pairs, of_texts) if texts is not None])
+    of_records = column_digests(data.records, "text", normalise) if data.records is not None else None
+    # One set of hidden texts for all, since a text may also be the document of a pair.
+    columns = [texts for texts in (of_pairs, of_texts, of_records) if texts is not None]
+    hidden = np.concatenate([_some(texts, count) for texts in columns])
     pairs, held_pairs = _split(data.pairs, of_pairs, hidden)
     texts, held_texts = _split(data.texts, of_texts, hidden)
+    records, held_records = _split(data.records, of_records, hidden)
     seed = recipe.seed
-    train = mix({kind: (_make(kind, recipe, pairs, texts), 1.0) for kind in recipe.learn.pairs}, seed=seed)
+    train = mix({kind: (_make(kind, recipe, pairs, texts, records), 1.0) for kind in recipe.learn.pairs}, seed=seed)
     parts: dict[str, tuple[Dataset, float]] = {}
     for kind in recipe.learn.pairs:
         # A handful of texts may have none long enough to continue; training has, or the line above had raised.
         with suppress(LBRError):
-            parts[kind] = (_make(kind, recipe, held_pairs, held_texts), 1.0)
+            parts[kind] = (_make(kind, recipe, held_pairs, held_texts, held_records), 1.0)
     held = mix(parts, seed=seed) if parts else None
     if held is None or len(held) < 2:
         return train, None
@@ -269,8 +304,16 @@ def _split(rows: Dataset | None, texts: np.ndarray | None, hidden: np.ndarray) -
     return take_rows(rows, np.flatnonzero(~held)), take_rows(rows, np.flatnonzero(held))
 
 
-def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any) -> Dataset:
+def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any, records: Any) -> Dataset:
     query, document = recipe.model.query_prompt, recipe.model.document_prompt
+    if kind == RECORDS:
+        if records is None:
+            raise LBRError(
+                f"{recipe.data.source} has no records.",
+                where="learn.pairs",
+                fix="Leave this kind out, or choose a source with records, such as compounds or conditions.",
+            )
+        return record_pairs(records, query_prompt=query, document_prompt=document)
     needed = pairs if kind in ("natural", "reverse") else texts
     if needed is None:
         raise LBRError(

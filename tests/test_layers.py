@@ -20,7 +20,7 @@ PLAN = [
     {"registry"},
     {"bases", "data", "model_files"},
     {"contamination"},
-    {"adapters", "quantization", "packed_attention", "token_nll"},
+    {"adapters", "merged_lora", "quantization", "packed_attention", "token_nll"},
     {"attention"},
     {"modules"},
     {"rows"},

@@ -2,7 +2,7 @@
 
 from lbr_st.data.chebi import chebi_task, load_chebi
 from lbr_st.data.domain_tasks import DOMAIN_TASKS, domain_task
-from lbr_st.data.examples import continue_pairs, mix, natural_pairs, reconstruct_pairs
+from lbr_st.data.examples import continue_pairs, mix, natural_pairs, reconstruct_pairs, record_pairs
 from lbr_st.data.ontology import DomainTask, Entity
 from lbr_st.data.retrieval import RetrievalSet, read_beir, write_beir
 from lbr_st.data.sources import read_pairs, read_texts
@@ -22,5 +22,6 @@ __all__ = [
     "read_pairs",
     "read_texts",
     "reconstruct_pairs",
+    "record_pairs",
     "write_beir",
 ]

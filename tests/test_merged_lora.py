@@ -1,0 +1,102 @@
+"""Training adapters in one product a layer: the value and gradients of peft's own layers, and nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+
+from lbr_st import merged_lora
+from lbr_st.merged_lora import FEWEST_TOKENS, merged_while_training
+
+
+def adapted(*, bias: bool = False, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout)
+    layer = Linear(nn.Linear(48, 80, bias=bias), "default", config=config, r=4, lora_alpha=8, lora_dropout=dropout)
+    nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    for parameter in layer.base_layer.parameters():
+        parameter.requires_grad_(False)
+    return nn.Sequential(layer)
+
+
+def step(model: nn.Module, x: Tensor, *, merged: bool) -> dict[str, Tensor]:
+    model, x = copy.deepcopy(model), x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if merged:
+            with merged_while_training(model):
+                out = model(x)
+                assert any("Merged" in type(node).__name__ for node in nodes(out)) == (len(x) >= FEWEST_TOKENS)
+        else:
+            out = model(x)
+    out.float().square().mean().backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"out": out.detach(), "x": x.grad, **found}
+
+
+def nodes(out: Tensor) -> list[object]:
+    seen, todo = [], [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        seen.append(node)
+        todo += [following for following, _ in node.next_functions if following is not None]
+    return seen
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_value_and_gradients(bias: bool, dtype: torch.dtype) -> None:
+    model = adapted(bias=bias)
+    x = torch.randn(FEWEST_TOKENS, 48).to(dtype)
+    one, other = step(model, x, merged=False), step(model, x, merged=True)
+    assert one.keys() == other.keys() and len(one) == 4
+    for name in one:
+        assert other[name].dtype == one[name].dtype
+        difference = (one[name].float() - other[name].float()).norm() / one[name].float().norm()
+        assert difference < 0.01, name  # bfloat16 has 8 bits
+    exact = copy.deepcopy(model)
+    exact(x.float()).square().mean().backward()
+    for name, parameter in exact.named_parameters():
+        if parameter.grad is not None:
+            assert (other[name] - parameter.grad).norm() / parameter.grad.norm() < 0.02
+
+
+def test_few_tokens_dropout_and_float32_run_pefts_own_forward() -> None:
+    x = torch.randn(FEWEST_TOKENS - 1, 48)
+    model = adapted()
+    assert step(model, x, merged=True)["out"].equal(step(model, x, merged=False)["out"])
+    long = torch.randn(FEWEST_TOKENS, 48)
+    with merged_while_training(model):
+        assert model(long).equal(type(model[0]).forward(model[0], long))  # no autocast
+    dropping = adapted(dropout=0.5)
+    with merged_while_training(dropping), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not any("Merged" in type(node).__name__ for node in nodes(dropping(long)))
+
+
+def test_the_input_is_cast_once_for_layers_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.ModuleList([adapted(), adapted()])
+    x, last = torch.randn(FEWEST_TOKENS, 48), []
+    with merged_while_training(model), torch.autocast("cpu", dtype=torch.bfloat16):
+        first = model[0](x)
+        last = model[0][0]._last_cast
+        cast = last[0][1]
+        second = model[1](x)
+        assert last[0][1] is cast
+        model[1](x + 1)
+        assert last[0][1] is not cast
+    assert first.equal(second)
+
+
+def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
+    before = dict(model[0].__dict__)
+    with merged_while_training(model):
+        assert "forward" in model[0].__dict__
+    assert model[0].__dict__.keys() == before.keys()
+    monkeypatch.setattr(merged_lora, "world_size", lambda: 2)
+    with merged_while_training(model):
+        assert model[0].__dict__.keys() == before.keys()
