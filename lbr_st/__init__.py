@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lbr_st.build import build_model, load_model
     from lbr_st.errors import LBRError
     from lbr_st.losses import IBGenerativeLoss
+    from lbr_st.packing.build import build_released
     from lbr_st.recipe import Recipe, load_recipe, save_recipe
     from lbr_st.stages.learn import learn
     from lbr_st.stages.reconstruct import reconstruct
@@ -29,6 +30,7 @@ _HOMES = {
     "Recipe": "recipe",
     "baseline": "baselines",
     "build_model": "build",
+    "build_released": "packing.build",
     "learn": "stages.learn",
     "load_model": "build",
     "load_recipe": "recipe",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "baseline",
     "build_model",
+    "build_released",
     "learn",
     "load_model",
     "load_recipe",

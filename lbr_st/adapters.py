@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -92,13 +93,21 @@ def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
     return layer.base_layer, layer.token_indices[name], layer.trainable_tokens_delta[name]
 
 
-def save_lora(model: PreTrainedModel, folder: str | Path) -> None:
+def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write the adapters and the trained token rows as peft does: a safetensors file and a configuration.
 
     transformers' own way writes the whole embedding matrix beside them, because the vocabulary has grown, and fails
     where that matrix is tied to the head.
+
+    Args:
+        model: The causal LM with its adapters.
+        folder: Where to write; made if need be.
+        dtype: Of the weights in the file; None for that which they were trained in.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained_state(model).items()}
+    tensors = {
+        name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
+        for name, tensor in _trained_state(model).items()
+    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
@@ -135,7 +144,12 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     folder = Path(folder)
     config = read_lora_config(folder)
     base = config.base_model_name_or_path
-    model.add_adapter(config)
+    try:
+        model.add_adapter(config)
+    except ValueError as error:  # the base has no layers of these names
+        what = f"the adapter does not fit its base: {str(error).partition('. ')[0]}."
+        fix = "Use the base named in adapter_config.json."
+        raise LBRError(what, where=str(folder / ADAPTER_CONFIG_NAME), fix=fix) from error
     cast_adapter_dtype(model, "default")
     # add_adapter puts the folder in its place that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
@@ -145,12 +159,14 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     except (OSError, SafetensorError) as error:
         fix = "The adapter is damaged; save it again, or fetch it anew."
         raise LBRError(f"the adapter's weights cannot be read: {error}.", where=str(file), fix=fix) from error
-    # Compared by name first: for a missing token row, peft raises a bare KeyError.
-    wanted = set(_trained_state(model))
-    if state.keys() != wanted:
+    # Compared first: for a missing token row, peft raises a bare KeyError; for another shape, torch names every weight.
+    wanted = _trained_state(model)
+    both = wanted.keys() & state.keys()
+    other = [name for name in both if state[name].shape != wanted[name].shape]
+    if state.keys() != wanted.keys() or other:
         raise LBRError(
-            f"the adapter does not fit its base: {len(wanted - state.keys())} weights missing, "
-            f"{len(state.keys() - wanted)} unknown.",
+            f"the adapter does not fit its base: {len(wanted.keys() - both)} weights missing, "
+            f"{len(state.keys() - both)} unknown, {len(other)} of another shape.",
             where=str(file),
             fix="Use the base named in adapter_config.json.",
         )

@@ -35,6 +35,7 @@ class CardInfo:
         language: Language of the training text.
         examples: A query and a few texts for the usage example.
         provenance: What :func:`lbr_st.provenance.provenance` says, kept beside the card; None if unknown.
+        note: A paragraph on how this copy of the model came about; None for none.
     """
 
     name: str
@@ -47,6 +48,7 @@ class CardInfo:
     language: str | None = None
     examples: Sequence[str] = field(default_factory=tuple)
     provenance: dict[str, Any] | None = None
+    note: str | None = None
 
 
 class _Retrieval(SentenceEvaluator):
@@ -116,7 +118,7 @@ def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> N
 
 
 def _sections(info: CardInfo, results: str) -> str:
-    parts = [_how(info.recipe), *([results] if results else [])]
+    parts = [_how(info.recipe), *([info.note] if info.note else []), *([results] if results else [])]
     if info.data:
         parts.append("## Data and licences\n\n" + "\n".join(f"- {line}" for line in info.data))
     if info.contamination or info.overlaps:

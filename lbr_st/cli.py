@@ -64,6 +64,8 @@ _SHOWN = {
     "systems": "SYSTEM",
     "card": "CARD",
     "org": "--org",
+    "packed": "NAME",
+    "run": "RUN",
 }
 
 

@@ -10,14 +10,9 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.bases import BASES
 from lbr_st.build import build_model, load_model
-from lbr_st.card import CardInfo
-from lbr_st.contamination import known_overlaps
-from lbr_st.data.domain_tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
-from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing, refuse_nameless
 from lbr_st.locks import only_run
 from lbr_st.model_files import load_stock
@@ -27,6 +22,7 @@ from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
+from lbr_st.run_card import run_card
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
@@ -114,7 +110,8 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
         if scores.rows:
             write_results(work / RESULTS, scores.rows)  # the card is written from this file
 
-    info = _card_info(recipe, data, work / RESULTS if scores.data is not None else None)
+    made = provenance(recipe, data.sources)
+    info = run_card(recipe, data, work / RESULTS if scores.data is not None else None, made)
     release(model or build(recipe), output, overwrite=overwrite, info=info, evaluate=evaluate)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}")
@@ -282,25 +279,6 @@ def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
 
 def _last_label(recipe: Recipe) -> str:
     return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
-
-
-def _card_info(recipe: Recipe, data: Prepared, results: Path | None) -> CardInfo:
-    base = BASES.get(recipe.model.base)
-    examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
-    sources = [recipe.data.source, *filter(None, (recipe.data.texts, recipe.data.pairs))]
-    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
-    return CardInfo(
-        recipe.name,
-        recipe=recipe,
-        results=results,
-        licence=base.licence.lower() if base else None,
-        data=data.licences,
-        contamination=[report.to_markdown(samples=False) for report in data.contamination],
-        overlaps=known_overlaps(sources, tasks),
-        language="en" if recipe.data.source in DOMAIN_TASKS else None,
-        examples=examples,
-        provenance=provenance(recipe, data.sources),
-    )
 
 
 def _plot(work: Path) -> None:

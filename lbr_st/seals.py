@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lbr_st.files import flush, sha256_of
 
@@ -16,11 +18,8 @@ def seal(folder: Path) -> None:
     A folder without a seal was not finished.
     """
     flush(folder)
-    files = {
-        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / SEAL
-    }
+    files = listing(folder)
+    files.pop(SEAL, None)
     aside = folder / f".{SEAL}.partial"
     aside.write_text(json.dumps(files, indent=1), encoding="utf-8")
     flush(aside)
@@ -42,16 +41,36 @@ def damage(folder: Path, *, contents: bool = True) -> str | None:
     """
     try:
         files = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        items = [(name, entry["size"], entry["sha256"]) for name, entry in files.items()]
+        listed = {name: {"size": entry["size"], "sha256": entry["sha256"]} for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{SEAL} cannot be read"
-    for name, size, _ in items:
+    return difference(folder, listed, contents=contents)
+
+
+def listing(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the ``size`` and ``sha256`` of every file in a folder, by its name there."""
+    return {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of(file)}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def difference(folder: Path, files: Mapping[str, Mapping[str, Any]], *, contents: bool = True) -> str | None:
+    """Return what sets a folder's files apart from a :func:`listing` of them; None if all are as listed.
+
+    Args:
+        folder: The folder; files that are not listed are not looked at.
+        files: The listing.
+        contents: As for :func:`damage`.
+    """
+    for name, listed in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if (found := (folder / name).stat().st_size) != size:
-            return f"{name} has {found:,} bytes where {size:,} were written"
-    for name, _, sha256 in items if contents else ():
-        if sha256_of(folder / name) != sha256:
+        if (found := (folder / name).stat().st_size) != listed["size"]:
+            return f"{name} has {found:,} bytes where {listed['size']:,} were written"
+    for name, listed in files.items() if contents else ():
+        if sha256_of(folder / name) != listed["sha256"]:
             return f"{name} is not what was written (its SHA-256 differs)"
     return None
 

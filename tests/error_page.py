@@ -33,7 +33,7 @@ TOPICS = {
     "Checkpoints and disk": (
         "files", "locks", "seals", "places", "stages/checkpoints", "stages/state_files", "stage_folders", "prepared",
     ),
-    "Release and reconstruction": ("stages/release", "stages/reconstruct", "provenance"),
+    "Release and reconstruction": ("stages/release", "stages/reconstruct", "provenance", "packing/"),
     "Evaluation and comparison": ("evaluation/", "scoring", "run_scores", "commands/compare", "commands/plot"),
     "Submission": ("submission/",),
     "Export": ("export/",),

@@ -9,11 +9,13 @@ from lbr_st.commands.contamination import CHECK_CONTAMINATION
 from lbr_st.commands.evaluate import EVALUATE
 from lbr_st.commands.export import EXPORT
 from lbr_st.commands.launch import LAUNCH_CONFIG
+from lbr_st.commands.packing import BUILD, PACK
 from lbr_st.commands.plot import PLOT
 from lbr_st.commands.stages import STAGES
 from lbr_st.commands.submission import SUBMISSION
 
 COMMANDS: dict[str, Command] = {
+    "build": BUILD,
     **STAGES,
     "launch-config": LAUNCH_CONFIG,
     "evaluate": EVALUATE,
@@ -23,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "card": CARD,
     "submission": SUBMISSION,
     "export": EXPORT,
+    "pack": PACK,
 }
 
 __all__ = ["COMMANDS", "Command"]

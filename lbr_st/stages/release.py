@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -193,9 +193,9 @@ def _dense(projection: nn.Linear) -> Dense:
     return dense
 
 
-def encode_probes(model: SentenceTransformer) -> np.ndarray:
-    """Encode the probe texts as queries and as documents, in float32; shape (2 × probes, dimension)."""
-    probes = list(PROBES)
+def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBES) -> np.ndarray:
+    """Encode probe texts as queries and then as documents, in float32; shape (2 × probes, dimension)."""
+    probes = list(texts)
     with torch.autocast(model.device.type, enabled=False):
         return np.concatenate(
             [
