@@ -211,7 +211,12 @@ def test_the_command_names_the_folder_and_the_two_lines(packed, tmp_path, monkey
 
 
 def test_the_command_that_packs(run, packed, tmp_path, capsys):
-    assert main(["pack", str(run), "--name", "lbr-x", "--into", str(tmp_path)]) == 0
+    rows = json.loads((packed / "results.json").read_text())
+    assert len(rows) > 1
+    (tmp_path / "best.json").write_text(json.dumps(rows[-1:]))
+    words = ["pack", str(run), "--name", "lbr-x", "--into", str(tmp_path), "--results", str(tmp_path / "best.json")]
+    assert main(words) == 0
+    assert json.loads((tmp_path / "lbr-x" / "results.json").read_text()) == rows[-1:]
     assert capsys.readouterr().out.strip() == str(tmp_path / "lbr-x")
     again = (tmp_path / "lbr-x" / "adapter_model.safetensors").read_bytes()
     assert again == (packed / "adapter_model.safetensors").read_bytes()
@@ -224,12 +229,11 @@ def test_it_is_public_and_what_ships_is_found_by_its_name(packed, monkeypatch):
     monkeypatch.setattr(packed_module, "MODELS", packed.parent)
     assert shipped_models() == {"lbr-toy": packed}
     assert find_packed("lbr-toy") == packed
-    with pytest.raises(
-        LBRError, match=r"no packed model 'lbr-tyo'. With this version come: lbr-toy. Did you mean lbr-toy\?"
-    ):
+    said = r"no packed model 'lbr-tyo'\. Did you mean lbr-toy\? Give one of lbr-toy, or the folder of a packed model\."
+    with pytest.raises(LBRError, match=said):
         find_packed("lbr-tyo")
     monkeypatch.setattr(packed_module, "MODELS", packed / "nothing")
-    with pytest.raises(LBRError, match=r"With this version come: none\. Give one of these"):
+    with pytest.raises(LBRError, match="None comes with this version; give the folder"):
         find_packed("lbr-toy")
 
 

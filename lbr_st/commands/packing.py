@@ -25,7 +25,8 @@ def _build(arguments: Namespace, recipe: Recipe) -> None:
 def _pack(arguments: Namespace, recipe: Recipe) -> None:
     from lbr_st.packing.pack import pack
 
-    print(pack(arguments.run, arguments.name, into=arguments.into, overwrite=arguments.overwrite))
+    options = {"into": arguments.into, "results": arguments.results, "overwrite": arguments.overwrite}
+    print(pack(arguments.run, arguments.name, **options))
 
 
 def _build_arguments(parser: ArgumentParser) -> None:
@@ -49,6 +50,12 @@ def _pack_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--name", type=str | None, metavar="NAME", help="Name of the model; null takes the recipe's.")
     parser.add_argument(
         "--into", type=str | None, metavar="FOLDER", help="Folder for NAME/; null takes the package's own models/."
+    )
+    parser.add_argument(
+        "--results",
+        type=str | None,
+        metavar="PATH",
+        help="Scores for the card: what lbr-st evaluate wrote, or a run's results.json; null takes the run's own.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Replace a packed model of this name.")
 

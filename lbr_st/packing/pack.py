@@ -51,7 +51,14 @@ _MOST_PROBE_SIGNS = 1000
 """Longer probe texts would fill the manifest."""
 
 
-def pack(run: str | Path, name: str | None = None, *, into: str | Path | None = None, overwrite: bool = False) -> Path:
+def pack(
+    run: str | Path,
+    name: str | None = None,
+    *,
+    into: str | Path | None = None,
+    results: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write what training changed, in float16, with all that is needed to build and to judge the release again.
 
     The packed model is built again from what was written, and has to give the run's own embeddings.
@@ -60,6 +67,7 @@ def pack(run: str | Path, name: str | None = None, *, into: str | Path | None = 
         run: What ``lbr-st train --output`` was given, or its work folder: recipe, last stage, data and scores.
         name: The model's name; None for the recipe's.
         into: The folder to put ``<name>/`` in; None for the package's own ``models/``.
+        results: Scores for the card, as for :func:`lbr_st.evaluation.section.read_results`; None for the run's own.
         overwrite: Replace a packed model of this name.
 
     Returns:
@@ -80,7 +88,8 @@ def pack(run: str | Path, name: str | None = None, *, into: str | Path | None = 
     made = json.loads((stage / PROVENANCE).read_text(encoding="utf-8"))
     data = prepare(recipe, work / DATA)
     _check_data(data, made, work)
-    scores = work / RESULTS if (work / RESULTS).is_file() else None
+    own = work / RESULTS if (work / RESULTS).is_file() else None
+    scores = Path(results) if results else own
     info = run_card(recipe, data, scores, made)
     model = load_model(stage)
     with new_folder(target, overwrite=overwrite) as folder:

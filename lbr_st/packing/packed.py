@@ -90,9 +90,10 @@ def find_packed(name: str) -> Path:
         return shipped[name]
     if Path(name).is_dir():
         return Path(name)
+    known = f"Give one of {', '.join(shipped)}, or" if shipped else "None comes with this version; give"
     raise LBRError(
-        f"there is no packed model {name!r}. With this version come: {', '.join(shipped) or 'none'}.",
-        fix=similar(name, shipped) or "Give one of these, or the folder of a packed model.",
+        f"there is no packed model {name!r}.",
+        fix=" ".join(filter(None, (similar(name, shipped), f"{known} the folder of a packed model."))),
     )
 
 

@@ -1,0 +1,70 @@
+"""What is true of every trained model that comes with this package; there may be none yet."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.bases import resolve_base
+from lbr_st.data.domain_tasks import DOMAIN_TASKS
+from lbr_st.errors import LBRError
+from lbr_st.packing.build import build_released
+from lbr_st.packing.packed import ADAPTER, MANIFEST, MODELS, MOST_BYTES, PROBES, pin_of, read_packed, shipped_models
+from lbr_st.places import recipe_without_places
+
+every_model = pytest.mark.parametrize("name", shipped_models())
+
+
+def test_nothing_but_packed_models_ships():
+    folders = {path.name for path in MODELS.iterdir()} if MODELS.exists() else set()
+    assert folders == shipped_models().keys()
+
+
+@every_model
+def test_it_is_whole_small_and_known(name):
+    packed = read_packed(shipped_models()[name])  # every hash, the entries of the manifest, the recipe
+    assert packed.name == name
+    assert packed.base == pin_of(packed.recipe.model.base)
+    assert {file.name for file in packed.folder.iterdir()} == {*packed.files, MANIFEST}
+    assert sum(file.stat().st_size for file in packed.folder.iterdir()) <= MOST_BYTES == 15_000_000
+    arrays = load_file(packed.folder / ADAPTER).values()
+    assert {str(array.dtype) for array in arrays} == {"float16"}
+    assert all(np.isfinite(array).all() for array in arrays)
+
+
+@every_model
+def test_it_says_what_it_was_made_of(name):
+    """Anybody can make it again: its data come from the package registry, and what decides the weights is recorded."""
+    packed = read_packed(shipped_models()[name])
+    sources = {packed.recipe.data.source, packed.recipe.data.texts, packed.recipe.data.pairs} - {None}
+    assert sources <= DOMAIN_TASKS.keys()
+    assert packed.recipe == recipe_without_places(packed.recipe)
+    assert packed.provenance["seed"] == packed.recipe.seed
+    assert packed.provenance.keys() >= {"versions", "data", "git_revision", "device"}
+    assert {source["name"] for source in packed.provenance["data"].values()} == sources
+    for entry in ("licence", "language", "data", "contamination", "overlaps", "examples"):
+        assert packed.card[entry], entry
+
+
+@every_model
+@pytest.mark.slow
+def test_it_builds_into_a_release_that_embeds_as_packed(name, tmp_path):
+    packed = read_packed(shipped_models()[name])
+    try:
+        resolve_base(packed.recipe.model.base)
+    except LBRError as error:
+        pytest.skip(f"the base is not to be had: {error}")
+    try:
+        build_released(name, tmp_path / name)
+        stock = SentenceTransformer(str(tmp_path / name), device="cpu")
+        queries = stock.encode_query(packed.probes, batch_size=4)
+        documents = stock.encode_document(packed.probes, batch_size=4)
+        expected = load_file(packed.folder / PROBES)["embeddings"].astype(np.float32)
+        assert ((np.concatenate([queries, documents]) * expected).sum(axis=1) >= 0.999).all()
+        assert "## Data and licences" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert json.loads((tmp_path / name / "provenance.json").read_text())["built"]
+    finally:
+        shutil.rmtree(tmp_path / name, ignore_errors=True)  # half a gigabyte, which pytest would keep for three runs
