@@ -362,6 +362,19 @@ def test_the_right_base_in_another_place_is_taken(packed, tiny_base, tmp_path, m
             assert str(tmp_path) not in file.read_text(encoding="utf-8"), file
 
 
+def test_adapters_trained_on_a_base_in_4_bits_go_onto_the_full_one(mine, packed, tmp_path):
+    folder, rewrite = mine
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("quantize: null", "quantize: 4bit"), encoding="utf-8")
+    rewrite()
+    assert read_packed(folder).recipe.model.quantize == "4bit"
+    build_released(str(folder), tmp_path / "four")
+    build_released(str(packed), tmp_path / "full")
+    four, full = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("four", "full"))
+    assert four == full
+    assert "base in 4 bits (QLoRA)" in (tmp_path / "four" / "README.md").read_text(encoding="utf-8")
+
+
 def test_another_edition_of_the_base_is_refused(packed, monkeypatch, nothing_written):
     newer = bases.EmbeddedBase(**{**vars(BASE), "requirement": "toy==2", "sha256": "cd" * 32})
     monkeypatch.setitem(bases.BASES, "toy", newer)
