@@ -23,9 +23,9 @@ FEWEST_TOKENS = 256
 def merged_while_training(model: nn.Module) -> Iterator[None]:
     """Compute x(W + sBA)ᵀ in the place of xWᵀ + s(xAᵀ)Bᵀ, in the training of adapters on one CPU process.
 
-    The value and the gradients of A and B are those of peft's layer, up to rounding: W + sBA is rounded to bfloat16 once,
-    as a full-precision master weight is. What is saved are the passes over activations that scale and add an adapter's
-    output and cast its input, which take longer on a CPU than the products themselves.
+    The value and the gradients of A and B are those of peft's layer, up to rounding: W + sBA is rounded to bfloat16
+    once, as a full-precision master weight is. What is saved are the passes over activations that scale and add an
+    adapter's output and cast its input, which take longer on a CPU than the products themselves.
 
     It takes effect under autocast alone, in layers without dropout; elsewhere peft's own forward runs.
 
@@ -69,7 +69,14 @@ def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 class _MergedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float, last: list[Cast]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        last: list[Cast],
     ) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu")
         with torch.autocast("cpu", enabled=False):

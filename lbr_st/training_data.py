@@ -45,12 +45,12 @@ class TrainingData:
     Args:
         pairs: ``query`` and ``document`` for stage 2; None if the recipe needs none.
         texts: ``text`` for stage 1; None if the recipe needs none.
-        test: Held-out queries, judged once; None if there are none. In :func:`training_data` those that are evaluated.
+        test: Held-out queries, judged once; None if there are none. Of :func:`training_data`, those evaluated on.
         licences: A line for each source.
         contamination: For each source, what it had in common with the held-out queries, dev queries and their
             documents, before anything was dropped; empty if there are none.
-        records: ``name``, ``text`` and ``side`` for stage 1 (see :class:`~lbr_st.data.ontology.DomainTask`); None if the
-            recipe does not learn from records. They name what is asked for, so nothing of them is dropped.
+        records: ``name``, ``text`` and ``side`` for stage 1 (see :class:`~lbr_st.data.ontology.DomainTask`); None if
+            the recipe does not learn from records. They name what is asked for, so nothing of them is dropped.
         dev: Held-out queries to choose settings by; None if there are none.
     """
 
@@ -147,7 +147,10 @@ def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
     """
     sources = _read(recipe)
     columns: dict[str, list[Dataset]] = {}
-    for rows in (sources.pairs, sources.texts, sources.more_texts):
+    records = sources.records if RECORDS in recipe.learn.pairs else None
+    if records is not None:
+        records = records.select_columns(["name", "text"])
+    for rows in (sources.pairs, sources.texts, sources.more_texts, records):
         if rows is not None:
             for column in rows.column_names:
                 columns.setdefault(column, []).append(rows.select_columns([column]))
@@ -164,9 +167,7 @@ def _read(recipe: Recipe) -> _Sources:
                 fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
             )
         task = domain_task(config.source)
-        sources = _Sources(
-            task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,), task.records
-        )
+        sources = _Sources(task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,), task.records)
     else:
         sources = _read_own(recipe)
     if config.texts:
@@ -213,7 +214,7 @@ class _Check:
         """Check rows that stay whatever they hold: the open regime is that they hold what is asked for."""
         if self.evaluation is not None:
             columns = {column: rows[column] for column in ("name", "text")}
-            report = self.evaluation.check(columns, training=name)
+            report = replace(self.evaluation.check(columns, training=name), dropped=False)
             self.reports.append(report)
             notice(f"Open regime, nothing dropped: {report.summary()}")
 

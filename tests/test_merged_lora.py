@@ -53,7 +53,8 @@ def test_the_same_value_and_gradients(bias: bool, dtype: torch.dtype) -> None:
     model = adapted(bias=bias)
     x = torch.randn(FEWEST_TOKENS, 48).to(dtype)
     one, other = step(model, x, merged=False), step(model, x, merged=True)
-    assert one.keys() == other.keys() and len(one) == 4
+    assert one.keys() == other.keys()
+    assert len(one) == 4
     for name in one:
         assert other[name].dtype == one[name].dtype
         difference = (one[name].float() - other[name].float()).norm() / one[name].float().norm()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lbr_st.data import compounds, domain_task, hpo
 from lbr_st.data.names import Thing, alike, names_task, records, usable
 from lbr_st.data.ontology import normalise
 from lbr_st.errors import LBRError
@@ -24,7 +25,7 @@ def task(**options):
 def test_stage_2_never_sees_what_is_asked_and_stage_1_reads_of_all():
     made = task()
     asked = {document for one in (made.test, made.dev) for judged in one.qrels.values() for document in judged}
-    assert len(asked) == 5 and len(made.test.queries) == 6 and len(made.dev.queries) == 4
+    assert (len(asked), len(made.test.queries), len(made.dev.queries)) == (5, 6, 4)
     hidden = {made.test.corpus[key] for key in asked} | {*made.test.queries.values(), *made.dev.queries.values()}
     assert not hidden & {*made.train_pairs["query"], *made.train_pairs["document"]}
     assert len(made.train_pairs) == 2 * (12 - 5)
@@ -38,7 +39,8 @@ def test_stage_2_never_sees_what_is_asked_and_stage_1_reads_of_all():
 def test_another_seed_draws_another_split_and_the_same_seed_the_same():
     assert task().test.qrels == task().test.qrels != task(seed=1).test.qrels
     few = task(num_things=7)
-    assert len(few.test.corpus) == 7 and {*few.test.corpus} < {*task().test.corpus}
+    assert len(few.test.corpus) == 7
+    assert {*few.test.corpus} < {*task().test.corpus}
 
 
 def test_a_record_names_the_others_and_never_the_one_that_is_read():
@@ -88,3 +90,68 @@ def test_alike_is_the_share_of_three_letter_runs():
 def test_numbers_that_leave_nothing_are_refused(numbers):
     with pytest.raises(LBRError, match="things"):
         task(**numbers)
+
+
+FIELDS = ["4", "78-96-6", "C3H9NO", "75.1", "CC(CN)O", "InChI", "KEY", "1-azanylpropan-2-ol"]
+COMPOUND = "\t".join([*FIELDS, "un 1234", "threamine", "isopropanolamine", "1,2,3,4,5-name"])
+TERMS = """format-version: 1.2
+
+[Term]
+id: HP:0000003
+name: Multicystic kidney dysplasia
+synonym: "Multicystic \\"renal\\" dysplasia" EXACT []
+synonym: "Old word" EXACT obsolete_synonym []
+synonym: "Wider word" BROAD []
+is_a: HP:1 ! name: x
+
+[Term]
+id: HP:0000002
+name: Gone
+is_obsolete: true
+
+[Typedef]
+id: part_of
+name: part of
+"""
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    for module in (compounds, hpo):
+        (tmp_path / module.FILE).parent.mkdir(parents=True)
+        monkeypatch.setattr(module, "fetch_wheel", lambda *pinned: tmp_path)
+    return tmp_path
+
+
+def test_compounds_are_read_without_numbers_of_catalogues(wheel):
+    (wheel / compounds.FILE).write_text(f"{COMPOUND}\n5\t\t\t\t\t\t\t\tnameless\n")
+    assert compounds.load_compounds() == [
+        Thing("4", "1-azanylpropan-2-ol", ("threamine", "isopropanolamine"), "C3H9NO")
+    ]
+
+
+def test_phenotypes_are_read_with_their_exact_and_current_synonyms(wheel):
+    (wheel / hpo.FILE).write_text(TERMS)
+    assert hpo.load_phenotypes() == [
+        Thing("HP:0000003", "Multicystic kidney dysplasia", ('Multicystic "renal" dysplasia',))
+    ]
+
+
+@pytest.mark.parametrize(("module", "load"), [(compounds, compounds.load_compounds), (hpo, hpo.load_phenotypes)])
+def test_a_wheel_that_is_not_as_expected_is_named(wheel, module, load):
+    with pytest.raises(LBRError, match="cannot read it"):
+        load()
+    (wheel / module.FILE).write_bytes(b"too\tfew\xff")
+    with pytest.raises(LBRError, match="cannot read it"):
+        load()
+
+
+@pytest.mark.parametrize("name", ["compounds", "conditions"])
+def test_the_real_tasks(name):
+    made = domain_task(name)
+    assert len(made.test.queries) > len(made.dev.queries) > 300
+    asked = {made.test.corpus[key] for judged in made.test.qrels.values() for key in judged}
+    assert not asked & {*made.train_pairs["document"]}
+    assert asked <= {row["name"] for row in made.records if row["side"] == "document"}
+    hits = sum(made.test.queries[q] in made.test.corpus[d] for q, judged in made.test.qrels.items() for d in judged)
+    assert hits < 0.02 * len(made.test.queries)  # no word search

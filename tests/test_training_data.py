@@ -1,6 +1,7 @@
 """What a recipe trains on: rows that repeat the evaluation are dropped, refused or reported, from every source."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -177,6 +178,47 @@ def test_any_domain_task_is_a_source_and_is_checked_against_dev_too(toy_task):
     # Documents of the corpus that answer nothing are counted and kept.
     assert [(c.part, c.kind, c.rows) for c in data.contamination[0].counts if not c.harmful] == [("corpus", "exact", 6)]
     assert len(toy_task.train_pairs) == 8
+
+
+def test_records_name_what_is_asked_for_and_stay(toy_task, monkeypatch):
+    rows = {"name": ["thing 0", "name 3", "tall"], "text": ["record 0", "record 1", "record 2"]}
+    records = Dataset.from_dict({**rows, "side": ["query", "query", "document"]})
+    monkeypatch.setattr(module, "domain_task", {"toy": replace(toy_task, records=records)}.__getitem__)
+    recipe = recipe_for("toy")
+    assert training_data(recipe).records is None
+    recipe.learn.pairs = ["records"]
+    data = training_data(recipe)
+    assert len(data.records) == 3
+    report = data.contamination[-1]
+    assert (report.training, report.rows, report.dropped) == ("records of toy", [0], False)
+    assert recipe_columns(recipe)["name"] == rows["name"]
+    more = Dataset.from_dict({column: [*records[column]] * 4 for column in records.column_names})
+    texts = more.remove_columns("text").add_column("text", [f"record {n}" for n in range(12)])
+    pairs, held_out = learn_pairs(recipe, replace(data, records=texts))
+    made = [*pairs, *held_out]
+    assert len(made) == 12
+    assert {"context": "document: tall", "target": "record 2"} in made
+    assert {"context": "query: thing 0", "target": "record 3"} in made
+
+
+def test_a_source_without_records_is_named(toy_task):
+    recipe = recipe_for("toy")
+    recipe.learn.pairs = ["records"]
+    with pytest.raises(LBRError, match="has no records"):
+        learn_pairs(recipe, training_data(recipe))
+
+
+def test_settings_are_chosen_on_dev_where_there_is_one(toy_task, beir):
+    recipe = recipe_for("toy")
+    recipe.evaluate.split = "dev"
+    assert training_data(recipe).test is toy_task.dev
+    assert evaluation_set(recipe) is toy_task.dev
+    recipe = recipe_for(beir)
+    recipe.evaluate.split = "dev"
+    assert list(training_data(recipe).test.queries) == ["q2"]
+    (beir / "qrels" / "dev.tsv").unlink()
+    with pytest.raises(LBRError, match="no dev queries"):
+        training_data(recipe)
 
 
 def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):

