@@ -18,10 +18,11 @@ from lbr_st.data.domain_tasks import pinned_wheels
 from lbr_st.data.sources import is_local
 from lbr_st.data.tables import save_rows, scratch
 from lbr_st.files import explain_disk_errors, new_folder, sha256_of
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.locks import alone
 from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
-from lbr_st.training_data import evaluated, gather, learn_pairs
+from lbr_st.training_data import evaluated, gather
 
 FORMAT = 2
 """Of what is kept and of how it is made: raise it when a change of the code would make something else of a recipe."""
@@ -201,6 +202,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "format": FORMAT,
         "data": options,
         "with_pairs": recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs)),
+        "also": {name: pinned_wheels(name) for name in recipe.data.also},
         "learn": made if generative else None,
         "sources": {name: _source(given) for name, given in sources.items() if given},
     }

@@ -66,6 +66,9 @@ class DataConfig:
         query_column: Column that holds the query of a pair.
         document_column: Column that holds the document of a pair.
         split: Split to train on.
+        also: Domain tasks to train on beside the source: their pairs, texts and records. What is evaluated is the
+            source's; no row may repeat the queries of any of them.
+        synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
         contamination: What to do with training rows that repeat an evaluation query or a document judged for one, word
@@ -77,6 +80,8 @@ class DataConfig:
     query_column: str = "query"
     document_column: str = "document"
     split: str = "train"
+    also: list[str] = field(default_factory=list)
+    synonyms: bool = False
     texts: str | None = None
     pairs: str | None = None
     contamination: Literal["drop", "refuse", "report"] = "drop"

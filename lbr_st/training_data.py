@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -14,20 +12,14 @@ from datasets import Dataset, concatenate_datasets
 from lbr_st.contamination import ContaminationReport, Evaluation
 from lbr_st.data import (
     DOMAIN_TASKS,
+    DomainTask,
     RetrievalSet,
-    continue_pairs,
     domain_task,
-    mix,
-    natural_pairs,
     read_beir,
     read_pairs,
     read_texts,
-    reconstruct_pairs,
-    record_pairs,
 )
-from lbr_st.data.digests import column_digests
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.ontology import normalise
 from lbr_st.data.tables import take_rows
 from lbr_st.errors import LBRError
 from lbr_st.recipe import EvaluateConfig, Recipe
@@ -65,7 +57,11 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What the recipe names, as it lies there. ``texts`` are None where they are the documents of ``pairs``."""
+    """What the recipe names, as it lies there.
+
+    ``texts`` are None where they are the documents of ``pairs``; ``other_records`` and ``others`` are the records and the
+    held-out queries of what is trained on beside.
+    """
 
     pairs: Dataset | None = None
     texts: Dataset | None = None
@@ -74,6 +70,8 @@ class _Sources:
     dev: RetrievalSet | None = None
     licences: tuple[str, ...] = ()
     records: Dataset | None = None
+    other_records: Dataset | None = None
+    others: tuple[RetrievalSet, ...] = ()
 
 
 def training_data(recipe: Recipe) -> TrainingData:
@@ -93,7 +91,8 @@ def training_data(recipe: Recipe) -> TrainingData:
 def gather(recipe: Recipe) -> TrainingData:
     """Do what :func:`training_data` does, with all held-out queries and documents, whatever the recipe evaluates on."""
     sources = _read(recipe)
-    check = _Check(recipe, [one for one in (sources.test, sources.dev) if one is not None])
+    evaluation = [one for one in (sources.test, sources.dev) if one is not None]
+    check = _Check(recipe, [*evaluation, *sources.others])
     source = recipe.data.source
     of_pairs = source if source in DOMAIN_TASKS else recipe.data.pairs or source
     pairs = check(sources.pairs, f"pairs of {_short(of_pairs)}")
@@ -104,6 +103,10 @@ def gather(recipe: Recipe) -> TrainingData:
     records = sources.records if RECORDS in recipe.learn.pairs else None
     if records is not None:
         check.only_report(records, f"records of {_short(source)}")
+    if RECORDS in recipe.learn.pairs and sources.other_records is not None:
+        # These may name what their own tasks ask for, and nothing that the source does.
+        check.evaluation = Evaluation(evaluation) if evaluation else None
+        records = _joined(records, check(sources.other_records, f"records of {', '.join(recipe.data.also)}"))
     texts = _joined(texts, more)
     return TrainingData(pairs, texts, sources.test, list(sources.licences), check.reports, records, sources.dev)
 
@@ -147,7 +150,7 @@ def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
     """
     sources = _read(recipe)
     columns: dict[str, list[Dataset]] = {}
-    records = sources.records if RECORDS in recipe.learn.pairs else None
+    records = _joined(sources.records, sources.other_records) if RECORDS in recipe.learn.pairs else None
     if records is not None:
         records = records.select_columns(["name", "text"])
     for rows in (sources.pairs, sources.texts, sources.more_texts, records):
@@ -167,13 +170,34 @@ def _read(recipe: Recipe) -> _Sources:
                 fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
             )
         task = domain_task(config.source)
-        sources = _Sources(task.train_pairs, task.train_texts, None, task.test, task.dev, (task.licence,), task.records)
+        pairs = _with_synonyms(task, config.synonyms)
+        sources = _Sources(pairs, task.train_texts, None, task.test, task.dev, (task.licence,), task.records)
     else:
         sources = _read_own(recipe)
+    for name in config.also:
+        sources = _beside(sources, domain_task(name), config.synonyms)
     if config.texts:
         more = read_texts(config.texts, column=config.text_column, split=config.split)
+        more = _joined(sources.more_texts, more)
         sources = replace(sources, more_texts=more, licences=(*sources.licences, _short(config.texts)))
     return sources
+
+
+def _with_synonyms(task: DomainTask, synonyms: bool) -> Dataset:
+    parts = [task.train_pairs, *([task.synonym_pairs] if synonyms and task.synonym_pairs is not None else [])]
+    return concatenate_datasets(parts)
+
+
+def _beside(sources: _Sources, task: DomainTask, synonyms: bool) -> _Sources:
+    pairs = _with_synonyms(task, synonyms)
+    return replace(
+        sources,
+        pairs=_joined(sources.pairs, pairs) if sources.pairs is not None else None,
+        more_texts=_joined(sources.more_texts, task.train_texts),
+        other_records=_joined(sources.other_records, task.records),
+        others=(*sources.others, task.test, task.dev),
+        licences=tuple(dict.fromkeys((*sources.licences, task.licence))),
+    )
 
 
 def _read_own(recipe: Recipe) -> _Sources:
@@ -221,7 +245,8 @@ class _Check:
     def __call__(self, rows: Dataset | None, name: str) -> Dataset | None:
         if rows is None or self.evaluation is None:
             return rows
-        report = self.evaluation.check({column: rows[column] for column in rows.column_names}, training=name)
+        columns = {column: rows[column] for column in rows.column_names if column != "side"}  # of a record
+        report = self.evaluation.check(columns, training=name)
         harmful = report.rows
         if harmful and self.policy == "refuse":
             raise LBRError(
@@ -253,79 +278,3 @@ def _short(source: str) -> str:
 def _joined(first: Dataset | None, second: Dataset | None) -> Dataset | None:
     parts = [part for part in (first, second) if part is not None]
     return concatenate_datasets(parts) if parts else None
-
-
-def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | None]:
-    """Make stage 1's (context, target) pairs, prompts included.
-
-    Returns:
-        The pairs to train on, and held-out ones for the bottleneck gain, of texts that training never sees (None if
-        the texts are too few or too short for any).
-
-    Raises:
-        LBRError: The recipe asks for a kind of pair that the data cannot give.
-    """
-    count = recipe.learn.num_eval_pairs
-    of_pairs = column_digests(data.pairs, "document", normalise) if data.pairs is not None else None
-    of_texts = column_digests(data.texts, "text", normalise) if data.texts is not None else None
-    of_records = column_digests(data.records, "text", normalise) if data.records is not None else None
-    # One set of hidden texts for all, since a text may also be the document of a pair.
-    columns = [texts for texts in (of_pairs, of_texts, of_records) if texts is not None]
-    hidden = np.concatenate([_some(texts, count) for texts in columns])
-    pairs, held_pairs = _split(data.pairs, of_pairs, hidden)
-    texts, held_texts = _split(data.texts, of_texts, hidden)
-    records, held_records = _split(data.records, of_records, hidden)
-    seed = recipe.seed
-    train = mix({kind: (_make(kind, recipe, pairs, texts, records), 1.0) for kind in recipe.learn.pairs}, seed=seed)
-    parts: dict[str, tuple[Dataset, float]] = {}
-    for kind in recipe.learn.pairs:
-        # A handful of texts may have none long enough to continue; training has, or the line above had raised.
-        with suppress(LBRError):
-            parts[kind] = (_make(kind, recipe, held_pairs, held_texts, held_records), 1.0)
-    held = mix(parts, seed=seed) if parts else None
-    if held is None or len(held) < 2:
-        return train, None
-    return train, held.select(range(min(count, len(held))))
-
-
-def _some(texts: np.ndarray, count: int) -> np.ndarray:
-    """Return which ``count`` texts to hide, a tenth of a small set at most, but two, for the gain needs two."""
-    distinct = np.unique(texts)  # sorted, digests are in a random order
-    if not len(distinct):
-        return distinct
-    if len(distinct) < 4:
-        raise LBRError(f"there are only {len(distinct)} different training texts.", fix="Give at least a few dozen.")
-    return distinct[: max(2, min(count, len(distinct) // 10))]
-
-
-def _split(rows: Dataset | None, texts: np.ndarray | None, hidden: np.ndarray) -> tuple[Any, Any]:
-    if rows is None or texts is None:
-        return None, None
-    held = np.isin(texts, hidden)
-    return take_rows(rows, np.flatnonzero(~held)), take_rows(rows, np.flatnonzero(held))
-
-
-def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any, records: Any) -> Dataset:
-    query, document = recipe.model.query_prompt, recipe.model.document_prompt
-    if kind == RECORDS:
-        if records is None:
-            raise LBRError(
-                f"{recipe.data.source} has no records.",
-                where="learn.pairs",
-                fix="Leave this kind out, or choose a source with records, such as compounds or conditions.",
-            )
-        return record_pairs(records, query_prompt=query, document_prompt=document)
-    needed = pairs if kind in ("natural", "reverse") else texts
-    if needed is None:
-        raise LBRError(
-            f"{kind!r} pairs need {'query-document pairs' if kind in ('natural', 'reverse') else 'texts'}.",
-            where="learn.pairs",
-            fix="Leave this kind out, or name such data under data.pairs or data.texts.",
-        )
-    if kind == "natural":
-        return natural_pairs(pairs, prompt=query)
-    if kind == "reverse":
-        return natural_pairs(pairs, prompt=document, reverse=True)
-    if kind == "reconstruct":
-        return reconstruct_pairs(texts, prompt=document)
-    return continue_pairs(texts, prompt=document)

@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "errors.md"
 
 TOPICS = {
     "Command line and recipe": ("cli", "commands/", "recipe", "baselines", "precision"),
-    "Data": ("data/", "training_data", "contamination/", "checking"),
+    "Data": ("data/", "training_data", "learn_pairs", "contamination/", "checking"),
     "Base and model": (
         "bases", "build", "modules/", "model_files", "adapters", "quantization", "attention", "bottleneck", "card",
     ),

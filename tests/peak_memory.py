@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
-from lbr_st.training_data import learn_pairs, training_data
+from lbr_st.training_data import training_data
 
 
 def anonymous(process):

@@ -8,7 +8,7 @@ from lbr_st.errors import LBRError
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(LBRError, match=r"'alchemy'.*Name one of: chebi, mondo, pydoc"):
+    with pytest.raises(LBRError, match=r"'alchemy'.*Name one of: chebi, compounds, conditions, mondo, pydoc"):
         domain_task("alchemy")
 
 

@@ -35,6 +35,7 @@ PLAN = [
     {"baselines", "places"},
     {"build", "card", "provenance"},
     {"stages", "training_data"},
+    {"learn_pairs"},
     {"prepared", "stage_folders"},
     {"scoring", "export", "submission", "checking"},
     {"run_card", "run_scores"},

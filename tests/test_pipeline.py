@@ -10,6 +10,7 @@ from lbr_st import pipeline
 from lbr_st.baselines import baseline
 from lbr_st.data.chebi import normalise
 from lbr_st.errors import LBRError
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.places import recipe_without_places
 from lbr_st.recipe import (
     DataConfig,
@@ -21,7 +22,7 @@ from lbr_st.recipe import (
     load_recipe,
 )
 from lbr_st.run_scores import RunScores
-from lbr_st.training_data import learn_pairs, training_data
+from lbr_st.training_data import training_data
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 

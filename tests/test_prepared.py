@@ -12,9 +12,9 @@ from lbr_st import pipeline, prepared, training_data
 from lbr_st.data.ontology import DomainTask
 from lbr_st.data.retrieval import RetrievalSet
 from lbr_st.errors import LBRError
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.prepared import prepare
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
-from lbr_st.training_data import learn_pairs
 
 FILES = ("data-00000-of-00001.arrow", "state.json")
 

@@ -11,8 +11,9 @@ from lbr_st.data import tables
 from lbr_st.data.ontology import DomainTask, normalise
 from lbr_st.data.retrieval import RetrievalSet, stable_order
 from lbr_st.errors import LBRError
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
-from lbr_st.training_data import evaluation_set, learn_pairs, recipe_columns, training_data
+from lbr_st.training_data import evaluation_set, recipe_columns, training_data
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -199,6 +200,39 @@ def test_records_name_what_is_asked_for_and_stay(toy_task, monkeypatch):
     assert len(made) == 12
     assert {"context": "document: tall", "target": "record 2"} in made
     assert {"context": "query: thing 0", "target": "record 3"} in made
+
+
+def test_other_domain_tasks_are_trained_on_beside_and_tell_nothing_that_the_source_asks_for(toy_task, monkeypatch):
+    rows = {"name": ["thing 0", "name 20", "fine"], "text": ["record", "record 20", definition(1, "told")]}
+    other = replace(
+        toy_task,
+        test=RetrievalSet("other-test", {"e": definition(20)}, {"q": "name 20"}, {"q": {"e": 1}}),
+        dev=RetrievalSet("other-dev", {"e": definition(21)}, {"q": "name 21"}, {"q": {"e": 1}}),
+        train_pairs=Dataset.from_dict({"query": ["name 21", "name 30"], "document": ["a text", definition(30)]}),
+        train_texts=Dataset.from_dict({"text": [definition(30), definition(0)]}),
+        licence="other: free",
+        records=Dataset.from_dict({**rows, "side": ["query"] * 3}),
+    )
+    monkeypatch.setattr(module, "domain_task", {"toy": toy_task, "other": other}.__getitem__)
+    recipe = recipe_for("toy", also=["other"])
+    data = training_data(recipe)
+    assert data.licences == ["toy: free", "other: free"]
+    assert data.test is toy_task.test
+    assert data.pairs["query"][-1:] == ["name 30"]  # dev of the other asks for name 21
+    assert len(data.pairs) == 7
+    assert data.texts["text"][-1:] == [definition(30)]  # the source asks for thing 0
+    assert data.records is None
+    recipe.learn.pairs = ["records"]
+    # A record may name what its own task asks for, not what the source does.
+    assert training_data(recipe).records["name"][:] == ["name 20"]
+    assert recipe_columns(recipe)["name"][:] == rows["name"]
+
+
+def test_synonyms_are_further_queries(toy_task, monkeypatch):
+    synonyms = Dataset.from_dict({"query": ["thing 0", "alias"], "document": [definition(5), definition(5)]})
+    monkeypatch.setattr(module, "domain_task", {"toy": replace(toy_task, synonym_pairs=synonyms)}.__getitem__)
+    assert "alias" not in training_data(recipe_for("toy")).pairs["query"][:]
+    assert training_data(recipe_for("toy", synonyms=True)).pairs["query"][-2:] == ["name 5", "alias"]
 
 
 def test_a_source_without_records_is_named(toy_task):

@@ -29,6 +29,8 @@ FOLDER = "cellxgene_ontology_guide/data"
 # Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
 TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 NO_LETTER = bytes(code for code in range(128) if not chr(code).isalnum())
+MOST_SYNONYMS, SHORTEST_SYNONYM = 3, 3
+"""Of an entity, and letters and digits of one: shorter ones are abbreviations that many things have (our choice)."""
 CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
 
 
@@ -54,6 +56,8 @@ class DomainTask:
         licence: The licence of the texts, and whom to name.
         records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, those that are
             asked for among them; for stage 1 in the open regime alone. None if there is no such text.
+        synonym_pairs: ``query`` and ``document`` of the same entities as ``train_pairs``, by their other names, three of
+            each at most; None if there are none.
     """
 
     test: RetrievalSet
@@ -62,6 +66,7 @@ class DomainTask:
     train_texts: Dataset
     licence: str
     records: Dataset | None = None
+    synonym_pairs: Dataset | None = None
 
 
 def load_terms(member: str) -> dict[str, dict[str, Any]]:
@@ -156,7 +161,25 @@ def make_task(
     train = [entity for key, entity in by_id.items() if key not in held_out]
     texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
     pairs = {"query": [entity.name for entity in train], "document": [entity.definition for entity in train]}
-    return DomainTask(test, dev, Dataset.from_dict(pairs), Dataset.from_dict({"text": texts}), licence)
+    named = [(other, entity.definition) for entity in train for other in _other_names(entity)]
+    synonyms = {"query": [other for other, _ in named], "document": [definition for _, definition in named]}
+    return DomainTask(
+        test,
+        dev,
+        Dataset.from_dict(pairs),
+        Dataset.from_dict({"text": texts}),
+        licence,
+        synonym_pairs=Dataset.from_dict(synonyms) if named else None,
+    )
+
+
+def _other_names(entity: Entity) -> list[str]:
+    """Return the first synonyms that are more than a spelling of the name, or of one before."""
+    kept = {normalise(entity.name): entity.name}
+    for synonym in entity.synonyms:
+        if len(key := normalise(synonym)) >= SHORTEST_SYNONYM:
+            kept.setdefault(key, synonym)
+    return list(kept.values())[1 : 1 + MOST_SYNONYMS]
 
 
 def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
