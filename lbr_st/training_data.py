@@ -59,8 +59,8 @@ class TrainingData:
 class _Sources:
     """What the recipe names, as it lies there.
 
-    ``texts`` are None where they are the documents of ``pairs``; ``other_records`` and ``others`` are the records and the
-    held-out queries of what is trained on beside.
+    ``texts`` are None where they are the documents of ``pairs``; ``other_records`` and ``others`` are the records and
+    the held-out queries of what is trained on beside.
     """
 
     pairs: Dataset | None = None

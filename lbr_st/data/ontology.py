@@ -56,8 +56,8 @@ class DomainTask:
         licence: The licence of the texts, and whom to name.
         records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, those that are
             asked for among them; for stage 1 in the open regime alone. None if there is no such text.
-        synonym_pairs: ``query`` and ``document`` of the same entities as ``train_pairs``, by their other names, three of
-            each at most; None if there are none.
+        synonym_pairs: ``query`` and ``document`` of the same entities as ``train_pairs``, by their other names, three
+            of each at most; None if there are none.
     """
 
     test: RetrievalSet

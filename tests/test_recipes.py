@@ -1,0 +1,69 @@
+"""The scripts in recipes/: each is a valid run of a domain task, in a full and a quick form that one flag chooses."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbr_st import pipeline
+from lbr_st.commands.recipe_script import recipe_script
+from lbr_st.data import DOMAIN_TASKS
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.suites import SUITES
+from lbr_st.recipe import load_recipe, save_recipe
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {"chem": "lbr-chem", "medical": "lbr-med", "code": "lbr-code"}
+
+
+@pytest.mark.parametrize("domain", SCRIPTS)
+def test_both_forms_are_valid_and_what_ships_can_be_made_again(domain, tmp_path):
+    script = runpy.run_path(str(ROOT / "recipes" / f"{domain}.py"))
+    full, quick = script["FULL"], script["QUICK"]
+    assert (full.name, quick.name) == (SCRIPTS[domain], f"{SCRIPTS[domain]}-quick")
+    for recipe in (full, quick):
+        save_recipe(recipe, tmp_path / "recipe.yaml")
+        assert load_recipe(tmp_path / "recipe.yaml") == recipe
+        assert recipe.model.base == "smollm2-135m"
+        assert {recipe.data.source, *recipe.data.also} <= {*DOMAIN_TASKS}
+        assert recipe.data.source in SUITES[domain].local
+        assert recipe.evaluate.split == "test"
+    steps = [recipe.learn.max_steps + recipe.represent.max_steps for recipe in (quick, full)]
+    assert steps[0] * 20 < steps[1]
+
+
+@pytest.mark.parametrize("flags", [[], ["--quick"], ["--quick", "--output", "elsewhere", "--overwrite"]])
+@pytest.mark.parametrize("domain", SCRIPTS)
+def test_one_flag_chooses_the_form(domain, flags, monkeypatch):
+    runs = []
+    monkeypatch.setattr(pipeline, "run", lambda recipe, output, **options: runs.append((recipe.name, output, options)))
+    monkeypatch.setattr(sys, "argv", [f"recipes/{domain}.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "recipes" / f"{domain}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    name = SCRIPTS[domain]
+    command = " ".join(["python", f"recipes/{domain}.py", *flags])
+    output = "elsewhere" if "--output" in flags else name
+    form = f"{name}-quick" if "--quick" in flags else name
+    assert runs == [(form, output, {"overwrite": "--overwrite" in flags, "command": command})]
+
+
+def test_an_error_ends_it_with_a_line_and_a_status(monkeypatch, capsys):
+    def fail(*args, **options):
+        raise LBRError("is wrong.", where="there", fix="Mend it.")
+
+    monkeypatch.setattr(pipeline, "run", fail)
+    script = runpy.run_path(str(ROOT / "recipes" / "chem.py"))
+    assert recipe_script("text", script["FULL"], script["QUICK"], ["--quick"]) == 1
+    assert "Mend it." in capsys.readouterr().err
+
+
+def test_the_law_example_is_a_recipe(tmp_path):
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    names = {"__name__": "law"}
+    exec(compile(code, "law.py", "exec"), names)
+    for recipe in (names["FULL"], names["QUICK"]):
+        recipe.validate()
+        assert recipe.data.source == "law_pairs.jsonl"
