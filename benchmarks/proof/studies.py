@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from trial import Trial, causal_lm, changed, contrastive_only  # noqa: F401
+from trial import Trial, causal_lm, changed, contrastive_only
 
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 
@@ -14,6 +15,16 @@ EMBEDDER = (
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 """all-MiniLM-L6-v2, as the package registry carries it."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Learning rate and steps of stage 2, or of the embedder's fine-tuning, that did best on dev queries."""
+
+    lbr: tuple[float, int]
+    contrastive: tuple[float, int]
+    long: tuple[float, int]
+    embedder: tuple[float, int]
 
 
 def names(source: str) -> Recipe:
@@ -69,6 +80,29 @@ def tune_names(source: str) -> list[Trial]:
     for rate, steps in [(5e-5, 60), (2e-4, 60), (5e-5, 180), (2e-4, 180), (5e-4, 180), (2e-4, 540), (5e-4, 540)]:
         trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps))
     return trials
+
+
+def compare_names(source: str, chosen: Chosen) -> list[Trial]:
+    """Return the trials of the comparison on test queries, each arm with the settings that dev chose, seed by seed."""
+    trials = []
+    for seed in (0, 1, 2):
+        recipe = changed(names(source), seed=seed)
+        own = with_rate(recipe, *chosen.lbr)
+        trials += [
+            Trial("LBR, attention bottleneck", own),
+            Trial("contrastive only", contrastive_only(with_rate(recipe, *chosen.contrastive))),
+            embedder(recipe, "general embedder, fine-tuned", *chosen.embedder),
+            Trial("causal LM, then contrastive", causal_lm(own)),
+            Trial("LBR, embedding bottleneck", changed(own, learn__bottleneck="embedding")),
+            Trial("contrastive only, tokens of LBR", contrastive_only(with_rate(recipe, *chosen.long))),
+        ]
+    first = names(source)
+    return [
+        Trial("BM25", changed(first, learn__enabled=False), "bm25"),
+        Trial("untrained backbone", changed(first, learn__enabled=False), "untrained"),
+        embedder(first, "general embedder, as it is", 0.0, 0),
+        *trials,
+    ]
 
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -14,13 +15,14 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.baselines import baseline
 from lbr_st.build import load_model
 from lbr_st.data.digests import digest
-from lbr_st.evaluation import evaluate_retrieval
+from lbr_st.evaluation import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.harness import versions
 from lbr_st.files import write_whole
 from lbr_st.pipeline import build
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
+from lbr_st.scoring import load_by_name, mean_pooling
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 
@@ -34,7 +36,8 @@ class Trial:
     Args:
         name: The arm, as tables call it.
         recipe: Its recipe, seed included.
-        kind: "recipe", or "embedder" for a general embedder fine-tuned on the recipe's pairs.
+        kind: "recipe"; "embedder" for a general embedder fine-tuned on the recipe's pairs; "bm25"; "untrained" for the
+            recipe's base as it is, with mean pooling.
         options: Of the embedder: ``learning_rate`` and ``steps``.
     """
 
@@ -46,9 +49,9 @@ class Trial:
     def key(self) -> dict[str, Any]:
         """Return all that its result depends on."""
         recipe = asdict(self.recipe)
-        if not self.recipe.learn.enabled:
+        if not self.recipe.learn.enabled or self.kind != "recipe":
             recipe["learn"] = None
-        if self.kind == "embedder":
+        if self.kind != "recipe":
             recipe["model"], recipe["represent"] = None, {"batch_size": self.recipe.represent.batch_size}
         return {"recipe": recipe, "kind": self.kind, "options": self.options}
 
@@ -87,7 +90,8 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         gain, tokens trained on and seconds of each stage, the key and the versions.
     """
     recipe = trial.recipe
-    file = results / f"{trial.name}-{recipe.evaluate.split}-{recipe.seed}.json"
+    name = re.sub(r"[^\w.]+", "-", trial.name).lower()
+    file = results / f"{name}-{recipe.evaluate.split}-{recipe.seed}.json"
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if kept["key"] == json.loads(json.dumps(trial.key())):
@@ -95,13 +99,14 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
     notice(f"== {trial.name}, seed {recipe.seed}, {recipe.evaluate.split}")
     data = prepare(recipe, work / "data" / _short(asdict(recipe.data), recipe.learn.pairs, recipe.seed))
     result: dict[str, Any] = {"trial": trial.name, "seed": recipe.seed, "split": recipe.evaluate.split}
-    model = (
-        _embedder(trial, data, work, result, embedder)
-        if trial.kind == "embedder"
-        else _model(recipe, data, work, result)
-    )
     start = time.monotonic()
-    score = _score(model, recipe, data, work)
+    if trial.kind == "bm25":
+        assert data.test is not None
+        score = evaluate_bm25(data.test)
+    else:
+        model = _made(trial, data, work, result, embedder)
+        start = time.monotonic()
+        score = _score(model, recipe, data, work)
     result |= {
         "ndcg_at_10": score.ndcg_at_10,
         "recall_at_100": score.recall_at_100,
@@ -119,14 +124,27 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
     return result
 
 
+def _made(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], embedder: Path) -> SentenceTransformer:
+    if trial.kind == "embedder":
+        return _embedder(trial, data, work, result, embedder)
+    if trial.kind == "untrained":
+        return mean_pooling(trial.recipe.model.base, trial.recipe.model.max_seq_length)
+    return _model(trial.recipe, data, work, result)
+
+
 def _model(recipe: Recipe, data: Prepared, work: Path, result: dict[str, Any]) -> SentenceTransformer:
     model = None
     if recipe.learn.enabled and recipe.learn.max_steps:
         folder = work / "learn" / _short(asdict(recipe.model), asdict(recipe.data), asdict(recipe.learn), recipe.seed)
         if not (folder / "done.json").is_file():
             _learn(recipe, data, folder)
-        result |= json.loads((folder / "done.json").read_text(encoding="utf-8"))
+        done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
         model = load_model(str(folder / "model"))
+        split = recipe.evaluate.split
+        if split not in done["after_learn"] and recipe.learn.bottleneck != "none":
+            done["after_learn"][split] = _score(model, recipe, data, work).ndcg_at_10
+            write_whole(folder / "done.json", json.dumps(done))
+        result |= {**done, "after_learn": done["after_learn"].get(split)}
     model = model or build(recipe)
     if not (recipe.represent.enabled and recipe.represent.max_steps):
         return model
@@ -169,13 +187,12 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> None:
     model.save(str(folder / "model"))
     gains = [{k: v for k, v in row.items() if k.startswith("eval_") or k == "step"} for row in log if _is_eval(row)]
     tokens = _tokens(model, data.learn_pairs, ("context", "target"))
-    after = _score(model, recipe, data, folder.parent).ndcg_at_10 if recipe.learn.bottleneck != "none" else None
     done = {
         "learn_seconds": round(seconds, 1),
         "learn_tokens": round(tokens * recipe.learn.max_steps * recipe.learn.batch_size),
         "learn_log": [{k: row[k] for k in ("step", "loss") if k in row} for row in log if "loss" in row],
         "gains": gains,
-        "after_learn": after,
+        "after_learn": {},
     }
     write_whole(folder / "done.json", json.dumps(done))
 
@@ -184,8 +201,6 @@ def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], 
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.training_args import BatchSamplers
-
-    from lbr_st.scoring import load_by_name
 
     recipe, options = trial.recipe, trial.options
     model, _, _ = load_by_name(str(folder), recipe.evaluate.precision)

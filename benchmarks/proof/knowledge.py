@@ -1,0 +1,65 @@
+"""Does what stage 1 taught predict what retrieval gains, query by query?
+
+For each query of a study's set: how much better the model after stage 1 generates the right document from this query's
+bottleneck than from another query's, in nats per token (its *knowledge*). Then Spearman's correlation of knowledge with
+nDCG@10 of LBR minus nDCG@10 of contrastive-only.
+
+python benchmarks/proof/knowledge.py MODEL_AFTER_STAGE_1 compounds LBR.json CONTRASTIVE.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.build import load_model
+from lbr_st.data import domain_task
+from lbr_st.losses import IBGenerativeLoss
+
+
+def target_nll(model: SentenceTransformer, contexts: list[str], targets: list[str]) -> np.ndarray:
+    """Return the mean negative log-likelihood of each target given its context's bottleneck: float64 of (targets,)."""
+    loss = IBGenerativeLoss(model, context_weight=0.0, max_target_tokens=48).eval()
+    found = []
+    for context, target in zip(contexts, targets, strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(loss.target_nll([model.preprocess([context]), model.preprocess([target])]).mean().item())
+    return np.array(found)
+
+
+def knowledge(model: SentenceTransformer, queries: list[str], documents: list[str], seed: int = 0) -> np.ndarray:
+    """Return what each query's bottleneck saves on its document against another query's, in nats per token."""
+    prompt = model.prompts["query"] or ""
+    contexts = [prompt + query for query in queries]
+    order = np.random.default_rng(seed).permutation(len(contexts))
+    others = np.empty(len(contexts), dtype=int)
+    others[order] = np.roll(order, 1)  # nobody keeps its own
+    return target_nll(model, [contexts[i] for i in others], documents) - target_nll(model, contexts, documents)
+
+
+def main(folder: str, source: str, lbr: str, contrastive: str) -> None:
+    """Print the means and the correlation."""
+    results = [json.loads(Path(file).read_text(encoding="utf-8")) for file in (lbr, contrastive)]
+    task = domain_task(source)
+    data = task.dev if results[0]["split"] == "dev" else task.test
+    keys = sorted(data.queries)
+    documents = [data.corpus[next(iter(data.qrels[key]))] for key in keys]
+    model = load_model(folder)
+    known = knowledge(model, [data.queries[key] for key in keys], documents)
+    after, before = (np.array([result["per_query"][key] for key in keys]) for result in results)
+    found = spearmanr(known, after - before)
+    print(f"{len(keys)} queries; knowledge {known.mean():.3f} nats a token (median {np.median(known):.3f})")
+    print(f"Spearman of knowledge with the gain in nDCG@10: {found.statistic:.3f} (p = {found.pvalue:.2g})")
+    for name, which in (("least", known <= np.quantile(known, 0.25)), ("most", known >= np.quantile(known, 0.75))):
+        gain = (after - before)[which].mean()
+        print(f"quarter with {name} knowledge: {before[which].mean():.4f} to {after[which].mean():.4f} ({gain:+.4f})")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
