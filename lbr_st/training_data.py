@@ -99,7 +99,8 @@ def gather(recipe: Recipe) -> TrainingData:
     texts = check(sources.texts, f"texts of {_short(source)}")
     if texts is None and pairs is not None:
         texts = pairs.select_columns(["document"]).rename_column("document", "text")
-    more = check(sources.more_texts, f"texts of {_short(recipe.data.texts or '')}")
+    beside = [*recipe.data.also, *([_short(recipe.data.texts)] if recipe.data.texts else [])]
+    more = check(sources.more_texts, f"texts of {', '.join(beside)}")
     records = sources.records if RECORDS in recipe.learn.pairs else None
     if records is not None:
         check.only_report(records, f"records of {_short(source)}")

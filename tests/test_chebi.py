@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lbr_st import registry
 from lbr_st.data import Entity, chebi, chebi_task, load_chebi, ontology
 from lbr_st.errors import LBRError
 
@@ -14,7 +15,7 @@ def term(label, description=None, deprecated=False, **more):
 
 def test_load_keeps_what_is_current_and_defined(monkeypatch, tmp_path):
     zstandard = pytest.importorskip("zstandard")
-    monkeypatch.setattr(ontology, "fetch_wheel", lambda *pin: tmp_path)
+    monkeypatch.setattr(registry, "fetch_wheel", lambda *pin: tmp_path)
     terms = {
         "CHEBI:3": term("water", "An  <i>oxygen</i> hydride.", synonyms=["H<sub>2</sub>O"]),
         "CHEBI:1": term("<em>R</em>-thing", "A &beta;-thing."),
@@ -36,7 +37,7 @@ def test_load_keeps_what_is_current_and_defined(monkeypatch, tmp_path):
 def test_real_chebi(monkeypatch):
     pytest.importorskip("zstandard")
     try:
-        ontology.fetch_wheel(*ontology.WHEEL)
+        registry.fetch_wheel(*ontology.WHEEL)
     except LBRError as error:
         pytest.skip(f"the ontology wheel is not to be had: {error}")
     entities = load_chebi()

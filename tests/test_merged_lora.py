@@ -78,9 +78,9 @@ def test_few_tokens_dropout_and_float32_run_pefts_own_forward() -> None:
         assert not any("Merged" in type(node).__name__ for node in nodes(dropping(long)))
 
 
-def test_the_input_is_cast_once_for_layers_that_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_input_is_cast_once_for_layers_that_share_it() -> None:
     model = nn.ModuleList([adapted(), adapted()])
-    x, last = torch.randn(FEWEST_TOKENS, 48), []
+    x = torch.randn(FEWEST_TOKENS, 48)
     with merged_while_training(model), torch.autocast("cpu", dtype=torch.bfloat16):
         first = model[0](x)
         last = model[0][0]._last_cast

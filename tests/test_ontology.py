@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lbr_st import registry
 from lbr_st.data import Entity, ontology
 from lbr_st.data.ontology import clean, group_entities, load_terms, make_task, normalise
 from lbr_st.errors import LBRError
@@ -20,7 +21,7 @@ def task_of(entities, seed, num_documents, num_dev, num_test):
 def wheel(monkeypatch, tmp_path):
     """Return a function that puts terms where the ontology wheel would have them."""
     zstandard = pytest.importorskip("zstandard")
-    monkeypatch.setattr(ontology, "fetch_wheel", lambda *pin: tmp_path)
+    monkeypatch.setattr(registry, "fetch_wheel", lambda *pin: tmp_path)
 
     def put(terms):
         raw = terms if isinstance(terms, bytes) else zstandard.ZstdCompressor().compress(json.dumps(terms).encode())

@@ -311,6 +311,12 @@ def test_a_domain_task_is_known_by_its_wheels(tmp_path, monkeypatch, made):
     wheels.append("b")
     prepare(recipe, tmp_path / "data")
     assert len(made) == 2
+    recipe.data.also = ["other"]
+    for module in (training_data, prepared):
+        monkeypatch.setattr(module, "DOMAIN_TASKS", {"toy": lambda: task, "other": lambda: task})
+    found = prepare(recipe, tmp_path / "data")
+    assert len(made) == 3
+    assert found.sources["also other"] == {"name": "other", "content": ["a", "b"]}
 
 
 def test_no_table_holds_a_path_of_the_machine(tmp_path):

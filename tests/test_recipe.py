@@ -161,6 +161,8 @@ def test_unreadable_files_are_named(tmp_path):
         ("learn.target_dropout", 1.0),
         ("learn.pairs", []),
         ("learn.pairs", ["natural", "natural"]),
+        ("data.also", ["chebi"]),
+        ("data.also", ["mondo", "mondo"]),
         ("learn.rate_weight", 0.1),
         ("learn.eval_steps", 0),
         ("represent.temperature", 0.0),

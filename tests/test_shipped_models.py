@@ -39,7 +39,8 @@ def test_it_is_whole_small_and_known(name):
 def test_it_says_what_it_was_made_of(name):
     """Anybody can make it again: its data come from the package registry, and what decides the weights is recorded."""
     packed = read_packed(shipped_models()[name])
-    sources = {packed.recipe.data.source, packed.recipe.data.texts, packed.recipe.data.pairs} - {None}
+    data = packed.recipe.data
+    sources = {data.source, *data.also, data.texts, data.pairs} - {None}
     assert sources <= DOMAIN_TASKS.keys()
     assert packed.recipe == recipe_without_places(packed.recipe)
     assert packed.provenance["seed"] == packed.recipe.seed

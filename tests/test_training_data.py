@@ -217,6 +217,7 @@ def test_other_domain_tasks_are_trained_on_beside_and_tell_nothing_that_the_sour
     recipe = recipe_for("toy", also=["other"])
     data = training_data(recipe)
     assert data.licences == ["toy: free", "other: free"]
+    assert [report.training for report in data.contamination] == ["pairs of toy", "texts of toy", "texts of other"]
     assert data.test is toy_task.test
     assert data.pairs["query"][-1:] == ["name 30"]  # dev of the other asks for name 21
     assert len(data.pairs) == 7

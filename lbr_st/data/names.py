@@ -110,7 +110,7 @@ def names_task(
         retrieval("test"),
         retrieval("dev"),
         Dataset.from_dict({"query": [one for one, _ in pairs], "document": [other for _, other in pairs]}),
-        Dataset.from_dict({"text": list(corpus.values())}),
+        Dataset.from_dict({"text": [thing.document for thing in train]}),
         licence,
         records(chosen[key] for key in sorted(chosen)),
     )

