@@ -177,6 +177,9 @@ class Recipe(RunConfig):
             raise LBRError(
                 f"{self.data.also} beside {self.data.source} is one of them twice.", where="data.also", fix=fix
             )
+        dims = self.represent.matryoshka_dims
+        if min(dims, default=1) < 1 or len(set(dims)) < len(dims):
+            raise LBRError(f"must be numbers above 0, each once, not {dims}.", where="represent.matryoshka_dims")
         mini, batch = self.represent.mini_batch_size, self.represent.batch_size
         if mini is not None and mini > batch:
             raise LBRError(

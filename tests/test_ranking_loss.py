@@ -2,7 +2,8 @@
 
 1. Loss and gradients are those of MultipleNegativesRankingLoss, whole or in pieces, with explicit negatives or not.
 2. No piece that is embedded with gradients has more tokens than the budget, but for a single longer text.
-3. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
+3. With Matryoshka sizes, loss and gradients are those of Sentence Transformers' own, whole or in pieces.
+4. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
 """
 
 import os
@@ -14,7 +15,7 @@ import pytest
 import sentence_transformers
 import torch
 from packaging.version import Version
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
@@ -51,6 +52,21 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(model, budget, negatives
     wanted, gradients = run(MultipleNegativesRankingLoss(model, scale=5.0), model, features(model, negatives))
     loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget)
     found, ours = run(loss, model, features(model, negatives))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert ours.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
+def test_matryoshka_is_that_of_the_plain_loss_however_a_batch_is_run(model, budget):
+    size = model.get_embedding_dimension()
+    plain = MultipleNegativesRankingLoss(model, scale=5.0)
+    whole, _ = run(plain, model, features(model, negatives=False))
+    wanted, gradients = run(MatryoshkaLoss(model, plain, [size, 8, 4]), model, features(model, negatives=False))
+    loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget).matryoshka([size, 8, 4])
+    found, ours = run(loss, model, features(model, negatives=False))
+    assert found > 1.5 * whole  # three sizes' losses, not the whole one's alone
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():

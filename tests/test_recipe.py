@@ -169,6 +169,8 @@ def test_unreadable_files_are_named(tmp_path):
         ("represent.mini_batch_size", 0),
         ("represent.mini_batch_size", 65),
         ("represent.num_hard_negatives", -1),
+        ("represent.matryoshka_dims", [64, 0]),
+        ("represent.matryoshka_dims", [64, 64]),
         ("represent.replay_weight", -1.0),
         ("evaluate.num_queries", 0),
         # What Python code can set and a file cannot: values of another type.

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 
@@ -188,8 +189,9 @@ def losses_of(log) -> list[float]:
         ({}, MultipleNegativesRankingLoss),
         ({"mini_batch_size": 2}, CachedMultipleNegativesRankingLoss),
         ({"temperature": 0.5}, MultipleNegativesRankingLoss),
+        ({"matryoshka_dims": [8, 4], "mini_batch_size": 2}, MatryoshkaLoss),
     ],
-    ids=["plain", "cached", "warm"],
+    ids=["plain", "cached", "warm", "matryoshka"],
 )
 @pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
 def test_represent(model, stage2, tmp_path, monkeypatch, options, kind, negatives):
@@ -214,6 +216,27 @@ def test_represent(model, stage2, tmp_path, monkeypatch, options, kind, negative
         assert all(text.startswith("query: ") and text.endswith("?") for text in query)
         assert all(text.startswith("document: an ") for text in document)
         assert all(text.startswith("document: no ") for column in negative for text in column)
+
+
+@pytest.mark.parametrize("mini_batch_tokens", [None, 20, 4096], ids=["plain", "pieces", "whole"])
+def test_matryoshka_adds_the_loss_of_each_smaller_size(tiny_base, stage2, tmp_path, mini_batch_tokens):
+    found = {}
+    for dims in ((), (8,), (8, 4)):
+        model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+        config = RepresentConfig(
+            max_steps=1, batch_size=4, matryoshka_dims=list(dims), mini_batch_tokens=mini_batch_tokens
+        )
+        (found[dims],) = losses_of(represent(model, stage2, config, output_dir=tmp_path / str(dims), **QUIET))
+    # Each of about log 4, from a model that knows nothing.
+    assert found[(8,)] - found[()] > 0.5
+    assert found[(8, 4)] - found[(8,)] > 0.5
+
+
+def test_a_matryoshka_size_must_be_smaller_than_the_embedding(model, stage2, tmp_path):
+    config = RepresentConfig(max_steps=1, batch_size=4, matryoshka_dims=[10_000])
+    with pytest.raises(LBRError, match="smaller than the embedding") as caught:
+        represent(model, stage2, config, output_dir=tmp_path, **QUIET)
+    assert caught.value.where == "represent.matryoshka_dims"
 
 
 def test_cached_and_plain_losses_agree(tiny_base, stage2, tmp_path):

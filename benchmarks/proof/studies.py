@@ -27,7 +27,7 @@ class Chosen:
     embedder: tuple[float, int]
 
 
-def names(source: str) -> Recipe:
+def names(source: str, learn_batch: int = 64) -> Recipe:
     """Return the open regime's recipe: stage 1 reads records of all things, stage 2 pairs of those not asked for."""
     return Recipe(
         name=f"proof-{source}",
@@ -36,7 +36,7 @@ def names(source: str) -> Recipe:
         learn=LearnConfig(
             pairs=["records"],
             max_steps=600,
-            batch_size=64,
+            batch_size=learn_batch,
             batch_tokens=None,
             learning_rate=1e-3,
             token_learning_rate=1e-2,
@@ -76,6 +76,9 @@ def tune_names(source: str) -> list[Trial]:
         label = f"{rate:g}-{steps}"
         trials.append(Trial(f"lbr-attention-{label}", with_rate(recipe, rate, steps)))
         trials.append(Trial(f"contrastive-only-{label}", contrastive_only(with_rate(recipe, rate, steps))))
+    half = changed(names(source, 32), evaluate__split="dev")
+    for rate, steps in [(1e-3, 60), (1e-3, 180)]:
+        trials.append(Trial(f"lbr-attention-32-{rate:g}-{steps}", with_rate(half, rate, steps)))
     trials.append(embedder(recipe, "embedder-as-is", 0.0, 0))
     for rate, steps in [(5e-5, 60), (2e-4, 60), (5e-5, 180), (2e-4, 180), (5e-4, 180), (2e-4, 540), (5e-4, 540)]:
         trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sentence_transformers
 from packaging.version import Version
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from torch import Tensor
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from torch import Tensor, nn
 
 from lbr_st.errors import LBRError
 from lbr_st.processes import world_size
@@ -87,11 +87,28 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
             gather_across_devices=gather_across_devices,
             **options,
         )
+        self.uncached: nn.Module = self.loss
+        """What a batch within the budget goes through; :meth:`matryoshka` puts its own in the place."""
+
+    def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
+        """Return this loss on the first numbers of each embedding as well, in both ways of running a batch.
+
+        ``MatryoshkaLoss(model, loss)`` alone reaches no batch within the budget: of a caching loss it decorates what
+        computes the cached one.
+
+        Args:
+            dims: Embedding sizes, that of the model among them.
+
+        References:
+            - Matryoshka Representation Learning: https://arxiv.org/abs/2205.13147
+        """
+        self.uncached = MatryoshkaLoss(self.model, self.loss, dims)
+        return MatryoshkaLoss(self.model, self, dims)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar."""
         columns = list(sentence_features)
         tokens = sum(int(column["attention_mask"].sum()) for column in columns)
         if tokens <= (self.mini_batch_num_tokens or 0):
-            return self.loss(columns, labels)
+            return self.uncached(columns, labels)
         return super().forward(columns, labels)

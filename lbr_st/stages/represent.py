@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.util import mine_hard_negatives
@@ -120,6 +121,20 @@ def represent(
 
 
 def _contrastive_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
+    if not config.matryoshka_dims:
+        return _ranking_loss(model, config)
+    size = model.get_embedding_dimension()
+    if size is None or max(config.matryoshka_dims) >= size:
+        raise LBRError(
+            f"{config.matryoshka_dims} are not all smaller than the embedding, which has {size} numbers.",
+            where="represent.matryoshka_dims",
+            fix="Name smaller sizes only; the whole embedding is always trained.",
+        )
+    loss, dims = _ranking_loss(model, config), [size, *config.matryoshka_dims]
+    return loss.matryoshka(dims) if isinstance(loss, TokenBudgetRankingLoss) else MatryoshkaLoss(model, loss, dims)
+
+
+def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
     options: dict[str, Any] = {"scale": 1.0 / config.temperature}
     if config.gather_negatives and world_size() > 1:
         options["gather_across_devices"] = True
