@@ -27,7 +27,7 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
       (``represent.replay_weight``);
     - ``causal-lm`` reads context and target of stage 1 as plain text, without those tokens and with nothing hidden
       (``learn.bottleneck`` none), every token of both weighing the same (``learn.context_weight`` 1), and leaves out
-      what only a bottleneck has (``learn.rate_weight``, ``learn.target_dropout``).
+      what only a bottleneck has (``learn.rate_weight``, ``learn.target_dropout``, ``learn.bag_weight``).
 
     Args:
         recipe: The run to compare with. It is not changed.
@@ -60,6 +60,6 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
     else:
         made.learn.bottleneck = "none"
         made.learn.context_weight = 1.0
-        made.learn.rate_weight = made.learn.target_dropout = 0.0
+        made.learn.rate_weight = made.learn.target_dropout = made.learn.bag_weight = 0.0
     made.validate()
     return made

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lbr_st.attention import Segment
 from lbr_st.errors import LBRError
@@ -36,6 +37,11 @@ class Prediction:
         """Return what predicts the tokens of a segment, and these tokens; shapes (count, hidden) and (count,)."""
         where = self.rows.predicts == segment
         return self.hidden[where], self.rows.labels[where]
+
+    def closing(self) -> Tensor:
+        """Return the states that embeddings are made of, of the last bottleneck tokens: (examples, hidden)."""
+        inside = self.rows.segments == Segment.BOTTLENECK
+        return self.hidden[inside & ~pad(inside[:, 1:], (0, 1))]
 
 
 def backbone_of(model: SentenceTransformer) -> CausalBackbone:

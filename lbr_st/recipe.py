@@ -57,6 +57,7 @@ _AT_LEAST: dict[str, float] = {
     "learn.context_weight": 0,
     "learn.rate_weight": 0,
     "learn.target_dropout": 0,
+    "learn.bag_weight": 0,
     "learn.max_target_tokens": 1,
     "learn.eval_steps": 1,
     "learn.num_eval_pairs": 1,
@@ -205,12 +206,13 @@ class Recipe(RunConfig):
             )
         if learn.bottleneck != "none":
             return
-        if learn.target_dropout > 0:
-            raise LBRError(
-                f"is {learn.target_dropout}, but with learn.bottleneck none there is no bottleneck to make use of.",
-                where="learn.target_dropout",
-                fix="Set it to 0, or choose another learn.bottleneck.",
-            )
+        for name in ("target_dropout", "bag_weight"):
+            if (value := getattr(learn, name)) > 0:
+                raise LBRError(
+                    f"is {value}, but with learn.bottleneck none there is no bottleneck to make use of.",
+                    where=f"learn.{name}",
+                    fix="Set it to 0, or choose another learn.bottleneck.",
+                )
         if not learn.context_weight and "reconstruct" in learn.pairs:
             raise LBRError(
                 "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context.",

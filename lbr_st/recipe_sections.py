@@ -112,6 +112,7 @@ class LearnConfig:
             beside a target token.
         rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
         target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
+        bag_weight: Weight of a bag-of-words term, in which the embedding's state names the target's tokens by itself.
         max_target_tokens: Longest target in tokens; null sets no limit of its own.
         eval_steps: Steps between two measurements of the bottleneck gain, and between two checkpoints.
         num_eval_pairs: Held-out pairs on which the bottleneck gain is measured.
@@ -133,6 +134,7 @@ class LearnConfig:
     context_weight: float = 0.1
     rate_weight: float = 0.0
     target_dropout: float = 0.0
+    bag_weight: float = 0.0
     max_target_tokens: int | None = 32
     eval_steps: int = 50
     num_eval_pairs: int = 64

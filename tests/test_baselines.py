@@ -346,7 +346,7 @@ def test_a_model_without_bottleneck_tokens_has_nothing_to_decode_from(tiny_base)
         reconstruct(model, ["an acid"])
 
 
-@pytest.mark.parametrize("options", [{"target_dropout": 0.1}, {"rate_weight": 0.1}])
+@pytest.mark.parametrize("options", [{"target_dropout": 0.1}, {"rate_weight": 0.1}, {"bag_weight": 0.1}])
 def test_options_of_a_bottleneck_are_refused_without_one(tiny_base, options):
     with pytest.raises(LBRError, match=next(iter(options))):
         IBGenerativeLoss(new_model(tiny_base("llama"), 2), bottleneck="none", **options)
@@ -522,7 +522,7 @@ def test_a_baseline_differs_in_nothing_but_what_it_must():
 def test_a_baseline_leaves_out_what_only_a_bottleneck_has():
     recipe = Recipe()
     recipe.learn.bottleneck, recipe.learn.rate_weight, recipe.learn.target_dropout = "embedding", 0.1, 0.2
-    recipe.represent.replay_weight = 0.3
+    recipe.represent.replay_weight, recipe.learn.bag_weight = 0.3, 0.4
     assert differences(recipe, baseline(recipe, "contrastive-only")) == {
         "name": "lbr-model-contrastive-only",
         "learn.enabled": False,
@@ -534,6 +534,7 @@ def test_a_baseline_leaves_out_what_only_a_bottleneck_has():
         "learn.context_weight": 1.0,
         "learn.rate_weight": 0.0,
         "learn.target_dropout": 0.0,
+        "learn.bag_weight": 0.0,
     }
 
 

@@ -393,6 +393,30 @@ def test_a_model_in_stock_form_is_refused(tiny_base):
         IBGenerativeLoss(stock)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_the_bag_is_the_likelihood_of_each_target_token_from_the_bottleneck_alone(tiny_base, bottleneck, kind, packed):
+    model = new_model(tiny_base(kind))
+    loss = IBGenerativeLoss(model, bottleneck=bottleneck, context_weight=0.2, bag_weight=0.5, packed=packed).eval()
+    terms, found = loss(columns(model)), []
+    for context, target in zip(CONTEXTS, TARGETS, strict=True):
+        c, b, t = pieces(model, context, target)
+        logits = backbone_of(model).model(input_ids=torch.tensor([c + b]), use_cache=False).logits[0]
+        labels = [*t, model.tokenizer.eos_token_id]
+        found.append(log_likelihoods(model, logits, [len(c) + K - 1] * len(labels), labels))
+    assert set(terms) == {"target", "bag", "context"}
+    torch.testing.assert_close(terms["bag"], -0.5 * torch.cat(found).mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_bag_trains_the_rows_of_the_bottleneck(llama):
+    features = columns(llama)
+    loss = IBGenerativeLoss(llama, context_weight=0.0, bag_weight=1.0)
+    loss(features)["bag"].backward()
+    gradient = backbone_of(llama).model.get_input_embeddings().weight.grad[backbone_of(llama).bottleneck_ids]
+    assert gradient.abs().sum(dim=1).min() > 0
+
+
 # --- as a plain Sentence Transformers loss ----------------------------------------------------------------------------
 
 
@@ -402,6 +426,7 @@ def test_a_model_in_stock_form_is_refused(tiny_base):
         ({}, {"target", "context"}),
         ({"bottleneck": "embedding", "rate_weight": 0.01, "target_dropout": 0.2}, {"target", "context", "rate"}),
         ({"context_weight": 0.0, "max_target_tokens": 4}, {"target"}),
+        ({"bag_weight": 0.5}, {"target", "bag", "context"}),
     ],
 )
 def test_trains_in_the_plain_trainer_and_logs_each_term(llama, tmp_path, options, terms):
@@ -425,7 +450,7 @@ def test_trains_in_the_plain_trainer_and_logs_each_term(llama, tmp_path, options
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 2
     for entry in logged:
-        assert {key for key in entry if key in ("target", "context", "rate")} == terms
+        assert {key for key in entry if key in ("target", "bag", "context", "rate")} == terms
         assert sum(entry[term] for term in terms) == pytest.approx(entry["loss"], rel=1e-3)
     after = backbone_of(llama).model.get_input_embeddings().weight.detach()
     assert (after[backbone_of(llama).bottleneck_ids] != before[backbone_of(llama).bottleneck_ids]).any(dim=1).all()

@@ -159,6 +159,7 @@ def test_unreadable_files_are_named(tmp_path):
         ("learn.learning_rate", math.inf),
         ("learn.token_learning_rate", -1.0),
         ("learn.target_dropout", 1.0),
+        ("learn.bag_weight", -1.0),
         ("learn.pairs", []),
         ("learn.pairs", ["natural", "natural"]),
         ("data.also", ["chebi"]),

@@ -21,6 +21,7 @@ from lbr_st.bottleneck import (
     unhindered,
 )
 from lbr_st.errors import LBRError
+from lbr_st.losses.bag_of_words import bag_nll_sum
 from lbr_st.rows import Targets, assemble, targets_of
 from lbr_st.token_nll import nll_each, nll_sum
 from lbr_st.wrapped import in_forward_of
@@ -61,6 +62,8 @@ class IBGenerativeLoss(nn.Module):
             the attention bottleneck nothing reads z, and the term would only erase the embedding.
         target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
             so that it cannot lean on its own prefix and ignore the bottleneck. Training only; not for ``"none"``.
+        bag_weight: Weight of a bag-of-words term: the state that becomes the embedding predicts the target's tokens by
+            itself, which no decoder can do without it. Not for ``"none"``.
         max_target_tokens: Predict only this many tokens of each target; None for all.
         packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
             longest under dense masks, with the same loss and gradients.
@@ -70,6 +73,7 @@ class IBGenerativeLoss(nn.Module):
         - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
           generative learning are the paper's; the mask, the two bottlenecks and the weights are our choices.
         - Variational information bottleneck: https://arxiv.org/abs/1612.00410
+        - Bag of words from the embedding: https://arxiv.org/abs/2312.15503 (LLaRA)
         - Word dropout against an ignored latent: https://arxiv.org/abs/1511.06349
 
     Requirements:
@@ -87,8 +91,8 @@ class IBGenerativeLoss(nn.Module):
         +---------------------------+--------+
 
     Returns of ``forward``:
-        A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target`` and
-        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
+        A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target``,
+        ``bag`` and ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
         ``bottleneck="none"``, ``target`` and ``context`` are the shares of the one weighted mean, to which they add up.
 
     Several batches in one optimiser step:
@@ -131,12 +135,13 @@ class IBGenerativeLoss(nn.Module):
         context_weight: float = 0.1,
         rate_weight: float = 0.0,
         target_dropout: float = 0.0,
+        bag_weight: float = 0.0,
         max_target_tokens: int | None = None,
         packed: bool = True,
         nll_kernel: Literal["chunked", "liger"] = "chunked",
     ) -> None:
         super().__init__()
-        _check_options(bottleneck, context_weight, rate_weight, target_dropout, max_target_tokens)
+        _check_options(bottleneck, context_weight, rate_weight, target_dropout, bag_weight, max_target_tokens)
         backbone, pooler = backbone_of(model), pooler_of(model)
         if bottleneck != "none":
             require_bottleneck(model)
@@ -153,6 +158,7 @@ class IBGenerativeLoss(nn.Module):
         self.context_weight = context_weight
         self.rate_weight = rate_weight
         self.target_dropout = target_dropout
+        self.bag_weight = bag_weight
         self.max_target_tokens = max_target_tokens
         self.packed = packed
         self.nll_kernel: Literal["chunked", "liger"] = nll_kernel
@@ -168,6 +174,9 @@ class IBGenerativeLoss(nn.Module):
         tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
         counts = self.shared_counts or self._counts(len(tokens[1]), len(contexts[1]), len(columns[0]["input_ids"]))
         terms = {"target": self._mean(self._sum(*tokens), counts["target"])}
+        if self.bag_weight:
+            bag = bag_nll_sum(context, target, backbone_of(self.model).head)
+            terms["bag"] = self.bag_weight * self._mean(bag, counts["target"])
         if self.context_weight:
             terms["context"] = self.context_weight * self._mean(self._sum(*contexts), counts["context"])
         if self.rate_weight and rate is not None:
@@ -251,6 +260,7 @@ class IBGenerativeLoss(nn.Module):
             "context_weight": self.context_weight,
             "rate_weight": self.rate_weight,
             "target_dropout": self.target_dropout,
+            "bag_weight": self.bag_weight,
             "max_target_tokens": self.max_target_tokens,
             "packed": self.packed,
             "nll_kernel": self.nll_kernel,
@@ -263,13 +273,19 @@ class IBGenerativeLoss(nn.Module):
 
 
 def _check_options(
-    bottleneck: str, context_weight: float, rate_weight: float, target_dropout: float, max_target_tokens: int | None
+    bottleneck: str,
+    context_weight: float,
+    rate_weight: float,
+    target_dropout: float,
+    bag_weight: float,
+    max_target_tokens: int | None,
 ) -> None:
     if bottleneck not in get_args(Bottleneck):
         raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
-    if context_weight < 0 or rate_weight < 0:
+    if min(context_weight, rate_weight, bag_weight) < 0:
         raise LBRError(
-            f"context_weight is {context_weight} and rate_weight {rate_weight}; neither may be negative.",
+            f"context_weight is {context_weight}, rate_weight {rate_weight} and bag_weight {bag_weight}; "
+            "none may be negative.",
             fix="0 leaves a term out.",
         )
     if rate_weight and bottleneck != "embedding":
@@ -279,10 +295,10 @@ def _check_options(
         )
     if not 0 <= target_dropout < 1:
         raise LBRError(f"target_dropout is {target_dropout}.", fix="It is a share from 0 up to, not including, 1.")
-    if target_dropout and bottleneck == "none":
+    if bottleneck == "none" and (target_dropout or bag_weight):
         raise LBRError(
-            f"target_dropout is {target_dropout} without a bottleneck, towards which it is to push the decoder.",
-            fix='Set it to 0, or choose bottleneck="attention" or "embedding".',
+            f"target_dropout is {target_dropout} and bag_weight {bag_weight} without a bottleneck, which they serve.",
+            fix='Set both to 0, or choose bottleneck="attention" or "embedding".',
         )
     if max_target_tokens is not None and max_target_tokens < 1:
         raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

@@ -70,6 +70,7 @@ def learn(
         context_weight=config.context_weight,
         rate_weight=config.rate_weight,
         target_dropout=config.target_dropout,
+        bag_weight=config.bag_weight,
         max_target_tokens=config.max_target_tokens,
         packed=config.packed,
         nll_kernel=config.nll_kernel,
