@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from lbr_st.data import domain_task
 from lbr_st.data.digests import digest
+from lbr_st.data.retrieval import stable_order
 from lbr_st.files import write_whole
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe
@@ -25,10 +26,18 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
         recipe.data.contamination = "report"  # they are the documents that are searched, or name what is asked for
     made_of = short(asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed)
     data = prepare(recipe, work / "data" / made_of)
-    share = options.get("share", 1.0)
-    if share < 1 and data.learn_pairs is not None:  # they are shuffled
-        data = replace(data, learn_pairs=data.learn_pairs.select(range(round(share * len(data.learn_pairs)))))
+    if (share := options.get("share")) and data.learn_pairs is not None:
+        said, known = _said(recipe.data.source), read(recipe, share)
+        kept = {sentence for thing in known for sentence in said[thing]}
+        rows = [row for row, target in enumerate(data.learn_pairs["target"]) if target in kept]
+        data = replace(data, learn_pairs=data.learn_pairs.select(rows))
     return data
+
+
+def read(recipe: Recipe, share: float) -> set[str]:
+    """Return the documents of the things whose records stage 1 is given: a share of all, drawn by the seed."""
+    things = stable_order(_said(recipe.data.source), recipe.seed)
+    return set(things[: round(share * len(things))])
 
 
 def told_pairs(source: str) -> Dataset:
@@ -43,22 +52,23 @@ def _texts(source: str, kind: str, folder: Path) -> Path:
     if kind == "corpus":
         texts = [task.test.corpus[key] for key in sorted(task.test.corpus)]
     else:
-        assert task.records is not None
-        texts = _passages(task.records)
+        texts = [" ".join(sentences) for sentences in _said(source).values()]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{source}-{kind}.jsonl"
     write_whole(file, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
     return file
 
 
-def _passages(records: Dataset) -> list[str]:
-    """Return all that the records say of a thing as one text, for each."""
+def _said(source: str) -> dict[str, list[str]]:
+    """Return the sentences of a task's records by the thing's document, each sentence once."""
+    records = domain_task(source).records
+    assert records is not None
     said: dict[str, dict[str, None]] = {}
     for row in records:
         if row["side"] == "document":
             thing = said.setdefault(row["name"], {})
         thing[row["text"]] = None
-    return [" ".join(sentences) for sentences in said.values()]
+    return {document: list(sentences) for document, sentences in said.items()}
 
 
 def short(*parts: Any) -> str:

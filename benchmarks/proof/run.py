@@ -11,7 +11,8 @@ import argparse
 import fnmatch
 from pathlib import Path
 
-from studies import EMBEDDER, STUDIES
+from settings import EMBEDDER
+from studies import STUDIES
 from tables import UNITS, table
 from trial import run_trial
 

@@ -8,10 +8,11 @@ import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from making import made
-from reading import prepared
+from reading import prepared, read
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.baselines import baseline
@@ -37,9 +38,9 @@ class Trial:
             recipe's base as it is, with mean pooling.
         options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``. Of stage 1: ``texts``, what it
             reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
-            plain sentences); ``share`` of its pairs that it is given; ``short_first``, a number of steps before the
-            others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on the records
-            in its place. Of the evaluation: ``dimensions``, smaller embeddings to score.
+            plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
+            before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
+            the records in its place. Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
     name: str
@@ -98,9 +99,9 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         embedder: The general embedder's folder.
 
     Returns:
-        ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``after_learn`` (mean nDCG@10
-        before stage 2, or None), the bottleneck gain, tokens trained on and seconds of each stage, the key and the
-        versions.
+        ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
+        queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
+        None), the bottleneck gain, tokens trained on and seconds of each stage, the key and the versions.
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
@@ -128,6 +129,12 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         "versions": versions(),
         "key": trial.key(),
     }
+    if share := trial.options.get("share"):
+        documents, known = data.test.corpus, read(recipe, share)
+        of = {True: [], False: []}
+        for query, value in first.per_query.items():
+            of[documents[next(iter(data.test.qrels[query]))] in known].append(value)
+        result["of_read_and_unread"] = [fmean(of[True]), fmean(of[False])]
     if smaller:
         result["by_dimension"] = dict(
             zip(map(str, trial.options["dimensions"]), (one.ndcg_at_10 for one in smaller), strict=True)
