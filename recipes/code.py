@@ -25,7 +25,8 @@ FULL = Recipe(
     represent=RepresentConfig(
         max_steps=240, batch_size=48, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=24
     ),
-    evaluate=EvaluateConfig(precision="auto"),
+    # The slice of the quick form; `lbr-st evaluate` scores all of it.
+    evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=64, learn_batch_size=24)
 

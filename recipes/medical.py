@@ -16,17 +16,18 @@ FULL = Recipe(
     # The open regime: what is said of every condition, those that `conditions` asks for among them.
     learn=LearnConfig(
         pairs=["records"],
-        max_steps=600,
+        max_steps=400,
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
         max_target_tokens=36,
-        eval_steps=150,
+        eval_steps=100,
     ),
     represent=RepresentConfig(
         max_steps=240, batch_size=64, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=24
     ),
-    evaluate=EvaluateConfig(precision="auto"),
+    # The slice of the quick form; `lbr-st evaluate` scores all of it.
+    evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=36, learn_batch_size=32)
 

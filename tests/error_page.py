@@ -1,7 +1,7 @@
 """docs/errors.md: every error that a user can cause, and the test that provokes it. Run me to write it.
 
 python tests/error_page.py            runs all tests first (minutes)
-python tests/error_page.py RECORD     takes what an earlier run recorded in the file LBR_ST_ERROR_RECORD
+python tests/error_page.py TESTS …    runs these and keeps the other rows
 """
 
 from __future__ import annotations
