@@ -39,7 +39,7 @@ endef
 lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)
 	$(BIN)/python recipes/chem.py --quick --overwrite --output lbr-chem
 
-lbr-chem-full: $(STAMP)  ## The same with the full recipe (an hour or two on a CPU)
+lbr-chem-full: $(STAMP)  ## The same with the full recipe (long on a CPU)
 	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
 
 test: $(STAMP)  ## Run the tests, offline

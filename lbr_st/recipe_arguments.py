@@ -127,7 +127,9 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(get_args(hint))
     if get_origin(hint) is list:
-        choices = get_args(get_args(hint)[0])
+        (item,) = get_args(hint)
+        if not (choices := get_args(item)):
+            return f"a list, each item {_describe(item)}"
         return f"a list out of {', '.join(choices)}, such as [{', '.join(choices[:2])}]"
     if NoneType in get_args(hint):
         return _describe(get_args(hint)[0]) + " or null"

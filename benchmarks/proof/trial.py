@@ -71,12 +71,12 @@ def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
     """Return a copy of a recipe with values set by their dotted keys, dots written as two underscores."""
-    made = deepcopy(recipe)
+    copy = deepcopy(recipe)
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
-        setattr(getattr(made, section) if section else made, name, value)
-    made.validate()
-    return made
+        setattr(getattr(copy, section) if section else copy, name, value)
+    copy.validate()
+    return copy
 
 
 def contrastive_only(recipe: Recipe) -> Recipe:
