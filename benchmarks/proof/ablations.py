@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from settings import names
+from settings import names, with_rate
 from trial import Trial, changed, contrastive_only
 
 from lbr_st.recipe import Recipe
@@ -12,15 +12,7 @@ SIZES = (256, 128, 64, 32)
 
 def base(source: str) -> Recipe:
     """Return the run that is changed: shorter than the comparison's, for there are two dozen of them."""
-    return changed(
-        names(source, 32),
-        evaluate__split="dev",
-        learn__max_steps=300,
-        represent__max_steps=60,
-        represent__learning_rate=1e-3,
-        represent__token_learning_rate=5e-3,
-        represent__warmup_steps=6,
-    )
+    return with_rate(changed(names(source, 32), evaluate__split="dev", learn__max_steps=300), 1e-3, 60)
 
 
 def ablations(source: str) -> list[Trial]:
