@@ -23,9 +23,9 @@ def tune_names(source: str) -> list[Trial]:
     half = changed(names(source, 32), evaluate__split="dev")
     for rate, steps in [(1e-3, 60), (1e-3, 180)]:
         trials.append(Trial(f"lbr-attention-32-{rate:g}-{steps}", with_rate(half, rate, steps)))
-    bag = changed(with_rate(half, 1e-3, 60), learn__bag_weight=1.0)
-    trials.append(Trial("lbr-attention-300x32-bag-0.001-60", changed(bag, learn__max_steps=300)))
-    trials.append(Trial("lbr-attention-600x32-bag-0.001-60", bag))
+    for learn_steps, rate, steps in [(300, 1e-3, 60), (300, 1e-3, 180), (600, 1e-3, 60), (600, 1e-3, 180)]:
+        bag = changed(with_rate(half, rate, steps), learn__bag_weight=1.0, learn__max_steps=learn_steps)
+        trials.append(Trial(f"lbr-attention-{learn_steps}x32-bag-{rate:g}-{steps}", bag))
     trials.append(embedder(recipe, "embedder-as-is", 0.0, 0))
     for rate, steps in [(5e-5, 60), (2e-4, 60), (5e-5, 180), (2e-4, 180), (5e-4, 180), (2e-4, 540), (5e-4, 540)]:
         trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps))
