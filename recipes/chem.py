@@ -16,12 +16,13 @@ FULL = Recipe(
     # The open regime: what is said of every compound, those that `compounds` asks for among them.
     learn=LearnConfig(
         pairs=["records"],
-        max_steps=400,
+        max_steps=480,
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
+        bag_weight=1.0,
         max_target_tokens=36,
-        eval_steps=100,
+        eval_steps=120,
     ),
     represent=RepresentConfig(
         max_steps=240, batch_size=64, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=24

@@ -19,6 +19,7 @@ FULL = Recipe(
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
+        bag_weight=1.0,
         max_target_tokens=36,
         eval_steps=80,
     ),
