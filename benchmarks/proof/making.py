@@ -58,7 +58,8 @@ def made(
     if not (recipe.represent.enabled and recipe.represent.max_steps):
         return model or build(recipe)
     # Kept, and read back in any case: dev and test score the very same weights.
-    folder = work / "represent" / short(*_stage_1(trial), asdict(recipe.represent))
+    labelled = [trial.options[key] for key in ("labelled",) if key in trial.options]
+    folder = work / "represent" / short(*_stage_1(trial), asdict(recipe.represent), *labelled)
     if not (folder / "done.json").is_file():
         _represent(recipe, model or build(recipe), data, folder)
     result |= _read(folder)
@@ -71,7 +72,7 @@ def _stage_1(trial: Trial) -> list[Any]:
     parts = [asdict(recipe.model), asdict(recipe.data), asdict(recipe.learn), recipe.seed]
     if not recipe.learn.enabled:
         parts[2] = None
-    options = {key: value for key, value in trial.options.items() if key != "dimensions"}
+    options = {key: value for key, value in trial.options.items() if key not in ("dimensions", "labelled")}
     return [*parts, *([options] if options else [])]
 
 

@@ -31,6 +31,8 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
         kept = {sentence for thing in known for sentence in said[thing]}
         rows = [row for row, target in enumerate(data.learn_pairs["target"]) if target in kept]
         data = replace(data, learn_pairs=data.learn_pairs.select(rows))
+    if (labelled := options.get("labelled")) and data.pairs is not None:
+        data = replace(data, pairs=data.pairs.shuffle(seed=recipe.seed).select(range(labelled)))
     return data
 
 

@@ -63,9 +63,15 @@ def with_rate(recipe: Recipe, rate: float, steps: int) -> Recipe:
     )
 
 
-def embedder(recipe: Recipe, name: str, rate: float, steps: int) -> Trial:
+def with_bag(recipe: Recipe, learn_steps: int) -> Recipe:
+    """Return the recipe with a bag of words in stage 1, and another number of its steps."""
+    return changed(recipe, learn__bag_weight=1.0, learn__max_steps=learn_steps)
+
+
+def embedder(recipe: Recipe, name: str, rate: float, steps: int, **options: Any) -> Trial:
     """Return the trial of the general embedder, fine-tuned on the recipe's pairs; 0 steps: as it is."""
-    return Trial(name, changed(recipe, learn__enabled=False), "embedder", {"learning_rate": rate, "steps": steps})
+    options = {"learning_rate": rate, "steps": steps, **options}
+    return Trial(name, changed(recipe, learn__enabled=False), "embedder", options)
 
 
 def closed(source: str, max_seq_length: int) -> Recipe:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ablations import ablations
-from settings import CLOSED, Chosen, closed, embedder, names, with_rate
+from settings import CLOSED, Chosen, closed, embedder, names, with_bag, with_rate
 from trial import Trial, causal_lm, changed, contrastive_only
 
 from lbr_st.recipe import Recipe
@@ -24,11 +24,33 @@ def tune_names(source: str) -> list[Trial]:
     for rate, steps in [(1e-3, 60), (1e-3, 180)]:
         trials.append(Trial(f"lbr-attention-32-{rate:g}-{steps}", with_rate(half, rate, steps)))
     for learn_steps, rate, steps in [(300, 1e-3, 60), (300, 1e-3, 180), (600, 1e-3, 60), (600, 1e-3, 180)]:
-        bag = changed(with_rate(half, rate, steps), learn__bag_weight=1.0, learn__max_steps=learn_steps)
+        bag = with_bag(with_rate(half, rate, steps), learn_steps)
         trials.append(Trial(f"lbr-attention-{learn_steps}x32-bag-{rate:g}-{steps}", bag))
     trials.append(embedder(recipe, "embedder-as-is", 0.0, 0))
     for rate, steps in [(5e-5, 60), (2e-4, 60), (5e-5, 180), (2e-4, 180), (5e-4, 180), (2e-4, 540), (5e-4, 540)]:
         trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps))
+    return trials
+
+
+FEW = {"labelled": 256}
+"""Of a trial: how many pairs stage 2 has."""
+
+
+def few(source: str) -> Recipe:
+    """Return the open regime's recipe for few pairs: a short stage 1 with a bag of words."""
+    return with_bag(names(source, 32), 300)
+
+
+def tune_few(source: str) -> list[Trial]:
+    """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
+    recipe = changed(few(source), evaluate__split="dev")
+    trials = []
+    for rate, steps in [(1e-3, 60), (1e-3, 30), (1e-3, 120), (5e-4, 60), (2e-3, 60)]:
+        label, own = f"{rate:g}-{steps}", with_rate(recipe, rate, steps)
+        trials.append(Trial(f"lbr-attention-{label}", own, options=FEW))
+        trials.append(Trial(f"contrastive-only-{label}", contrastive_only(own), options=FEW))
+    for rate, steps in [(2e-4, 60), (5e-4, 60), (5e-4, 180), (1e-3, 60), (1e-3, 180)]:
+        trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps, **FEW))
     return trials
 
 
@@ -38,19 +60,20 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
     Args:
         make: The regime's recipe.
         chosen: Of each arm.
-        options: Of the trials with a stage 1.
+        options: Of the trials; of those without a stage 1, and of the embedder, what is said of stage 2.
     """
     options, trials = options or {}, []
+    pairs = {key: value for key, value in options.items() if key == "labelled"}
     for seed in (0, 1, 2):
         recipe = changed(make(), seed=seed)
         own = with_rate(recipe, *chosen.lbr)
         trials += [
             Trial("LBR, attention bottleneck", own, options=options),
-            Trial("contrastive only", contrastive_only(with_rate(recipe, *chosen.contrastive))),
-            embedder(recipe, "general embedder, fine-tuned", *chosen.embedder),
+            Trial("contrastive only", contrastive_only(with_rate(recipe, *chosen.contrastive)), options=pairs),
+            embedder(recipe, "general embedder, fine-tuned", *chosen.embedder, **pairs),
             Trial("causal LM, then contrastive", causal_lm(own), options=options),
             Trial("LBR, embedding bottleneck", changed(own, learn__bottleneck="embedding"), options=options),
-            Trial("contrastive only, tokens of LBR", contrastive_only(with_rate(recipe, *chosen.long))),
+            Trial("contrastive only, tokens of LBR", contrastive_only(with_rate(recipe, *chosen.long)), options=pairs),
         ]
     first = make()
     return [
@@ -67,6 +90,8 @@ FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (2e-4, 180))
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),
     "conditions-tune": lambda: tune_names("conditions"),
+    "compounds-few-tune": lambda: tune_few("compounds"),
+    "conditions-few-tune": lambda: tune_few("conditions"),
     "compounds-ablations": lambda: ablations("compounds"),
     "conditions-ablations": lambda: ablations("conditions"),
     "chebi-closed": lambda: compare(lambda: closed("chebi", 64), FIRST_GUESS, CLOSED),

@@ -40,7 +40,8 @@ class Trial:
             reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
             plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
             before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
-            the records in its place. Of the evaluation: ``dimensions``, smaller embeddings to score.
+            the records in its place. Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
+            has. Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
     name: str
@@ -130,10 +131,11 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         "key": trial.key(),
     }
     if share := trial.options.get("share"):
-        documents, known = data.test.corpus, read(recipe, share)
-        of = {True: [], False: []}
+        assert data.test is not None
+        documents, qrels, known = data.test.corpus, data.test.qrels, read(recipe, share)
+        of: dict[bool, list[float]] = {True: [], False: []}
         for query, value in first.per_query.items():
-            of[documents[next(iter(data.test.qrels[query]))] in known].append(value)
+            of[documents[next(iter(qrels[query]))] in known].append(value)
         result["of_read_and_unread"] = [fmean(of[True]), fmean(of[False])]
     if smaller:
         result["by_dimension"] = dict(
