@@ -68,6 +68,15 @@ def with_bag(recipe: Recipe, learn_steps: int) -> Recipe:
     return changed(recipe, learn__bag_weight=1.0, learn__max_steps=learn_steps)
 
 
+def few(source: str) -> Recipe:
+    """Return the open regime's recipe for few pairs: a short stage 1 with a bag of words."""
+    return with_bag(names(source, 32), 300)
+
+
+FEW = {"labelled": 256}
+"""Of a trial: how many pairs stage 2 has."""
+
+
 def embedder(recipe: Recipe, name: str, rate: float, steps: int, **options: Any) -> Trial:
     """Return the trial of the general embedder, fine-tuned on the recipe's pairs; 0 steps: as it is."""
     options = {"learning_rate": rate, "steps": steps, **options}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ablations import ablations
-from settings import CLOSED, Chosen, closed, embedder, names, with_bag, with_rate
+from settings import CLOSED, FEW, Chosen, closed, embedder, few, names, with_bag, with_rate
 from trial import Trial, causal_lm, changed, contrastive_only
 
 from lbr_st.recipe import Recipe
@@ -30,15 +30,6 @@ def tune_names(source: str) -> list[Trial]:
     for rate, steps in [(5e-5, 60), (2e-4, 60), (5e-5, 180), (2e-4, 180), (5e-4, 180), (2e-4, 540), (5e-4, 540)]:
         trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps))
     return trials
-
-
-FEW = {"labelled": 256}
-"""Of a trial: how many pairs stage 2 has."""
-
-
-def few(source: str) -> Recipe:
-    """Return the open regime's recipe for few pairs: a short stage 1 with a bag of words."""
-    return with_bag(names(source, 32), 300)
 
 
 def tune_few(source: str) -> list[Trial]:
