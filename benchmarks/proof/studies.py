@@ -36,7 +36,7 @@ def tune_few(source: str) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
     recipe = changed(few(source), evaluate__split="dev")
     trials = []
-    for rate, steps in [(1e-3, 60), (1e-3, 30), (1e-3, 120), (5e-4, 60), (2e-3, 60)]:
+    for rate, steps in [(1e-3, 60), (1e-3, 30), (1e-3, 120), (5e-4, 60), (2e-3, 60), (2e-3, 120), (4e-3, 60)]:
         label, own = f"{rate:g}-{steps}", with_rate(recipe, rate, steps)
         trials.append(Trial(f"lbr-attention-{label}", own, options=FEW))
         trials.append(Trial(f"contrastive-only-{label}", contrastive_only(own), options=FEW))
@@ -78,11 +78,16 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
 FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (2e-4, 180))
 """Of the closed regime; not tuned yet."""
 
+FEW_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 334), (1e-3, 180))
+"""By ``compounds-few-tune``; the long run has the tokens of both stages of LBR."""
+
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),
     "conditions-tune": lambda: tune_names("conditions"),
     "compounds-few-tune": lambda: tune_few("compounds"),
     "conditions-few-tune": lambda: tune_few("conditions"),
+    "compounds-few": lambda: compare(lambda: few("compounds"), FEW_CHOSEN, FEW),
+    "conditions-few": lambda: compare(lambda: few("conditions"), FEW_CHOSEN, FEW),
     "compounds-ablations": lambda: ablations("compounds"),
     "conditions-ablations": lambda: ablations("conditions"),
     "chebi-closed": lambda: compare(lambda: closed("chebi", 64), FIRST_GUESS, CLOSED),
