@@ -43,8 +43,7 @@ def write_tables() -> None:
     """Write a table for each study that has results."""
     blocks = ["# The proof: tables", "Written by `python benchmarks/proof/run.py --tables`.", UNITS]
     for folder in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
-        reference = "contrastive-only-0.001-180" if folder.name.endswith("-tune") else "contrastive only"
-        blocks.append(f"## {folder.name}\n\n{table(folder, reference)}")
+        blocks.append(f"## {folder.name}\n\n{table(folder, [trial.name for trial in STUDIES[folder.name]()])}")
     (HERE / "TABLES.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 
