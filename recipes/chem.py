@@ -25,7 +25,7 @@ FULL = Recipe(
         eval_steps=120,
     ),
     represent=RepresentConfig(
-        max_steps=240, batch_size=64, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=24
+        max_steps=200, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
