@@ -20,14 +20,14 @@ FULL = Recipe(
         warmup_steps=20,
         context_weight=0.0,
         bag_weight=1.0,
-        max_target_tokens=36,
+        max_target_tokens=64,
         eval_steps=80,
     ),
     represent=RepresentConfig(
-        max_steps=240, batch_size=48, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=24
+        max_steps=200, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
-    evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
+    evaluate=EvaluateConfig(num_queries=300, num_documents=2000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=64, learn_batch_size=24)
 
