@@ -1,7 +1,7 @@
 """lbr-chem: chemistry, from ChEBI and names of compounds. For a domain of your own, see recipes/README.md.
 
 python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
-python recipes/chem.py --output lbr-chem             # the full form: longer, not run yet
+python recipes/chem.py --output lbr-chem             # the full form, which ships: an hour
 """
 
 import sys
