@@ -36,7 +36,12 @@ def tune_few(source: str) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
     recipe = changed(few(source), evaluate__split="dev")
     trials = []
-    for rate, steps in [(1e-3, 60), (1e-3, 30), (1e-3, 120), (5e-4, 60), (2e-3, 60), (2e-3, 120), (4e-3, 60), (2e-3, 240)]:
+    for rate, steps in [
+        *((1e-3, n) for n in (60, 30, 120)),
+        (5e-4, 60),
+        *((2e-3, n) for n in (60, 120, 240)),
+        (4e-3, 60),
+    ]:
         label, own = f"{rate:g}-{steps}", with_rate(recipe, rate, steps)
         trials.append(Trial(f"lbr-attention-{label}", own, options=FEW))
         trials.append(Trial(f"contrastive-only-{label}", contrastive_only(own), options=FEW))
