@@ -261,6 +261,7 @@ def test_temperature_divides_the_cosines(tiny_base, stage2, tmp_path):
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bottleneck):
     IBGenerativeLoss(model, bottleneck=bottleneck)  # as stage 1 leaves the model
+    extra = {"bottleneck": "embedding", "rate_weight": 0.1} if bottleneck == "embedding" else {}
     contrastive = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
     generative = spy_on_texts(monkeypatch, model, IBGenerativeLoss)
     used = []
@@ -274,7 +275,7 @@ def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bot
         stage2,
         config,
         replay=stage1,
-        replay_config=LearnConfig(max_target_tokens=3),
+        replay_config=LearnConfig(max_target_tokens=3, bag_weight=0.5, target_dropout=0.2, **extra),
         output_dir=tmp_path,
         **QUIET,
     )
@@ -286,7 +287,8 @@ def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bot
     assert all(text.removeprefix("query: ") in TERMS for columns in generative for text in columns[0])
     assert all(text.startswith("the ") for columns in generative for text in columns[1])
     logged = set().union(*log)
-    assert {"replay_target", "replay_context"} <= logged
+    assert {"replay_target", "replay_context", "replay_bag"} <= logged
+    assert ("replay_rate" in logged) == (bottleneck == "embedding")
     assert finite(model)
 
 

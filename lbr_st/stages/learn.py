@@ -9,11 +9,10 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
-from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes
 from lbr_st.recipe_sections import LearnConfig
-from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
 
 
 def learn(
@@ -64,17 +63,7 @@ def learn(
     """
     start_processes()
     config = config or LearnConfig()
-    loss = IBGenerativeLoss(
-        model,
-        bottleneck=config.bottleneck,
-        context_weight=config.context_weight,
-        rate_weight=config.rate_weight,
-        target_dropout=config.target_dropout,
-        bag_weight=config.bag_weight,
-        max_target_tokens=config.max_target_tokens,
-        packed=config.packed,
-        nll_kernel=config.nll_kernel,
-    )
+    loss = generative_loss(model, config, config.bottleneck)
     evaluator, eval_dataset = None, None
     if held_out is not None and config.bottleneck == "none":
         eval_dataset = generative_tokens(model, held_out, config.bottleneck, config.max_target_tokens)

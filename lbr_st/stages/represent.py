@@ -22,7 +22,7 @@ from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes, world_size
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
-from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
+from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
 from lbr_st.tokens import Column, tokenized
 
 
@@ -55,7 +55,8 @@ def represent(
         pairs: Columns ``query``, ``document`` and optionally ``negative``, in this order.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
         replay: Stage-1 pairs (``context``, ``target``) to train on beside, with weight ``config.replay_weight``.
-        replay_config: The stage-1 options for ``replay``; which bottleneck it was, unless none, the model tells.
+        replay_config: The stage-1 options for ``replay``, all terms of its loss among them; which bottleneck it was,
+            unless none, the model tells.
         evaluator: Run every ``config.eval_steps`` steps.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
@@ -85,14 +86,7 @@ def represent(
     if config.replay_weight and replay is not None:
         options = replay_config or LearnConfig()
         bottleneck = "none" if options.bottleneck == "none" else trained_bottleneck(model)
-        generative = IBGenerativeLoss(
-            model,
-            bottleneck=bottleneck,
-            context_weight=options.context_weight,
-            max_target_tokens=options.max_target_tokens,
-            packed=options.packed,
-            nll_kernel=options.nll_kernel,
-        )
+        generative = generative_loss(model, options, bottleneck)
         loss = {"represent": loss, "replay": _Weighted(generative, config.replay_weight)}
         replayed = generative_tokens(model, replay, bottleneck, options.max_target_tokens, cache_dir=cache_dir)
         dataset = {"represent": dataset, "replay": replayed}

@@ -19,6 +19,7 @@ from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.batches import MixedBatchSampler, TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import Interrupted, LBRError
+from lbr_st.losses import IBGenerativeLoss
 from lbr_st.merged_lora import merged_while_training
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
@@ -140,6 +141,31 @@ def generative_tokens(
     columns = {"context": Column(), "target": Column(max_length=longest)}
     rows = generative_pairs(pairs, bottleneck, model.prompts.values())
     return tokenized(rows, backbone.tokenizer, columns, cache_dir=cache_dir)
+
+
+def generative_loss(model: SentenceTransformer, config: LearnConfig, bottleneck: Bottleneck) -> IBGenerativeLoss:
+    """Return the loss of stage 1, which stage 2 may replay.
+
+    Args:
+        model: What is trained.
+        config: Weights and limits.
+        bottleneck: What a target sees of its context; in a replay what it was in stage 1.
+
+    Raises:
+        LBRError: ``config`` contradicts its own bottleneck, or an option is out of range.
+    """
+    return IBGenerativeLoss(
+        model,
+        bottleneck=bottleneck,
+        context_weight=config.context_weight,
+        # The model's own bottleneck may be another than the configuration's; the rate is the embedding's alone.
+        rate_weight=0.0 if bottleneck == "attention" != config.bottleneck else config.rate_weight,
+        target_dropout=config.target_dropout,
+        bag_weight=config.bag_weight,
+        max_target_tokens=config.max_target_tokens,
+        packed=config.packed,
+        nll_kernel=config.nll_kernel,
+    )
 
 
 class GuardedTrainer(TokenWeightedTrainer, RecomputingTrainer, CheckpointingTrainer):
