@@ -261,7 +261,10 @@ def test_temperature_divides_the_cosines(tiny_base, stage2, tmp_path):
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bottleneck):
     IBGenerativeLoss(model, bottleneck=bottleneck)  # as stage 1 leaves the model
-    extra = {"bottleneck": "embedding", "rate_weight": 0.1} if bottleneck == "embedding" else {}
+    # Which bottleneck it is, the model tells; a rate is for the embedding's alone.
+    embedding = LearnConfig(
+        bottleneck="embedding", rate_weight=0.1, max_target_tokens=3, bag_weight=0.5, target_dropout=0.2
+    )
     contrastive = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
     generative = spy_on_texts(monkeypatch, model, IBGenerativeLoss)
     used = []
@@ -275,7 +278,7 @@ def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bot
         stage2,
         config,
         replay=stage1,
-        replay_config=LearnConfig(max_target_tokens=3, bag_weight=0.5, target_dropout=0.2, **extra),
+        replay_config=embedding,
         output_dir=tmp_path,
         **QUIET,
     )

@@ -58,8 +58,8 @@ def made(
     if not (recipe.represent.enabled and recipe.represent.max_steps):
         return model or build(recipe)
     # Kept, and read back in any case: dev and test score the very same weights.
-    labelled = [trial.options[key] for key in ("labelled",) if key in trial.options]
-    folder = work / "represent" / short(*_stage_1(trial), asdict(recipe.represent), *labelled)
+    labelled = trial.options.get("labelled")
+    folder = work / "represent" / short(*_stage_1(trial), asdict(recipe.represent), *([labelled] if labelled else []))
     if not (folder / "done.json").is_file():
         _represent(recipe, model or build(recipe), data, folder)
     result |= _read(folder)

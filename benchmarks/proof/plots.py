@@ -16,8 +16,8 @@ from lbr_st.evaluation.figures import COLOURS, drawing, new_figure, save
 from lbr_st.evaluation.statistics import mean_interval
 
 
-def plot_study(folder: Path, order: list[str], path: Path) -> None:
-    """Draw each arm's mean with its 95% interval over things asked for, and a dot for each seed."""
+def plot_study(folder: Path, order: list[str], path: Path) -> list[Path]:
+    """Draw each arm's mean with its 95% interval over things asked for, and a dot for each seed, as PNG and SVG."""
     arms = read(folder)
     names = [name for name in dict.fromkeys(order) if name in arms]
     reference = reference_of(folder.name, arms)
@@ -40,7 +40,7 @@ def plot_study(folder: Path, order: list[str], path: Path) -> None:
         split = arms[names[0]][0]["split"]
         axes.set_xlabel(f"nDCG@10 on {split} queries; line: 95% interval over things asked for; dots: seeds")
         axes.set_title(folder.name, loc="left", fontweight="bold")
-        save(figure, path, folder.name, f"Arms: {'; '.join(names)}.")
+        return save(figure, path, folder.name, f"Arms: {'; '.join(names)}.")
 
 
 def main() -> None:

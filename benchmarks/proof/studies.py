@@ -83,8 +83,11 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
 FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (2e-4, 180))
 """Of the closed regime; not tuned yet."""
 
-FEW_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 334), (5e-4, 180))
-"""By ``compounds-few-tune``; the long run has the tokens of both stages of LBR."""
+FEW_CHOSEN = Chosen((1e-3, 60), (2e-3, 120), (2e-3, 334), (5e-4, 180))
+"""By ``compounds-few-tune`` as far as it is run: contrastive-only still rises at its edge, so this is not for test yet.
+
+The long run has the tokens of both stages of LBR.
+"""
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),

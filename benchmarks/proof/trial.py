@@ -116,7 +116,9 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
     result: dict[str, Any] = {"trial": trial.name, "seed": recipe.seed, "split": recipe.evaluate.split}
 
     def score(model: SentenceTransformer) -> float:
-        return scores(model, recipe, data, work)[0].ndcg_at_10 or 0.0
+        found = scores(model, recipe, data, work)[0].ndcg_at_10
+        assert found is not None
+        return found
 
     model = None if trial.kind == "bm25" else made(trial, data, work, result, score, embedder)
     start = time.monotonic()

@@ -158,8 +158,8 @@ def generative_loss(model: SentenceTransformer, config: LearnConfig, bottleneck:
         model,
         bottleneck=bottleneck,
         context_weight=config.context_weight,
-        # The model's own bottleneck may be another than the configuration's; the rate is the embedding's alone.
-        rate_weight=0.0 if bottleneck == "attention" != config.bottleneck else config.rate_weight,
+        # A replay's bottleneck may be another than the configuration's, and a rate goes with the embedding's alone.
+        rate_weight=config.rate_weight if bottleneck == config.bottleneck else 0.0,
         target_dropout=config.target_dropout,
         bag_weight=config.bag_weight,
         max_target_tokens=config.max_target_tokens,
