@@ -34,20 +34,39 @@ def tune_names(source: str) -> list[Trial]:
 
 def tune_few(source: str) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
-    recipe = changed(few(source), evaluate__split="dev")
-    trials = []
-    for rate, steps in [
-        *((1e-3, n) for n in (60, 30, 120)),
-        (5e-4, 60),
-        *((2e-3, n) for n in (60, 120, 240)),
-        (4e-3, 60),
-    ]:
-        label, own = f"{rate:g}-{steps}", with_rate(recipe, rate, steps)
-        trials.append(Trial(f"lbr-attention-{label}", own, options=FEW))
-        trials.append(Trial(f"contrastive-only-{label}", contrastive_only(own), options=FEW))
-    for rate, steps in [(2e-4, 60), (5e-4, 60), (5e-4, 180), (1e-3, 60), (1e-3, 180)]:
-        trials.append(embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps, **FEW))
-    return trials
+    grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240)), (4e-3, 60)]
+    own = [(2e-4, 60), (5e-4, 60), (5e-4, 180), (1e-3, 60), (1e-3, 180)]
+    return tune(few(source), FEW, grid, own)
+
+
+def tune_closed(source: str, max_seq_length: int) -> list[Trial]:
+    """Return the same in the closed regime, on fewer settings: a step costs more there."""
+    grid = [(1e-3, 60), (2e-3, 60), (2e-3, 120)]
+    return tune(closed(source, max_seq_length), CLOSED, grid, [(5e-4, 60), (5e-4, 180), (1e-3, 180)])
+
+
+def tune(
+    recipe: Recipe, options: dict[str, Any], grid: list[tuple[float, int]], own: list[tuple[float, int]]
+) -> list[Trial]:
+    """Return the trials on dev queries, seed 0, of LBR and contrastive-only at each rate and number of steps.
+
+    Args:
+        recipe: The regime's.
+        options: Of the trials; of those without a stage 1 only what is said of stage 2.
+        grid: Rates and steps of stage 2.
+        own: Rates and steps of the general embedder's fine-tuning.
+    """
+    recipe, pairs, trials = changed(recipe, evaluate__split="dev"), of_stage_2(options), []
+    for rate, steps in grid:
+        label, trained = f"{rate:g}-{steps}", with_rate(recipe, rate, steps)
+        trials.append(Trial(f"lbr-attention-{label}", trained, options=options))
+        trials.append(Trial(f"contrastive-only-{label}", contrastive_only(trained), options=pairs))
+    return trials + [embedder(recipe, f"embedder-{rate:g}-{steps}", rate, steps, **pairs) for rate, steps in own]
+
+
+def of_stage_2(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what options say of stage 2."""
+    return {key: value for key, value in options.items() if key == "labelled"}
 
 
 def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] | None = None) -> list[Trial]:
@@ -59,7 +78,7 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
         options: Of the trials; of those without a stage 1, and of the embedder, what is said of stage 2.
     """
     options, trials = options or {}, []
-    pairs = {key: value for key, value in options.items() if key == "labelled"}
+    pairs = of_stage_2(options)
     for seed in (0, 1, 2):
         recipe = changed(make(), seed=seed)
         own = with_rate(recipe, *chosen.lbr)
@@ -98,6 +117,9 @@ STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "conditions-few": lambda: compare(lambda: few("conditions"), FEW_CHOSEN, FEW),
     "compounds-ablations": lambda: ablations("compounds"),
     "conditions-ablations": lambda: ablations("conditions"),
+    "chebi-closed-tune": lambda: tune_closed("chebi", 64),
+    "mondo-closed-tune": lambda: tune_closed("mondo", 64),
+    "pydoc-closed-tune": lambda: tune_closed("pydoc", 96),
     "chebi-closed": lambda: compare(lambda: closed("chebi", 64), FIRST_GUESS, CLOSED),
     "mondo-closed": lambda: compare(lambda: closed("mondo", 64), FIRST_GUESS, CLOSED),
     "pydoc-closed": lambda: compare(lambda: closed("pydoc", 96), FIRST_GUESS, CLOSED),
