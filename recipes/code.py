@@ -11,11 +11,11 @@ from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, 
 
 FULL = Recipe(
     name="lbr-code",
-    model=ModelConfig(max_seq_length=256, lora_rank=16, lora_alpha=32),
+    model=ModelConfig(max_seq_length=128, lora_rank=16, lora_alpha=32),
     data=DataConfig(source="pydoc"),
     learn=LearnConfig(
         pairs=["natural", "reverse"],
-        max_steps=240,
+        max_steps=320,
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
@@ -24,7 +24,12 @@ FULL = Recipe(
         eval_steps=80,
     ),
     represent=RepresentConfig(
-        max_steps=200, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
+        max_steps=300,
+        batch_size=32,
+        learning_rate=1e-3,
+        token_learning_rate=5e-3,
+        warmup_steps=20,
+        mini_batch_tokens=8192,  # a batch in one piece: no text is embedded twice
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=2000, precision="auto"),
