@@ -162,6 +162,9 @@ def page(rows: list[Row]) -> str:
         "is the median over pairs of runs in turns in one process or script, never of absolute times; after it the",
         "smallest and the largest. What was tried on the way is in [docs/LOG.md](../docs/LOG.md).",
         "",
+        "This page is of speed and memory. Of quality, LBR against its baselines: [proof](proof/README.md), and",
+        "[its tables](proof/TABLES.md) with every arm, interval and seed.",
+        "",
         "| what | against | ratio | range | floor | |",
         "|---|---|---:|:---:|---:|---|",
     ]

@@ -61,11 +61,14 @@ def result(folder, trial, seed, scores):
         "trial": trial,
         "split": "dev",
         "seed": seed,
+        "represent_tokens": 250_000,
+        "represent_seconds": 60.0,
         "per_query": scores,
         "after_learn": 0.25 if trial == "LBR" else None,
     }
     if trial == "LBR":
         kept["gains"] = [{"eval_bottleneck_gain": 0.1}, {"eval_bottleneck_gain": 0.5}]
+        kept |= {"learn_tokens": 1_000_000, "learn_seconds": 540.0}
     (folder / f"{trial}-{seed}.json").write_text(json.dumps(kept), encoding="utf-8")
 
 
@@ -84,9 +87,9 @@ def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_refe
     assert cells[0][:2] == ["LBR", "0.4500"]
     assert cells[0][3] == "0.5000 0.4000"
     assert cells[0][4:8] == ["0.2500", "0.50", "+0.1500", "+50.0%"]
-    assert cells[0][8] == "p < 0.0001"
+    assert cells[0][8:] == ["p < 0.0001", "1.25 M", "10"]
     assert cells[1][1] == "0.3000"
-    assert cells[1][6:] == ["", "", ""]
+    assert cells[1][6:] == ["", "", "", "0.25 M", "1"]
     drawn = proof.plots.plot_study(folder, ["LBR", "contrastive only", "not run"], tmp_path / "figure")
     assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
 

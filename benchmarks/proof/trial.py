@@ -90,7 +90,7 @@ def causal_lm(recipe: Recipe) -> Recipe:
     return baseline(recipe, CAUSAL)
 
 
-def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dict[str, Any]:
+def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machine: str) -> dict[str, Any]:
     """Run a trial unless its result is there, and return the result.
 
     Args:
@@ -98,11 +98,12 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         work: Where data, models and checkpoints go; what several trials share is trained once.
         results: Where the result goes.
         embedder: The general embedder's folder.
+        machine: What the result says it was run on.
 
     Returns:
         ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
         queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
-        None), the bottleneck gain, tokens trained on and seconds of each stage, the key and the versions.
+        None), the bottleneck gain, tokens trained on and seconds of each stage, the key, the versions and the machine.
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
@@ -130,6 +131,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path) -> dic
         "evaluate_seconds": round(time.monotonic() - start, 1),
         "dataset_revision": first.dataset_revision,
         "versions": versions(),
+        "machine": machine,
         "key": trial.key(),
     }
     if share := trial.options.get("share"):
