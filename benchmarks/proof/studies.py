@@ -34,7 +34,8 @@ def tune_names(source: str) -> list[Trial]:
 
 def tune_few(source: str) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
-    grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240)), (4e-3, 60)]
+    grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240))]
+    grid += [(4e-3, 60), (4e-3, 120), (8e-3, 60)]
     own = [(2e-4, 60), (5e-4, 60), (5e-4, 180), (1e-3, 60), (1e-3, 180)]
     return tune(few(source), FEW, grid, own)
 
