@@ -15,7 +15,7 @@ FULL = Recipe(
     data=DataConfig(source="pydoc"),
     learn=LearnConfig(
         pairs=["natural", "reverse"],
-        max_steps=320,
+        max_steps=240,
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
@@ -24,7 +24,7 @@ FULL = Recipe(
         eval_steps=80,
     ),
     represent=RepresentConfig(
-        max_steps=300,
+        max_steps=200,
         batch_size=32,
         learning_rate=1e-3,
         token_learning_rate=5e-3,

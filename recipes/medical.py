@@ -16,16 +16,16 @@ FULL = Recipe(
     # The open regime: what is said of every condition, those that `conditions` asks for among them; and definitions.
     learn=LearnConfig(
         pairs=["records", "natural"],
-        max_steps=640,
+        max_steps=400,
         batch_size=32,
         warmup_steps=20,
         context_weight=0.0,
         bag_weight=1.0,
         max_target_tokens=48,
-        eval_steps=160,
+        eval_steps=200,
     ),
     represent=RepresentConfig(
-        max_steps=300, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
+        max_steps=200, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
