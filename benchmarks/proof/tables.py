@@ -93,7 +93,8 @@ def table(folder: Path, order: list[str]) -> str:
             cells += ["", "", ""]
         cells += spent(arms[name])
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    found = [line for of in arms.values() for result in of for line in result.get("contamination", [])]
+    return "\n".join([*lines, "", *(f"- {line}" for line in dict.fromkeys(found))]).rstrip()
 
 
 def spent(results: list[dict]) -> list[str]:
