@@ -103,8 +103,8 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
     Returns:
         ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
         queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
-        None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what was found of the
-        evaluation in the training data), the key, the versions and the machine.
+        None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of the
+        evaluation was found in the training data), the key, the versions and the machine.
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
