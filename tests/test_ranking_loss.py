@@ -3,7 +3,8 @@
 1. Loss and gradients are those of MultipleNegativesRankingLoss, whole or in pieces, with explicit negatives or not.
 2. No piece that is embedded with gradients has more tokens than the budget, but for a single longer text.
 3. With Matryoshka sizes, loss and gradients are those of Sentence Transformers' own, whole or in pieces.
-4. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
+4. A batch within the budget is embedded in one pass where that costs no padding, and queries apart elsewhere.
+5. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
 """
 
 import os
@@ -73,6 +74,22 @@ def test_matryoshka_is_that_of_the_plain_loss_however_a_batch_is_run(model, budg
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("dims", [None, [8, 4]], ids=["plain", "Matryoshka"])
+def test_a_whole_batch_is_one_pass_where_padding_is_free(model, monkeypatch, dims):
+    sizes = []
+    real = CausalBackbone.forward
+    monkeypatch.setattr(
+        CausalBackbone, "forward", lambda self, batch: sizes.append(len(batch["input_ids"])) or real(self, batch)
+    )
+    loss = TokenBudgetRankingLoss(model)
+    run(loss.matryoshka([model.get_embedding_dimension(), *dims]) if dims else loss, model, features(model, True))
+    assert sizes == [len(QUERIES) + len(DOCUMENTS) + len(NEGATIVES)]
+    sizes.clear()
+    monkeypatch.setattr(CausalBackbone, "packs_on", lambda self, device: False)  # as on a GPU
+    run(loss, model, features(model, True))
+    assert sizes[0] == len(QUERIES)  # and then Sentence Transformers' own way
+
+
 @pytest.mark.parametrize("budget", [30, 100_000])
 def test_no_piece_has_more_tokens_than_the_budget(model, monkeypatch, budget):
     columns = features(model, negatives=True)
@@ -93,7 +110,7 @@ def test_no_piece_has_more_tokens_than_the_budget(model, monkeypatch, budget):
     total = sum(int(column["attention_mask"].sum()) for column in columns)
     # Every text once with gradients; all in one go where they fit, and then only once at all.
     assert sum(tokens for tokens, _ in pieces) == total
-    assert len(pieces) == (2 if budget > 30 else len(pieces))
+    assert len(pieces) == (1 if budget > 30 else len(pieces))
     assert budget > 30 or len(pieces) > 3
 
 

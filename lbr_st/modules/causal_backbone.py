@@ -229,7 +229,7 @@ class CausalBackbone(Transformer):
         positions are zero then.
         """
         mask = features.get("attention_mask")
-        if mask is not None and mask.dim() == 2 and "input_ids" in features and self._packs_on(mask.device):
+        if mask is not None and mask.dim() == 2 and "input_ids" in features and self.packs_on(mask.device):
             real = mask.bool()
             owner = torch.arange(len(mask))[:, None].expand_as(mask)[real][None]
             ids = features["input_ids"][real][None]
@@ -241,7 +241,8 @@ class CausalBackbone(Transformer):
         features["token_embeddings"] = self.decoder(**inputs, use_cache=False, return_dict=True).last_hidden_state
         return features
 
-    def _packs_on(self, device: torch.device) -> bool:
+    def packs_on(self, device: torch.device) -> bool:
+        """Tell whether :meth:`forward` runs a batch there as one packed row."""
         return device.type == "cpu" and self.model.config._attn_implementation == IMPLEMENTATION
 
     def hidden_states(
