@@ -8,7 +8,6 @@ from datasets import Dataset
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
 )
 
 from lbr_st.bottleneck import backbone_of
@@ -186,9 +185,9 @@ def losses_of(log) -> list[float]:
 @pytest.mark.parametrize(
     ("options", "kind"),
     [
-        ({}, MultipleNegativesRankingLoss),
+        ({}, TokenBudgetRankingLoss),
         ({"mini_batch_size": 2}, CachedMultipleNegativesRankingLoss),
-        ({"temperature": 0.5}, MultipleNegativesRankingLoss),
+        ({"temperature": 0.5}, TokenBudgetRankingLoss),
         ({"matryoshka_dims": [8, 4], "mini_batch_size": 2}, MatryoshkaLoss),
     ],
     ids=["plain", "cached", "warm", "matryoshka"],
@@ -265,7 +264,7 @@ def test_represent_with_replay(model, stage1, stage2, tmp_path, monkeypatch, bot
     embedding = LearnConfig(
         bottleneck="embedding", rate_weight=0.1, max_target_tokens=3, bag_weight=0.5, target_dropout=0.2
     )
-    contrastive = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
+    contrastive = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
     generative = spy_on_texts(monkeypatch, model, IBGenerativeLoss)
     used = []
     real = IBGenerativeLoss.predictions
@@ -313,7 +312,7 @@ def test_represent_stops_at_a_nan_too(model, stage2, tmp_path, monkeypatch):
 
 def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
-    seen = spy_on_texts(monkeypatch, model, MultipleNegativesRankingLoss)
+    seen = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
     pairs = Dataset.from_dict({"query": [f"{i} ?" for i in range(8)], "document": ["acid", "salt"] * 4})
     represent(model, pairs, RepresentConfig(max_steps=4, batch_size=2), output_dir=tmp_path, **QUIET)
     assert seen
