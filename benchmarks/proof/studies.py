@@ -104,9 +104,9 @@ FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (2e-4, 180))
 """Of the closed regime; not tuned yet."""
 
 FEW_CHOSEN = Chosen((1e-3, 60), (4e-3, 60), (2e-3, 334), (5e-4, 180))
-"""By ``compounds-few-tune``. Contrastive-only is level from 2e-3 on with 120 steps, from 4e-3 on with 60.
+"""By ``compounds-few-tune``: contrastive-only is level from 2e-3 with 120 steps to 4e-3 with 60, and lower beyond.
 
-The long run has the tokens of both stages of LBR.
+The long run has the tokens of both stages of LBR. For ``conditions`` these are a first guess.
 """
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {

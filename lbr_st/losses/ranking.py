@@ -6,16 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sentence_transformers
-import torch
 from packaging.version import Version
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from lbr_st.errors import LBRError
 from lbr_st.modules import CausalBackbone
@@ -25,8 +24,6 @@ from lbr_st.wrapped import unwrapped
 REDUCES_ONCE = Version("6.2")
 """From this version of Sentence Transformers on, several processes reduce their gradients after the last piece of a
 batch; before, after each piece, which pieces by tokens are not as many of in every process."""
-
-TOKENS = {"input_ids", "attention_mask"}
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
@@ -137,14 +134,7 @@ class _InOnePass(nn.Module):
     def forward(self, columns: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         model = self.loss.model
         backbone = next((one for one in unwrapped(model) if isinstance(one, CausalBackbone)), None)
-        ids = columns[0].get("input_ids")
-        tensors = {name for column in columns for name, value in column.items() if isinstance(value, Tensor)}
-        if backbone is None or ids is None or tensors != TOKENS or not backbone.packs_on(ids.device):
-            return self.loss(columns, labels)
-        longest = max(column["input_ids"].shape[1] for column in columns)
-        whole = {
-            name: torch.cat([pad(column[name], (0, longest - column[name].shape[1])) for column in columns])
-            for name in TOKENS
-        }
-        embeddings = model(whole)["sentence_embedding"].split([len(column["input_ids"]) for column in columns])
-        return self.loss.compute_loss_from_embeddings(list(embeddings), labels)
+        packs = backbone is not None and backbone.packs_on(columns[0]["attention_mask"].device)
+        # Sentence Transformers keeps queries apart, so as not to pad them to their documents' length.
+        embeddings = embed_columns(model, columns, separate_first=not packs)
+        return self.loss.compute_loss_from_embeddings(embeddings, labels)
