@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 from reading import short, told_pairs
 from sentence_transformers import SentenceTransformer
@@ -16,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.build import load_model
 from lbr_st.files import write_whole
 from lbr_st.pipeline import build
+from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
 from lbr_st.recipe_sections import RepresentConfig
@@ -190,7 +192,7 @@ def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], 
             seed=recipe.seed,
             report_to="none",
             **QUIET,
-            bf16=True,
+            bf16=use_bfloat16(recipe.precision, torch.device("cpu")),
             use_cpu=True,
         )
         loss = MultipleNegativesRankingLoss(model, scale=20.0)

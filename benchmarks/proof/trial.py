@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from making import made
 from reading import prepared, read
 from sentence_transformers import SentenceTransformer
@@ -20,6 +21,7 @@ from lbr_st.evaluation import bm25_system, embedding_system, evaluate_task, retr
 from lbr_st.evaluation.harness import versions
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import write_whole
+from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
@@ -104,7 +106,8 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
         queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
         None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of the
-        evaluation was found in the training data), the key, the versions and the machine.
+        evaluation was found in the training data), the key, the versions, the machine and the arithmetic that it has
+        (bfloat16 where its processor can, else float32).
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
@@ -133,6 +136,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         "dataset_revision": first.dataset_revision,
         "versions": versions(),
         "machine": machine,
+        "arithmetic": "bfloat16" if use_bfloat16(recipe.precision, torch.device("cpu")) else "float32",
         "contamination": [report.summary() for report in data.contamination],
         "key": trial.key(),
     }
