@@ -100,6 +100,21 @@ def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_refe
     assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
 
 
+def test_lbr_is_compared_with_every_arm(proof, tmp_path):
+    folder = tmp_path / "names-few"
+    folder.mkdir()
+    arms = {"contrastive only": 0.2, proof.tables.LBR: 0.3, "BM25": 0.4}
+    for arm, score in arms.items():
+        result(folder, arm, 0, {f"q{number}": score for number in range(40)})
+    lines = [
+        line for line in proof.tables.table(folder, [*arms]).splitlines() if line.startswith(f"- {proof.tables.LBR}")
+    ]
+    assert lines == [
+        f"- {proof.tables.LBR}, against contrastive only: +0.1000 (+0.1000 to +0.1000), +50.0%, p < 0.0001.",
+        f"- {proof.tables.LBR}, against BM25: -0.1000 (-0.1000 to -0.1000), -25.0%, p < 0.0001.",
+    ]
+
+
 def test_what_was_tuned_is_tested_against_the_best_of_contrastive_only(proof):
     arms = {f"contrastive-only-{rate}": [{"per_query": {"q1": score}}] for rate, score in (("low", 0.1), ("high", 0.4))}
     assert proof.tables.reference_of("names-tune", arms) == "contrastive-only-high"
