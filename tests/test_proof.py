@@ -6,8 +6,10 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from lbr_st.build import build_model
 from lbr_st.locks import alone
 
 PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
@@ -19,12 +21,15 @@ def proof():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PROOF))
         import jobs
+        import knowledge
         import making
         import plots
         import studies
         import tables
 
-        yield SimpleNamespace(jobs=jobs, making=making, plots=plots, studies=studies, tables=tables)
+        yield SimpleNamespace(
+            jobs=jobs, knowledge=knowledge, making=making, plots=plots, studies=studies, tables=tables
+        )
     for name in [name for name, module in sys.modules.items() if str(PROOF) in str(getattr(module, "__file__", ""))]:
         del sys.modules[name]
 
@@ -177,3 +182,27 @@ def test_side_by_side_each_process_has_its_share_of_the_cores(proof, tmp_path, m
         folder.mkdir()
         assert proof.jobs.side_by_side(2, script, [str(folder), str(status)]) == status
         assert [file.read_text() for file in folder.iterdir()] == ["2", "2"]
+
+
+def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):
+    draw = np.random.default_rng(0).normal
+    third, own = draw(size=400), draw(size=400)
+    x, y = third + 0.5 * draw(size=400), third**3 + 0.5 * draw(size=400)  # ranks alone count
+    fixed = proof.knowledge.with_third_fixed
+    assert abs(fixed(x, y, third).statistic) < 0.15
+    assert fixed(x + own, y + own, third).statistic > 0.4
+    assert fixed(x, -x, third).statistic == pytest.approx(-1)
+
+
+def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof, tiny_base):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+    queries, documents = ["an acid", "the base of a salt", "x"], ["salt", "an ester", "a protein"]
+    found = proof.knowledge.knowledge(model, queries, documents)
+    nll = {
+        (query, document): proof.knowledge.target_nll(model, [model.prompts["query"] + query], [document])[0]
+        for query in queries
+        for document in documents
+    }
+    for query, document, saved in zip(queries, documents, found, strict=True):
+        others = [nll[other, document] - nll[query, document] for other in queries if other != query]
+        assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
