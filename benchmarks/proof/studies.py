@@ -110,7 +110,7 @@ The long run has the tokens of both stages of LBR.
 """
 
 CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (5e-4, 180))
-"""By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, of which dev was given one setting."""
+"""By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, the only ones tried."""
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),
