@@ -3,9 +3,10 @@
 For each query of a study's set: how much better the model after stage 1 generates the right document from this query's
 bottleneck than from another query's, in nats per token (its *knowledge*). Then Spearman's correlation of knowledge with
 nDCG@10 of LBR minus nDCG@10 of contrastive-only, as it is and with the latter held fixed: a query that is easy by its
-spelling is known and found, and leaves nothing to gain. Knowledge is kept in ``knowledge/``.
+spelling is known and found, and leaves nothing to gain. Knowledge is kept in ``knowledge/``; its file does for the model.
 
-python benchmarks/proof/knowledge.py MODEL_AFTER_STAGE_1 compounds LBR.json CONTRASTIVE.json
+python benchmarks/proof/knowledge.py MODEL_AFTER_STAGE_1 conditions LBR.json CONTRASTIVE.json
+python benchmarks/proof/knowledge.py KNOWLEDGE.json conditions LBR.json CONTRASTIVE.json
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sentence_transformers import SentenceTransformer
+from tables import units
 
 from lbr_st.build import load_model
 from lbr_st.data import domain_task
@@ -57,31 +59,37 @@ def with_third_fixed(x: np.ndarray, y: np.ndarray, fixed: np.ndarray) -> Any:
     return pearsonr(*rest.T)
 
 
-def main(folder: str, source: str, lbr: str, contrastive: str) -> None:
-    """Print the means and the correlations."""
+def main(model: str, source: str, lbr: str, contrastive: str) -> None:
+    """Print the means and the correlations; ``model`` is a folder, or a file of what was measured of it before."""
     results = [json.loads(Path(file).read_text(encoding="utf-8")) for file in (lbr, contrastive)]
     task, split, seed = domain_task(source), results[0]["split"], results[0]["seed"]
     data = task.dev if split == "dev" else task.test
-    keys = sorted(data.queries)
-    file = RESULTS / f"{source}-{split}-{seed}.json"
-    if file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        known = np.array([kept[key] for key in keys])
+    if model.endswith(".json"):
+        known = json.loads(Path(model).read_text(encoding="utf-8"))
     else:
+        keys = sorted(data.queries)
         documents = [data.corpus[next(iter(data.qrels[key]))] for key in keys]
-        known = knowledge(load_model(folder), [data.queries[key] for key in keys], documents)
+        found = knowledge(load_model(model), [data.queries[key] for key in keys], documents)
+        known = dict(zip(keys, found.round(4).tolist(), strict=True))
         RESULTS.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(dict(zip(keys, known.round(4).tolist(), strict=True)), indent=0) + "\n")
-    after, before = (np.array([result["per_query"][key] for key in keys]) for result in results)
-    print(f"{len(keys)} queries; knowledge {known.mean():.3f} nats a token (median {np.median(known):.3f})")
+        write_whole(RESULTS / f"{source}-{split}-{seed}.json", json.dumps(known, indent=0) + "\n")
+    report(known, results[0]["per_query"], results[1]["per_query"])
+
+
+def report(known: dict[str, float], lbr: dict[str, float], contrastive: dict[str, float]) -> None:
+    """Print what knowledge has to do with scores, all by query id; a thing's queries count as one, as in the tables."""
+    of_things = [units({"per_query": values}) for values in (known, lbr, contrastive)]
+    things = sorted(of_things[0])
+    know, after, before = (np.array([values[thing] for thing in things]) for values in of_things)
+    print(f"{len(known)} queries for {len(things)} things; knowledge {know.mean():.3f} nats a token")
     for name, found in (
-        ("LBR's nDCG@10", spearmanr(known, after)),
-        ("contrastive-only's", spearmanr(known, before)),
-        ("the gain", spearmanr(known, after - before)),
-        ("the gain, contrastive-only's held fixed", with_third_fixed(known, after - before, before)),
+        ("LBR's nDCG@10", spearmanr(know, after)),
+        ("contrastive-only's", spearmanr(know, before)),
+        ("the gain", spearmanr(know, after - before)),
+        ("the gain, contrastive-only's held fixed", with_third_fixed(know, after - before, before)),
     ):
         print(f"Spearman of knowledge with {name}: {found.statistic:.3f} (p = {found.pvalue:.2g})")
-    for name, which in (("least", known <= np.quantile(known, 0.25)), ("most", known >= np.quantile(known, 0.75))):
+    for name, which in (("least", know <= np.quantile(know, 0.25)), ("most", know >= np.quantile(know, 0.75))):
         gain = (after - before)[which].mean()
         print(f"quarter with {name} knowledge: {before[which].mean():.4f} to {after[which].mean():.4f} ({gain:+.4f})")
 
