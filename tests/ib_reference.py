@@ -1,21 +1,26 @@
 """Stage 1's loss in the plainest form, a row at a time, without padding; and the models and texts it is tried on."""
 
+import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from tiny_models import K, new_model
 
 from lbr_st.attention import Segment
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import build_model
 from lbr_st.token_nll import nll_each
 
-K = 3
 BOTTLENECKS = ["attention", "embedding"]
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x"]
 TARGETS = ["a protein and an enzyme of the acid", "salt", "the base, an ester"]
 
 
-def new_model(base: str, **options) -> SentenceTransformer:
-    return build_model(base, num_bottleneck_tokens=K, device="cpu", **options).eval()
+@pytest.fixture
+def llama(tiny_base):
+    return new_model(tiny_base("llama"))
+
+
+@pytest.fixture(params=BOTTLENECKS)
+def bottleneck(request):
+    return request.param
 
 
 def columns(model, contexts=CONTEXTS, targets=TARGETS):

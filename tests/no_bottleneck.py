@@ -13,7 +13,6 @@ from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
 from lbr_st.rows import IGNORE
 
-TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "document: an enzyme, whole"]
 TARGETS = ["a protein and an enzyme of the acid", "salt", "the base, an ester", ""]
 PAIRS = {"context": [f"query: {x}" for x in "abcdef"], "target": [f"the {x} of a salt" for x in "abcdef"]}
@@ -47,11 +46,6 @@ def any_base(request, tiny_base, tmp_path):
         name = kind.replace(" ", "_")
         return altered(tiny_base("llama"), tmp_path / "base", **{name: True})
     return tiny_base("llama", bos=kind != "no bos", pad=kind != "no pad")
-
-
-@torch.no_grad()
-def encode(model, texts=TEXTS) -> torch.Tensor:
-    return model.encode(texts, convert_to_tensor=True, show_progress_bar=False)
 
 
 def columns(model, contexts=CONTEXTS, targets=TARGETS):

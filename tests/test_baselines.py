@@ -5,14 +5,9 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
-from no_bottleneck import (
-    PAIRS,
-    QUIET,
-    causal_lm_loss,
-    encode,
-    new_model,
-)
+from no_bottleneck import PAIRS, QUIET, causal_lm_loss, new_model
 from sentence_transformers import SentenceTransformer
+from tiny_models import encode
 
 from lbr_st import pipeline
 from lbr_st.baselines import BASELINES, baseline

@@ -4,23 +4,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 from datasets import Dataset
-from ib_reference import BOTTLENECKS, CONTEXTS, REFERENCE, TARGETS, K, columns, new_model, per_token, pieces
+from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token, pieces
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from tiny_models import K, new_model
 
 from lbr_st.attention import Segment
 from lbr_st.bottleneck import backbone_of
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.rows import IGNORE, assemble, targets_of
-
-
-@pytest.fixture
-def llama(tiny_base):
-    return new_model(tiny_base("llama"))
-
-
-@pytest.fixture(params=BOTTLENECKS)
-def bottleneck(request):
-    return request.param
 
 
 @torch.no_grad()

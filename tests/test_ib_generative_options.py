@@ -4,36 +4,16 @@ import math
 
 import pytest
 import torch
-from ib_reference import (
-    BOTTLENECKS,
-    CONTEXTS,
-    TARGETS,
-    K,
-    columns,
-    log_likelihoods,
-    new_model,
-    per_token,
-    pieces,
-)
+from ib_reference import CONTEXTS, TARGETS, columns, log_likelihoods, per_token, pieces
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tiny_models import K, new_model
 
 from lbr_st.attention import Segment
 from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.modules import CausalBackbone
-
-
-@pytest.fixture
-def llama(tiny_base):
-    return new_model(tiny_base("llama"))
-
-
-@pytest.fixture(params=BOTTLENECKS)
-def bottleneck(request):
-    return request.param
-
 
 # --- options ----------------------------------------------------------------------------------------------------------
 

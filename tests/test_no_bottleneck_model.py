@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from no_bottleneck import TEXTS, altered, encode, new_model, own_ids
+from no_bottleneck import altered, new_model, own_ids
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_models import TEXTS, encode, perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lbr_st.adapters import TRAINED_ROWS
@@ -107,23 +108,13 @@ def test_only_rows_that_are_new_take_the_larger_rate(tiny_base, tmp_path, k):
 # --- release ----------------------------------------------------------------------------------------------------------
 
 
-def perturbed(base, **options):
-    model = new_model(base, max_seq_length=24, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def encodings(model):
     return np.concatenate([model.encode_query(TEXTS), model.encode_document([text * 30 for text in TEXTS])])
 
 
 @pytest.mark.parametrize("options", [{"lora_rank": 4, "projection_dim": 8}, {}], ids=["lora", "full"])
 def test_training_reloaded_and_released_models_agree(any_base, tmp_path, options):
-    model = perturbed(any_base, **options)
+    model = perturbed(new_model(any_base, max_seq_length=24, **options))
     expected = encodings(model)
     model.save_pretrained(str(tmp_path / "training"))
     reloaded = load_model(tmp_path / "training", device="cpu")
@@ -138,7 +129,7 @@ def test_training_reloaded_and_released_models_agree(any_base, tmp_path, options
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_architecture_is_released_from_its_adapter_alone(tiny_base, tmp_path, kind):
     base = altered(tiny_base(kind), tmp_path / "base", eos_pads=True)
-    model = perturbed(base, lora_rank=4)
+    model = perturbed(new_model(base, max_seq_length=24, lora_rank=4))
     release(model, tmp_path / "released")
     release(model, tmp_path / "adapter", adapter_only=True)
     release(tmp_path / "adapter", tmp_path / "rebuilt", base=base)

@@ -11,6 +11,7 @@ import torch
 from conftest import ARCHITECTURES
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_models import perturbed
 
 from lbr_st.build import build_model, load_model
 from lbr_st.errors import LBRError
@@ -21,15 +22,8 @@ from lbr_st.stages.release import release
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
 
 
-def perturbed(base, **options):
-    """A model whose trainable weights are not the base's, as after training."""
-    model = build_model(base, max_seq_length=24, **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+def trained(base, **options):
+    return perturbed(build_model(base, max_seq_length=24, **options))
 
 
 def encodings(model):
@@ -39,7 +33,7 @@ def encodings(model):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize("options", [{"lora_rank": 4}, {}], ids=["lora", "full"])
 def test_training_reloaded_and_released_models_agree(tiny_base, tmp_path, kind, options):
-    model = perturbed(tiny_base(kind), **options)
+    model = trained(tiny_base(kind), **options)
     expected = encodings(model)
     assert not np.allclose(expected, encodings(build_model(tiny_base(kind), max_seq_length=24, **options)), atol=1e-3)
 
@@ -56,7 +50,7 @@ def test_training_reloaded_and_released_models_agree(tiny_base, tmp_path, kind, 
 
 
 def test_projection_becomes_a_stock_dense(tiny_base, tmp_path):
-    model = perturbed(tiny_base("llama"), lora_rank=4, projection_dim=8)
+    model = trained(tiny_base("llama"), lora_rank=4, projection_dim=8)
     release(model, tmp_path / "released")
     stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
     assert stock.get_embedding_dimension() == 8
@@ -65,7 +59,7 @@ def test_projection_becomes_a_stock_dense(tiny_base, tmp_path):
 
 
 def test_truncation_keeps_the_bottleneck_in_the_released_tokenizer(tiny_base, tmp_path):
-    release(perturbed(tiny_base("qwen3"), lora_rank=2), tmp_path / "released")
+    release(trained(tiny_base("qwen3"), lora_rank=2), tmp_path / "released")
     stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
     ids = stock.preprocess(["the base of a salt " * 100])["input_ids"][0].tolist()
     assert len(ids) == 24
@@ -73,7 +67,7 @@ def test_truncation_keeps_the_bottleneck_in_the_released_tokenizer(tiny_base, tm
 
 
 def test_adapter_only_form_rebuilds_the_release_exactly(tiny_base, tmp_path):
-    model = perturbed(tiny_base("llama"), lora_rank=4, projection_dim=8)
+    model = trained(tiny_base("llama"), lora_rank=4, projection_dim=8)
     release(model, tmp_path / "released")
     release(model, tmp_path / "adapter", adapter_only=True)
     release(tmp_path / "adapter", tmp_path / "rebuilt", base=tiny_base("llama"))
@@ -92,7 +86,7 @@ def test_an_adapter_refers_to_its_base_by_the_name_given_after_reloading_too(tin
     folder = tiny_base("llama")
     for module in ("lbr_st.build", "lbr_st.modules.causal_backbone"):
         monkeypatch.setattr(f"{module}.resolve_base", lambda name: folder if name == "toy" else name)
-    perturbed("toy", lora_rank=4).save_pretrained(str(tmp_path / "training"), create_model_card=False)
+    trained("toy", lora_rank=4).save_pretrained(str(tmp_path / "training"), create_model_card=False)
     release(tmp_path / "training", tmp_path / "adapter", adapter_only=True)
     for name in ("training", "adapter"):
         config = json.loads((tmp_path / name / "adapter_config.json").read_text())
@@ -103,12 +97,12 @@ def test_an_adapter_refers_to_its_base_by_the_name_given_after_reloading_too(tin
 
 def test_adapter_only_needs_adapters(tiny_base, tmp_path):
     with pytest.raises(LBRError, match="no adapters"):
-        release(perturbed(tiny_base("llama")), tmp_path / "adapter", adapter_only=True)
+        release(trained(tiny_base("llama")), tmp_path / "adapter", adapter_only=True)
     assert not (tmp_path / "adapter").exists()
 
 
 def test_released_folder_loads_where_lbr_st_cannot_be_imported(tiny_base, tmp_path):
-    model = perturbed(tiny_base("llama"), lora_rank=4)
+    model = trained(tiny_base("llama"), lora_rank=4)
     release(model, tmp_path / "released")
     script = f"""
 import sys, json
@@ -143,12 +137,12 @@ def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_pat
 
     monkeypatch.setattr(release_module, "write_stock", with_another_pooling)
     with pytest.raises(LBRError, match="differs from the training model"):
-        release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+        release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_base_that_is_in_4_bits_on_disk_is_refused(tiny_base, tmp_path, monkeypatch):
-    model = perturbed(tiny_base("llama"), lora_rank=2)
+    model = trained(tiny_base("llama"), lora_rank=2)
     monkeypatch.setattr(release_module, "is_quantized", lambda model: True)
     with pytest.raises(LBRError, match="the base itself is in 4 bits"):
         release(model, tmp_path / "out")
@@ -161,7 +155,7 @@ def test_a_release_of_another_size_is_refused():
 
 
 def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_path):
-    model = perturbed(tiny_base("llama"), lora_rank=4)
+    model = trained(tiny_base("llama"), lora_rank=4)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep me")
     with pytest.raises(LBRError, match="already exists"):
@@ -178,13 +172,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(tiny_base, tmp_path, monkeypatc
 
     monkeypatch.setattr(release_module, "write_card", full)
     with pytest.raises(LBRError, match="disk is full"):
-        release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+        release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
     base = tiny_base("llama")
-    release(perturbed(base, lora_rank=4), tmp_path / "released")
+    release(trained(base, lora_rank=4), tmp_path / "released")
     for file in (tmp_path / "released").rglob("*"):
         if file.suffix in (".json", ".md", ".yaml"):
             assert base not in file.read_text(encoding="utf-8"), file
@@ -196,7 +190,7 @@ def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path
     from lbr_st.recipe import Recipe
 
     info = CardInfo("lbr-toy", recipe=Recipe(name="lbr-toy"), licence="apache-2.0", data=["toy text, CC0"])
-    release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
+    release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
     card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---")
     for part in (
@@ -212,7 +206,7 @@ def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path
 
 @pytest.mark.parametrize("file", ["modeling.py", "1_BottleneckPooler/evil.py"])
 def test_loading_refuses_code_and_foreign_modules(tiny_base, tmp_path, file):
-    perturbed(tiny_base("llama"), lora_rank=4).save_pretrained(str(tmp_path / "m"), create_model_card=False)
+    trained(tiny_base("llama"), lora_rank=4).save_pretrained(str(tmp_path / "m"), create_model_card=False)
     (tmp_path / "m" / file).parent.mkdir(exist_ok=True)
     (tmp_path / "m" / file).write_text("raise SystemExit")
     with pytest.raises(LBRError, match="Python code"):
@@ -228,7 +222,7 @@ def test_loading_refuses_code_and_foreign_modules(tiny_base, tmp_path, file):
 def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
     from lbr_st.bottleneck import pooler_of
 
-    model = perturbed(tiny_base("llama"), lora_rank=4)
+    model = trained(tiny_base("llama"), lora_rank=4)
     if bottleneck == "embedding":
         pooler_of(model).add_bridge(2)
     texts = ["an acid", "the base of a salt"]
@@ -244,6 +238,6 @@ def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
 
 
 def test_a_release_cannot_be_decoded(tiny_base, tmp_path):
-    release(perturbed(tiny_base("llama"), lora_rank=4), tmp_path / "released")
+    release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released")
     with pytest.raises(LBRError, match="CausalBackbone"):
         reconstruct(SentenceTransformer(str(tmp_path / "released"), device="cpu"), ["an acid"])

@@ -12,7 +12,7 @@ TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein
 
 
 def new_model(base: str, **options) -> SentenceTransformer:
-    return build_model(base, num_bottleneck_tokens=K, device="cpu", **options)
+    return build_model(base, num_bottleneck_tokens=K, device="cpu", **options).eval()
 
 
 @torch.no_grad()
@@ -29,6 +29,16 @@ def train(model, bottleneck="attention", steps=3) -> None:
         sum(loss([dict(column) for column in columns]).values()).backward()
         optimizer.step()
     model.eval()
+
+
+def perturbed(model):
+    """The model, its trainable weights no longer the base's, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def rows(model, ids) -> torch.Tensor:

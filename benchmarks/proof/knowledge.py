@@ -3,7 +3,7 @@
 For each query of a study's set: how much better the model after stage 1 generates the right document from this query's
 bottleneck than from another query's, in nats per token (its *knowledge*). Then Spearman's correlation of knowledge with
 nDCG@10 of LBR minus nDCG@10 of contrastive-only, as it is and with the latter held fixed: a query that is easy by its
-spelling is known and found, and leaves nothing to gain. Knowledge is kept in ``knowledge/``; its file does for the model.
+spelling is known, found, and leaves nothing to gain. Knowledge is kept in ``knowledge/``; its file does for the model.
 
 python benchmarks/proof/knowledge.py MODEL_AFTER_STAGE_1 conditions LBR.json CONTRASTIVE.json
 python benchmarks/proof/knowledge.py KNOWLEDGE.json conditions LBR.json CONTRASTIVE.json
