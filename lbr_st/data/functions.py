@@ -33,6 +33,9 @@ MARKUP = (
     (re.compile(r"\*\*([^*\s][^*]*)\*\*"), r"\1"),
 )
 SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\bresp)[.!?][\"')\]]*(?=\s+[^a-z\s]|\s*$)")
+PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+# Examples, and the lines that underline a heading.
+NO_PROSE = re.compile(r"^[ \t]*(?:>>>|\.\.\.(?:[ \t]|$)|[=~^*#+\-]{3,}[ \t]*$).*\n?", re.MULTILINE)
 SIGNATURE = re.compile(r"^[\w.]+\([^()]*\)\s*(?:->|:|--)")
 
 
@@ -45,12 +48,14 @@ class Function:
         sentence: The first sentence of its docstring, without markup; empty if the docstring begins with none.
         source: Decorators, signature and body without the docstring, moved to the left margin.
         body: What follows the docstring.
+        passages: What the docstring says after its first sentence, paragraph by paragraph.
     """
 
     name: str
     sentence: str
     source: str
     body: str
+    passages: tuple[str, ...] = ()
 
 
 def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
@@ -81,9 +86,10 @@ def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
         if node.name.startswith("test_") or not _does_something(node):
             continue
         source, body = without_docstring(lines, node)
-        sentence = first_sentence(_docstring(node) or "")
+        docstring = _docstring(node) or ""
+        sentence = first_sentence(docstring)
         if usable(node.name, sentence, source, body):
-            yield Function(name, sentence, source, body)
+            yield Function(name, sentence, source, body, later_passages(docstring))
 
 
 def usable(name: str, sentence: str, source: str, body: str) -> bool:
@@ -100,16 +106,34 @@ def usable(name: str, sentence: str, source: str, body: str) -> bool:
 
 def first_sentence(docstring: str) -> str:
     """Return the first sentence of a docstring's first paragraph, on one line and without markup."""
-    paragraph = re.split(r"\n[ \t]*\n", docstring.strip(), maxsplit=1)[0]
+    paragraph = PARAGRAPH_END.split(docstring.strip(), maxsplit=1)[0]
     if UNDERLINE.match(paragraph):
         return ""  # a title
     if end := PROSE_END.search(paragraph):
         paragraph = paragraph[: end.start()]
-    for pattern, kept in MARKUP:
-        paragraph = pattern.sub(kept, paragraph)
-    text = " ".join(paragraph.split())
+    text = _plain(paragraph)
     end = SENTENCE_END.search(text)
     return text[: end.end()] if end else text
+
+
+def later_passages(docstring: str) -> tuple[str, ...]:
+    """Return the paragraphs of a docstring after its first sentence, each on one line and without markup.
+
+    The rest of the first paragraph is one of them. Examples, underlines and paragraphs of fewer than 40 letters and
+    digits are left out.
+    """
+    first, *others = PARAGRAPH_END.split(docstring.strip())
+    rest = _plain(NO_PROSE.sub("", first))
+    sentence = first_sentence(docstring)
+    passages = [rest[len(sentence) :].strip()] if sentence and rest.startswith(sentence) else []
+    passages += [_plain(NO_PROSE.sub("", paragraph)) for paragraph in others]
+    return tuple(passage for passage in passages if len(normalise(passage)) >= FEWEST_CHARACTERS)
+
+
+def _plain(paragraph: str) -> str:
+    for pattern, kept in MARKUP:
+        paragraph = pattern.sub(kept, paragraph)
+    return " ".join(paragraph.split())
 
 
 def without_docstring(lines: list[str], node: FunctionNode) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lbr_st.data.functions import functions_in
+from lbr_st.data.functions import Function, functions_in
 from lbr_st.data.ontology import DomainTask, Entity, group_entities, make_task, normalise
 from lbr_st.errors import LBRError
 from lbr_st.registry import fetch_wheel
@@ -61,7 +61,23 @@ def load_functions(packages: tuple[Package, ...]) -> list[Entity]:
     Raises:
         LBRError: A wheel cannot be had, or this Python cannot parse a module of it.
     """
-    return [entity for package in packages for entity in _functions_of(package.name, package.fetch())]
+    return [as_entity(key, function) for key, function in read_functions(packages).items()]
+
+
+def read_functions(packages: tuple[Package, ...]) -> dict[str, Function]:
+    """Return the same functions as they stand in their modules, by the ids of their entities.
+
+    Raises:
+        LBRError: As for :func:`load_functions`.
+    """
+    return {
+        key: function for package in packages for key, function in _functions_of(package.name, package.fetch()).items()
+    }
+
+
+def as_entity(key: str, function: Function) -> Entity:
+    """Return what :func:`load_functions` makes of a function."""
+    return Entity(key, function.sentence, function.source, (function.body,))
 
 
 def pydoc_task(seed: int = 0, num_documents: int | None = None, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
@@ -135,8 +151,8 @@ def make_pydoc_task(
     )
 
 
-def _functions_of(package: str, folder: Path) -> list[Entity]:
-    found: dict[str, Entity] = {}
+def _functions_of(package: str, folder: Path) -> dict[str, Function]:
+    found: dict[str, Function] = {}
     root = folder / package
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         inside = path.relative_to(root).as_posix()
@@ -148,5 +164,5 @@ def _functions_of(package: str, folder: Path) -> list[Entity]:
             while key in found:  # a property's setter, or a definition for another platform
                 number += 1
                 key = f"{base}#{number}"
-            found[key] = Entity(key, function.sentence, function.source, (function.body,))
-    return list(found.values())
+            found[key] = function
+    return found
