@@ -112,7 +112,7 @@ The long run has the tokens of both stages of LBR.
 CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (5e-4, 180))
 """By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, the only ones tried."""
 
-CODE_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 256), (5e-4, 180))
+CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (5e-4, 180))
 """By ``pydoc-open-few-tune``; LBR's is the only one tried, the embedder's that of ``compounds``."""
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
