@@ -17,6 +17,10 @@ EMBEDDER = (
 """all-MiniLM-L6-v2, as the package registry carries it."""
 
 
+ONE_PIECE = 16384
+"""Tokens of a batch that is embedded in one pass: in two, a step takes twice as long, and nothing else changes."""
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Learning rate and steps of stage 2, or of the embedder's fine-tuning, that did best on dev queries."""
@@ -75,12 +79,8 @@ def few(source: str) -> Recipe:
 
 def code() -> Recipe:
     """Return the same for ``pydoc-open``, whose texts are longer."""
-    recipe = changed(few("pydoc-open"), model__max_seq_length=96)
-    return changed(recipe, represent__mini_batch_tokens=ONE_PIECE)
+    return changed(few("pydoc-open"), model__max_seq_length=96, represent__mini_batch_tokens=ONE_PIECE)
 
-
-ONE_PIECE = 16384
-"""Tokens of a batch that is embedded in one pass: in two, a step takes twice as long, and nothing else changes."""
 
 FEW = {"labelled": 256}
 """Of a trial: how many pairs stage 2 has."""

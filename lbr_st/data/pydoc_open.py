@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lbr_st.data.functions import Function
-from lbr_st.data.ontology import DomainTask, Entity, normalise
+from lbr_st.data.ontology import DomainTask, normalise
 from lbr_st.data.pydoc import (
     EVALUATION_PACKAGES,
     TRAINING_PACKAGES,
@@ -42,54 +42,31 @@ def pydoc_open_task(
     Raises:
         LBRError: A wheel cannot be had, or the numbers are more than the packages hold.
     """
-    return make_pydoc_open_task(
-        read_functions(EVALUATION_PACKAGES),
+    functions = {key: one for key, one in read_functions(EVALUATION_PACKAGES).items() if one.passages}
+    task = make_pydoc_task(
+        [as_entity(key, function) for key, function in functions.items()],
         load_functions(TRAINING_PACKAGES),
         seed=seed,
         num_documents=num_documents,
         num_dev=num_dev,
         num_test=num_test,
     )
+    return opened(task, functions)
 
 
-def make_pydoc_open_task(
-    functions: Mapping[str, Function],
-    training: list[Entity],
-    *,
-    seed: int,
-    num_documents: int | None,
-    num_dev: int,
-    num_test: int,
-) -> DomainTask:
-    """Return the task of :func:`pydoc_open_task` over given functions.
+def opened(task: DomainTask, functions: Mapping[str, Function]) -> DomainTask:
+    """Return a code task with the documentation of what is searched as its records.
 
     Args:
-        functions: What is asked for and searched, by id; those without passages are left out.
-        training: What is trained on.
-        seed: Another seed draws other queries.
-        num_documents: Functions in the corpus; None for all usable ones.
-        num_dev: Dev queries.
-        num_test: Test queries.
-
-    Raises:
-        LBRError: The numbers are more than the functions allow, or none is left to train on.
+        task: As :func:`~lbr_st.data.pydoc.make_pydoc_task` gives it.
+        functions: Those that are searched among them, by id.
     """
-    documented = {key: function for key, function in functions.items() if function.passages}
-    task = make_pydoc_task(
-        [as_entity(key, function) for key, function in documented.items()],
-        training,
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
-    )
     asked = [*task.test.queries.values(), *task.dev.queries.values()]
-    searched = (documented[key] for key in task.test.corpus)
     return replace(
         task,
         test=replace(task.test, name="pydoc-open-test"),
         dev=replace(task.dev, name="pydoc-open-dev"),
-        records=documentation(searched, asked),
+        records=documentation((functions[key] for key in task.test.corpus), asked),
     )
 
 
