@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,27 @@ def test_bad_arguments(tmp_path, change, word):
 def test_data_that_cannot_be_a_task(data):
     with pytest.raises(LBRError):
         retrieval_task(data)
+
+
+@needs_mteb
+def test_bm25_leaves_jax_alone_and_in_its_place(tmp_path):
+    """At bm25s's import JAX would take most of a GPU."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(*args):\n    raise SystemExit('JAX was asked')\n")
+    code = (
+        "import sys\n"
+        "import lbr_st.evaluation as evaluation\n"
+        "evaluation.bm25_system()\n"
+        "import bm25s\n"
+        "assert not bm25s.selection.JAX_IS_AVAILABLE\n"
+        "import jax.lax\n"
+        "evaluation.bm25_system()\n"
+        "assert sys.modules['jax.lax'] is jax.lax\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_mteb

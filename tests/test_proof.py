@@ -120,6 +120,30 @@ def test_lbr_is_compared_with_every_arm(proof, tmp_path):
     ]
 
 
+def test_arms_are_compared_over_the_seeds_that_both_have(proof, tmp_path):
+    folder = tmp_path / "names-few"
+    folder.mkdir()
+    things = [f"q{number}" for number in range(40)]
+    for seed, score in ((0, 0.9), (1, 0.2), (2, 0.3)):
+        result(folder, "contrastive only", seed, dict.fromkeys(things, score))
+    for seed, score in ((1, 0.4), (2, 0.5)):
+        result(folder, proof.tables.LBR, seed, dict.fromkeys(things, score))
+    # BM25 trains nothing: it is the same whatever the seed.
+    (folder / "BM25.json").write_text(json.dumps({"trial": "BM25", "seed": 0, "per_query": dict.fromkeys(things, 0.1)}))
+    lines = proof.tables.table(folder, ["BM25", "contrastive only", proof.tables.LBR]).splitlines()
+    assert "+0.2000 | +80.0% |" in next(line for line in lines if line.startswith(f"| {proof.tables.LBR}"))
+    assert any(line.startswith(f"- {proof.tables.LBR}, against BM25: +0.3500") for line in lines)
+    with pytest.raises(ValueError, match="no seed in common"):
+        proof.tables.compared(*([{"trial": "x", "seed": s, "represent_seconds": 1.0}] for s in (0, 1)))
+
+
+def test_a_seed_that_was_trained_on_a_gpu_is_marked(proof, tmp_path):
+    for seed, machine in ((0, "a CPU"), (1, "a CPU, 16 cores, NVIDIA H100")):
+        kept = {"trial": "contrastive only", "seed": seed, "per_query": {"q1": 0.25}, "machine": machine}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(kept))
+    assert "| 0.2500 0.2500† |" in proof.tables.table(tmp_path, ["contrastive only"])
+
+
 def test_what_was_tuned_is_tested_against_the_best_of_contrastive_only(proof):
     arms = {f"contrastive-only-{rate}": [{"per_query": {"q1": score}}] for rate, score in (("low", 0.1), ("high", 0.4))}
     assert proof.tables.reference_of("names-tune", arms) == "contrastive-only-high"
@@ -139,6 +163,12 @@ def test_what_trials_share_is_trained_by_one_process_and_then_by_none(proof, tri
     refined = [proof.jobs.needed(trial, tmp_path) for trial in (first, second)]
     assert refined == [[proof.making.represent_folder(trial, tmp_path)] for trial in (first, second)]
     assert refined[0] != refined[1]
+    # What is told the records after LBR's stage 1 waits for it.
+    both, own = (
+        next(one for one in trials["compounds-few"] if one.name == name and one.recipe.seed == 1)
+        for name in ("LBR, records as pairs between", proof.tables.LBR)
+    )
+    assert proof.making.learn_folder(own, tmp_path) in proof.jobs.needed(both, tmp_path)
     # Contrastive-only trials share no training, nor do those without any.
     others = [one for one in trials["compounds-few"] if one.name != "LBR, attention bottleneck"]
     folders = [folder for one in others for folder in proof.jobs.needed(one, tmp_path)]
@@ -159,13 +189,13 @@ def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path)
     other.start()
     assert holds.wait(30)
 
-    def run(trial) -> None:
+    def run(study, trial) -> None:
         done.append(trial.name)
         if len(done) == 2:
             free.set()
             other.join()
 
-    proof.jobs.run_each(own, tmp_path, run, pause=0.01)
+    proof.jobs.run_each([("compounds-few", one) for one in own], tmp_path, run, pause=0.01)
     assert done == [own[1].name, own[2].name, own[0].name]
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from filelock import Timeout
-from making import learn_folder, represent_folder
+from making import learn_folder, represent_folder, untold
 from reading import short
 from trial import Trial
 
@@ -39,31 +39,33 @@ def side_by_side(jobs: int, script: Path, arguments: list[str]) -> int:
     return max((process.wait() for process in started), key=abs)
 
 
-def run_each(trials: list[Trial], work: Path, run: Callable[[Trial], object], pause: float = PAUSE) -> None:
+def run_each(
+    trials: list[tuple[str, Trial]], work: Path, run: Callable[[str, Trial], object], pause: float = PAUSE
+) -> None:
     """Run trials, each when no other process trains what it needs; those that are free first.
 
     Args:
-        trials: In the order in which they are wanted.
+        trials: Each with its study, in the order in which they are wanted.
         work: What processes share.
-        run: Runs a trial, or returns at once if its result is there.
+        run: Runs a study's trial, or returns at once if its result is there.
         pause: Seconds to wait where others are at all that is left.
     """
     waiting = list(trials)
     while waiting:
-        busy = [trial for trial in waiting if not _run_if_free(trial, work, run)]
+        busy = [(study, trial) for study, trial in waiting if not _run_if_free(study, trial, work, run)]
         if len(busy) == len(waiting):
             time.sleep(pause)
         waiting = busy
 
 
-def _run_if_free(trial: Trial, work: Path, run: Callable[[Trial], object]) -> bool:
+def _run_if_free(study: str, trial: Trial, work: Path, run: Callable[[str, Trial], object]) -> bool:
     with ExitStack() as held:
         try:
             for folder in needed(trial, work):
                 held.enter_context(alone(folder, timeout=0))
         except Timeout:
             return False
-        run(trial)
+        run(study, trial)
     return True
 
 
@@ -71,6 +73,10 @@ def needed(trial: Trial, work: Path) -> list[Path]:
     """Return the folders that a trial is going to write, which no other process may write at the same time."""
     if trial.kind != "recipe":
         return [work / "trials" / short(trial.key())]
-    learnt, refined = learn_folder(trial, work), represent_folder(trial, work)
-    learns = trial.recipe.learn.enabled or trial.options.get("told")
-    return [learnt, refined] if learns and not (learnt / "done.json").is_file() else [refined]
+    folders, told = [represent_folder(trial, work)], trial.options.get("told")
+    if told or trial.recipe.learn.enabled:
+        folders.append(learn_folder(trial, work))
+    if told and trial.recipe.learn.enabled:
+        folders.append(learn_folder(untold(trial), work))
+    # The last stage's folder in any case: its result may be missing though its weights are there.
+    return [folder for folder in folders if folder == folders[0] or not (folder / "done.json").is_file()]

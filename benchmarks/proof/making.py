@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset
 from reading import short, told_pairs
 from sentence_transformers import SentenceTransformer
@@ -72,6 +71,11 @@ def learn_folder(trial: Trial, work: Path) -> Path:
     return work / "learn" / short(*_stage_1(trial))
 
 
+def untold(trial: Trial) -> Trial:
+    """Return a trial that is told the records after a stage 1 as it is before that."""
+    return replace(trial, options={key: value for key, value in trial.options.items() if key != "told"})
+
+
 def represent_folder(trial: Trial, work: Path) -> Path:
     """Return where its model after stage 2 is kept."""
     labelled = trial.options.get("labelled")
@@ -93,12 +97,16 @@ def _after_learn(
     trial: Trial, data: Prepared, work: Path, result: dict[str, Any], score: Callable[[SentenceTransformer], float]
 ) -> SentenceTransformer | None:
     recipe, told = trial.recipe, trial.options.get("told")
-    if not told and not (recipe.learn.enabled and recipe.learn.max_steps):
+    generates = recipe.learn.enabled and bool(recipe.learn.max_steps)
+    if not (told or generates):
         return None
+    before: dict[str, Any] = {}
     folder = learn_folder(trial, work)
     if not (folder / "done.json").is_file():
         if told:
-            _tell(recipe, told, folder)
+            model = _after_learn(untold(trial), data, work, before, score) if generates else build(recipe)
+            assert model is not None
+            _tell(recipe, model, told, folder, before)
         else:
             _learn(recipe, data, folder, trial.options.get("short_first", 0))
     done = _read(folder)
@@ -141,8 +149,16 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     write_whole(folder / "done.json", json.dumps(done))
 
 
-def _tell(recipe: Recipe, steps: int, folder: Path) -> None:
-    """Train contrastively on the records: what they say, without generating it."""
+def _tell(recipe: Recipe, model: SentenceTransformer, steps: int, folder: Path, before: dict[str, Any]) -> None:
+    """Train a model contrastively on the records: what they say, without generating it.
+
+    Args:
+        recipe: The trial's.
+        model: What is trained: new, or after a stage 1.
+        steps: How many.
+        folder: Where the model goes.
+        before: Tokens and seconds of the stage 1 before; empty without.
+    """
     pairs, options = told_pairs(recipe.data.source), recipe.learn
     config = RepresentConfig(
         max_steps=steps,
@@ -150,11 +166,11 @@ def _tell(recipe: Recipe, steps: int, folder: Path) -> None:
         learning_rate=recipe.represent.learning_rate,
         token_learning_rate=recipe.represent.token_learning_rate,
         warmup_steps=options.warmup_steps,
+        mini_batch_tokens=recipe.represent.mini_batch_tokens,
     )
-    done = _contrast(recipe, build(recipe), pairs, config, folder)
-    write_whole(
-        folder / "done.json", json.dumps({f"learn_{key}": value for key, value in done.items()} | {"after_learn": {}})
-    )
+    done = _contrast(recipe, model, pairs, config, folder)
+    spent = {f"learn_{key}": value + before.get(f"learn_{key}", 0) for key, value in done.items()}
+    write_whole(folder / "done.json", json.dumps({**spent, "after_learn": {}}))
 
 
 def _represent(recipe: Recipe, model: SentenceTransformer, data: Prepared, folder: Path) -> None:
@@ -203,8 +219,8 @@ def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], 
             seed=recipe.seed,
             report_to="none",
             **QUIET,
-            bf16=use_bfloat16(recipe.precision, torch.device("cpu")),
-            use_cpu=True,
+            bf16=use_bfloat16(recipe.precision, model.device),
+            use_cpu=model.device.type == "cpu",
         )
         loss = MultipleNegativesRankingLoss(model, scale=20.0)
         SentenceTransformerTrainer(model=model, args=args, train_dataset=data.pairs, loss=loss).train()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
-from functools import partial
 from pathlib import Path
 
 from jobs import run_each, side_by_side
@@ -48,13 +47,13 @@ def main() -> None:
     def run(study: str, trial: Trial) -> None:
         run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
 
-    for study in arguments.studies:
-        trials = [
-            trial
-            for trial in STUDIES[study]()
-            if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
-        ]
-        run_each(trials, arguments.work, partial(run, study))
+    trials = [
+        (study, trial)
+        for study in arguments.studies
+        for trial in STUDIES[study]()
+        if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
+    ]
+    run_each(trials, arguments.work, run)
 
 
 def write_tables() -> None:

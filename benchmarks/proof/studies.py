@@ -91,6 +91,12 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
             Trial("LBR, embedding bottleneck", changed(own, learn__bottleneck="embedding"), options=options),
             Trial("contrastive only, tokens of LBR", contrastive_only(with_rate(recipe, *chosen.long)), options=pairs),
         ]
+        if "records" in recipe.learn.pairs:
+            told = {**options, "told": recipe.learn.max_steps}
+            trials += [
+                Trial("records as pairs, then contrastive", contrastive_only(own), options=told),
+                Trial("LBR, records as pairs between", own, options=told),
+            ]
     first = make()
     return [
         Trial("BM25", changed(first, learn__enabled=False), "bm25"),
@@ -112,7 +118,7 @@ The long run has the tokens of both stages of LBR.
 CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (5e-4, 180))
 """By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, the only ones tried."""
 
-CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (5e-4, 180))
+CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (5e-4, 60))
 """By ``pydoc-open-few-tune``; LBR's is the only one tried, the embedder's that of ``compounds``."""
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {

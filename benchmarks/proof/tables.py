@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from lbr_st.evaluation.compare import format_p
-from lbr_st.evaluation.statistics import holm, mean_interval, paired
+from lbr_st.evaluation.statistics import Paired, holm, mean_interval, paired
 
 Result = dict[str, object]
 LBR = "LBR, attention bottleneck"
@@ -20,7 +20,8 @@ UNITS = (
     "Intervals are 95% bootstraps over things asked for (a thing's queries are averaged first, and then the seeds); "
     "p is the paired randomisation test (100,000 draws) over the same units against the reference, with Holm's "
     "correction over the table, or over the list below it of LBR against each other arm. Neither covers the choice of "
-    "the seed; each seed's score is shown. The bottleneck gain is what the right context saves on a target against "
+    "the seed; each seed's score is shown, with † if it was trained on a GPU. Two arms are compared over the seeds that "
+    "both have. The bottleneck gain is what the right context saves on a target against "
     "another's, in nats per token, on held-out phrasings at the end of stage 1. Tokens and minutes are of training, "
     "both stages; machines differ, and other work ran beside: minutes are for orientation. Commands write to "
     "`results/`, where each result also has its versions, and its machine and arithmetic since they are recorded."
@@ -51,6 +52,21 @@ def averaged(results: list[dict]) -> np.ndarray:
     return np.array([fmean(one[thing] for one in of_seeds) for thing in sorted(of_seeds[0])])
 
 
+def in_common(one: list[dict], other: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of two arms over the seeds that both have; what is not trained has no seed of its own."""
+    seeds = [{result["seed"] for result in arm} for arm in (one, other) if any(map(trained, arm))]
+    common = set.intersection(*seeds) if seeds else None
+    if common is not None and not common:
+        raise ValueError(f"{one[0]['trial']} and {other[0]['trial']} have no seed in common")
+    both = [[result for result in arm if not trained(result) or result["seed"] in common] for arm in (one, other)]
+    return averaged(both[0]), averaged(both[1])
+
+
+def trained(result: dict) -> bool:
+    """Tell whether a result is of a model that was trained on pairs."""
+    return bool(result.get("represent_seconds"))
+
+
 def reference_of(study: str, arms: dict[str, list[dict]]) -> str:
     """Return the arm that a study's others are tested against; of those tuned, contrastive-only's best."""
     if study.endswith("-ablations"):
@@ -73,7 +89,7 @@ def table(folder: Path, order: list[str]) -> str:
     names = [name for name in dict.fromkeys(order) if name in arms]
     scores = {name: averaged(arms[name]) for name in names}
     others = [name for name in names if name != reference and reference in scores]
-    tests = {name: paired([scores[reference]], [scores[name]], resamples=DRAWS) for name in others}
+    tests = {name: compared(arms[reference], arms[name]) for name in others}
     corrected = dict(zip(tests, holm([test.p_randomisation for test in tests.values()]), strict=True))
     lines = [
         "| arm | nDCG@10 | 95% interval | seeds | after stage 1 | bottleneck gain "
@@ -82,7 +98,10 @@ def table(folder: Path, order: list[str]) -> str:
     ]
     for name in names:
         low, high = mean_interval([scores[name]])
-        seeds = " ".join(f"{fmean(units(result).values()):.4f}" for result in arms[name])
+        seeds = " ".join(
+            f"{fmean(units(result).values()):.4f}{'†' if 'NVIDIA' in result.get('machine', '') else ''}"
+            for result in arms[name]
+        )
         before = [result["after_learn"] for result in arms[name] if result.get("after_learn") is not None]
         cells = [name, f"{scores[name].mean():.4f}", f"{low:.4f} to {high:.4f}", seeds]
         cells.append(f"{fmean(before):.4f}" if before else "–")
@@ -96,17 +115,23 @@ def table(folder: Path, order: list[str]) -> str:
             cells += ["", "", ""]
         cells += spent(arms[name])
         lines.append(f"| {' | '.join(cells)} |")
-    lines += of_lbr(scores)
+    lines += of_lbr({name: arms[name] for name in names})
     found = [line for of in arms.values() for result in of for line in result.get("contamination", [])]
     return "\n".join([*lines, "", *(f"- {line}" for line in dict.fromkeys(found))]).rstrip()
 
 
-def of_lbr(scores: dict[str, np.ndarray]) -> list[str]:
+def compared(reference: list[dict], arm: list[dict]) -> Paired:
+    """Return the paired test of an arm against another."""
+    before, after = in_common(reference, arm)
+    return paired([before], [after], resamples=DRAWS)
+
+
+def of_lbr(arms: dict[str, list[dict]]) -> list[str]:
     """Return a list of what LBR has more than each other arm, corrected over the list; nothing without LBR."""
-    others = [name for name in scores if name != LBR]
-    if LBR not in scores or not others:
+    others = [name for name in arms if name != LBR]
+    if LBR not in arms or not others:
         return []
-    tests = [paired([scores[name]], [scores[LBR]], resamples=DRAWS) for name in others]
+    tests = [compared(arms[name], arms[LBR]) for name in others]
     lines = [""]
     for name, test, p in zip(others, tests, holm([test.p_randomisation for test in tests]), strict=True):
         (low, high), relative = test.interval, "" if test.relative is None else f", {test.relative:+.1%}"

@@ -42,8 +42,8 @@ class Trial:
             reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
             plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
             before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
-            the records in its place. Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
-            has. Of the evaluation: ``dimensions``, smaller embeddings to score.
+            the records, after it or, if the recipe has none, in its place. Of stage 2: ``labelled``, a number of pairs,
+            drawn by the seed, that are all it has. Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
     name: str
@@ -107,7 +107,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
         None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of the
         evaluation was found in the training data), the key, the versions, the machine and the arithmetic that it has
-        (bfloat16 where its processor can, else float32).
+        (bfloat16 where its processor or GPU can, else float32).
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
@@ -126,6 +126,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         return found
 
     model = None if trial.kind == "bm25" else made(trial, data, work, result, score, embedder)
+    device = torch.device("cpu") if model is None else model.device
     start = time.monotonic()
     first, *smaller = scores(model, recipe, data, work, trial.options.get("dimensions", ()))
     result |= {
@@ -136,7 +137,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         "dataset_revision": first.dataset_revision,
         "versions": versions(),
         "machine": machine,
-        "arithmetic": "bfloat16" if use_bfloat16(recipe.precision, torch.device("cpu")) else "float32",
+        "arithmetic": "bfloat16" if use_bfloat16(recipe.precision, device) else "float32",
         "contamination": [report.summary() for report in data.contamination],
         "key": trial.key(),
     }

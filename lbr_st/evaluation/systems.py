@@ -6,7 +6,9 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +172,8 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
     Raises:
         LBRError: A package of the ``eval`` extra is missing.
     """
-    bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
+    with _no_jax():
+        bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
     base = import_extra("mteb.models.model_implementations.bm25").BM25Search
     meta = import_extra("mteb").get_model_meta("mteb/baseline-bm25s")
 
@@ -181,6 +184,24 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
 
     settings = f"{bm25s.__version__} {stemmer.version()} {k1} {b}"
     return System(BM25Search(k1=k1, b=b), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
+
+
+@contextmanager
+def _no_jax() -> Iterator[None]:
+    """Hide JAX from what is imported here.
+
+    Where it is installed, bm25s ranks with it, which breaks ties otherwise than NumPy; and at its import, three fourths
+    of a GPU's memory are taken, in which a model is about to be trained (seen on an H100, docs/LOG.md).
+    """
+    names = ("jax", "jax.lax")
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 def _check_identity(name: str, revision: str | None) -> None:
