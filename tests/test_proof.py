@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from lbr_st.build import build_model
 from lbr_st.locks import alone
@@ -236,3 +237,18 @@ def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof,
     for query, document, saved in zip(queries, documents, found, strict=True):
         others = [nll[other, document] - nll[query, document] for other in queries if other != query]
         assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
+
+
+def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, tmp_path, monkeypatch):
+    rows = [
+        {"name": "octanedioic acid", "side": "document", "text": "octanedioic acid, C8H14O4, also called cork acid."},
+        {"name": "cork acid", "side": "query", "text": "octanedioic acid, C8H14O4, also called cork acid."},
+        {"name": "benzene", "side": "document", "text": "benzene, C6H6.\u2028It is a liquid."},
+    ]
+    reading = sys.modules["reading"]
+    monkeypatch.setattr(reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
+    told = reading.told_pairs("names", tmp_path / "here").to_list()
+    assert told == [{"query": row["name"], "document": row["text"]} for row in rows]
+    monkeypatch.setattr(reading, "domain_task", None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert reading.told_pairs("names", tmp_path / "there").to_list() == told

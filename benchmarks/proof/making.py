@@ -19,7 +19,7 @@ from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
-from lbr_st.recipe_sections import RepresentConfig
+from lbr_st.recipe_sections import LearnConfig, RepresentConfig
 from lbr_st.scoring import load_by_name, mean_pooling
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
@@ -38,7 +38,7 @@ def made(
     work: Path,
     result: dict[str, Any],
     score: Callable[[SentenceTransformer], float],
-    embedder: Path,
+    embedder: Callable[[], Path],
 ) -> SentenceTransformer:
     """Return the model of a trial, and note in ``result`` what was spent on it.
 
@@ -48,11 +48,11 @@ def made(
         work: Where stage 1 and stage 2 are kept, each under what its weights depend on.
         result: Gets tokens, seconds, losses, the bottleneck gain and ``after_learn``.
         score: Scores a model on the trial's queries; used after stage 1.
-        embedder: The general embedder's folder.
+        embedder: Returns the general embedder's folder.
     """
     recipe = trial.recipe
     if trial.kind == "embedder":
-        return _embedder(trial, data, work, result, embedder)
+        return _embedder(trial, data, work, result, embedder())
     if trial.kind == "untrained":
         return mean_pooling(recipe.model.base, recipe.model.max_seq_length)
     model = _after_learn(trial, data, work, result, score)
@@ -106,7 +106,7 @@ def _after_learn(
         if told:
             model = _after_learn(untold(trial), data, work, before, score) if generates else build(recipe)
             assert model is not None
-            _tell(recipe, model, told, folder, before)
+            _tell(recipe, model, told_pairs(recipe.data.source, work), told, folder, before)
         else:
             _learn(recipe, data, folder, trial.options.get("short_first", 0))
     done = _read(folder)
@@ -123,14 +123,15 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     start = time.monotonic()
     model = build(recipe)
     options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
+    config = _rows_for(model, recipe.learn)
     assert data.learn_pairs is not None
     if short_first:
-        first = replace(recipe.learn, max_steps=short_first, max_target_tokens=SHORT_TARGET)
+        first = replace(config, max_steps=short_first, max_target_tokens=SHORT_TARGET)
         learn(model, data.learn_pairs, first, output_dir=folder / "short", **options)
     log = learn(
         model,
         data.learn_pairs,
-        replace(recipe.learn, max_steps=recipe.learn.max_steps - short_first),
+        replace(config, max_steps=config.max_steps - short_first),
         held_out=data.held_out,
         output_dir=folder / "checkpoints",
         **options,
@@ -149,17 +150,29 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     write_whole(folder / "done.json", json.dumps(done))
 
 
-def _tell(recipe: Recipe, model: SentenceTransformer, steps: int, folder: Path, before: dict[str, Any]) -> None:
+def _rows_for(model: SentenceTransformer, config: LearnConfig) -> LearnConfig:
+    """Return how stage 1 runs where the model is.
+
+    On a GPU rows are padded, with the same loss: packed ones go through kernels compiled for their lengths, which a
+    trial of minutes does not earn back.
+    """
+    return replace(config, packed=config.packed and model.device.type == "cpu")
+
+
+def _tell(
+    recipe: Recipe, model: SentenceTransformer, pairs: Dataset, steps: int, folder: Path, before: dict[str, Any]
+) -> None:
     """Train a model contrastively on the records: what they say, without generating it.
 
     Args:
         recipe: The trial's.
         model: What is trained: new, or after a stage 1.
+        pairs: The records, see :func:`reading.told_pairs`.
         steps: How many.
         folder: Where the model goes.
         before: Tokens and seconds of the stage 1 before; empty without.
     """
-    pairs, options = told_pairs(recipe.data.source), recipe.learn
+    options = recipe.learn
     config = RepresentConfig(
         max_steps=steps,
         batch_size=options.batch_size,
@@ -176,7 +189,9 @@ def _tell(recipe: Recipe, model: SentenceTransformer, steps: int, folder: Path, 
 def _represent(recipe: Recipe, model: SentenceTransformer, data: Prepared, folder: Path) -> None:
     assert data.pairs is not None
     replay = data.learn_pairs if recipe.represent.replay_weight else None
-    done = _contrast(recipe, model, data.pairs, recipe.represent, folder, replay=replay, replay_config=recipe.learn)
+    done = _contrast(
+        recipe, model, data.pairs, recipe.represent, folder, replay=replay, replay_config=_rows_for(model, recipe.learn)
+    )
     write_whole(folder / "done.json", json.dumps({f"represent_{key}": value for key, value in done.items()}))
 
 

@@ -20,14 +20,18 @@ from lbr_st.recipe import Recipe
 
 def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     """Return a trial's data; see :class:`trial.Trial` for the options."""
-    if kind := options.get("texts"):
+    kind = options.get("texts")
+    # By what texts they are, not where: the work folder may be moved.
+    made_of = short(
+        asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed, *([kind] if kind else [])
+    )
+    if kind:
         recipe = deepcopy(recipe)
-        recipe.data.texts = str(_texts(recipe.data.source, kind, work / "texts"))
+        recipe.data.texts = str(_texts(recipe.data.source, kind, work))
         recipe.data.contamination = "report"  # they are the documents that are searched, or name what is asked for
-    made_of = short(asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed)
     data = prepare(recipe, work / "data" / made_of)
     if (share := options.get("share")) and data.learn_pairs is not None:
-        said, known = _said(recipe.data.source), read(recipe, share)
+        said, known = _said(recipe.data.source, work), read(recipe, share, work)
         kept = {sentence for thing in known for sentence in said[thing]}
         rows = [row for row, target in enumerate(data.learn_pairs["target"]) if target in kept]
         data = replace(data, learn_pairs=data.learn_pairs.select(rows))
@@ -36,37 +40,49 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     return data
 
 
-def read(recipe: Recipe, share: float) -> set[str]:
+def read(recipe: Recipe, share: float, work: Path) -> set[str]:
     """Return the documents of the things whose records stage 1 is given: a share of all, drawn by the seed."""
-    things = stable_order(_said(recipe.data.source), recipe.seed)
+    things = stable_order(_said(recipe.data.source, work), recipe.seed)
     return set(things[: round(share * len(things))])
 
 
-def told_pairs(source: str) -> Dataset:
+def told_pairs(source: str, work: Path) -> Dataset:
     """Return the records as pairs for contrastive training: a name, and a sentence of the thing's record."""
-    records = domain_task(source).records
-    assert records is not None
-    return records.select_columns(["name", "text"]).rename_columns({"name": "query", "text": "document"})
+    return _records(source, work).select_columns(["name", "text"]).rename_columns({"name": "query", "text": "document"})
 
 
-def _texts(source: str, kind: str, folder: Path) -> Path:
-    task = domain_task(source)
+def _records(source: str, work: Path) -> Dataset:
+    """Return a task's records, kept in the work folder, so that it can be moved without their sources."""
+    file = work / "records" / f"{source}.jsonl"
+    if not file.is_file():
+        records = domain_task(source).records
+        assert records is not None
+        _write_rows(file, records.to_list())
+    return Dataset.from_list([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+
+
+def _texts(source: str, kind: str, work: Path) -> Path:
+    file = work / "texts" / f"{source}-{kind}.jsonl"
+    if file.is_file():
+        return file
     if kind == "corpus":
-        texts = [task.test.corpus[key] for key in sorted(task.test.corpus)]
+        corpus = domain_task(source).test.corpus
+        texts = [corpus[key] for key in sorted(corpus)]
     else:
-        texts = [" ".join(sentences) for sentences in _said(source).values()]
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{source}-{kind}.jsonl"
-    write_whole(file, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        texts = [" ".join(sentences) for sentences in _said(source, work).values()]
+    _write_rows(file, [{"text": text} for text in texts])
     return file
 
 
-def _said(source: str) -> dict[str, list[str]]:
+def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _said(source: str, work: Path) -> dict[str, list[str]]:
     """Return the sentences of a task's records by the thing's document, each sentence once."""
-    records = domain_task(source).records
-    assert records is not None
     said: dict[str, dict[str, None]] = {}
-    for row in records:
+    for row in _records(source, work):
         if row["side"] == "document":
             thing = said.setdefault(row["name"], {})
         thing[row["text"]] = None

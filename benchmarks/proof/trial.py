@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from making import made
-from reading import prepared, read
+from reading import prepared, read, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.baselines import baseline
@@ -92,14 +93,14 @@ def causal_lm(recipe: Recipe) -> Recipe:
     return baseline(recipe, CAUSAL)
 
 
-def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machine: str) -> dict[str, Any]:
+def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[], Path], machine: str) -> dict[str, Any]:
     """Run a trial unless its result is there, and return the result.
 
     Args:
         trial: What to run.
         work: Where data, models and checkpoints go; what several trials share is trained once.
         results: Where the result goes.
-        embedder: The general embedder's folder.
+        embedder: Returns the general embedder's folder.
         machine: What the result says it was run on.
 
     Returns:
@@ -143,7 +144,7 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
     }
     if share := trial.options.get("share"):
         assert data.test is not None
-        documents, qrels, known = data.test.corpus, data.test.qrels, read(recipe, share)
+        documents, qrels, known = data.test.corpus, data.test.qrels, read(recipe, share, work)
         of: dict[bool, list[float]] = {True: [], False: []}
         for query, value in first.per_query.items():
             of[documents[next(iter(qrels[query]))] in known].append(value)
@@ -158,6 +159,13 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Path, machin
         f"== {trial.name}, seed {recipe.seed}: {result['ndcg_at_10']:.4f} (after stage 1 {result.get('after_learn')})"
     )
     return result
+
+
+def prepare(trial: Trial, work: Path) -> None:
+    """Make what a trial reads, all of it in the work folder."""
+    prepared(trial.recipe, trial.options, work)
+    if trial.options.get("told"):
+        told_pairs(trial.recipe.data.source, work)
 
 
 def scores(
