@@ -138,6 +138,12 @@ def test_arms_are_compared_over_the_seeds_that_both_have(proof, tmp_path):
         proof.tables.compared(*([{"trial": "x", "seed": s, "represent_seconds": 1.0}] for s in (0, 1)))
 
 
+def test_without_a_bottleneck_there_is_no_gain_to_show(proof, tmp_path):
+    kept = {"trial": "causal LM", "seed": 0, "per_query": {"q1": 0.25}, "gains": [{"eval_loss": 1.5, "step": 300}]}
+    (tmp_path / "0.json").write_text(json.dumps(kept))
+    assert "| 0.2500 | – | – |" in proof.tables.table(tmp_path, ["causal LM"])
+
+
 def test_a_seed_that_was_trained_on_a_gpu_is_marked(proof, tmp_path):
     for seed, machine in ((0, "a CPU"), (1, "a CPU, 16 cores, NVIDIA H100")):
         kept = {"trial": "contrastive only", "seed": seed, "per_query": {"q1": 0.25}, "machine": machine}

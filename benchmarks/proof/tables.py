@@ -105,7 +105,8 @@ def table(folder: Path, order: list[str]) -> str:
         before = [result["after_learn"] for result in arms[name] if result.get("after_learn") is not None]
         cells = [name, f"{scores[name].mean():.4f}", f"{low:.4f} to {high:.4f}", seeds]
         cells.append(f"{fmean(before):.4f}" if before else "–")
-        gains = [result["gains"][-1]["eval_bottleneck_gain"] for result in arms[name] if result.get("gains")]
+        last = [result["gains"][-1] for result in arms[name] if result.get("gains")]
+        gains = [one["eval_bottleneck_gain"] for one in last if "eval_bottleneck_gain" in one]
         cells.append(f"{fmean(gains):.2f}" if gains else "–")
         if name in tests:
             test = tests[name]
