@@ -11,7 +11,7 @@ from lbr_st.recipe import Recipe
 
 SIZES = (256, 128, 64, 32)
 STEPS = 150
-"""Of stage 1: half the comparison's, for there are two dozen of them."""
+"""Of stage 1: half the comparison's, for there are two dozen of them; about half a pass over all of the text."""
 
 
 def base(source: str) -> Recipe:
@@ -36,6 +36,7 @@ def ablations(source: str) -> list[Trial]:
         one("no bag of words", learn__bag_weight=0.0),
         trial("text 10%", own, share=0.1),
         trial("text 30%", own, share=0.3),
+        *(one(f"{steps} steps", learn__max_steps=steps) for steps in (600, 1200)),
         trial("told: contrastive on the records", contrastive_only(own), told=STEPS),
         trial("embedding bottleneck", embedding),
         *(one(f"k = {k}", model__num_bottleneck_tokens=k) for k in (1, 2, 8, 16)),
