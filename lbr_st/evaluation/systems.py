@@ -190,8 +190,8 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
 def _no_jax() -> Iterator[None]:
     """Hide JAX from what is imported here.
 
-    Where it is installed, bm25s ranks with it, which breaks ties otherwise than NumPy; and at its import, three fourths
-    of a GPU's memory are taken, in which a model is about to be trained (seen on an H100, docs/LOG.md).
+    Where it is installed, bm25s ranks with it in the place of NumPy; and at its import, three fourths of a GPU's memory
+    are taken, in which a model is about to be trained (seen on an H100, docs/LOG.md).
     """
     names = ("jax", "jax.lax")
     before = {name: sys.modules[name] for name in names if name in sys.modules}
