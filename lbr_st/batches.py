@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, ConcatDataset
 
 from lbr_st.errors import LBRError
 from lbr_st.processes import world_size
+from lbr_st.similar import SimilarGroups
 from lbr_st.tokens import DIGEST, NUM_TOKENS
 
 SEARCHED = 1000
@@ -38,6 +39,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         seed: Of the first epoch; that of a later one is this and its number.
         batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no such limit.
         no_duplicates: Keep a text from standing twice in a batch, in whichever columns.
+        similar_group_size: Rows that read alike and are drawn one after another; 1 draws each on its own.
 
     Raises:
         LBRError: The dataset has no rows, or fewer than a batch where that would be left out, or is not tokenised.
@@ -54,6 +56,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         *,
         batch_tokens: int | None = None,
         no_duplicates: bool = False,
+        similar_group_size: int = 1,
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         self.orders = generator or torch.Generator()
@@ -68,6 +71,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         if no_duplicates:
             names = [name for name in dataset.column_names if name.endswith(DIGEST)]
             self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
+        self.groups = SimilarGroups(dataset, similar_group_size) if similar_group_size > 1 else None
         self.batch_tokens = batch_tokens
         self.processes = world_size()
         # Where a number of tokens is asked for, each process's batch is full on its own.
@@ -104,8 +108,11 @@ class TokenBatchSampler(DefaultBatchSampler):
     def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
         """Yield the batches of one random order of all rows."""
         # The first order of an epoch is that of Sentence Transformers' samplers; later ones are drawn from elsewhere.
-        self.orders.manual_seed(self.seed + epoch + turn * 1_000_003)
-        order = torch.randperm(len(self.num_tokens), generator=self.orders).numpy()
+        seed = self.seed + epoch + turn * 1_000_003
+        if self.groups is not None:
+            order = self.groups.order(seed)
+        else:
+            order = torch.randperm(len(self.num_tokens), generator=self.orders.manual_seed(seed)).numpy()
         for batch in self._plain(order) if self.digests is None else self._without_duplicates(order):
             size = self.rows_at_most // self.parts
             if self.drop_last and self.batch_tokens is None and len(batch) < self.rows_at_most:

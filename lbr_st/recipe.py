@@ -68,6 +68,7 @@ _AT_LEAST: dict[str, float] = {
     "represent.mini_batch_size": 1,
     "represent.warmup_steps": 0,
     "represent.num_hard_negatives": 0,
+    "represent.similar_group_size": 1,
     "represent.replay_weight": 0,
     "represent.eval_steps": 1,
     "evaluate.num_queries": 1,

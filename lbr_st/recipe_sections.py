@@ -159,6 +159,8 @@ class RepresentConfig:
         warmup_steps: Steps over which the learning rates rise from zero.
         temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
         num_hard_negatives: Mined hard negatives per query; 0 uses in-batch negatives only.
+        similar_group_size: Pairs that read alike and are put in a batch together, so that in-batch negatives are hard;
+            no model is asked, and a step costs no more. 1 draws each pair on its own.
         matryoshka_dims: Smaller embedding sizes to train beside the whole one, so that its first numbers alone serve as
             an embedding (Matryoshka); none for the whole only.
         replay_weight: Weight of the generative loss replayed beside the contrastive one; 0 turns it off.
@@ -177,6 +179,7 @@ class RepresentConfig:
     warmup_steps: int = 10
     temperature: float = 0.05
     num_hard_negatives: int = 0
+    similar_group_size: int = 1
     matryoshka_dims: list[int] = field(default_factory=list)
     replay_weight: float = 0.0
     eval_steps: int = 100

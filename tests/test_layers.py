@@ -27,6 +27,7 @@ PLAN = [
     {"bottleneck"},
     {"losses"},
     {"tokens"},
+    {"similar"},
     {"batches"},
     {"evaluation"},
     {"recipe_sections"},

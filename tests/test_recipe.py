@@ -175,6 +175,7 @@ def test_unreadable_files_are_named(tmp_path):
         ("represent.mini_batch_size", 0),
         ("represent.mini_batch_size", 65),
         ("represent.num_hard_negatives", -1),
+        ("represent.similar_group_size", 0),
         ("represent.matryoshka_dims", [64, 0]),
         ("represent.matryoshka_dims", [64, 64]),
         ("represent.replay_weight", -1.0),

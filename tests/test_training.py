@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -318,6 +319,24 @@ def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
     assert seen
     for _, document in seen:
         assert len(set(document)) == len(document)
+
+
+def test_similar_pairs_share_a_batch(tiny_base, tmp_path, monkeypatch):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+    seen = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
+    # Four pairs of each of eight letters, which differ in how often it stands there.
+    rows = [(letter, times) for letter in "bdfgjkmp" for times in range(1, 5)]
+    pairs = {
+        "query": [f"{letter} " * times + "?" for letter, times in rows],
+        "document": [f"{letter} " * times for letter, times in rows],
+    }
+    found = []
+    for size in (1, 4):
+        config = RepresentConfig(max_steps=8, batch_size=4, similar_group_size=size)
+        represent(model, Dataset.from_dict(pairs), config, output_dir=tmp_path / str(size), **QUIET)
+        found.append(np.mean([len({text.split()[-1] for text in documents}) for _, documents in seen]))
+        seen.clear()
+    assert found[0] > 2.5 > 1.5 > found[1]
 
 
 # --- batches by tokens ------------------------------------------------------------------------------------------------

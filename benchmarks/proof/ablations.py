@@ -53,6 +53,7 @@ def ablations(source: str) -> list[Trial]:
         one("context loss 0.1", learn__context_weight=0.1),
         one("replay 0.1", represent__replay_weight=0.1),
         one("hard negatives 1", represent__num_hard_negatives=1),
+        one("groups of 8 similar pairs", represent__similar_group_size=8),
         trial("Matryoshka", changed(own, represent__matryoshka_dims=list(SIZES)), dimensions=SIZES),
         *(trial(f"embedding bottleneck, rate {w:g}", changed(embedding, learn__rate_weight=w)) for w in (1e-4, 1e-3)),
         trial("short targets first", own, short_first=STEPS // 5),

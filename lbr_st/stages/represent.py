@@ -103,6 +103,7 @@ def represent(
             precision=precision,
             seed=seed,
             no_duplicates=True,
+            similar_group_size=config.similar_group_size,
             # Processes that gather each other's embeddings need as many each.
             **{"dataloader_drop_last": world_size() > 1, **overrides},
         ),

@@ -44,6 +44,7 @@ def training_arguments(
     precision: Precision = "auto",
     seed: int = 0,
     no_duplicates: bool = False,
+    similar_group_size: int = 1,
     show_progress_bar: bool = True,
     **overrides: Any,
 ) -> SentenceTransformerTrainingArguments:
@@ -60,6 +61,7 @@ def training_arguments(
         precision: See :func:`~lbr_st.precision.use_bfloat16`.
         seed: Of data order and dropout.
         no_duplicates: Keep equal texts out of one batch, where they would be false negatives.
+        similar_group_size: Rows that read alike and are put in a batch together.
         show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
@@ -81,7 +83,12 @@ def training_arguments(
             "use_cpu": model.device.type == "cpu",
             "seed": seed,
             "data_seed": seed,
-            "batch_sampler": partial(TokenBatchSampler, batch_tokens=config.batch_tokens, no_duplicates=no_duplicates),
+            "batch_sampler": partial(
+                TokenBatchSampler,
+                batch_tokens=config.batch_tokens,
+                no_duplicates=no_duplicates,
+                similar_group_size=similar_group_size,
+            ),
             "multi_dataset_batch_sampler": MixedBatchSampler,
             "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": config.eval_steps,
