@@ -1,7 +1,7 @@
 """lbr-chem: chemistry, from ChEBI and names of compounds. For a domain of your own, see recipes/README.md.
 
 python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
-python recipes/chem.py --output lbr-chem             # the full form, which ships: an hour
+python recipes/chem.py --output lbr-chem             # the full form, which ships: two hours
 """
 
 import sys
@@ -13,19 +13,27 @@ FULL = Recipe(
     name="lbr-chem",
     model=ModelConfig(max_seq_length=128, lora_rank=16, lora_alpha=32),
     data=DataConfig(source="chebi", also=["compounds"]),
-    # The open regime: what is said of every compound, those that `compounds` asks for among them.
+    # Records are the open regime: what is said of every compound, those that `compounds` asks for among them.
     learn=LearnConfig(
-        pairs=["records"],
-        max_steps=480,
-        batch_size=32,
-        warmup_steps=20,
+        pairs=["records", "natural"],
+        max_steps=160,
+        batch_size=64,
+        batch_tokens=8192,
+        warmup_steps=16,
         context_weight=0.0,
         bag_weight=1.0,
         max_target_tokens=36,
-        eval_steps=120,
+        eval_steps=80,
     ),
     represent=RepresentConfig(
-        max_steps=200, batch_size=32, learning_rate=1e-3, token_learning_rate=5e-3, warmup_steps=20
+        max_steps=460,
+        batch_size=64,
+        mini_batch_tokens=8192,
+        similar_group_size=8,
+        learning_rate=1e-3,
+        token_learning_rate=5e-3,
+        warmup_steps=40,
+        eval_steps=50,
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
