@@ -160,7 +160,7 @@ class RepresentConfig:
         temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
         num_hard_negatives: Mined hard negatives per query; 0 uses in-batch negatives only.
         similar_group_size: Pairs that read alike and are put in a batch together, so that in-batch negatives are hard;
-            no model is asked, and a step costs no more. 1 draws each pair on its own.
+            no model is asked, and a step costs no more. 1 draws each pair on its own. Replayed pairs are grouped, too.
         matryoshka_dims: Smaller embedding sizes to train beside the whole one, so that its first numbers alone serve as
             an embedding (Matryoshka); none for the whole only.
         replay_weight: Weight of the generative loss replayed beside the contrastive one; 0 turns it off.
