@@ -24,12 +24,13 @@ FULL = Recipe(
         eval_steps=80,
     ),
     represent=RepresentConfig(
-        max_steps=200,
-        batch_size=32,
+        max_steps=460,
+        batch_size=64,
+        mini_batch_tokens=8192,
+        similar_group_size=8,
         learning_rate=1e-3,
         token_learning_rate=5e-3,
-        warmup_steps=20,
-        mini_batch_tokens=8192,  # a batch in one piece: no text is embedded twice
+        warmup_steps=40,
     ),
     # The slice of the quick form; `lbr-st evaluate` scores all of it.
     evaluate=EvaluateConfig(num_queries=300, num_documents=2000, precision="auto"),

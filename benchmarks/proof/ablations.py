@@ -38,6 +38,7 @@ def ablations(source: str) -> list[Trial]:
         trial("text 30%", own, share=0.3),
         *(one(f"{steps} steps", learn__max_steps=steps) for steps in (600, 1200)),
         trial("told: contrastive on the records", contrastive_only(own), told=STEPS),
+        trial("told: contrastive on crops of the text", contrastive_only(own), told=STEPS, told_as="crops"),
         trial("embedding bottleneck", embedding),
         *(one(f"k = {k}", model__num_bottleneck_tokens=k) for k in (1, 2, 8, 16)),
         trial("pairs: reconstruct", changed(own, learn__pairs=["reconstruct"]), texts="records"),

@@ -73,7 +73,7 @@ def learn_folder(trial: Trial, work: Path) -> Path:
 
 def untold(trial: Trial) -> Trial:
     """Return a trial that is told the records after a stage 1 as it is before that."""
-    return replace(trial, options={key: value for key, value in trial.options.items() if key != "told"})
+    return replace(trial, options={key: value for key, value in trial.options.items() if not key.startswith("told")})
 
 
 def represent_folder(trial: Trial, work: Path) -> Path:
@@ -106,7 +106,8 @@ def _after_learn(
         if told:
             model = _after_learn(untold(trial), data, work, before, score) if generates else build(recipe)
             assert model is not None
-            _tell(recipe, model, told_pairs(recipe.data.source, work), told, folder, before)
+            pairs = told_pairs(recipe.data.source, trial.options.get("told_as", "records"), work)
+            _tell(recipe, model, pairs, told, folder, before)
         else:
             _learn(recipe, data, folder, trial.options.get("short_first", 0))
     done = _read(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from lbr_st.data.retrieval import stable_order
 from lbr_st.files import write_whole
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe
+
+CROPS = 8
+"""Pairs of a text that is cut at random; about as many as a thing's record has sentences."""
 
 
 def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
@@ -46,9 +50,31 @@ def read(recipe: Recipe, share: float, work: Path) -> set[str]:
     return set(things[: round(share * len(things))])
 
 
-def told_pairs(source: str, work: Path) -> Dataset:
-    """Return the records as pairs for contrastive training: a name, and a sentence of the thing's record."""
+def told_pairs(source: str, kind: str, work: Path) -> Dataset:
+    """Return the records as pairs for contrastive training.
+
+    Args:
+        source: The task.
+        kind: "records": a name, and a sentence of the thing's record; "crops": two spans of its record as plain text,
+            cut at random, which is what Contriever (arXiv 2112.09118) trains on where no rule makes pairs.
+        work: Where the records are kept.
+    """
+    if kind == "crops":
+        return _crops([" ".join(sentences) for sentences in _said(source, work).values()])
     return _records(source, work).select_columns(["name", "text"]).rename_columns({"name": "query", "text": "document"})
+
+
+def _crops(texts: list[str]) -> Dataset:
+    """Return :data:`CROPS` pairs of each text: two spans of its words, each of a tenth to a half of them."""
+    draw = random.Random(0)
+
+    def span(words: list[str]) -> str:
+        length = max(1, round(draw.uniform(0.1, 0.5) * len(words)))
+        start = draw.randint(0, len(words) - length)
+        return " ".join(words[start : start + length])
+
+    rows = [(span(words), span(words)) for text in texts for words in [text.split()] * CROPS]
+    return Dataset.from_list([{"query": query, "document": document} for query, document in rows])
 
 
 def _records(source: str, work: Path) -> Dataset:

@@ -43,7 +43,8 @@ class Trial:
             reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
             plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
             before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
-            the records, after it or, if the recipe has none, in its place. Of stage 2: ``labelled``, a number of pairs,
+            the records, after it or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them
+            (see :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs,
             drawn by the seed, that are all it has. Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
@@ -165,7 +166,7 @@ def prepare(trial: Trial, work: Path) -> None:
     """Make what a trial reads, all of it in the work folder."""
     prepared(trial.recipe, trial.options, work)
     if trial.options.get("told"):
-        told_pairs(trial.recipe.data.source, work)
+        told_pairs(trial.recipe.data.source, trial.options.get("told_as", "records"), work)
 
 
 def scores(
