@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from lbr_st.build import build_model
@@ -25,11 +26,18 @@ def proof():
         import knowledge
         import making
         import plots
+        import reading
         import studies
         import tables
 
         yield SimpleNamespace(
-            jobs=jobs, knowledge=knowledge, making=making, plots=plots, studies=studies, tables=tables
+            jobs=jobs,
+            knowledge=knowledge,
+            making=making,
+            plots=plots,
+            reading=reading,
+            studies=studies,
+            tables=tables,
         )
     for name in [name for name, module in sys.modules.items() if str(PROOF) in str(getattr(module, "__file__", ""))]:
         del sys.modules[name]
@@ -206,6 +214,65 @@ def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path)
     assert done == [own[1].name, own[2].name, own[0].name]
 
 
+def test_a_trial_that_runs_out_of_memory_is_put_back(proof, trials, tmp_path):
+    own = [("compounds-few", one) for one in trials["compounds-few"][:2]]
+    done = []
+
+    def run(study, trial):
+        done.append(trial.name)
+        if done.count(own[0][1].name) == len(done) or len(done) > 10:
+            raise torch.OutOfMemoryError
+
+    proof.jobs.run_each(own, tmp_path, run, pause=0.01)
+    first, second = own[0][1].name, own[1][1].name
+    assert done == [first, second, first]
+
+    def never(study, trial):
+        done.append(trial.name)
+        raise torch.OutOfMemoryError
+
+    done.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        proof.jobs.run_each(own, tmp_path, never, pause=0.01)
+    assert done == [first, second] * (proof.jobs.ATTEMPTS - 1) + [first]
+
+
+def test_crops_are_spans_of_one_text(proof):
+    texts = [" ".join(f"{thing}{n}" for n in range(20)) for thing in "ab"]
+    rows = proof.reading._crops(texts)
+    assert rows.to_list() == proof.reading._crops(texts).to_list()
+    assert len(rows) == 2 * proof.reading.CROPS
+    for row in rows:
+        (text,) = [text for text in texts if row["query"] in text]
+        assert row["document"] in text
+        assert all(2 <= len(row[side].split()) <= 10 for side in ("query", "document"))
+    assert len({row["query"] for row in rows}) > proof.reading.CROPS
+
+
+def test_settings_are_those_that_did_best_on_dev(proof, tmp_path, monkeypatch):
+    monkeypatch.setattr(proof.studies, "RESULTS", tmp_path)
+    assert proof.studies.chosen_on_dev("chebi-closed-tune") == proof.studies.FIRST_GUESS
+    found = {
+        "lbr-attention-0.001-60": (0.5, 100, 20),
+        "lbr-attention-0.002-60": (0.6, 100, 20),
+        "contrastive-only-0.001-60": (0.4, 0, 20),
+        "contrastive-only-0.004-60": (0.3, 0, 20),
+        "embedder-0.0005-180": (0.7, 0, 0),
+    }
+    for trial in proof.studies.STUDIES["chebi-closed-tune"]():
+        if trial.name in found:
+            score, learn, represent = found[trial.name]
+            row = {"ndcg_at_10": score, "learn_tokens": learn, "represent_tokens": represent, "key": trial.key()}
+            file = tmp_path / "chebi-closed-tune" / f"{trial.name}-dev-0.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps(row))
+    chosen = proof.studies.chosen_on_dev("chebi-closed-tune")
+    assert chosen.lbr == (2e-3, 60)
+    assert chosen.contrastive == (1e-3, 60)
+    assert chosen.long == (1e-3, 360)  # 120 tokens, of which 60 steps take 20
+    assert chosen.embedder == (5e-4, 180)
+
+
 def test_side_by_side_each_process_has_its_share_of_the_cores(proof, tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     script = tmp_path / "script.py"
@@ -253,8 +320,8 @@ def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, tmp_path, mo
     ]
     reading = sys.modules["reading"]
     monkeypatch.setattr(reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    told = reading.told_pairs("names", tmp_path / "here").to_list()
+    told = reading.told_pairs("names", "records", tmp_path / "here").to_list()
     assert told == [{"query": row["name"], "document": row["text"]} for row in rows]
     monkeypatch.setattr(reading, "domain_task", None)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert reading.told_pairs("names", tmp_path / "there").to_list() == told
+    assert reading.told_pairs("names", "records", tmp_path / "there").to_list() == told

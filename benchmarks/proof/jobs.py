@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from filelock import Timeout
 from making import learn_folder, represent_folder, untold
 from reading import short
 from trial import Trial
 
 from lbr_st.locks import alone
+
+ATTEMPTS = 5
+"""Times that a trial may run out of a GPU's memory before its process gives up."""
 
 PAUSE = 10.0
 """Seconds before a process looks again for a trial that no other one is at."""
@@ -47,12 +52,29 @@ def run_each(
     Args:
         trials: Each with its study, in the order in which they are wanted.
         work: What processes share.
-        run: Runs a study's trial, or returns at once if its result is there.
+        run: Runs a study's trial, or returns at once if its result is there. Where it runs out of a GPU's memory the
+            trial is put back.
         pause: Seconds to wait where others are at all that is left.
+
+    Raises:
+        torch.OutOfMemoryError: A trial ran out of memory :data:`ATTEMPTS` times.
     """
-    waiting = list(trials)
+    waiting, short_of_memory = list(trials), dict.fromkeys(map(id, trials), 0)
     while waiting:
-        busy = [(study, trial) for study, trial in waiting if not _run_if_free(study, trial, work, run)]
+        busy = []
+        for one in waiting:
+            try:
+                done = _run_if_free(*one, work, run)
+            except torch.OutOfMemoryError:
+                # Others on the same GPU may be done with theirs by the next time; stages that are done are kept.
+                gc.collect()
+                torch.cuda.empty_cache()
+                short_of_memory[id(one)] += 1
+                if short_of_memory[id(one)] == ATTEMPTS:
+                    raise
+                done = False
+            if not done:
+                busy.append(one)
         if len(busy) == len(waiting):
             time.sleep(pause)
         waiting = busy

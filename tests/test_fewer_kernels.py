@@ -1,0 +1,101 @@
+"""The proof's training step with fewer kernels (benchmarks/proof/fewer_kernels.py) is the step that it stands for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers.models.llama import modeling_llama
+
+import lbr_st.stages.training
+from lbr_st.bottleneck import backbone_of
+from lbr_st.build import build_model
+from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.learn import learn
+from lbr_st.stages.represent import represent
+
+PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
+PAIRS = [(f"acid {n}", f"the salt of acid {n}, a base " * (n % 3 + 1)) for n in range(32)]
+QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}
+
+
+@pytest.fixture
+def fewer_kernels(monkeypatch):
+    """The module, and everything that it changes as it was afterwards."""
+    monkeypatch.syspath_prepend(str(PROOF))
+    import fewer_kernels as module
+
+    monkeypatch.setattr(module.Linear, "forward", module.Linear.forward)
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", modeling_llama.LlamaRMSNorm.forward)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+    monkeypatch.setattr(lbr_st.stages.training, "merged_while_training", lbr_st.stages.training.merged_while_training)
+    yield module
+    del sys.modules["fewer_kernels"]
+
+
+def trained(base: Path, folder: Path, bottleneck: str = "attention", precision: str = "bfloat16"):
+    """Train a tiny model in both stages; return the losses of every step and the adapters."""
+    model = build_model(base, num_bottleneck_tokens=2, max_seq_length=24, lora_rank=4, lora_alpha=8, seed=0)
+    generative = Dataset.from_dict({"context": [f"query: {q}" for q, _ in PAIRS], "target": [d for _, d in PAIRS]})
+    pairs = Dataset.from_dict({"query": [q for q, _ in PAIRS], "document": [d for _, d in PAIRS]})
+    config = LearnConfig(
+        bottleneck=bottleneck, max_steps=4, batch_size=8, batch_tokens=None, packed=False, bag_weight=1.0,
+        warmup_steps=1, learning_rate=5e-3,
+    )  # fmt: skip
+    log = learn(model, generative, config, output_dir=folder / "1", precision=precision, **QUIET)
+    for budget in (4096, 64):  # in one piece, and in several
+        config = RepresentConfig(
+            max_steps=4, batch_size=16, warmup_steps=1, learning_rate=5e-3, mini_batch_tokens=budget
+        )
+        log += represent(model, pairs, config, output_dir=folder / str(budget), precision=precision, **QUIET)
+    adapters = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
+    return [row["loss"] for row in log if "loss" in row], adapters, model
+
+
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck) -> None:
+    base = tiny_base("llama")
+    exact, _, _ = trained(base, tmp_path / "exact", bottleneck, "float32")
+    losses, adapters, _ = trained(base, tmp_path / "before", bottleneck)
+    fewer_kernels.install()
+    again, others, model = trained(base, tmp_path / "after", bottleneck)
+    assert len(losses) == 12
+    rounding = max(abs(a - b) for a, b in zip(exact, losses, strict=True))
+    assert max(abs(a - b) for a, b in zip(exact, again, strict=True)) <= max(3 * rounding, 0.02)
+    for name, adapter in adapters.items():
+        # Adam's first steps are signs of gradients: of those near 0 rounding decides.
+        assert torch.nn.functional.cosine_similarity(adapter.flatten(), others[name].flatten(), dim=0) > 0.9, name
+    assert not any("_place" in module.__dict__ for module in model.modules())
+
+
+def test_gradients_of_one_step(tiny_base, fewer_kernels) -> None:
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, max_seq_length=24, lora_rank=4, lora_alpha=8)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    decoder = backbone_of(model).model
+    ids = torch.randint(4, 20, (3, 7))
+
+    def gradients(**options: Any) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, **options):
+            decoder(input_ids=ids).logits.float().square().mean().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    exact, before = gradients(enabled=False), gradients()
+    fewer_kernels.install()
+    with fewer_kernels.grouped(model):
+        after, without_autocast = gradients(), gradients(enabled=False)
+
+    def far(found: dict[str, torch.Tensor]) -> float:
+        squares = [((found[name] - exact[name]).norm() ** 2, exact[name].norm() ** 2) for name in exact]
+        return float(sum(a for a, _ in squares) / sum(b for _, b in squares)) ** 0.5
+
+    assert exact.keys() == after.keys()
+    assert 0 < far(after) < 2 * far(before)
+    assert far(without_autocast) < 1e-5
