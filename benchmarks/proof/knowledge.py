@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from tables import units
 
 from lbr_st.build import load_model
@@ -34,21 +35,29 @@ RESULTS = Path(__file__).parent / "knowledge"
 def target_nll(model: SentenceTransformer, contexts: list[str], targets: list[str]) -> np.ndarray:
     """Return the mean negative log-likelihood of each target given its context's bottleneck: float64 of (targets,)."""
     loss = IBGenerativeLoss(model, context_weight=0.0, max_target_tokens=48).eval()
-    found, bfloat16 = [], use_bfloat16("auto", torch.device("cpu"))
+    found, kind = [], model.device.type
     for context, target in zip(contexts, targets, strict=True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-            found.append(loss.target_nll([model.preprocess([context]), model.preprocess([target])]).mean().item())
+        pair = [batch_to_device(model.preprocess([text]), model.device) for text in (context, target)]
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=use_bfloat16("auto", model.device)):
+            found.append(loss.target_nll(pair).mean().item())
     return np.array(found)
 
 
 def knowledge(model: SentenceTransformer, queries: list[str], documents: list[str], seed: int = 0) -> np.ndarray:
     """Return what each query's bottleneck saves on its document against another query's, in nats per token."""
     prompt = model.prompts["query"] or ""
-    contexts = [prompt + query for query in queries]
+    own, others = from_own_and_others(model, [prompt + query for query in queries], documents, seed)
+    return others - own
+
+
+def from_own_and_others(
+    model: SentenceTransformer, contexts: list[str], targets: list[str], seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each target's negative log-likelihood given its own context's bottleneck, and given another's."""
     order = np.random.default_rng(seed).permutation(len(contexts))
     others = np.empty(len(contexts), dtype=int)
     others[order] = np.roll(order, 1)  # nobody keeps its own
-    return target_nll(model, [contexts[i] for i in others], documents) - target_nll(model, contexts, documents)
+    return target_nll(model, contexts, targets), target_nll(model, [contexts[i] for i in others], targets)
 
 
 def with_third_fixed(x: np.ndarray, y: np.ndarray, fixed: np.ndarray) -> Any:

@@ -35,13 +35,20 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
         recipe.data.contamination = "report"  # they are the documents that are searched, or name what is asked for
     data = prepare(recipe, work / "data" / made_of)
     if (share := options.get("share")) and data.learn_pairs is not None:
-        said, known = _said(recipe.data.source, work), read(recipe, share, work)
-        kept = {sentence for thing in known for sentence in said[thing]}
-        rows = [row for row, target in enumerate(data.learn_pairs["target"]) if target in kept]
-        data = replace(data, learn_pairs=data.learn_pairs.select(rows))
+        data = replace(data, learn_pairs=of_read_and_unread(data.learn_pairs, recipe, share, work)[0])
     if (labelled := options.get("labelled")) and data.pairs is not None:
         data = replace(data, pairs=data.pairs.shuffle(seed=recipe.seed).select(range(labelled)))
     return data
+
+
+def of_read_and_unread(pairs: Dataset, recipe: Recipe, share: float, work: Path) -> tuple[Dataset, Dataset]:
+    """Return stage 1's pairs of the things whose records it is given, and those of the others."""
+    said, known = _said(recipe.data.source, work), read(recipe, share, work)
+    given = {sentence for thing in known for sentence in said[thing]}
+    rows: dict[bool, list[int]] = {True: [], False: []}
+    for row, target in enumerate(pairs["target"]):
+        rows[target in given].append(row)
+    return pairs.select(rows[True]), pairs.select(rows[False])
 
 
 def read(recipe: Recipe, share: float, work: Path) -> set[str]:

@@ -106,10 +106,11 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[],
 
     Returns:
         ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
-        queries for things whose records were read, and for others), ``after_learn`` (mean nDCG@10 before stage 2, or
-        None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of the
-        evaluation was found in the training data), the key, the versions, the machine and the arithmetic that it has
-        (bfloat16 where its processor or GPU can, else float32).
+        queries for things whose records were read, and for others), ``nll_of_read_and_unread`` (of sentences of the
+        records of both, from their own name's bottleneck and from another's), ``after_learn`` (mean nDCG@10 before
+        stage 2, or None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of
+        the evaluation was found in the training data), the key, the versions, the machine and the arithmetic that it
+        has (bfloat16 where its processor or GPU can, else float32).
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
