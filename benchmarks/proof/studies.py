@@ -175,8 +175,8 @@ FEW_CHOSEN = Chosen((1e-3, 60), (4e-3, 60), (2e-3, 334), (5e-4, 180))
 The long run has the tokens of both stages of LBR.
 """
 
-CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (5e-4, 180))
-"""By ``conditions-few-tune``; LBR's and the embedder's are those of ``compounds``, the only ones tried."""
+CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (2e-4, 180))
+"""By ``conditions-few-tune``; LBR's is that of ``compounds``, the only one tried."""
 
 CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (5e-4, 60))
 """By ``pydoc-open-few-tune``; LBR's is the only one tried, the embedder's rate that of ``compounds``.
