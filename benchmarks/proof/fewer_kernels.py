@@ -3,7 +3,7 @@
 With a model of this size a step is some 8,000 kernels of a few microseconds each, and how many a GPU can start in a
 second is what limits trials side by side. Values and gradients are those of peft and transformers, up to rounding to
 bfloat16: adapters are copied to bfloat16 once a pass, layers with the same input are one product, a norm is one kernel,
-query and key are rotated together. For Llama's layers, under autocast to bfloat16; anything else runs as it did.
+query and key are rotated together. For Llama's layers; adapters under autocast to bfloat16 alone, else as peft has them.
 """
 
 from __future__ import annotations
@@ -130,10 +130,9 @@ def grouped(model: nn.Module) -> Iterator[None]:
             if all(_fits(member) for member in members):
                 layers.append(members)
                 groups.append(_Group(members))
-    copies = _Copies(groups) if groups else None
+    copies = _Copies(groups)
     for number, (group, members) in enumerate(zip(groups, layers, strict=True)):
         for place, member in enumerate(members):
-            assert copies is not None
             member.__dict__["_place"] = _Place(copies, group, place, number == 0)
     try:
         yield
