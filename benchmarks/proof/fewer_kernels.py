@@ -3,7 +3,7 @@
 With a model of this size a step is some 8,000 kernels of a few microseconds each, and how many a GPU can start in a
 second is what limits trials side by side. Values and gradients are those of peft and transformers, up to rounding to
 bfloat16: adapters are copied to bfloat16 once a pass, layers with the same input are one product, a norm is one kernel,
-query and key are rotated together. For Llama's layers; adapters under autocast to bfloat16 alone, else as peft has them.
+query and key are rotated together. For Llama's layers; adapters only under autocast to bfloat16, else they are peft's.
 """
 
 from __future__ import annotations
