@@ -40,14 +40,14 @@ def tune_few(recipe: Recipe) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
     grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240))]
     grid += [(4e-3, 60), (4e-3, 120), (8e-3, 60)]
-    own = [(2e-4, 60), (5e-4, 60), (1e-4, 180), (2e-4, 180), (5e-4, 180), (5e-4, 540), (1e-3, 60), (1e-3, 180)]
+    own = [(1e-4, 60), (2e-4, 60), (5e-4, 60), (1e-4, 180), (2e-4, 180), (5e-4, 180), (5e-4, 540), (1e-3, 60), (1e-3, 180)]
     return tune(recipe, FEW, grid, own)
 
 
 def tune_closed(source: str, max_seq_length: int) -> list[Trial]:
     """Return the same in the closed regime, on fewer settings: a step costs more there."""
     grid = [(1e-3, 60), (2e-3, 60), (2e-3, 120), (4e-3, 60)]
-    return tune(closed(source, max_seq_length), CLOSED, grid, [(5e-4, 60), (5e-4, 180), (1e-3, 180)])
+    return tune(closed(source, max_seq_length), CLOSED, grid, [(2e-4, 60), (2e-4, 180), (1e-4, 60), (5e-4, 60)])
 
 
 def tune(
