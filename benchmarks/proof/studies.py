@@ -40,14 +40,14 @@ def tune_few(recipe: Recipe) -> list[Trial]:
     """Return the same where only :data:`FEW` pairs are labelled; stage 1 is one for all."""
     grid = [*((1e-3, n) for n in (60, 30, 120)), (5e-4, 60), *((2e-3, n) for n in (60, 120, 240))]
     grid += [(4e-3, 60), (4e-3, 120), (8e-3, 60)]
-    own = [(1e-4, 60), (2e-4, 60), (5e-4, 60), (1e-4, 180), (2e-4, 180), (5e-4, 180), (5e-4, 540), (1e-3, 60), (1e-3, 180)]
+    own = [(2e-5, 60), (5e-5, 60), (1e-4, 60), (2e-4, 60), (5e-4, 60), (1e-4, 180), (2e-4, 180), (5e-4, 180), (5e-4, 540), (1e-3, 60), (1e-3, 180)]
     return tune(recipe, FEW, grid, own)
 
 
 def tune_closed(source: str, max_seq_length: int) -> list[Trial]:
     """Return the same in the closed regime, on fewer settings: a step costs more there."""
     grid = [(1e-3, 60), (2e-3, 60), (2e-3, 120), (4e-3, 60)]
-    return tune(closed(source, max_seq_length), CLOSED, grid, [(2e-4, 60), (2e-4, 180), (1e-4, 60), (5e-4, 60)])
+    return tune(closed(source, max_seq_length), CLOSED, grid, [(5e-5, 60), (1e-4, 60), (2e-4, 60), (5e-4, 60)])
 
 
 def tune(
@@ -178,8 +178,8 @@ The long run has the tokens of both stages of LBR.
 CONDITIONS_CHOSEN = Chosen((1e-3, 60), (2e-3, 60), (2e-3, 296), (2e-4, 180))
 """By ``conditions-few-tune``; LBR's is that of ``compounds``, the only one tried."""
 
-CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (2e-4, 60))
-"""By ``pydoc-open-few-tune``; LBR's is the only one tried, and the embedder's the lower of two rates.
+CODE_CHOSEN = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 256), (5e-5, 60))
+"""By ``pydoc-open-few-tune``; LBR's is the only one tried, and the embedder's the lowest of four rates.
 
 The embedder's loss is near 0 after 50 steps; 180, which dev had at 5e-4, took three times as long.
 """
