@@ -240,6 +240,7 @@ def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], 
 
     recipe, options = trial.recipe, trial.options
     model, _, _ = load_by_name(str(folder), recipe.evaluate.precision)
+    model.max_seq_length = options.get("max_seq_length", model.max_seq_length)
     start = time.monotonic()
     if options["steps"]:
         args = SentenceTransformerTrainingArguments(

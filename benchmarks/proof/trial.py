@@ -39,7 +39,8 @@ class Trial:
         recipe: Its recipe, seed included.
         kind: "recipe"; "embedder" for a general embedder fine-tuned on the recipe's pairs; "bm25"; "untrained" for the
             recipe's base as it is, with mean pooling.
-        options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``. Of stage 1: ``texts``, what it
+        options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``, and
+            ``max_seq_length`` if texts are cut sooner than its own is. Of stage 1: ``texts``, what it
             reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
             plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
             before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
