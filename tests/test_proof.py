@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from lbr_st.build import build_model
 from lbr_st.locks import alone
+from lbr_st.prepared import Prepared
 
 PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
 
@@ -235,6 +236,30 @@ def test_a_trial_that_runs_out_of_memory_is_put_back(proof, trials, tmp_path):
     with pytest.raises(torch.OutOfMemoryError):
         proof.jobs.run_each(own, tmp_path, never, pause=0.01)
     assert done == [first, second] * (proof.jobs.ATTEMPTS - 1) + [first]
+
+
+def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_have_the_same_pairs(
+    proof, trials, tmp_path, monkeypatch
+):
+    def prepare(recipe, folder):
+        # What the check drops, and what stage 1 is given, depend on the recipe; so did what the arms had.
+        count = 800 if recipe.data.contamination == "drop" else 900
+        rows = Dataset.from_list([{"query": f"name {n}", "document": f"pair {n}"} for n in range(count)])
+        return Prepared(folder, rows, None, None, [], [], recipe.evaluate, {})
+
+    corpus = {f"d{n}": " ".join(f"word{n}-{place}" for place in range(20)) for n in range(40)}
+    monkeypatch.setattr(proof.reading, "prepare", prepare)
+    monkeypatch.setattr(proof.reading, "domain_task", lambda _: SimpleNamespace(test=SimpleNamespace(corpus=corpus)))
+    own = {trial.name: trial for trial in trials["chebi-closed"] if trial.recipe.seed == 0}
+    arms = ("LBR, attention bottleneck", "causal LM, then contrastive", "contrastive only")
+    data = {name: proof.reading.prepared(own[name].recipe, own[name].options, tmp_path) for name in arms}
+    few = [made.pairs.to_list() for made in data.values()]
+    assert few[0] == few[1] == few[2]
+    assert len(few[0]) == 256
+    read = {word for row in data[arms[0]].learn_pairs for word in row["target"].split()}
+    assert read
+    assert read <= {word for text in corpus.values() for word in text.split()}
+    assert data["contrastive only"].learn_pairs is None
 
 
 def test_crops_are_spans_of_one_text(proof):

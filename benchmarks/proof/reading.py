@@ -15,8 +15,17 @@ from lbr_st.data import domain_task
 from lbr_st.data.digests import digest
 from lbr_st.data.retrieval import stable_order
 from lbr_st.files import write_whole
+from lbr_st.learn_pairs import learn_pairs
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe
+from lbr_st.training_data import TrainingData
+
+DOCUMENTS = "documents"
+"""Of the option ``texts``: stage 1 reads the documents that are searched, their text and nothing else.
+
+Pairs are then those of an arm without stage 1, what repeats an evaluation text dropped, so that the few that are
+labelled are the same in all arms.
+"""
 
 CROPS = 8
 """Pairs of a text that is cut at random; about as many as a thing's record has sentences."""
@@ -25,15 +34,26 @@ CROPS = 8
 def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     """Return a trial's data; see :class:`trial.Trial` for the options."""
     kind = options.get("texts")
+    if kind == DOCUMENTS:
+        recipe = deepcopy(recipe)
+        recipe.learn.enabled = False  # what its own data give stage 1 is not read
     # By what texts they are, not where: the work folder may be moved.
     made_of = short(
-        asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed, *([kind] if kind else [])
+        asdict(recipe.data),
+        recipe.learn.enabled,
+        recipe.learn.pairs,
+        recipe.seed,
+        *([kind] if kind and kind != DOCUMENTS else []),
     )
-    if kind:
+    if kind and kind != DOCUMENTS:
         recipe = deepcopy(recipe)
         recipe.data.texts = str(_texts(recipe.data.source, kind, work))
-        recipe.data.contamination = "report"  # they are the documents that are searched, or name what is asked for
+        recipe.data.contamination = "report"  # they name what is asked for
     data = prepare(recipe, work / "data" / made_of)
+    if kind == DOCUMENTS:
+        texts = Dataset.from_json(str(_texts(recipe.data.source, kind, work)))
+        read_only, held_out = learn_pairs(recipe, TrainingData(pairs=None, texts=texts))
+        data = replace(data, learn_pairs=read_only, held_out=held_out)
     if (share := options.get("share")) and data.learn_pairs is not None:
         data = replace(data, learn_pairs=of_read_and_unread(data.learn_pairs, recipe, share, work)[0])
     if (labelled := options.get("labelled")) and data.pairs is not None:
@@ -98,7 +118,7 @@ def _texts(source: str, kind: str, work: Path) -> Path:
     file = work / "texts" / f"{source}-{kind}.jsonl"
     if file.is_file():
         return file
-    if kind == "corpus":
+    if kind == DOCUMENTS:
         corpus = domain_task(source).test.corpus
         texts = [corpus[key] for key in sorted(corpus)]
     else:

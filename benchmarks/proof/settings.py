@@ -124,7 +124,7 @@ def closed(source: str, max_seq_length: int) -> Recipe:
     )
 
 
-CLOSED: dict[str, Any] = {"texts": "corpus", **FEW}
+CLOSED: dict[str, Any] = {"texts": "documents", **FEW}
 """Options of a trial in the closed regime: what stage 1 reads, and the pairs of stage 2.
 
 Few, because with thousands contrastive-only had 0.7126 on ChEBI and LBR 0.6853 (docs/LOG.md).

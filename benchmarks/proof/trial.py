@@ -39,14 +39,14 @@ class Trial:
         recipe: Its recipe, seed included.
         kind: "recipe"; "embedder" for a general embedder fine-tuned on the recipe's pairs; "bm25"; "untrained" for the
             recipe's base as it is, with mean pooling.
-        options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``, and
-            ``max_seq_length`` if texts are cut sooner than its own is. Of stage 1: ``texts``, what it
-            reads beside ("corpus": the documents that are searched, their text alone; "records": the records' text, as
-            plain sentences); ``share`` of the things whose records it is given; ``short_first``, a number of steps
-            before the others in which targets have 8 tokens; ``told``, a number of steps of contrastive training on
-            the records, after it or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them
-            (see :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs,
-            drawn by the seed, that are all it has. Of the evaluation: ``dimensions``, smaller embeddings to score.
+        options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``, and ``max_seq_length`` if texts
+            are cut sooner than its own is. Of stage 1: ``texts``: "documents", it reads those that are searched, their
+            text alone and nothing else; "records", beside its recipe's texts those of the records, as plain sentences;
+            ``share`` of the things whose records it is given; ``short_first``, a number of steps before the others in
+            which targets have 8 tokens; ``told``, a number of steps of contrastive training on the records, after it
+            or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them (see
+            :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
+            has. Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
     name: str
