@@ -33,25 +33,22 @@ CROPS = 8
 
 def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     """Return a trial's data; see :class:`trial.Trial` for the options."""
-    kind = options.get("texts")
-    if kind == DOCUMENTS:
+    documents = options.get("texts") == DOCUMENTS
+    beside = None if documents else options.get("texts")
+    if documents:
         recipe = deepcopy(recipe)
         recipe.learn.enabled = False  # what its own data give stage 1 is not read
     # By what texts they are, not where: the work folder may be moved.
     made_of = short(
-        asdict(recipe.data),
-        recipe.learn.enabled,
-        recipe.learn.pairs,
-        recipe.seed,
-        *([kind] if kind and kind != DOCUMENTS else []),
+        asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed, *([beside] if beside else [])
     )
-    if kind and kind != DOCUMENTS:
+    if beside:
         recipe = deepcopy(recipe)
-        recipe.data.texts = str(_texts(recipe.data.source, kind, work))
+        recipe.data.texts = str(_texts(recipe.data.source, beside, work))
         recipe.data.contamination = "report"  # they name what is asked for
     data = prepare(recipe, work / "data" / made_of)
-    if kind == DOCUMENTS:
-        texts = Dataset.from_json(str(_texts(recipe.data.source, kind, work)))
+    if documents:
+        texts = Dataset.from_json(str(_texts(recipe.data.source, DOCUMENTS, work)))
         read_only, held_out = learn_pairs(recipe, TrainingData(pairs=None, texts=texts))
         data = replace(data, learn_pairs=read_only, held_out=held_out)
     if (share := options.get("share")) and data.learn_pairs is not None:
