@@ -115,6 +115,21 @@ def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_refe
     assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
 
 
+def test_what_is_not_run_is_listed(proof, tmp_path):
+    folder = tmp_path / "names"
+    planned = [("LBR", 0), ("LBR", 1), ("LBR", 2), ("BM25", 0), ("untrained", 0)]
+    assert proof.tables.not_run(folder, planned) == "Not run."
+    folder.mkdir()
+    result(folder, "BM25", 0, {"q0": 0.5})
+    assert proof.tables.not_run(folder, planned) == "Not run: LBR (seeds 0, 1, 2); untrained."
+    result(folder, "LBR", 1, {"q0": 0.5})
+    result(folder, "LBR", 2, {"q0": 0.5})
+    result(folder, "untrained", 0, {"q0": 0.5})
+    assert proof.tables.not_run(folder, planned) == "Not run: LBR (seed 0)."
+    result(folder, "LBR", 0, {"q0": 0.5})
+    assert proof.tables.not_run(folder, planned) == ""
+
+
 def test_lbr_is_compared_with_every_arm(proof, tmp_path):
     folder = tmp_path / "names-few"
     folder.mkdir()

@@ -17,7 +17,7 @@ from pathlib import Path
 from jobs import run_each, side_by_side
 from settings import EMBEDDER
 from studies import STUDIES
-from tables import UNITS, table
+from tables import UNITS, not_run, table
 from trial import Trial, prepare, run_trial
 
 from lbr_st.registry import fetch_wheel
@@ -70,13 +70,16 @@ def main() -> None:
 
 
 def write_tables() -> None:
-    """Write a table for each study that has results."""
+    """Write a table for each study that has results, and of each what is not run."""
     blocks = ["# The proof: tables", "Written by `python benchmarks/proof/run.py --tables`.", UNITS]
-    for folder in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
-        heading = f"## {folder.name}\n\n`python benchmarks/proof/run.py {folder.name}`"
-        blocks.append(f"{heading}\n\n{table(folder, [trial.name for trial in STUDIES[folder.name]()])}")
-        if (HERE / f"{folder.name}.png").is_file():
-            blocks.append(f"![{folder.name}]({folder.name}.png)")
+    for study in sorted(STUDIES):
+        folder, trials = HERE / "results" / study, STUDIES[study]()
+        blocks.append(f"## {study}\n\n`python benchmarks/proof/run.py {study}`")
+        if folder.is_dir():
+            blocks.append(table(folder, [trial.name for trial in trials]))
+        blocks += filter(None, [not_run(folder, [(trial.name, trial.recipe.seed) for trial in trials])])
+        if (HERE / f"{study}.png").is_file():
+            blocks.append(f"![{study}]({study}.png)")
     (HERE / "TABLES.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
 

@@ -121,6 +121,29 @@ def table(folder: Path, order: list[str]) -> str:
     return "\n".join([*lines, "", *(f"- {line}" for line in dict.fromkeys(found))]).rstrip()
 
 
+def not_run(folder: Path, planned: list[tuple[str, int]]) -> str:
+    """Return the line that names what a study has no result of; empty if it is complete.
+
+    Args:
+        folder: The study's results, which need not exist.
+        planned: Arm and seed of each trial. Seeds are named where an arm has several.
+    """
+    done = {(name, result["seed"]) for name, results in read(folder).items() for result in results}
+    if not done:
+        return "Not run."
+    seeds: defaultdict[str, list[int]] = defaultdict(list)
+    for name, seed in planned:
+        seeds[name].append(seed)
+    missing = []
+    for name, of in seeds.items():
+        left = [seed for seed in of if (name, seed) not in done]
+        if left and len(of) > 1:
+            missing.append(f"{name} (seed{'s' if len(left) > 1 else ''} {', '.join(map(str, left))})")
+        elif left:
+            missing.append(name)
+    return f"Not run: {'; '.join(missing)}." if missing else ""
+
+
 def compared(reference: list[dict], arm: list[dict]) -> Paired:
     """Return the paired test of an arm against another."""
     before, after = in_common(reference, arm)
