@@ -116,6 +116,9 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
 FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (5e-4, 180))
 """Of the closed regime, where dev has not chosen yet."""
 
+CHEBI_GUESS = Chosen((1e-3, 60), (2e-3, 120), (2e-3, 258), (2e-4, 60))
+"""Of ``chebi-closed``, as dev chose for all but LBR. 258 steps of contrastive-only use the 990,388 tokens of LBR."""
+
 
 def chosen_on_dev(study: str, guess: Chosen = FIRST_GUESS) -> Chosen:
     """Return the settings that did best on dev queries, of each arm whose results of a study are there.
@@ -217,7 +220,9 @@ STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "chebi-closed-tune": lambda: tune_closed("chebi", 64),
     "mondo-closed-tune": lambda: tune_closed("mondo", 64),
     "pydoc-closed-tune": lambda: tune_closed("pydoc", 96),
-    "chebi-closed": lambda: compare(lambda: closed("chebi", 64), chosen_on_dev("chebi-closed-tune"), CLOSED),
+    "chebi-closed": lambda: compare(
+        lambda: closed("chebi", 64), chosen_on_dev("chebi-closed-tune", CHEBI_GUESS), CLOSED
+    ),
     "mondo-closed": lambda: compare(lambda: closed("mondo", 64), chosen_on_dev("mondo-closed-tune"), CLOSED),
     "pydoc-closed": lambda: compare(lambda: closed("pydoc", 96), chosen_on_dev("pydoc-closed-tune"), CLOSED),
     "shipped": shipped,
