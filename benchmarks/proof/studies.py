@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,8 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any] 
 FIRST_GUESS = Chosen((1e-3, 60), (1e-3, 60), (1e-3, 180), (5e-4, 180))
 """Of the closed regime, where dev has not chosen yet."""
 
-CHEBI_GUESS = Chosen((1e-3, 60), (2e-3, 120), (2e-3, 258), (2e-4, 60))
-"""Of ``chebi-closed``, as dev chose for all but LBR. 258 steps of contrastive-only use the 990,388 tokens of LBR."""
+CHEBI_GUESS = replace(FIRST_GUESS, long=(2e-3, 258))
+"""Of ``chebi-closed``: so many steps, at the rate that dev chose, use the 990,388 tokens of LBR."""
 
 
 def chosen_on_dev(study: str, guess: Chosen = FIRST_GUESS) -> Chosen:
