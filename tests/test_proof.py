@@ -328,6 +328,22 @@ def test_side_by_side_each_process_has_its_share_of_the_cores(proof, tmp_path, m
         assert [file.read_text() for file in folder.iterdir()] == ["2", "2"]
 
 
+def test_in_float32_a_trial_trains_and_encodes_without_bfloat16(proof, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])  # which the script adds to
+    import run
+
+    asked = []
+    monkeypatch.setattr(run, "run_each", lambda trials, *_: asked.extend(trials))
+    for flags in ([], ["--float32"]):
+        monkeypatch.setattr("sys.argv", ["run.py", "compounds-ablations", "--only", "base", *flags])
+        run.main()
+
+    assert [(trial.recipe.precision, trial.recipe.evaluate.precision) for _, trial in asked] == [
+        ("auto", "auto"),
+        ("float32", "float32"),
+    ]
+
+
 def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):
     draw = np.random.default_rng(0).normal
     third, own = draw(size=400), draw(size=400)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import run_each, side_by_side
 from settings import EMBEDDER
 from studies import STUDIES
 from tables import UNITS, not_run, table
-from trial import Trial, prepare, run_trial
+from trial import Trial, changed, prepare, run_trial
 
 from lbr_st.registry import fetch_wheel
 
@@ -35,6 +36,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
     parser.add_argument("--fewer-kernels", action="store_true", help="for many jobs on one GPU; see fewer_kernels.py")
+    parser.add_argument(
+        "--float32", action="store_true", help="where bfloat16 is the slower, as on an Intel Xeon without AMX"
+    )
     parser.add_argument("--prepare", action="store_true", help="only make the data, to move the work folder elsewhere")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
@@ -57,7 +61,7 @@ def main() -> None:
         run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
 
     trials = [
-        (study, trial)
+        (study, in_float32(trial) if arguments.float32 else trial)
         for study in arguments.studies
         for trial in STUDIES[study]()
         if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
@@ -67,6 +71,11 @@ def main() -> None:
             prepare(trial, arguments.work)
     else:
         run_each(trials, arguments.work, run)
+
+
+def in_float32(trial: Trial) -> Trial:
+    """Return the trial with its recipe in float32; its result says so."""
+    return replace(trial, recipe=changed(trial.recipe, precision="float32", evaluate__precision="float32"))
 
 
 def write_tables() -> None:
