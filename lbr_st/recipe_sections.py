@@ -158,7 +158,8 @@ class RepresentConfig:
         token_learning_rate: Peak learning rate of the new token rows.
         warmup_steps: Steps over which the learning rates rise from zero.
         temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
-        num_hard_negatives: Mined hard negatives per query; 0 uses in-batch negatives only.
+        num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2; a pair with fewer near
+            misses is left out. 0 uses in-batch negatives only.
         similar_group_size: Pairs that read alike and are put in a batch together, so that in-batch negatives are hard;
             no model is asked, and a step costs no more. 1 draws each pair on its own. Replayed pairs are grouped, too.
         matryoshka_dims: Smaller embedding sizes to train beside the whole one, so that its first numbers alone serve as

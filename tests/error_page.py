@@ -27,8 +27,8 @@ TOPICS = {
     ),
     "Training": (
         "pipeline", "rows", "tokens", "batches", "losses/", "token_nll", "packed_attention", "wrapped", "processes",
-        "stages/learn", "stages/represent", "stages/training", "stages/sharding", "stages/accumulation",
-        "stages/recomputation", "stages/interruption",
+        "stages/learn", "stages/represent", "stages/hard_negatives", "stages/training", "stages/sharding",
+        "stages/accumulation", "stages/recomputation", "stages/interruption",
     ),
     "Checkpoints and disk": (
         "files", "locks", "seals", "places", "stages/checkpoints", "stages/state_files", "stage_folders", "prepared",

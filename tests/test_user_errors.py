@@ -232,9 +232,7 @@ CASES = [
         "no UTF-8",
     ),
     case("no interpreter", [*EXPORT[:-1], "none"], says="none: cannot be run: No such file or directory."),
-    case(
-        "more negatives than can be", [*NEGATIVES, "50"], says="num_hard_negatives: 50 cannot be found for each query"
-    ),
+    case("more negatives than can be", [*NEGATIVES, "1000"], says="num_hard_negatives: 1000 cannot be found for each"),
     case("more negatives than pairs", [*NEGATIVES, "9"], says="num_hard_negatives: no query has 9 near misses"),
     case("longer than the base", [*TRAIN, "--model.max_seq_length", "999"], says="999 is more than the 512 tokens"),
     case(

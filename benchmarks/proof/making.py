@@ -89,7 +89,9 @@ def represent_folder(trial: Trial, work: Path) -> Path:
 def _stage_1(trial: Trial) -> list[Any]:
     """Return what the weights after stage 1 depend on."""
     recipe = trial.recipe
-    parts = [asdict(recipe.model), asdict(recipe.data), asdict(recipe.learn), recipe.seed]
+    parts: list[Any] = [asdict(recipe.model), asdict(recipe.data), asdict(recipe.learn), recipe.seed]
+    if recipe.precision != "auto":
+        parts.append(recipe.precision)
     if not recipe.learn.enabled:
         parts[2] = None
     options = {key: value for key, value in trial.options.items() if key not in ("dimensions", "labelled")}

@@ -13,7 +13,6 @@ from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
     MultipleNegativesRankingLoss,
 )
-from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 
 from lbr_st.bottleneck import backbone_of, trained_bottleneck
@@ -22,6 +21,7 @@ from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes, world_size
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.stages.hard_negatives import with_hard_negatives
 from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
 from lbr_st.tokens import Column, tokenized
 
@@ -76,7 +76,7 @@ def represent(
     columns = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
     pairs = pairs.select_columns(columns)
     if config.num_hard_negatives:
-        pairs = _with_hard_negatives(model, pairs, config.num_hard_negatives)
+        pairs = with_hard_negatives(model, pairs, config.num_hard_negatives)
 
     loss: Any = _contrastive_loss(model, config)
     prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
@@ -144,38 +144,6 @@ def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Mod
     if config.mini_batch_tokens is not None:
         return TokenBudgetRankingLoss(model, mini_batch_num_tokens=config.mini_batch_tokens, **options)
     return MultipleNegativesRankingLoss(model, **options)
-
-
-def _with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
-    """Mine negatives with the model itself: near misses, not the near-duplicates that may be right answers."""
-    try:
-        mined = mine_hard_negatives(
-            pairs.select_columns(["query", "document"]),
-            model,
-            anchor_column_name="query",
-            positive_column_name="document",
-            query_prompt_name="query",
-            corpus_prompt_name="document",
-            num_negatives=count,
-            relative_margin=0.05,
-            range_min=1,
-            range_max=50,
-            output_format="n-tuple",
-            verbose=False,
-        )
-    except ValueError as error:
-        raise LBRError(
-            f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}.",
-            where="represent.num_hard_negatives",
-            fix="Lower it, or give more pairs.",
-        ) from error
-    if not len(mined):
-        raise LBRError(
-            f"no query has {count} near misses among the documents of the pairs.",
-            where="represent.num_hard_negatives",
-            fix="Lower it, or give more pairs.",
-        )
-    return mined
 
 
 class _Weighted(nn.Module):

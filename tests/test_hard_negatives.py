@@ -1,0 +1,95 @@
+"""Hard negatives are near misses, also of a model whose embeddings all point one way."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from lbr_st import LBRError, build_model
+from lbr_st.stages.hard_negatives import with_hard_negatives
+
+GROUPS, EACH = 30, 4
+PAIRS = Dataset.from_dict(
+    {
+        "query": [f"query {group} {one}" for group in range(GROUPS) for one in range(EACH)],
+        "document": [f"document {group} {one}" for group in range(GROUPS) for one in range(EACH)],
+    }
+)
+
+
+def vector(text: str, shared: float) -> np.ndarray:
+    """Embed a text: its group, a little of its own, and what all texts share."""
+    _, group, one = text.split()
+    row = np.zeros(GROUPS + EACH + 1, dtype=np.float32)
+    row[int(group)], row[GROUPS + int(one)], row[-1] = 1.0, 0.7, shared
+    return row / np.linalg.norm(row)
+
+
+@pytest.fixture
+def model(tiny_base, monkeypatch):
+    """A model that embeds by :func:`vector`; ``set_shared`` of it sets how much is common to all texts."""
+    model = build_model(tiny_base("llama"), device="cpu")
+
+    def set_shared(shared: float) -> None:
+        def encode(texts, **options):
+            assert options["normalize_embeddings"]
+            return np.stack([vector(text, shared) for text in texts])
+
+        monkeypatch.setattr(model, "encode_query", encode)
+        monkeypatch.setattr(model, "encode_document", encode)
+
+    model.set_shared = set_shared
+    return model
+
+
+@pytest.mark.parametrize("shared", [0.0, 20.0])
+def test_every_pair_has_a_near_miss_of_its_own_group(model, shared):
+    """With 20 all cosines are above 0.995, as after stage 1, where a margin of 5% once left no pair at all."""
+    model.set_shared(shared)
+
+    mined = with_hard_negatives(model, PAIRS, 1)
+
+    assert mined.column_names == ["query", "document", "negative_1"]
+    assert sorted(mined["query"]) == sorted(PAIRS["query"])
+    for query, document, negative in zip(mined["query"], mined["document"], mined["negative_1"], strict=True):
+        assert document == query.replace("query", "document")
+        assert negative != document
+        assert negative.split()[1] == query.split()[1]
+
+
+def test_a_right_answer_far_down_has_near_misses_below_it(model, monkeypatch):
+    """What ranks above it is passed over; the pair is not dropped for it."""
+    model.set_shared(0.0)
+    encode = model.encode_query
+
+    def mistaken(texts, **options):
+        """Take the first query of each group for the opposite of the first document of each: its own ranks 91st."""
+        rows = encode(texts, **options)
+        for text, row in zip(texts, rows, strict=True):
+            if text.endswith(" 0"):
+                row[:GROUPS] *= 0.2
+                row[GROUPS:] *= -1.4
+        return rows
+
+    monkeypatch.setattr(model, "encode_query", mistaken)
+
+    mined = with_hard_negatives(model, PAIRS, 1)
+
+    far_down = [row for row in mined if row["query"].endswith(" 0")]
+    assert len(far_down) == GROUPS
+    assert all(row["negative_1"].endswith(" 0") and row["negative_1"] != row["document"] for row in far_down)
+
+
+def test_several_negatives_have_a_column_each(model):
+    model.set_shared(20.0)
+
+    mined = with_hard_negatives(model, PAIRS, 2)
+
+    assert mined.column_names == ["query", "document", "negative_1", "negative_2"]
+    assert all(len({row["document"], row["negative_1"], row["negative_2"]}) == 3 for row in mined)
+
+
+def test_more_negatives_than_documents_is_said(model):
+    model.set_shared(0.0)
+
+    with pytest.raises(LBRError, match="no query has 120 near misses"):
+        with_hard_negatives(model, PAIRS, 120)
