@@ -5,7 +5,10 @@ import pytest
 from datasets import Dataset
 
 from lbr_st import LBRError, build_model
+from lbr_st.losses import TokenBudgetRankingLoss
+from lbr_st.recipe_sections import RepresentConfig
 from lbr_st.stages.hard_negatives import with_hard_negatives
+from lbr_st.stages.represent import represent
 
 GROUPS, EACH = 30, 4
 PAIRS = Dataset.from_dict(
@@ -93,3 +96,22 @@ def test_more_negatives_than_documents_is_said(model):
 
     with pytest.raises(LBRError, match="no query has 120 near misses"):
         with_hard_negatives(model, PAIRS, 120)
+
+
+def test_stage_2_trains_with_the_negatives_that_an_untrained_model_mines(tiny_base, tmp_path, monkeypatch):
+    words = [f"{a} {b}" for a in ("water", "acid", "salt", "base", "ether") for b in ("red", "blue", "hot", "cold")]
+    pairs = Dataset.from_dict({"query": words, "document": words})
+    columns = []
+    forward = TokenBudgetRankingLoss.forward
+    monkeypatch.setattr(
+        TokenBudgetRankingLoss,
+        "forward",
+        lambda self, features, *rest: columns.append(len(features)) or forward(self, features, *rest),
+    )
+
+    model = build_model(tiny_base("llama"), device="cpu")
+    config = RepresentConfig(num_hard_negatives=2, max_steps=2, batch_size=4, warmup_steps=0)
+    log = represent(model, pairs, config, output_dir=tmp_path, logging_steps=1)
+
+    assert columns == [4, 4]  # query, document and two negatives
+    assert all(0 < float(step["loss"]) < 10 for step in log if "loss" in step)
