@@ -342,6 +342,10 @@ def test_in_float32_a_trial_trains_and_encodes_without_bfloat16(proof, monkeypat
         ("auto", "auto"),
         ("float32", "float32"),
     ]
+    keys = [json.loads(json.dumps(trial.key())) for _, trial in asked]
+    assert sys.modules["trial"].same_key(*keys)  # so that what is there is not run again
+    keys[1]["recipe"]["seed"] += 1
+    assert not sys.modules["trial"].same_key(*keys)
 
 
 def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):

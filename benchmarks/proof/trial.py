@@ -65,8 +65,13 @@ class Trial:
 
 
 def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Tell whether two keys are of one trial: an option that lbr-st got since was at its default before."""
+    """Tell whether two keys are of one trial: an option that lbr-st got since was at its default before.
+
+    Nor does it matter in which arithmetic it was asked for: "auto" is float32, too, on some machines.
+    """
     asked = json.loads(json.dumps(asked))
+    for key in (kept, asked):
+        key["recipe"]["precision"] = key["recipe"]["evaluate"]["precision"] = "auto"
     for section, values in asked["recipe"].items():
         before = kept["recipe"].get(section)
         if isinstance(values, dict) and isinstance(before, dict):
