@@ -115,6 +115,33 @@ def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_refe
     assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
 
 
+def test_an_ablation_is_tested_against_the_base_of_its_own_kind_of_machine(proof, tmp_path):
+    folder, replicates = tmp_path / "results" / "names-ablations", tmp_path / "replicates" / "names-ablations"
+
+    def keep(into, trial, score, arithmetic, machine):
+        into.mkdir(parents=True, exist_ok=True)
+        kept = {"trial": trial, "seed": 0, "arithmetic": arithmetic, "machine": f"{machine}, 2 cores, load 2.1"}
+        scores = {f"q{number}": score for number in range(40)}
+        (into / f"{trial}-{machine}.json").write_text(json.dumps(kept | {"per_query": scores}), encoding="utf-8")
+
+    keep(folder, "base", 0.5, "bfloat16", "an Intel (amx, avx)")
+    keep(replicates, "base", 0.4, "bfloat16", "an AMD (avx)")
+    keep(replicates, "base", 0.3, "float32", "an Intel (avx)")
+    keep(folder, "same machine", 0.6, "bfloat16", "an AMD (avx)")
+    keep(folder, "same arithmetic", 0.6, "float32", "another Intel (avx)")
+    keep(folder, "bfloat16 elsewhere", 0.6, "bfloat16", "an Intel (avx)")
+    order = ["base", "same machine", "same arithmetic", "bfloat16 elsewhere"]
+    rows = [[cell.strip() for cell in line.split("|")][1:] for line in proof.tables.table(folder, order).splitlines()]
+    assert {cells[0]: (cells[1], cells[6]) for cells in rows[2:8]} == {
+        "base": ("0.5000", ""),
+        "base, again: bfloat16 on an AMD (avx)": ("0.4000", ""),
+        "base, again: float32 on an Intel (avx)": ("0.3000", ""),
+        "same machine": ("0.6000", "+0.2000 (0.4000)"),
+        "same arithmetic": ("0.6000", "+0.3000 (0.3000)"),
+        "bfloat16 elsewhere": ("0.6000", "+0.1000 (0.5000)"),
+    }
+
+
 def test_what_is_not_run_is_listed(proof, tmp_path):
     folder = tmp_path / "names"
     planned = [("LBR", 0), ("LBR", 1), ("LBR", 2), ("BM25", 0), ("untrained", 0)]

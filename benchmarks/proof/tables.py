@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
@@ -77,8 +78,25 @@ def reference_of(study: str, arms: dict[str, list[dict]]) -> str:
     return "contrastive only"
 
 
+def made_on(result: dict) -> tuple[str, str]:
+    """Return in which arithmetic a result was made, and on which kind of machine, without its load."""
+    return result.get("arithmetic", ""), re.sub(r", \d+ cores.*", "", result.get("machine", ""))
+
+
+def likest(references: list[dict], arm: dict) -> dict:
+    """Return the run of the reference that was made most like an arm's: by machine, else arithmetic, else the first.
+
+    One seed on two kinds of machine differs by as much as some ablations do (docs/LOG.md, eighth session).
+    """
+    arithmetic, machine = made_on(arm)
+    return max(references, key=lambda one: (made_on(one) == (arithmetic, machine), made_on(one)[0] == arithmetic))
+
+
 def table(folder: Path, order: list[str]) -> str:
     """Return a study's table in Markdown.
+
+    What has ``base`` for its reference, one seed each, is tested against that run of it that is :func:`likest`: of the
+    study's own and those in ``replicates``, which are listed.
 
     Args:
         folder: The study's results.
@@ -87,9 +105,11 @@ def table(folder: Path, order: list[str]) -> str:
     arms = read(folder)
     reference = reference_of(folder.name, arms)
     names = [name for name in dict.fromkeys(order) if name in arms]
-    scores = {name: averaged(arms[name]) for name in names}
-    others = [name for name in names if name != reference and reference in scores]
-    tests = {name: compared(arms[reference], arms[name]) for name in others}
+    again = read(folder.parents[1] / "replicates" / folder.name).get("base", []) if reference == "base" else []
+    against = {name: arms.get(reference, []) for name in names}
+    if again:
+        against = {name: [likest(arms[reference] + again, arms[name][0])] for name in names}
+    tests = {name: compared(against[name], arms[name]) for name in names if name != reference and against[name]}
     corrected = dict(zip(tests, holm([test.p_randomisation for test in tests.values()]), strict=True))
     lines = [
         "| arm | nDCG@10 | 95% interval | seeds | after stage 1 | bottleneck gain "
@@ -97,28 +117,41 @@ def table(folder: Path, order: list[str]) -> str:
         "|---|---:|:---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name in names:
-        low, high = mean_interval([scores[name]])
-        seeds = " ".join(
-            f"{fmean(units(result).values()):.4f}{'†' if 'NVIDIA' in result.get('machine', '') else ''}"
-            for result in arms[name]
-        )
-        before = [result["after_learn"] for result in arms[name] if result.get("after_learn") is not None]
-        cells = [name, f"{scores[name].mean():.4f}", f"{low:.4f} to {high:.4f}", seeds]
-        cells.append(f"{fmean(before):.4f}" if before else "–")
-        last = [result["gains"][-1] for result in arms[name] if result.get("gains")]
-        gains = [one["eval_bottleneck_gain"] for one in last if "eval_bottleneck_gain" in one]
-        cells.append(f"{fmean(gains):.2f}" if gains else "–")
+        cells = ["", "", ""]
         if name in tests:
             test = tests[name]
+            difference = f"{test.difference:+.4f}" + (f" ({averaged(against[name]).mean():.4f})" if again else "")
             relative = f"{test.relative:+.1%}" if test.relative is not None else "–"
-            cells += [f"{test.difference:+.4f}", relative, format_p(corrected[name])]
-        else:
-            cells += ["", "", ""]
-        cells += spent(arms[name])
-        lines.append(f"| {' | '.join(cells)} |")
+            cells = [difference, relative, format_p(corrected[name])]
+        lines.append(row(name, arms[name], cells))
+        if name == reference:
+            lines += [row(f"{name}, again: {' on '.join(made_on(one))}", [one], cells) for one in again]
     lines += of_lbr({name: arms[name] for name in names})
     found = [line for of in arms.values() for result in of for line in result.get("contamination", [])]
     return "\n".join([*lines, "", *(f"- {line}" for line in dict.fromkeys(found))]).rstrip()
+
+
+def row(name: str, results: list[dict], tested: list[str]) -> str:
+    """Return an arm's row.
+
+    Args:
+        name: Of the arm.
+        results: Of its seeds.
+        tested: The cells of its test against the reference.
+    """
+    scores = averaged(results)
+    low, high = mean_interval([scores])
+    seeds = " ".join(
+        f"{fmean(units(result).values()):.4f}{'†' if 'NVIDIA' in result.get('machine', '') else ''}"
+        for result in results
+    )
+    cells = [name, f"{scores.mean():.4f}", f"{low:.4f} to {high:.4f}", seeds]
+    before = [result["after_learn"] for result in results if result.get("after_learn") is not None]
+    cells.append(f"{fmean(before):.4f}" if before else "–")
+    last = [result["gains"][-1] for result in results if result.get("gains")]
+    gains = [one["eval_bottleneck_gain"] for one in last if "eval_bottleneck_gain" in one]
+    cells.append(f"{fmean(gains):.2f}" if gains else "–")
+    return f"| {' | '.join([*cells, *tested, *spent(results)])} |"
 
 
 def not_run(folder: Path, planned: list[tuple[str, int]]) -> str:
