@@ -28,6 +28,7 @@ def proof():
         import making
         import plots
         import reading
+        import run
         import studies
         import tables
 
@@ -37,6 +38,7 @@ def proof():
             making=making,
             plots=plots,
             reading=reading,
+            run=run,
             studies=studies,
             tables=tables,
         )
@@ -113,6 +115,17 @@ def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_refe
     assert cells[1][6:] == ["", "", "", "0.25 M", "1"]
     drawn = proof.plots.plot_study(folder, ["LBR", "contrastive only", "not run"], tmp_path / "figure")
     assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
+
+
+def test_trials_are_chosen_by_any_of_several_patterns_and_by_seed(proof):
+    studies = ["compounds-ablations", "compounds-few"]
+    names = [(study, trial.name) for study, trial in proof.run.chosen(studies, ["k = *", "causal*"], seed=0)]
+    assert names == [
+        *(("compounds-ablations", f"k = {k}") for k in (1, 2, 8, 16)),
+        ("compounds-few", "causal LM, then contrastive"),
+    ]
+    assert {trial.recipe.seed for _, trial in proof.run.chosen(["compounds-few"], ["causal*"])} == {0, 1, 2}
+    assert not proof.run.chosen(studies, ["no such trial"])
 
 
 def test_an_ablation_is_tested_against_the_base_of_its_own_kind_of_machine(proof, tmp_path):

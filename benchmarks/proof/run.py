@@ -3,6 +3,7 @@
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
 python benchmarks/proof/run.py compounds-few         # the comparison, on test queries, once
 python benchmarks/proof/run.py compounds-few --jobs 2    # the same, two trials at a time
+python benchmarks/proof/run.py compounds-ablations --only "k = *" --only "token rate*"     # some of its trials
 python benchmarks/proof/run.py compounds-few --prepare   # only the data, for a machine without a network
 python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
 """
@@ -31,7 +32,7 @@ def main() -> None:
     """Run the trials of the studies that are named, in their order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", help=f"of: {', '.join(STUDIES)}")
-    parser.add_argument("--only", default="*", help="trials whose name fits this pattern")
+    parser.add_argument("--only", action="append", help="trials whose name fits this pattern; can be given again")
     parser.add_argument("--seed", type=int, help="trials of this seed alone")
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
@@ -60,17 +61,30 @@ def main() -> None:
     def run(study: str, trial: Trial) -> None:
         run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
 
-    trials = [
-        (study, in_float32(trial) if arguments.float32 else trial)
-        for study in arguments.studies
-        for trial in STUDIES[study]()
-        if fnmatch.fnmatch(trial.name, arguments.only) and arguments.seed in (None, trial.recipe.seed)
-    ]
+    trials = chosen(arguments.studies, arguments.only or ["*"], arguments.seed)
+    if arguments.float32:
+        trials = [(study, in_float32(trial)) for study, trial in trials]
     if arguments.prepare:
         for _, trial in trials:
             prepare(trial, arguments.work)
     else:
         run_each(trials, arguments.work, run)
+
+
+def chosen(studies: list[str], patterns: list[str], seed: int | None = None) -> list[tuple[str, Trial]]:
+    """Return the trials of some studies, each with its study, whose name fits one of the patterns.
+
+    Args:
+        studies: Of :data:`STUDIES`, in the order in which they are wanted.
+        patterns: As of a shell.
+        seed: Of the trials; None for any.
+    """
+    return [
+        (study, trial)
+        for study in studies
+        for trial in STUDIES[study]()
+        if any(fnmatch.fnmatch(trial.name, pattern) for pattern in patterns) and seed in (None, trial.recipe.seed)
+    ]
 
 
 def in_float32(trial: Trial) -> Trial:
