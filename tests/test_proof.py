@@ -1,55 +1,14 @@
-"""The proof's harness (benchmarks/proof): arms are valid and told apart, and tables say what results say."""
+"""The proof's harness (benchmarks/proof): its trials are valid, told apart, chosen from and run once each."""
 
 import json
 import sys
 import threading
-from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from proof_harness import PROOF
 
-from lbr_st.build import build_model
 from lbr_st.locks import alone
-from lbr_st.prepared import Prepared
-
-PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
-
-
-@pytest.fixture(scope="module")
-def proof():
-    """The harness's modules, importable as its scripts import each other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(PROOF))
-        import jobs
-        import knowledge
-        import making
-        import plots
-        import reading
-        import run
-        import studies
-        import tables
-
-        yield SimpleNamespace(
-            jobs=jobs,
-            knowledge=knowledge,
-            making=making,
-            plots=plots,
-            reading=reading,
-            run=run,
-            studies=studies,
-            tables=tables,
-        )
-    for name in [name for name, module in sys.modules.items() if str(PROOF) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def trials(proof):
-    """The trials of each study."""
-    return {name: make() for name, make in proof.studies.STUDIES.items()}
 
 
 def test_every_trial_is_valid_and_has_a_result_of_its_own(trials):
@@ -78,45 +37,6 @@ def test_results_on_disk_are_of_a_trial_that_is_still_there(proof, trials):
         assert proof.tables.read(folder).keys() <= {trial.name for trial in trials[folder.name]}
 
 
-def result(folder, trial, seed, scores):
-    kept = {
-        "trial": trial,
-        "split": "dev",
-        "seed": seed,
-        "represent_tokens": 250_000,
-        "contamination": ["2 of 9 rows."],
-        "represent_seconds": 60.0,
-        "per_query": scores,
-        "after_learn": 0.25 if trial == "LBR" else None,
-    }
-    if trial == "LBR":
-        kept["gains"] = [{"eval_bottleneck_gain": 0.1}, {"eval_bottleneck_gain": 0.5}]
-        kept |= {"learn_tokens": 1_000_000, "learn_seconds": 540.0}
-    (folder / f"{trial}-{seed}.json").write_text(json.dumps(kept), encoding="utf-8")
-
-
-def test_a_table_averages_a_things_queries_then_seeds_and_tests_against_the_reference(proof, tmp_path):
-    folder = tmp_path / "names"
-    folder.mkdir()
-    things = [f"q{number}" for number in range(40)]
-    for seed, less in ((0, 0.0), (1, 0.1)):
-        # q0 has three queries, which count as one.
-        low = {"q0-0": 0.0, "q0-1": 0.3, "q0-2": 0.6, **dict.fromkeys(things[1:], 0.3)}
-        result(folder, "contrastive only", seed, low)
-        result(folder, "LBR", seed, {query: score + 0.2 - less for query, score in low.items()})
-    lines = proof.tables.table(folder, ["LBR", "contrastive only", "not run"]).splitlines()
-    assert lines[4:] == ["", "- 2 of 9 rows."]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
-    assert cells[0][:2] == ["LBR", "0.4500"]
-    assert cells[0][3] == "0.5000 0.4000"
-    assert cells[0][4:8] == ["0.2500", "0.50", "+0.1500", "+50.0%"]
-    assert cells[0][8:] == ["p < 0.0001", "1.25 M", "10"]
-    assert cells[1][1] == "0.3000"
-    assert cells[1][6:] == ["", "", "", "0.25 M", "1"]
-    drawn = proof.plots.plot_study(folder, ["LBR", "contrastive only", "not run"], tmp_path / "figure")
-    assert all(label in drawn[1].read_text(encoding="utf-8") for label in ("LBR", "contrastive only", "dev queries"))
-
-
 def test_trials_are_chosen_by_any_of_several_patterns_and_by_seed(proof):
     studies = ["compounds-ablations", "compounds-few"]
     names = [(study, trial.name) for study, trial in proof.run.chosen(studies, ["k = *", "causal*"], seed=0)]
@@ -126,100 +46,6 @@ def test_trials_are_chosen_by_any_of_several_patterns_and_by_seed(proof):
     ]
     assert {trial.recipe.seed for _, trial in proof.run.chosen(["compounds-few"], ["causal*"])} == {0, 1, 2}
     assert not proof.run.chosen(studies, ["no such trial"])
-
-
-def test_an_ablation_is_tested_against_the_base_of_its_own_kind_of_machine(proof, tmp_path):
-    folder, replicates = tmp_path / "results" / "names-ablations", tmp_path / "replicates" / "names-ablations"
-
-    def keep(into, trial, score, arithmetic, machine):
-        into.mkdir(parents=True, exist_ok=True)
-        kept = {"trial": trial, "seed": 0, "arithmetic": arithmetic, "machine": f"{machine}, 2 cores, load 2.1"}
-        scores = {f"q{number}": score for number in range(40)}
-        (into / f"{trial}-{machine}.json").write_text(json.dumps(kept | {"per_query": scores}), encoding="utf-8")
-
-    keep(folder, "base", 0.5, "bfloat16", "an Intel (amx, avx)")
-    keep(replicates, "base", 0.4, "bfloat16", "an AMD (avx)")
-    keep(replicates, "base", 0.3, "float32", "an Intel (avx)")
-    keep(folder, "same machine", 0.6, "bfloat16", "an AMD (avx)")
-    keep(folder, "same arithmetic", 0.6, "float32", "another Intel (avx)")
-    keep(folder, "bfloat16 elsewhere", 0.6, "bfloat16", "an Intel (avx)")
-    order = ["base", "same machine", "same arithmetic", "bfloat16 elsewhere"]
-    rows = [[cell.strip() for cell in line.split("|")][1:] for line in proof.tables.table(folder, order).splitlines()]
-    assert {cells[0]: (cells[1], cells[6]) for cells in rows[2:8]} == {
-        "base": ("0.5000", ""),
-        "base, again: bfloat16 on an AMD (avx)": ("0.4000", ""),
-        "base, again: float32 on an Intel (avx)": ("0.3000", ""),
-        "same machine": ("0.6000", "+0.2000 (0.4000)"),
-        "same arithmetic": ("0.6000", "+0.3000 (0.3000)"),
-        "bfloat16 elsewhere": ("0.6000", "+0.1000 (0.5000)"),
-    }
-
-
-def test_what_is_not_run_is_listed(proof, tmp_path):
-    folder = tmp_path / "names"
-    planned = [("LBR", 0), ("LBR", 1), ("LBR", 2), ("BM25", 0), ("untrained", 0)]
-    assert proof.tables.not_run(folder, planned) == "Not run."
-    folder.mkdir()
-    result(folder, "BM25", 0, {"q0": 0.5})
-    assert proof.tables.not_run(folder, planned) == "Not run: LBR (seeds 0, 1, 2); untrained."
-    result(folder, "LBR", 1, {"q0": 0.5})
-    result(folder, "LBR", 2, {"q0": 0.5})
-    result(folder, "untrained", 0, {"q0": 0.5})
-    assert proof.tables.not_run(folder, planned) == "Not run: LBR (seed 0)."
-    result(folder, "LBR", 0, {"q0": 0.5})
-    assert proof.tables.not_run(folder, planned) == ""
-
-
-def test_lbr_is_compared_with_every_arm(proof, tmp_path):
-    folder = tmp_path / "names-few"
-    folder.mkdir()
-    arms = {"contrastive only": 0.2, proof.tables.LBR: 0.3, "BM25": 0.4}
-    for arm, score in arms.items():
-        result(folder, arm, 0, {f"q{number}": score for number in range(40)})
-    lines = [
-        line for line in proof.tables.table(folder, [*arms]).splitlines() if line.startswith(f"- {proof.tables.LBR}")
-    ]
-    assert lines == [
-        f"- {proof.tables.LBR}, against contrastive only: +0.1000 (+0.1000 to +0.1000), +50.0%, p < 0.0001.",
-        f"- {proof.tables.LBR}, against BM25: -0.1000 (-0.1000 to -0.1000), -25.0%, p < 0.0001.",
-    ]
-
-
-def test_arms_are_compared_over_the_seeds_that_both_have(proof, tmp_path):
-    folder = tmp_path / "names-few"
-    folder.mkdir()
-    things = [f"q{number}" for number in range(40)]
-    for seed, score in ((0, 0.9), (1, 0.2), (2, 0.3)):
-        result(folder, "contrastive only", seed, dict.fromkeys(things, score))
-    for seed, score in ((1, 0.4), (2, 0.5)):
-        result(folder, proof.tables.LBR, seed, dict.fromkeys(things, score))
-    # BM25 trains nothing: it is the same whatever the seed.
-    (folder / "BM25.json").write_text(json.dumps({"trial": "BM25", "seed": 0, "per_query": dict.fromkeys(things, 0.1)}))
-    lines = proof.tables.table(folder, ["BM25", "contrastive only", proof.tables.LBR]).splitlines()
-    assert "+0.2000 | +80.0% |" in next(line for line in lines if line.startswith(f"| {proof.tables.LBR}"))
-    assert any(line.startswith(f"- {proof.tables.LBR}, against BM25: +0.3500") for line in lines)
-    with pytest.raises(ValueError, match="no seed in common"):
-        proof.tables.compared(*([{"trial": "x", "seed": s, "represent_seconds": 1.0}] for s in (0, 1)))
-
-
-def test_without_a_bottleneck_there_is_no_gain_to_show(proof, tmp_path):
-    kept = {"trial": "causal LM", "seed": 0, "per_query": {"q1": 0.25}, "gains": [{"eval_loss": 1.5, "step": 300}]}
-    (tmp_path / "0.json").write_text(json.dumps(kept))
-    assert "| 0.2500 | – | – |" in proof.tables.table(tmp_path, ["causal LM"])
-
-
-def test_a_seed_that_was_trained_on_a_gpu_is_marked(proof, tmp_path):
-    for seed, machine in ((0, "a CPU"), (1, "a CPU, 16 cores, NVIDIA H100")):
-        kept = {"trial": "contrastive only", "seed": seed, "per_query": {"q1": 0.25}, "machine": machine}
-        (tmp_path / f"{seed}.json").write_text(json.dumps(kept))
-    assert "| 0.2500 0.2500† |" in proof.tables.table(tmp_path, ["contrastive only"])
-
-
-def test_what_was_tuned_is_tested_against_the_best_of_contrastive_only(proof):
-    arms = {f"contrastive-only-{rate}": [{"per_query": {"q1": score}}] for rate, score in (("low", 0.1), ("high", 0.4))}
-    assert proof.tables.reference_of("names-tune", arms) == "contrastive-only-high"
-    assert proof.tables.reference_of("names-ablations", arms) == "base"
-    assert proof.tables.reference_of("names-few", arms) == "contrastive only"
 
 
 def test_what_trials_share_is_trained_by_one_process_and_then_by_none(proof, trials, tmp_path):
@@ -293,42 +119,6 @@ def test_a_trial_that_runs_out_of_memory_is_put_back(proof, trials, tmp_path):
     assert done == [first, second] * (proof.jobs.ATTEMPTS - 1) + [first]
 
 
-def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_have_the_same_pairs(
-    proof, trials, tmp_path, monkeypatch
-):
-    def prepare(recipe, folder):
-        # What the check drops, and what stage 1 is given, depend on the recipe; so did what the arms had.
-        count = 800 if recipe.data.contamination == "drop" else 900
-        rows = Dataset.from_list([{"query": f"name {n}", "document": f"pair {n}"} for n in range(count)])
-        return Prepared(folder, rows, None, None, [], [], recipe.evaluate, {})
-
-    corpus = {f"d{n}": " ".join(f"word{n}-{place}" for place in range(20)) for n in range(40)}
-    monkeypatch.setattr(proof.reading, "prepare", prepare)
-    monkeypatch.setattr(proof.reading, "domain_task", lambda _: SimpleNamespace(test=SimpleNamespace(corpus=corpus)))
-    own = {trial.name: trial for trial in trials["chebi-closed"] if trial.recipe.seed == 0}
-    arms = ("LBR, attention bottleneck", "causal LM, then contrastive", "contrastive only")
-    data = {name: proof.reading.prepared(own[name].recipe, own[name].options, tmp_path) for name in arms}
-    few = [made.pairs.to_list() for made in data.values()]
-    assert few[0] == few[1] == few[2]
-    assert len(few[0]) == 256
-    read = {word for row in data[arms[0]].learn_pairs for word in row["target"].split()}
-    assert read
-    assert read <= {word for text in corpus.values() for word in text.split()}
-    assert data["contrastive only"].learn_pairs is None
-
-
-def test_crops_are_spans_of_one_text(proof):
-    texts = [" ".join(f"{thing}{n}" for n in range(20)) for thing in "ab"]
-    rows = proof.reading._crops(texts)
-    assert rows.to_list() == proof.reading._crops(texts).to_list()
-    assert len(rows) == 2 * proof.reading.CROPS
-    for row in rows:
-        (text,) = [text for text in texts if row["query"] in text]
-        assert row["document"] in text
-        assert all(2 <= len(row[side].split()) <= 10 for side in ("query", "document"))
-    assert len({row["query"] for row in rows}) > proof.reading.CROPS
-
-
 def test_settings_are_those_that_did_best_on_dev(proof, tmp_path, monkeypatch):
     monkeypatch.setattr(proof.studies, "RESULTS", tmp_path)
     assert proof.studies.chosen_on_dev("chebi-closed-tune") == proof.studies.FIRST_GUESS
@@ -386,64 +176,3 @@ def test_in_float32_a_trial_trains_and_encodes_without_bfloat16(proof, monkeypat
     assert sys.modules["trial"].same_key(*keys)  # so that what is there is not run again
     keys[1]["recipe"]["seed"] += 1
     assert not sys.modules["trial"].same_key(*keys)
-
-
-def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):
-    draw = np.random.default_rng(0).normal
-    third, own = draw(size=400), draw(size=400)
-    x, y = third + 0.5 * draw(size=400), third**3 + 0.5 * draw(size=400)  # ranks alone count
-    fixed = proof.knowledge.with_third_fixed
-    assert abs(fixed(x, y, third).statistic) < 0.15
-    assert fixed(x + own, y + own, third).statistic > 0.4
-    assert fixed(x, -x, third).statistic == pytest.approx(-1)
-
-
-def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof, tiny_base):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
-    queries, documents = ["an acid", "the base of a salt", "x"], ["salt", "an ester", "a protein"]
-    found = proof.knowledge.knowledge(model, queries, documents)
-    nll = {
-        (query, document): proof.knowledge.target_nll(model, [model.prompts["query"] + query], [document])[0]
-        for query in queries
-        for document in documents
-    }
-    for query, document, saved in zip(queries, documents, found, strict=True):
-        others = [nll[other, document] - nll[query, document] for other in queries if other != query]
-        assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
-
-
-def test_what_can_be_generated_is_measured_of_things_read_and_of_others(proof, tiny_base, tmp_path, monkeypatch):
-    names = ["an acid", "a base", "a salt", "an ester"]
-    rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
-    monkeypatch.setattr(proof.reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    pairs = Dataset.from_dict(
-        {"context": [f"query: {name}" for name in names], "target": [row["text"] for row in rows]}
-    )
-    recipe = proof.studies.few("compounds")
-    known = proof.reading.read(recipe, 0.5, tmp_path)
-    assert len(known) == 2
-    read, unread = proof.reading.of_read_and_unread(pairs, recipe, 0.5, tmp_path)
-    assert {context.removeprefix("query: ") for context in read["context"]} == known
-    assert {context.removeprefix("query: ") for context in unread["context"]} == set(names) - known
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
-    found = proof.making._generated(model, read)
-    targets = proof.knowledge.target_nll(model, list(read["context"]), list(read["target"]))
-    assert found["pairs"] == 2
-    assert found["own"] == pytest.approx(targets.mean(), abs=1e-3)
-    swapped = proof.knowledge.target_nll(model, list(read["context"])[::-1], list(read["target"]))
-    assert found["others"] == pytest.approx(swapped.mean(), abs=1e-3)
-
-
-def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, tmp_path, monkeypatch):
-    rows = [
-        {"name": "octanedioic acid", "side": "document", "text": "octanedioic acid, C8H14O4, also called cork acid."},
-        {"name": "cork acid", "side": "query", "text": "octanedioic acid, C8H14O4, also called cork acid."},
-        {"name": "benzene", "side": "document", "text": "benzene, C6H6.\u2028It is a liquid."},
-    ]
-    reading = sys.modules["reading"]
-    monkeypatch.setattr(reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    told = reading.told_pairs("names", "records", tmp_path / "here").to_list()
-    assert told == [{"query": row["name"], "document": row["text"]} for row in rows]
-    monkeypatch.setattr(reading, "domain_task", None)
-    (tmp_path / "here").rename(tmp_path / "there")
-    assert reading.told_pairs("names", "records", tmp_path / "there").to_list() == told

@@ -1,0 +1,43 @@
+"""The modules of the proof's harness (benchmarks/proof), for tests."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
+
+
+@pytest.fixture(scope="module")
+def proof():
+    """The harness's modules, importable as its scripts import each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PROOF))
+        import jobs
+        import knowledge
+        import making
+        import plots
+        import reading
+        import run
+        import studies
+        import tables
+
+        yield SimpleNamespace(
+            jobs=jobs,
+            knowledge=knowledge,
+            making=making,
+            plots=plots,
+            reading=reading,
+            run=run,
+            studies=studies,
+            tables=tables,
+        )
+    for name in [name for name, module in sys.modules.items() if str(PROOF) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def trials(proof):
+    """The trials of each study."""
+    return {name: make() for name, make in proof.studies.STUDIES.items()}

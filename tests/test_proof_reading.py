@@ -1,0 +1,108 @@
+"""What the proof's arms read (benchmarks/proof/reading.py), and how what they then know is measured (knowledge.py)."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from lbr_st.build import build_model
+from lbr_st.prepared import Prepared
+
+
+def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_have_the_same_pairs(
+    proof, trials, tmp_path, monkeypatch
+):
+    def prepare(recipe, folder):
+        # What the check drops, and what stage 1 is given, depend on the recipe; so did what the arms had.
+        count = 800 if recipe.data.contamination == "drop" else 900
+        rows = Dataset.from_list([{"query": f"name {n}", "document": f"pair {n}"} for n in range(count)])
+        return Prepared(folder, rows, None, None, [], [], recipe.evaluate, {})
+
+    corpus = {f"d{n}": " ".join(f"word{n}-{place}" for place in range(20)) for n in range(40)}
+    monkeypatch.setattr(proof.reading, "prepare", prepare)
+    monkeypatch.setattr(proof.reading, "domain_task", lambda _: SimpleNamespace(test=SimpleNamespace(corpus=corpus)))
+    own = {trial.name: trial for trial in trials["chebi-closed"] if trial.recipe.seed == 0}
+    arms = ("LBR, attention bottleneck", "causal LM, then contrastive", "contrastive only")
+    data = {name: proof.reading.prepared(own[name].recipe, own[name].options, tmp_path) for name in arms}
+    few = [made.pairs.to_list() for made in data.values()]
+    assert few[0] == few[1] == few[2]
+    assert len(few[0]) == 256
+    read = {word for row in data[arms[0]].learn_pairs for word in row["target"].split()}
+    assert read
+    assert read <= {word for text in corpus.values() for word in text.split()}
+    assert data["contrastive only"].learn_pairs is None
+
+
+def test_crops_are_spans_of_one_text(proof):
+    texts = [" ".join(f"{thing}{n}" for n in range(20)) for thing in "ab"]
+    rows = proof.reading._crops(texts)
+    assert rows.to_list() == proof.reading._crops(texts).to_list()
+    assert len(rows) == 2 * proof.reading.CROPS
+    for row in rows:
+        (text,) = [text for text in texts if row["query"] in text]
+        assert row["document"] in text
+        assert all(2 <= len(row[side].split()) <= 10 for side in ("query", "document"))
+    assert len({row["query"] for row in rows}) > proof.reading.CROPS
+
+
+def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, tmp_path, monkeypatch):
+    rows = [
+        {"name": "octanedioic acid", "side": "document", "text": "octanedioic acid, C8H14O4, also called cork acid."},
+        {"name": "cork acid", "side": "query", "text": "octanedioic acid, C8H14O4, also called cork acid."},
+        {"name": "benzene", "side": "document", "text": "benzene, C6H6.\u2028It is a liquid."},
+    ]
+    reading = sys.modules["reading"]
+    monkeypatch.setattr(reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
+    told = reading.told_pairs("names", "records", tmp_path / "here").to_list()
+    assert told == [{"query": row["name"], "document": row["text"]} for row in rows]
+    monkeypatch.setattr(reading, "domain_task", None)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert reading.told_pairs("names", "records", tmp_path / "there").to_list() == told
+
+
+def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):
+    draw = np.random.default_rng(0).normal
+    third, own = draw(size=400), draw(size=400)
+    x, y = third + 0.5 * draw(size=400), third**3 + 0.5 * draw(size=400)  # ranks alone count
+    fixed = proof.knowledge.with_third_fixed
+    assert abs(fixed(x, y, third).statistic) < 0.15
+    assert fixed(x + own, y + own, third).statistic > 0.4
+    assert fixed(x, -x, third).statistic == pytest.approx(-1)
+
+
+def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof, tiny_base):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+    queries, documents = ["an acid", "the base of a salt", "x"], ["salt", "an ester", "a protein"]
+    found = proof.knowledge.knowledge(model, queries, documents)
+    nll = {
+        (query, document): proof.knowledge.target_nll(model, [model.prompts["query"] + query], [document])[0]
+        for query in queries
+        for document in documents
+    }
+    for query, document, saved in zip(queries, documents, found, strict=True):
+        others = [nll[other, document] - nll[query, document] for other in queries if other != query]
+        assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
+
+
+def test_what_can_be_generated_is_measured_of_things_read_and_of_others(proof, tiny_base, tmp_path, monkeypatch):
+    names = ["an acid", "a base", "a salt", "an ester"]
+    rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
+    monkeypatch.setattr(proof.reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
+    pairs = Dataset.from_dict(
+        {"context": [f"query: {name}" for name in names], "target": [row["text"] for row in rows]}
+    )
+    recipe = proof.studies.few("compounds")
+    known = proof.reading.read(recipe, 0.5, tmp_path)
+    assert len(known) == 2
+    read, unread = proof.reading.of_read_and_unread(pairs, recipe, 0.5, tmp_path)
+    assert {context.removeprefix("query: ") for context in read["context"]} == known
+    assert {context.removeprefix("query: ") for context in unread["context"]} == set(names) - known
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+    found = proof.making._generated(model, read)
+    targets = proof.knowledge.target_nll(model, list(read["context"]), list(read["target"]))
+    assert found["pairs"] == 2
+    assert found["own"] == pytest.approx(targets.mean(), abs=1e-3)
+    swapped = proof.knowledge.target_nll(model, list(read["context"])[::-1], list(read["target"]))
+    assert found["others"] == pytest.approx(swapped.mean(), abs=1e-3)
