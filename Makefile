@@ -27,12 +27,13 @@ $(LOWEST)/.ready: EXTRAS := chem,eval,qlora,dev
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(set_up)
 
+# Not compiled: Python compiles what it imports; all 17,000 modules take a minute and more.
 define set_up
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "lbr-st needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
 		echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --disable-pip-version-check -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
 	@touch $@
 endef
 

@@ -37,7 +37,24 @@ def proof():
         del sys.modules[name]
 
 
+class _Trials(dict):
+    """The trials of each study, made when they are asked for: to check all their recipes takes long."""
+
+    def __init__(self, studies):
+        super().__init__()
+        self._studies = studies
+
+    def __missing__(self, study):
+        return self.setdefault(study, self._studies[study]())
+
+
 @pytest.fixture(scope="module")
 def trials(proof):
-    """The trials of each study."""
-    return {name: make() for name, make in proof.studies.STUDIES.items()}
+    """``trials[study]`` are its trials."""
+    return _Trials(proof.studies.STUDIES)
+
+
+@pytest.fixture(scope="module")
+def all_trials(proof, trials):
+    """The trials of every study."""
+    return {study: trials[study] for study in proof.studies.STUDIES}

@@ -8,25 +8,30 @@ import pytest
 import torch
 from proof_harness import PROOF
 
+from lbr_st.errors import LBRError
 from lbr_st.locks import alone
 
 
-def test_every_trial_is_valid_and_has_a_result_of_its_own(trials):
-    for name, study in trials.items():
-        for trial in study:
-            trial.recipe.validate()
+def test_every_trial_has_a_result_of_its_own(all_trials):
+    for name, study in all_trials.items():
         kept_as = [(trial.name, trial.recipe.evaluate.split, trial.recipe.seed) for trial in study]
         assert len(set(kept_as)) == len(study), name
 
 
-def test_settings_are_chosen_on_dev_queries_and_compared_on_test(trials):
-    for name, study in trials.items():
+def test_a_trial_whose_recipe_is_not_valid_is_refused(proof, trials):
+    trial, *_ = trials["compounds-few"]
+    with pytest.raises(LBRError, match=r"represent\.batch_size"):
+        proof.run.replace(trial, recipe=proof.run.changed(trial.recipe, represent__batch_size=0))
+
+
+def test_settings_are_chosen_on_dev_queries_and_compared_on_test(all_trials):
+    for name, study in all_trials.items():
         split = "dev" if name.endswith(("-tune", "-ablations")) else "test"
         assert {trial.recipe.evaluate.split for trial in study} == {split}, name
 
 
-def test_all_arms_of_few_pairs_have_the_same_few(trials):
-    for name, study in trials.items():
+def test_all_arms_of_few_pairs_have_the_same_few(all_trials):
+    for name, study in all_trials.items():
         if "-few" in name or "-closed" in name:
             trained = [one for one in study if one.kind == "recipe" or one.options.get("steps")]
             assert {trial.options["labelled"] for trial in trained} == {256}, name

@@ -6,7 +6,7 @@ import pytest
 from lbr_st.data import Entity, pydoc
 from lbr_st.data.functions import first_sentence, functions_in
 from lbr_st.data.ontology import normalise
-from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, load_functions, make_pydoc_task, pydoc_task
+from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, load_functions, make_pydoc_task
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -255,19 +255,3 @@ def test_no_package_serves_both_sides():
     assert all(
         f"{p.name} {p.version} ({p.licence})" in pydoc.LICENCE for p in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)
     )
-
-
-@pytest.mark.slow
-def test_real_pydoc():
-    try:
-        for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES):
-            package.fetch()
-    except LBRError as error:
-        pytest.skip(f"a wheel is not to be had: {error}")
-    task = pydoc_task()
-    assert (len(task.test.queries), len(task.dev.queries), len(task.test.corpus)) == (1000, 500, 6357)
-    assert len(task.train_pairs) == len(task.train_texts) == 10416
-    packages = {package.name for package in EVALUATION_PACKAGES}
-    assert {key.split("/")[0] for key in task.test.corpus} == packages
-    assert task.test.revision == "22a70f2886bbe8b28e310c77caade3a3ca77e5f4"
-    assert task.dev.revision == "50cfed95a68204151ff2b445b048bd996c4ae3a3"

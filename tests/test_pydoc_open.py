@@ -3,9 +3,8 @@ import pytest
 from lbr_st.data import Entity
 from lbr_st.data.functions import Function, functions_in, later_passages
 from lbr_st.data.ontology import normalise
-from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, as_entity, make_pydoc_task, read_functions
-from lbr_st.data.pydoc_open import documentation, opened, pydoc_open_task
-from lbr_st.errors import LBRError
+from lbr_st.data.pydoc import as_entity, make_pydoc_task
+from lbr_st.data.pydoc_open import documentation, opened
 
 pytest.importorskip("datasets")
 
@@ -90,20 +89,3 @@ def test_no_record_holds_a_query():
         kept = [text for text in texts if normalise(sentence) in text]
         assert bool(kept) == (normalise(sentence) not in asked)  # left out for that reason alone
     assert not len(documentation([functions["e/m.py:f1"]], [LONG]))
-
-
-@pytest.mark.slow
-def test_real_pydoc_open():
-    try:
-        for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES):
-            package.fetch()
-    except LBRError as error:
-        pytest.skip(f"a wheel is not to be had: {error}")
-    task = pydoc_open_task()
-    assert (len(task.test.queries), len(task.dev.queries), len(task.test.corpus)) == (800, 300, 2000)
-    assert (len(task.train_pairs), len(task.records)) == (10416, 7848)
-    documented = {key for key, function in read_functions(EVALUATION_PACKAGES).items() if function.passages}
-    assert set(task.test.corpus) <= documented  # what says nothing more has nothing to read
-    asked = [normalise(query) for part in (task.test, task.dev) for query in part.queries.values()]
-    read = "\n".join(normalise(text) for column in ("name", "text") for text in task.records[column])
-    assert not any(query in read for query in asked)

@@ -47,12 +47,18 @@ class Trial:
             or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them (see
             :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
             has. Of the evaluation: ``dimensions``, smaller embeddings to score.
+
+    Raises:
+        LBRError: A value of the recipe is none that it may have.
     """
 
     name: str
     recipe: Recipe
     kind: str = "recipe"
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.recipe.validate()
 
     def key(self) -> dict[str, Any]:
         """Return all that its result depends on."""
@@ -81,12 +87,11 @@ def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """Return a copy of a recipe with values set by their dotted keys, dots written as two underscores."""
+    """Return a copy of a recipe with values set by dotted keys, dots as two underscores; a trial checks them."""
     copy = deepcopy(recipe)
     for key, value in changes.items():
         section, _, name = key.rpartition("__")
         setattr(getattr(copy, section) if section else copy, name, value)
-    copy.validate()
     return copy
 
 
