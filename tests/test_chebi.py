@@ -33,7 +33,6 @@ def test_load_keeps_what_is_current_and_defined(monkeypatch, tmp_path):
     ]
 
 
-@pytest.mark.slow
 def test_real_chebi(monkeypatch):
     pytest.importorskip("zstandard")
     try:

@@ -1,6 +1,7 @@
 """Nothing imports upwards: the floor plan of docs/ARCHITECTURE.md, checked on the source itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,17 @@ def test_importing_the_package_is_cheap_and_every_public_name_resolves():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT.parent)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_test_of_the_contract_is_there_and_runs_by_default():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT.parent / "tests" / "CONTRACT.md").read_text(encoding="utf-8")))
+    found = {}
+    for path in (ROOT.parent / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        of_file = any(isinstance(node, ast.Assign) and "mark.slow" in ast.unparse(node) for node in tree.body)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                slow = of_file or any(ast.unparse(one) == "pytest.mark.slow" for one in node.decorator_list)
+                found[node.name] = found.get(node.name, True) and not slow
+    assert len(named) > 60
+    assert {name for name in named if not found.get(name)} == set()

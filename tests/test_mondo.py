@@ -53,7 +53,6 @@ def test_a_definition_that_only_turns_the_name_round_is_found():
     assert not restates("Inflammation of the iris.", "iritis")
 
 
-@pytest.mark.slow
 def test_real_mondo():
     pytest.importorskip("zstandard")
     try:

@@ -12,8 +12,6 @@ from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def functions():

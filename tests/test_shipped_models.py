@@ -15,6 +15,7 @@ from lbr_st.packing.build import build_released
 from lbr_st.packing.packed import ADAPTER, MANIFEST, MODELS, MOST_BYTES, PROBES, pin_of, read_packed, shipped_models
 from lbr_st.places import recipe_without_places
 
+OTHERS = sorted(shipped_models().keys() - {"lbr-chem"})
 every_model = pytest.mark.parametrize("name", shipped_models())
 
 
@@ -50,8 +51,7 @@ def test_it_says_what_it_was_made_of(name):
         assert packed.card[entry], entry
 
 
-@every_model
-@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lbr-chem", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_it_builds_into_a_release_that_embeds_as_packed(name, tmp_path):
     packed = read_packed(shipped_models()[name])
     try:
