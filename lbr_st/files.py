@@ -156,6 +156,22 @@ def _swap(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+MARKER = "files.json"
+"""The file that a folder's writer writes last. (It held a listing of the others once; any content counts.)"""
+
+
+def mark_whole(folder: Path) -> None:
+    """Mark a folder that was filled in place as whole, once all its files are on the disk."""
+    flush(folder)
+    write_whole(folder / MARKER, "{}")
+    flush(folder)
+
+
+def is_marked_whole(folder: Path) -> bool:
+    """Tell whether a folder was filled to the end; for folders that :func:`new_folder` did not make."""
+    return (folder / MARKER).is_file()
+
+
 def flush(path: Path) -> None:
     """Have a file, or a folder with all that is in it, written to the disk itself."""
     for item in [*(path.rglob("*") if path.is_dir() else ()), path]:
