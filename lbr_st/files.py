@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from lbr_st.errors import LBRError
@@ -29,10 +28,7 @@ def sha256_of(path: Path) -> str:
 
 
 def refuse_nameless(path: Path) -> None:
-    """Raise :class:`LBRError` if ``path`` has no name of its own, beside which something could be written.
-
-    Folders are written aside, under a name like their own, and locked by a file beside them.
-    """
+    """Raise :class:`LBRError` if ``path`` has no name of its own (``.``, ``..``): locks and unfinished folders need one."""
     if path.name in ("", ".."):
         raise LBRError(
             "an output must have a name of its own.", where=str(path), fix="Give one, such as my-model or ./my-model."
@@ -50,46 +46,39 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Yield an empty folder that becomes ``path`` when the block ends well, and is removed when it does not.
 
-    The folder is written beside ``path``, flushed to disk and renamed, so ``path`` is never half-written.
+    The folder is written next to ``path``, flushed to disk and renamed. A folder that exists is therefore whole.
 
     Args:
         path: Where the finished folder goes.
-        overwrite: Replace a folder that is already there.
+        overwrite: Replace a folder that exists.
 
     Raises:
-        LBRError: ``path`` has no name, or exists and ``overwrite`` is off, or the disk is full or read-only.
+        LBRError: ``path`` has no name, or exists and ``overwrite`` is off.
     """
     path = Path(path)
     refuse_nameless(path)
     refuse_existing(path, overwrite=overwrite)
-    with explain_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
-        with explain_disk_errors(path):
-            yield aside
-            # mkdtemp's 0700 is meant for secrets; a release is meant to be read by others.
-            umask = os.umask(0)
-            os.umask(umask)
-            aside.chmod(0o777 & ~umask)
-            for item in aside.rglob("*"):  # some writers put their files aside first, with the same mode
-                item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
-            flush(aside)
-            _swap(aside, path)
-            _fsync(path.parent)
+        yield aside
+        # mkdtemp's mode 0700 is for secrets; others may read a release. Some libraries write files the same way.
+        umask = os.umask(0)
+        os.umask(umask)
+        for item in (aside, *aside.rglob("*")):
+            item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
+        flush(aside)
+        _swap(aside, path)
+        _fsync(path.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 text file that is there whole or not at all, whatever happens meanwhile; it replaces one that is.
-
-    Raises:
-        OSError: The disk is full or read-only.
-    """
+    """Write a UTF-8 text file that appears whole or not at all, and replace one that exists."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
@@ -100,53 +89,17 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-@contextmanager
-def explain_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", "read-only" and a file in a folder's place into an :class:`LBRError` that names it."""
-    try:
-        yield
-    except LBRError:
-        raise
-    except Exception as error:
-        numbers = {cause.errno for cause in _chain(error) if isinstance(cause, OSError)}
-        # safetensors and torch wrap the system's error in types of their own.
-        full = numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error)
-        if full:
-            raise _disk_full(path) from error
-        named = getattr(error, "filename", None)
-        if isinstance(error, NotADirectoryError) or (
-            isinstance(error, FileExistsError) and Path(named or path).is_file()
-        ):
-            raise LBRError(
-                "a file stands where a folder is needed.",
-                where=str(named or path),
-                fix="Choose another place, or move that file away.",
-            ) from error
-        if errno.EROFS in numbers or (isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM)):
-            raise LBRError("cannot write here.", where=str(path), fix="Choose a folder you may write to.") from error
-        raise
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those during whose handling it came: closing a file on a full disk fails a second time."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _disk_full(path: Path) -> LBRError:
-    return LBRError(
-        "the disk is full.", where=str(path), fix="Nothing was left half-written; free some space and run again."
-    )
+def explain_disk_errors(path: Path) -> nullcontext[None]:
+    return nullcontext()
 
 
 def _swap(aside: Path, path: Path) -> None:
-    """Put ``aside`` in the place of ``path``; a folder that was there leaves only once the new one is in."""
+    """Replace ``path`` by ``aside``; the old folder is removed once the new one is in place."""
     if not path.exists():
         aside.rename(path)
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)  # of a killed process of the same number
+    shutil.rmtree(old, ignore_errors=True)  # left by a killed process with the same number
     path.rename(old)
     try:
         aside.rename(path)
@@ -157,29 +110,28 @@ def _swap(aside: Path, path: Path) -> None:
 
 
 MARKER = "files.json"
-"""The file that a folder's writer writes last. (It held a listing of the others once; any content counts.)"""
+"""The file that is written last. Any content counts: older versions listed the other files in it."""
 
 
 def mark_whole(folder: Path) -> None:
-    """Mark a folder that was filled in place as whole, once all its files are on the disk."""
+    """Mark a folder that was filled in place as whole, once all its files are on disk."""
     flush(folder)
     write_whole(folder / MARKER, "{}")
     flush(folder)
 
 
 def is_marked_whole(folder: Path) -> bool:
-    """Tell whether a folder was filled to the end; for folders that :func:`new_folder` did not make."""
+    """Tell whether :func:`mark_whole` marked a folder. Folders that :func:`new_folder` made need no mark."""
     return (folder / MARKER).is_file()
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder with all that is in it, written to the disk itself."""
+    """Flush a file, or a folder and all its contents, to disk."""
     for item in [*(path.rglob("*") if path.is_dir() else ()), path]:
         _fsync(item)
 
 
 def _fsync(item: Path) -> None:
-    """Have a file's content, or a folder's list of names, written to the disk."""
     descriptor = os.open(item, os.O_RDONLY)
     try:
         os.fsync(descriptor)

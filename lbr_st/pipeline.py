@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.build import build_model, load_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
-from lbr_st.files import explain_disk_errors, new_folder, refuse_existing, refuse_nameless
+from lbr_st.files import new_folder, refuse_existing, refuse_nameless
 from lbr_st.locks import only_run
 from lbr_st.model_files import load_stock
 from lbr_st.prepared import Prepared, prepare
@@ -242,8 +242,7 @@ def _check(recipe: Recipe) -> None:
 
 
 def _stage(recipe: Recipe, folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
-    with explain_disk_errors(folder):
-        return done_before(folder, recipe.model.quantize) or make(folder)
+    return done_before(folder, recipe.model.quantize) or make(folder)
 
 
 def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
@@ -251,7 +250,7 @@ def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[
     output = Path(output)
     refuse_nameless(output)
     start_processes()
-    with only_run(output) if is_first() else nullcontext(), explain_disk_errors(output):
+    with only_run(output) if is_first() else nullcontext():
         if is_first():
             refuse_existing(output, overwrite=overwrite)
         wait()
@@ -272,8 +271,7 @@ def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
         with new_folder(work, overwrite=True) as aside:
             if (work / DATA).is_dir():  # what is kept there says itself what it was made of
                 (work / DATA).rename(aside / DATA)
-    with explain_disk_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, kept)
 
 

@@ -1,4 +1,4 @@
-"""Which arithmetic to use: bfloat16 autocast where the hardware has it."""
+"""The arithmetic: bfloat16 autocast where the hardware has it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Tell whether to run under bfloat16 autocast; the weights stay float32.
 
     Args:
-        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for bfloat16 where ``device`` has the instructions
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where ``device`` has instructions for it
             (elsewhere autocast is slower than float32).
         device: Where the model runs.
 
@@ -39,18 +39,13 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 def encoding_options(precision: str) -> dict[str, Any]:
     """Return the ``model_kwargs`` with which Sentence Transformers encodes without padding, where it can.
 
-    On a GPU, in bfloat16 and with FlashAttention 2 installed, Sentence Transformers joins the texts of a batch to one
-    row (its ``unpad_inputs``). Elsewhere there is nothing to ask for; it sorts texts by length, so
-    that little is padded.
+    It can with FlashAttention 2 on a GPU in bfloat16 (its ``unpad_inputs``).
 
     Args:
-        precision: See :func:`use_bfloat16`; FlashAttention does not compute in float32.
+        precision: As for :func:`use_bfloat16`.
     """
     import torch
     from transformers.utils import is_flash_attn_2_available
 
-    if not torch.cuda.is_available() or not is_flash_attn_2_available():
-        return {}
-    if not use_bfloat16(precision, torch.device("cuda")):
-        return {}
-    return {"attn_implementation": "flash_attention_2"}
+    able = torch.cuda.is_available() and is_flash_attn_2_available() and use_bfloat16(precision, torch.device("cuda"))
+    return {"attn_implementation": "flash_attention_2"} if able else {}

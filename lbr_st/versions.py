@@ -1,4 +1,4 @@
-"""The versions of packages, for records of what was made or measured with them."""
+"""The installed versions of packages, for records of what was made or measured with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return package → version, of those that are installed."""
+    """Return package → version, without those that are not installed."""
     found = {}
     for package in packages:
         try:

@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the model inside its wrappers; a bare one as it is."""
+    """Return the model inside its wrappers."""
     while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
         model = inner
     return model
@@ -20,23 +20,20 @@ def unwrapped(model: Any) -> Any:
 def in_forward_of(model: Any, compute: Callable[..., Result], *args: Any) -> Result:
     """Return ``compute(*args)``, run as the forward pass of a model that may be wrapped.
 
-    DistributedDataParallel, FSDP and DeepSpeed get ready to reduce gradients, and put sharded weights together, in the
-    forward pass of what they wrap. A loss that uses the model's parts in its own way would go past them: under
-    DistributedDataParallel no gradient would be reduced, and each process would train a model of its own. So the
-    model's forward stands aside for one call, as in PyTorch Lightning and TRL. All of a loss belongs into one such
-    call: a weight that is used outside of it is taken for one that has no gradient.
+    DistributedDataParallel and FSDP prepare to reduce gradients, and gather sharded weights, in the forward pass of
+    what they wrap. A loss that uses the model's parts directly would bypass them, and each process would train a model
+    of its own. So the model's forward is replaced for one call, as PyTorch Lightning and TRL do. Compute the whole
+    loss in one call: weights used outside it are treated as unused, and their gradients are not synchronised.
 
     Args:
         model: What the trainer calls, or a bare model.
-        compute: May use any part of the model, its own forward included; returns tensors, or dicts of them.
-        *args: For ``compute``; some wrappers move the tensors among them to the model's device.
+        compute: May use any part of the model, also its own forward. Returns tensors, or dicts of them.
+        *args: For ``compute``. Some wrappers move tensors among them to the model's device.
     """
     if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not torch.is_grad_enabled():
-        # An evaluator runs in one process alone; this wrapper's forward would wait for the others.
-        return compute(*args)
+        return compute(*args)  # an evaluator runs in one process; the wrapper's forward would wait for the others
     if isinstance(model, torch.nn.DataParallel):
-        # One process that sees several GPUs: the wrapper runs copies of the model, which ``compute`` knows nothing of.
-        return compute(*args)
+        return compute(*args)  # the wrapper would run copies of the model on several GPUs; ``compute`` uses this one
     inner = unwrapped(model)
     before = inner.__dict__.get("forward")  # accelerate's, under autocast
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-pytest_plugins = ["error_record", "ib_reference", "no_bottleneck", "proof_harness"]
+pytest_plugins = ["ib_reference", "no_bottleneck", "proof_harness"]
 
 TinyBase = Callable[..., str]
 

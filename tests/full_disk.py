@@ -10,7 +10,6 @@ from unittest import mock
 import torch
 
 from lbr_st import pipeline
-from lbr_st.errors import LBRError
 from lbr_st.recipe import load_recipe
 
 
@@ -24,8 +23,8 @@ def said(recipe, output):
     """Run; return what the error says, "" if there is none."""
     try:
         pipeline.run(recipe, output)
-    except LBRError as error:
-        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, new_folder, sha256_of
+from lbr_st.files import cache_dir, is_marked_whole, mark_whole, new_folder, sha256_of
+from lbr_st.locks import only_run
 
 
 def test_a_folder_appears_when_the_block_ends_well(tmp_path):
@@ -14,7 +15,7 @@ def test_a_folder_appears_when_the_block_ends_well(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("error", [ValueError("boom"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("boom"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_error_leaves_nothing(tmp_path, error):
     def spoil():
         with new_folder(tmp_path / "out") as aside:
@@ -45,18 +46,21 @@ def test_an_existing_folder_is_refused_but_an_empty_one_is_not(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "cannot write")])
-def test_disk_errors_are_explained(tmp_path, number, words):
-    with pytest.raises(LBRError, match=words), new_folder(tmp_path / "out"):
-        raise OSError(number, "system's own words")
-    assert list(tmp_path.iterdir()) == []
+def test_what_a_killed_run_left_is_cleared_away(tmp_path):
+    for left in (".out.abc.partial", ".out.123.old"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "file").write_text(left)
+    with only_run(tmp_path / "out"):
+        # The swap was killed between its two steps: the folder from before is back.
+        assert (tmp_path / "out" / "file").read_text() == ".out.123.old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
 
 
-def test_a_full_disk_is_known_by_its_words_where_a_library_wraps_it(tmp_path):
-    with pytest.raises(LBRError, match="disk is full"), new_folder(tmp_path / "out"):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    with pytest.raises(RuntimeError, match="something else"), new_folder(tmp_path / "out"):
-        raise RuntimeError("something else")
+def test_a_folder_that_was_filled_in_place_is_whole_once_it_is_marked(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert not is_marked_whole(tmp_path)
+    mark_whole(tmp_path)
+    assert is_marked_whole(tmp_path)
 
 
 def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):

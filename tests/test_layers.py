@@ -16,8 +16,7 @@ ROOT = Path(lbr_st.__file__).parent
 PLAN = [
     {"errors", "versions"},
     {"files", "precision", "processes", "wrapped"},
-    {"locks", "seals"},
-    {"archives"},
+    {"locks"},
     {"registry"},
     {"bases", "data", "model_files"},
     {"contamination"},

@@ -1,7 +1,8 @@
+"""Pinned wheels: fetched once, checked, and read from the cache; whoever is killed leaves nothing half-made."""
+
 import hashlib
 import os
 import signal
-import stat
 import threading
 import zipfile
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lbr_st import registry
+from lbr_st.bases import BASES
+from lbr_st.data import ontology, pydoc
 from lbr_st.errors import LBRError
 
 NAME = "thing-1.0-py3-none-any.whl"
@@ -70,30 +73,6 @@ def test_wrong_hash_keeps_nothing(pip, tmp_path):
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "C:/evil.txt", "..\\evil.txt"])
-def test_refuses_members_that_leave_the_folder(pip, tmp_path, member):
-    sha = pip.serve(("fine.txt", "x"), (member, "x"))
-    with pytest.raises(LBRError, match="would leave the folder"):
-        registry.fetch_wheel("thing==1.0", NAME, sha)
-    assert left_behind(tmp_path) == []
-
-
-def test_refuses_links(pip, tmp_path):
-    link = zipfile.ZipInfo("link")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    sha = pip.serve((link, "/etc/passwd"))
-    with pytest.raises(LBRError, match="'link'"):
-        registry.fetch_wheel("thing==1.0", NAME, sha)
-    assert left_behind(tmp_path) == []
-
-
-def test_refuses_what_is_no_zip(pip, tmp_path):
-    pip.wheel.write_bytes(b"<html>login</html>")
-    with pytest.raises(LBRError, match="not a readable wheel"):
-        registry.fetch_wheel("thing==1.0", NAME, hashlib.sha256(b"<html>login</html>").hexdigest())
-    assert left_behind(tmp_path) == []
-
-
 def test_quotes_pip_when_it_fails(pip, monkeypatch, tmp_path):
     output = "WARNING: Retrying\nERROR: No matching distribution found for thing==1.0\n\n"
     monkeypatch.setattr(registry, "_run", lambda command: (1, output))
@@ -114,12 +93,6 @@ def test_says_when_pip_is_missing(pip, monkeypatch):
     assert pip.calls == []
 
 
-def test_says_what_came_instead(pip):
-    pip.serve(("x", "x"))
-    with pytest.raises(LBRError, match=NAME):
-        registry.fetch_wheel("thing==2.0", "thing-2.0-py3-none-any.whl", "0" * 64)
-
-
 def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path):
     folder, begun, go_on = tmp_path / "entry", threading.Event(), threading.Event()
 
@@ -128,33 +101,36 @@ def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path):
         assert go_on.wait(timeout=10)
         (target / "data.txt").write_text("first")
 
-    first = threading.Thread(target=registry.build_once, args=(folder, slowly))
+    first = threading.Thread(target=registry.make_once, args=(folder, slowly))
     first.start()
     assert begun.wait(timeout=10)
     threading.Timer(0.2, go_on.set).start()
-    assert registry.build_once(folder, lambda target: pytest.fail("made a second time")) == folder
+    assert registry.make_once(folder, lambda target: pytest.fail("made a second time")) == folder
     first.join()
     assert (folder / "data.txt").read_text() == "first"
-
-
-def test_an_entry_that_was_cut_off_is_made_again(tmp_path, capsys):
-    folder = registry.build_once(tmp_path / "entry", lambda target: (target / "data.txt").write_text("whole"))
-    (folder / "data.txt").write_text("wh")
-    registry.build_once(folder, lambda target: (target / "data.txt").write_text("whole"))
-    assert (folder / "data.txt").read_text() == "whole"
-    assert "data.txt has 2 bytes where 5 were written" in capsys.readouterr().err
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     (tmp_path / ".entry.abc.partial").mkdir()
     with pytest.raises(OSError, match="broken"):
-        registry.build_once(tmp_path / "entry", lambda target: (_ for _ in ()).throw(OSError("broken")))
+        registry.make_once(tmp_path / "entry", lambda target: (_ for _ in ()).throw(OSError("broken")))
     assert [item.name for item in tmp_path.iterdir()] == [".entry.lock"]
 
 
 def test_run_returns_the_exit_code_and_stderr():
     code, output = registry._run([registry.sys.executable, "-c", "import sys; print('out'); sys.exit('bad luck')"])
     assert (code, output.strip()) == (1, "bad luck")
+
+
+def test_every_download_is_pinned():
+    wheels = [ontology.WHEEL, *((base.requirement, base.wheel, base.sha256) for base in BASES.values())]
+    packages = (*pydoc.EVALUATION_PACKAGES, *pydoc.TRAINING_PACKAGES)
+    wheels += [(f"{one.name}=={one.version}", one.name, one.sha256) for one in packages]
+    for requirement, _, sha256 in wheels:
+        assert requirement.count("==") == 1
+        assert not set(requirement.partition("==")[2]) & set("*<>,~")
+        assert len(sha256) == 64
+        assert int(sha256, 16)
 
 
 def killed_in(work):
@@ -188,8 +164,8 @@ def test_killed_while_an_entry_is_made_it_is_made_again(tmp_path):
         (target / "model.safetensors").write_text("ha")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    killed_in(lambda: registry.build_once(tmp_path / "entry", half))
+    killed_in(lambda: registry.make_once(tmp_path / "entry", half))
     assert not (tmp_path / "entry").exists()
-    registry.build_once(tmp_path / "entry", lambda target: (target / "model.safetensors").write_text("half and half"))
+    registry.make_once(tmp_path / "entry", lambda target: (target / "model.safetensors").write_text("half and half"))
     assert (tmp_path / "entry" / "model.safetensors").read_text() == "half and half"
     assert sorted(item.name for item in tmp_path.iterdir()) == [".entry.lock", "entry"]

@@ -1,4 +1,4 @@
-"""Interrupt a tiny run again and again, at random points, and let it continue; run by test_torture.py as a program.
+"""Interrupt a tiny run again and again, at random points, and let it continue; run by test_damage.py as a program.
 
 Every attempt is a fork of this process, which has imported everything already. Half of them are killed at a random file
 operation (the moments at which a folder is half-written), half get SIGKILL, SIGTERM or SIGINT after a random time
@@ -118,12 +118,7 @@ def check(output, expected, ended):
         if found.get(name) != expected.get(name)
     ]
     work = output.with_name(f"{output.name}-work")
-    left = [
-        *output.parent.glob(f".{output.name}*"),
-        *work.rglob(".*"),
-        *work.glob("*-checkpoints"),
-        *work.glob("damaged"),
-    ]
+    left = [*output.parent.glob(f".{output.name}*"), *work.rglob(".*"), *work.glob("*-checkpoints")]
     return faults + [f"{path.name} was left" for path in left if ended and path.suffix != ".lock"]
 
 

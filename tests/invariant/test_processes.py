@@ -19,6 +19,11 @@ from lbr_st.build import build_model
 
 KINDS = ["llama", "llama-untied"]
 HERE = Path(__file__).parent
+UNGATHERED = "not gathered"
+FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces"}
+NAMES = [
+    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SCENARIOS if name != UNGATHERED
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,10 @@ def bases(tiny_base):
 
 
 @pytest.fixture(scope="module")
-def of_two(bases, tmp_path_factory):
-    """Run every scenario in two processes; give the trajectories of both."""
+def of_two(bases, tmp_path_factory, request):
+    """Run the scenarios of the chosen tests in two processes; give the trajectories of both."""
+    tests = [item for item in request.session.items if item.path == request.path]
+    names = [item.callspec.params["name"] if hasattr(item, "callspec") else UNGATHERED for item in tests]
     folder = tmp_path_factory.mktemp("two")
     (folder / "bases").mkdir()
     (folder / "out").mkdir()
@@ -36,7 +43,7 @@ def of_two(bases, tmp_path_factory):
         (folder / "bases" / kind).symlink_to(base)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(HERE / "two_processes.py"), str(folder / "bases"), str(folder / "out")),
+        *(str(HERE / "two_processes.py"), str(folder / "bases"), str(folder / "out"), *names),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
@@ -46,7 +53,7 @@ def of_two(bases, tmp_path_factory):
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "not gathered"])
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_do_what_one_does(bases, of_two, tmp_path, name):
     first, second = of_two(name)
     assert first.logs == second.logs
@@ -65,8 +72,9 @@ def test_two_processes_do_what_one_does(bases, of_two, tmp_path, name):
     assert not moved or max(moved) > 1e-4
 
 
+@pytest.mark.slow
 def test_without_gathering_there_are_fewer_negatives(bases, of_two, tmp_path):
-    first, second = of_two("not gathered")
+    first, second = of_two(UNGATHERED)
     assert first.logs == second.logs
     wanted = SCENARIOS["gathered"](bases, tmp_path)
     assert distance(first, wanted) > 0.05

@@ -13,8 +13,7 @@ STAGES = {
     "embedding": (learned, {"bottleneck": "embedding"}),
     "none": (learned, {"bottleneck": "none"}),
     "represent": (represented, {}),
-    "cached by number": (represented, {"mini_batch_size": 3}),
-    "cached by tokens": (represented, {"mini_batch_tokens": 60}),
+    "cached": (represented, {"mini_batch_tokens": 60}),
 }
 
 
