@@ -1,4 +1,4 @@
-"""Encoding: the released model against its bare backbone, and the exports for faster CPU backends."""
+"""Encoding: the released model against its bare backbone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rows import HERE, Row, in_turns, seconds
+from rows import Row, seconds
 
 TOKENS = 128
 """Of a document, without what a tokenizer appends."""
@@ -19,15 +19,14 @@ def documents(tokenizer: Any, count: int) -> list[str]:
     """Return texts of 128 tokens each, made of ChEBI's definitions."""
     from lbr_st.data import domain_task
 
-    texts = domain_task("chebi").train_texts.shuffle(seed=0)["text"]
     made: list[str] = []
     stream: list[int] = []
-    for text in texts:
+    for text in domain_task("chebi").train_texts.shuffle(seed=0)["text"]:
         stream += tokenizer(text + " ", add_special_tokens=False)["input_ids"]
         while len(stream) >= TOKENS and len(made) < count:
             document = tokenizer.decode(stream[:TOKENS])
             stream = stream[TOKENS:]
-            # Decoded and read again, a text may have a token more or less; only those that have as many count.
+            # Decoded and tokenized again, a text may have a token more or less. Those do not count.
             if len(tokenizer(document, add_special_tokens=False)["input_ids"]) == TOKENS:
                 made.append(document)
         if len(made) == count:
@@ -38,8 +37,8 @@ def documents(tokenizer: Any, count: int) -> list[str]:
 class Worker:
     """A process that has one model and encodes the documents whenever it is told to.
 
-    Two models of unlike shapes in one process get in each other's way: what one leaves of the memory does not fit the
-    other, and fresh pages cost as much as the tokens that are compared.
+    Two models of different shapes in one process disturb each other: freed memory of one does not fit the other, and
+    fresh pages cost as much as the tokens that are compared.
     """
 
     def __init__(self, model: str, texts: list[str]) -> None:
@@ -56,12 +55,10 @@ class Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(line, file=self.process.stdin, flush=True)
-        while True:
-            answer = self.process.stdout.readline()
+        for answer in self.process.stdout:
             if answer.startswith("> "):
                 return answer[2:]
-            if not answer:
-                raise RuntimeError("a worker ended early")
+        raise RuntimeError("a worker ended early")
 
 
 def serve(model: str) -> None:
@@ -85,9 +82,6 @@ def against_backbone(command: str, *, pairs: int, count: int) -> Row:
 
     model = lbr_st.build_model("smollm2-135m", max_seq_length=256)
     texts = documents(backbone_of(model).tokenizer, count)
-    with tempfile.TemporaryDirectory() as folder:
-        released = Worker(str(lbr_st.release(model, Path(folder) / "release")), texts)
-        a, b = in_turns(released, Worker("bare", texts), pairs, warmups=2)
     row = Row(
         f"encode throughput of the released model, {TOKENS}-token documents",
         'the same backbone in Transformer + Pooling("mean")',
@@ -99,38 +93,9 @@ def against_backbone(command: str, *, pairs: int, count: int) -> Row:
         f"of its own, in turns. The k = 4 tokens alone make {TOKENS}/{TOKENS + 4} = {TOKENS / (TOKENS + 4):.3f}. "
         "Weights do not matter to the speed, so the release is of the untrained base."
     )
-    return row.measured([x / y for x, y in zip(a, b, strict=True)])
-
-
-def export_rows(model: str, command: str, extra: list[str]) -> list[Row]:
-    """Measure the exports of a released folder, in environments of their own; see ``benchmarks/exports.py``."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "exports.py"), model, *extra], capture_output=True, text=True, check=False
-    )
-    rows = []
-    for line in done.stdout.splitlines():
-        if not line.startswith("{"):
-            continue
-        found = json.loads(line)
-        eight = found["name"].endswith("int8")
-        row = Row(
-            f"CPU encode throughput, {found['name']}",
-            "float32 torch of the same model",
-            command,
-            2.0 if eight else None,
-        )
-        low, high = found["ndcg_interval"]
-        row.note = (
-            f"nDCG@10 on ChEBI's development queries {found['ndcg_export']:.4f} against {found['ndcg_float32']:.4f}: "
-            f"{found['ndcg_change']:+.4f} (95% {low:+.4f} to {high:+.4f})"
-            + ("; it may lose 0.01 at most." if eight else ".")
-        )
-        row.measured([found["ratio"]], environment=found["environment"])
-        row.low, row.high, row.pairs = found["ratio_min"], found["ratio_max"], found["pairs"]
-        rows.append(row)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return rows
+    with tempfile.TemporaryDirectory() as folder:
+        released = Worker(str(lbr_st.release(model, Path(folder) / "release")), texts)
+        return row.of_turns(released, Worker("bare", texts), pairs, warmups=2)
 
 
 if __name__ == "__main__":

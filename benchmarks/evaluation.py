@@ -1,11 +1,11 @@
-"""What an evaluation costs beside the encoding: seconds and memory of the harness, and of BM25.
+"""What an evaluation costs apart from the encoding: seconds and memory of the harness, and of BM25.
 
     python benchmarks/evaluation.py
-    python benchmarks/evaluation.py --only memory --memory_documents 20000 --memory_queries 500
+    python benchmarks/evaluation.py --only memory --documents 20000 --queries 500
 
 Every measurement runs in a process of its own and prints one JSON object. Texts are synthetic and models have random
-weights, so nothing is downloaded; with ``--bm25_data chebi`` BM25 runs on the real ChEBI task. Where the machine has
-other work ("load" above 0 and a bit), the processor's seconds tell more than those of the clock.
+weights, so nothing is downloaded; ``bm25-chebi`` runs on the real ChEBI task. Where the machine has other work ("load"
+above 0), the processor's seconds tell more than those of the clock.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rows import processor
+from memory import held_gib, peak_gib
+from rows import in_a_process, processor
+
+from lbr_st.versions import installed_versions
 
 DIMENSIONS = 576
 """Of the embeddings: SmolLM2-135M's."""
@@ -48,23 +45,15 @@ def synthetic_set(num_documents: int, num_queries: int) -> Any:
 
 
 def random_vectors() -> Any:
-    """Return a SentenceTransformer that gives random vectors at once: what is left of the time is the harness's."""
+    """Return a SentenceTransformer that gives random vectors at once: the time that is left is the harness's."""
     import torch
     from sentence_transformers import SentenceTransformer
 
     class Vectors(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = torch.Generator().manual_seed(0)
-
         def preprocess(self, texts: list[str], **kwargs: Any) -> dict[str, Any]:
-            return {"rows": torch.zeros(len(texts))}
-
-        tokenize = preprocess
+            return {"sentence_embedding": torch.randn(len(texts), DIMENSIONS)}
 
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-            rows = len(features["rows"])
-            features["sentence_embedding"] = torch.randn(rows, DIMENSIONS, generator=self.generator)
             return features
 
         def get_embedding_dimension(self) -> int:
@@ -100,195 +89,145 @@ def random_smollm2(folder: Path) -> Any:
     return SentenceTransformer(modules=modules, device="cpu")
 
 
-class Watch:
-    """Seconds, by the clock and of the processor, of all that happens and of ``model.encode`` alone."""
+class Times:
+    """Seconds by the clock and of the processor: of all that :func:`evaluate` does, and of ``model.encode`` alone."""
 
-    def __init__(self, model: Any) -> None:
-        self.encoding = [0.0, 0.0]
-        encode = model.encode
+    def __init__(self) -> None:
+        self.all, self.encoding = [0.0, 0.0], [0.0, 0.0]
 
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            started = self._now()
+    def counted(self, work: Any, spent: list[float]) -> Any:
+        """Return ``work`` as a function that adds its seconds to ``spent``."""
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            before = time.perf_counter(), time.process_time()
             try:
-                return encode(*args, **kwargs)
+                return work(*args, **kwargs)
             finally:
-                self.encoding = [spent + more for spent, more in zip(self.encoding, self._since(started), strict=True)]
+                spent[0] += time.perf_counter() - before[0]
+                spent[1] += time.process_time() - before[1]
 
-        model.encode = watched
-        self.started = self._now()
-
-    def stop(self) -> Watch:
-        """Take the times."""
-        self.all = self._since(self.started)
-        self.beside = [whole - part for whole, part in zip(self.all, self.encoding, strict=True)]
-        return self
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
-
-    def _since(self, then: tuple[float, float]) -> list[float]:
-        return [now - before for now, before in zip(self._now(), then, strict=True)]
+        return counting
 
 
-def evaluate(model: Any, data: Any, arguments: argparse.Namespace) -> Watch:
-    """Score a model, watched."""
+def evaluate(model: Any, data: Any) -> Times:
+    """Score a model; return the seconds that it took."""
     from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task
-    from lbr_st.evaluation.beir_run import evaluate_beir
 
-    # What a process does once, however much it evaluates, is not the harness's.
-    models = importlib.import_module("mteb.models")
-    watch = Watch(model)
-    if arguments.harness == "beir":
-        evaluate_beir(model, data, name="benchmark/model")
-        return watch.stop()
-    system = embedding_system(model, "benchmark/model")
-    if arguments.chunk:
-        system = replace(system, model=models.SearchEncoderWrapper(system.model, corpus_chunk_size=arguments.chunk))
+    importlib.import_module("mteb.models")  # what a process does once is not the harness's
+    times = Times()
+    model.encode = times.counted(model.encode, times.encoding)
     with tempfile.TemporaryDirectory() as folder:
-        evaluate_task(system, retrieval_task(data), output_folder=folder)
-    return watch.stop()
+        system, task = embedding_system(model, "benchmark/model"), retrieval_task(data)
+        times.counted(evaluate_task, times.all)(system, task, output_folder=folder)
+    return times
 
 
-def measure_harness(arguments: argparse.Namespace) -> dict[str, Any]:
+def harness(documents: int, queries: int) -> dict[str, Any]:
     """Measure the seconds that are not encoding, with embeddings that cost nothing."""
-    documents, queries = arguments.documents, arguments.queries
-    watch = evaluate(random_vectors(), synthetic_set(documents, queries), arguments)
+    times = evaluate(random_vectors(), synthetic_set(documents, queries))
+    clock, of_processor = (whole - part for whole, part in zip(times.all, times.encoding, strict=True))
     return {
-        "documents": documents,
-        "queries": queries,
-        "seconds_beside_encoding": round(watch.beside[0], 2),
-        "processor_seconds_beside_encoding": round(watch.beside[1], 2),
-        # Encoding takes 95% if it takes 19 times what is beside it.
-        "texts_per_second_at_95_percent": round((documents + queries) / 19 / watch.beside[0], 1),
+        "seconds_beside_encoding": round(clock, 2),
+        "processor_seconds_beside_encoding": round(of_processor, 2),
+        # Encoding takes 95% if it takes 19 times as long as the rest.
+        "texts_per_second_at_95_percent": round((documents + queries) / 19 / clock, 1),
     }
 
 
-def measure_encoding(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure a SmolLM2-135M's encoding on a part of the documents, with the harness around it."""
+def encoding(documents: int, queries: int) -> dict[str, Any]:
+    """Measure the encoding by a model of SmolLM2-135M's size, within the harness."""
     with tempfile.TemporaryDirectory() as folder:
         model = random_smollm2(Path(folder))
-    documents, queries = arguments.part_documents, arguments.part_queries
-    watch = evaluate(model, synthetic_set(documents, queries), arguments)
+    times = evaluate(model, synthetic_set(documents, queries))
     return {
-        "documents": documents,
-        "queries": queries,
-        "seconds": round(watch.all[0], 2),
-        "seconds_encoding": round(watch.encoding[0], 2),
-        "share_encoding": round(watch.encoding[0] / watch.all[0], 4),
-        "texts_per_second": round((documents + queries) / watch.encoding[0], 2),
+        "seconds": round(times.all[0], 2),
+        "seconds_encoding": round(times.encoding[0], 2),
+        "share_encoding": round(times.encoding[0] / times.all[0], 4),
+        "texts_per_second": round((documents + queries) / times.encoding[0], 2),
     }
 
 
-def measure_bm25(arguments: argparse.Namespace) -> dict[str, Any]:
+def bm25(documents: int, queries: int) -> dict[str, Any]:
     """Measure BM25 from a set in memory to its scores."""
+    return _bm25(synthetic_set(documents, queries))
+
+
+def bm25_chebi(documents: int, queries: int) -> dict[str, Any]:
+    """Measure the same on ChEBI's definitions."""
+    from lbr_st.data import chebi_task
+
+    return _bm25(chebi_task(num_documents=documents, num_test=queries).test)
+
+
+def _bm25(data: Any) -> dict[str, Any]:
     from lbr_st.evaluation import evaluate_bm25
 
-    if arguments.bm25_data == "chebi":
-        from lbr_st.data import chebi_task
-
-        data = chebi_task(num_documents=arguments.documents, num_test=arguments.queries).test
-    else:
-        data = synthetic_set(arguments.documents, arguments.queries)
     before = time.perf_counter()
-    for module in ("mteb.models", "sentence_transformers"):  # the second is imported by mteb's first evaluation
+    for module in ("mteb.models", "sentence_transformers"):  # mteb's first evaluation imports the second
         importlib.import_module(module)
-    started, processor = time.perf_counter(), time.process_time()
+    started, of_processor = time.perf_counter(), time.process_time()
     result = evaluate_bm25(data)
     return {
-        "data": data.name,
-        "documents": len(data.corpus),
-        "queries": len(data.queries),
         "seconds": round(time.perf_counter() - started, 2),
-        "processor_seconds": round(time.process_time() - processor, 2),
+        "processor_seconds": round(time.process_time() - of_processor, 2),
         "seconds_importing_before": round(started - before, 2),
         "ndcg_at_10": round(result.ndcg_at_10 or 0.0, 4),
     }
 
 
-def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
+def memory(documents: int, queries: int) -> dict[str, Any]:
     """Measure the peak of the resident memory, beyond what the process holds with the model loaded."""
-    import psutil
-
     model = random_vectors()
     model.encode(["a text"])
-    before = psutil.Process().memory_info().rss / 2**20
-    watch = evaluate(model, synthetic_set(arguments.memory_documents, arguments.memory_queries), arguments)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    before = held_gib()
+    times = evaluate(model, synthetic_set(documents, queries))
     return {
-        "documents": arguments.memory_documents,
-        "queries": arguments.memory_queries,
         "dimensions": DIMENSIONS,
-        "corpus_chunk_size": arguments.chunk or "default",
-        "mib_with_the_model": round(before),
-        "mib_peak_beyond_it": round(peak - before),
-        "seconds": round(watch.all[0], 2),
+        "mib_with_the_model": round(1024 * before),
+        "mib_peak_beyond_it": round(1024 * (peak_gib() - before)),
+        "seconds": round(times.all[0], 2),
     }
 
 
-MEASUREMENTS = {
-    "harness": measure_harness,
-    "encoding": measure_encoding,
-    "bm25": measure_bm25,
-    "memory": measure_memory,
+MEASUREMENTS: dict[str, tuple[Any, int, int]] = {
+    "harness": (harness, 15_000, 1_000),
+    "encoding": (encoding, 300, 20),
+    "bm25": (bm25, 15_000, 1_000),
+    "bm25-chebi": (bm25_chebi, 15_000, 1_000),
+    "memory": (memory, 100_000, 1_000),
 }
-
-
-def surroundings() -> dict[str, Any]:
-    """Return what a figure depends on beside the code."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="Measure this; may be repeated.")
-    parser.add_argument("--documents", type=int, default=15_000)
-    parser.add_argument("--queries", type=int, default=1_000)
-    parser.add_argument("--part_documents", type=int, default=300, help="For the encoding of a real size of model.")
-    parser.add_argument("--part_queries", type=int, default=20)
-    parser.add_argument("--memory_documents", type=int, default=100_000)
-    parser.add_argument("--memory_queries", type=int, default=1_000)
-    parser.add_argument("--bm25_data", choices=("synthetic", "chebi"), default="synthetic")
-    parser.add_argument("--harness", choices=("mteb", "beir"), default="mteb")
-    parser.add_argument("--chunk", type=int, default=0, help="Documents that MTEB encodes at once; 0: its default.")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+"""Of each, the numbers of documents and queries."""
 
 
 def main() -> None:
-    """Run each measurement in a process of its own, which begins with nothing in its memory."""
-    arguments = parse()
+    """Run each measurement in a process of its own, which begins with empty memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="Measure this; may be repeated.")
+    parser.add_argument("--documents", type=int, help="How many; by default a number for each measurement.")
+    parser.add_argument("--queries", type=int, help="The same.")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    if arguments.here:
-        (name,) = arguments.only
-        print(json.dumps({"measured": name, "harness": arguments.harness, **MEASUREMENTS[name](arguments)}))
-        return
-    given = [f"--{key}={value}" for key, value in vars(arguments).items() if key not in ("only", "here")]
-    found = {}
-    for name in arguments.only or MEASUREMENTS:
-        command = [sys.executable, __file__, *given, "--here", f"--only={name}"]
-        output = subprocess.run(command, capture_output=True, text=True, check=False)
-        if output.returncode:
-            sys.exit(f"{name} failed:\n{output.stderr}")
-        found[name] = json.loads(output.stdout.splitlines()[-1])
-        print(json.dumps({**found[name], **surroundings()}), flush=True)
+    surroundings = {"processor": processor(), "cores": os.cpu_count(), "versions": installed_versions(PACKAGES)}
+    found: dict[str, dict[str, Any]] = {}
+    for name in given.only or MEASUREMENTS:
+        measure, documents, queries = MEASUREMENTS[name]
+        size = {"documents": given.documents or documents, "queries": given.queries or queries}
+        if given.here:
+            print(json.dumps({"measured": name, **size, **measure(**size)}))
+            continue
+        words = [f"--{key}={value}" for key, value in size.items()]
+        found[name] = in_a_process(__file__, "--here", f"--only={name}", *words)
+        load = round(os.getloadavg()[0], 1)
+        print(json.dumps({**found[name], **surroundings, "load": load}), flush=True)
     if {"harness", "encoding"} <= set(found):
-        texts = arguments.documents + arguments.queries
-        encoding = texts / found["encoding"]["texts_per_second"]
-        beside = found["harness"]["seconds_beside_encoding"]
+        texts = found["harness"]["documents"] + found["harness"]["queries"]
+        encodes = texts / found["encoding"]["texts_per_second"]
         row = {
             "extrapolated": "share of encoding, SmolLM2-135M's measured texts a second x the measured harness",
             "texts": texts,
-            "seconds_encoding": round(encoding),
-            "share_encoding": round(encoding / (encoding + beside), 4),
+            "seconds_encoding": round(encodes),
+            "share_encoding": round(encodes / (encodes + found["harness"]["seconds_beside_encoding"]), 4),
         }
         print(json.dumps(row), flush=True)
 

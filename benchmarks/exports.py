@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ EXPORTS = {
 
 TOKENS = 128
 """Of a timed document, with what the tokenizer appends."""
+BATCH_SIZE = 16
+"""Of the timings."""
 
 
 def inside(path: str) -> None:
@@ -88,18 +91,21 @@ def timed_documents(model: Path, corpus: dict[str, str], count: int) -> tuple[li
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     longest, tokenizer.model_max_length = tokenizer.model_max_length, 10**9
+
+    def length(text: str) -> int:
+        return len(tokenizer(f"document: {text}")["input_ids"])
+
     texts, current = [], ""
     for definition in corpus.values():
         current = f"{current} {definition}".strip()
-        if len(tokenizer(f"document: {current}")["input_ids"]) >= TOKENS:
-            while len(tokenizer(f"document: {current}")["input_ids"]) > TOKENS:
+        if length(current) >= TOKENS:
+            while length(current) > TOKENS:
                 current = current.rpartition(" ")[0]
             texts.append(current)
             current = ""
         if len(texts) == count:
             break
-    lengths = [len(tokenizer(f"document: {text}")["input_ids"]) for text in texts]
-    return texts, statistics.mean(min(length, longest) for length in lengths)
+    return texts, statistics.mean(min(length(text), longest) for text in texts)
 
 
 def looked_up(data: Any, folder: Path, name: str) -> Any:
@@ -116,8 +122,6 @@ def looked_up(data: Any, folder: Path, name: str) -> Any:
         def preprocess(self, texts: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
             found = [tables[(prompt or "document").rstrip(": ")][text.strip()] for text in texts]
             return {"sentence_embedding": torch.from_numpy(np.stack(found))}
-
-        tokenize = preprocess
 
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             return features
@@ -142,37 +146,35 @@ def per_query(data: Any, folder: Path, name: str) -> list[float]:
     return [part.ndcg_at_10[query] for query in data.queries]
 
 
-def measure(name: str, arguments: argparse.Namespace, data: Any, shared: dict[str, Any]) -> dict[str, Any]:
+def measure(name: str, model: Path, given: argparse.Namespace, data: Any, shared: dict[Any, Any]) -> dict[str, Any]:
     """Export, unless that was done for another row, and measure one row."""
+    from rows import processor  # not at the top: a worker runs this file in isolation
+
     from lbr_st.evaluation.statistics import paired
     from lbr_st.export.calls import WORKER
     from lbr_st.export.environments import environment
     from lbr_st.export.exporting import export_model
 
     backend, precision, hint = EXPORTS[name]
-    given = getattr(arguments, f"{backend}_python")
-    python = Path(given) if given else environment(backend)
+    python, threads = environment(backend), os.cpu_count() or 1
     folder = shared["folder"] / f"{backend}-{precision}"
     if not folder.exists():
-        calibration = arguments.calibration if (backend, precision) == ("openvino", "int8") else None
-        shared[folder] = export_model(
-            arguments.model, folder, backend=backend, precision=precision, calibration=calibration, python=python
-        )
+        shared[folder] = export_model(model, folder, backend=backend, precision=precision, python=python)
     with tempfile.TemporaryDirectory(dir=shared["folder"]) as place:
         request = {
             "worker": str(WORKER),
             "backend": backend,
             "hint": hint,
-            "model": str(Path(arguments.model).resolve()),
+            "model": str(model.resolve()),
             "export": str(folder.resolve()),
             "work": str(Path(place).resolve()),
             "timed": shared["timed"],
             "queries": list(data.queries.values()),
             "documents": list(data.corpus.values()),
             "encode_torch": "torch" not in shared,
-            "threads": arguments.threads,
-            "batch_size": arguments.batch_size,
-            "pairs": arguments.pairs,
+            "threads": threads,
+            "batch_size": BATCH_SIZE,
+            "pairs": given.pairs,
         }
         path = Path(place) / "request.json"
         path.write_text(json.dumps(request), encoding="utf-8")
@@ -207,65 +209,78 @@ def measure(name: str, arguments: argparse.Namespace, data: Any, shared: dict[st
         "megabytes": round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6, 1),
         "timed_documents": len(shared["timed"]),
         "timed_tokens": round(shared["tokens"], 1),
-        "batch_size": arguments.batch_size,
-        "threads": arguments.threads,
+        "batch_size": BATCH_SIZE,
+        "threads": threads,
         "environment": found["versions"],
-        **surroundings_here(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
-def surroundings_here() -> dict[str, Any]:
-    """Return what a ratio depends on beside the code."""
-    from rows import processor  # not where a worker runs this file, in isolation
-
-    return {"processor": processor(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
-
-
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def measured(words: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield one result a row, as the command line asks; of one that fails its name and the error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="folder of a released model")
+    parser.add_argument("model", type=Path, help="folder of a released model")
     parser.add_argument("--only", choices=EXPORTS, action="append", help="measure this; may be repeated")
     parser.add_argument("--documents", type=int, default=5_000, help="of the corpus that is searched")
     parser.add_argument("--queries", type=int, default=500, help="development queries")
     parser.add_argument("--pairs", type=int, default=5, help="of timings, torch and export by turns")
     parser.add_argument("--timed", type=int, default=64, help="documents encoded in one timing")
-    parser.add_argument("--batch_size", type=int, default=16, help="of the timings")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and of the backend alike")
-    parser.add_argument("--calibration", help="JSON lines for openvino-int8; by default what lbr-st export takes")
-    parser.add_argument("--openvino_python", help="interpreter of an environment; by default one is made, once")
-    parser.add_argument("--onnx_python", help="the same for onnx")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if not arguments.inside and not arguments.model:
-        parser.error("name the folder of a released model")
-    return arguments
-
-
-def main() -> int:
-    """Measure row after row; a row that fails is reported, and the others are measured all the same."""
-    arguments = parse()
-    if arguments.inside:
-        inside(arguments.inside)
-        return 0
+    given = parser.parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"
     from lbr_st.data import domain_task
 
     whole = domain_task("chebi").dev
-    data = whole.slice(arguments.queries, arguments.documents)
-    failed = 0
+    data = whole.slice(given.queries, given.documents)
     with tempfile.TemporaryDirectory() as place:
-        timed, tokens = timed_documents(Path(arguments.model), whole.corpus, arguments.timed)
+        timed, tokens = timed_documents(given.model, whole.corpus, given.timed)
         shared: dict[Any, Any] = {"folder": Path(place), "timed": timed, "tokens": tokens}
-        for name in arguments.only or EXPORTS:
+        for name in given.only or EXPORTS:
             try:
-                row = measure(name, arguments, data, shared)
+                yield measure(name, given.model, given, data, shared)
             except Exception as error:
                 traceback.print_exc()
-                row = {"name": name, "failed": str(error)}
-                failed += 1
-            print(json.dumps(row, ensure_ascii=False), flush=True)
-    return 1 if failed else 0
+                yield {"name": name, "failed": str(error)}
+
+
+def rows(words: list[str], command: str) -> list[Any]:
+    """Return the rows of the benchmark; see :func:`measured`."""
+    from rows import Row
+
+    made = []
+    for found in measured(words):
+        if "failed" in found:
+            continue
+        eight = found["name"].endswith("int8")
+        row = Row(
+            f"CPU encode throughput, {found['name']}",
+            "float32 torch of the same model",
+            command,
+            2.0 if eight else None,
+        )
+        low, high = found["ndcg_interval"]
+        row.note = (
+            f"nDCG@10 on ChEBI's development queries {found['ndcg_export']:.4f} against {found['ndcg_float32']:.4f}: "
+            f"{found['ndcg_change']:+.4f} (95% {low:+.4f} to {high:+.4f})"
+            + ("; it may lose 0.01 at most." if eight else ".")
+        )
+        row.measured([found["ratio"]], environment=found["environment"])
+        row.low, row.high, row.pairs = found["ratio_min"], found["ratio_max"], found["pairs"]
+        made.append(row)
+    return made
+
+
+def main() -> int:
+    """Print a JSON object a row. A row that fails says so, and the others are measured all the same."""
+    if sys.argv[1:2] == ["--inside"]:
+        inside(sys.argv[2])
+        return 0
+    failed = False
+    for row in measured(sys.argv[1:]):
+        failed |= "failed" in row
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":

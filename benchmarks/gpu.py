@@ -15,29 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import Row, in_turns, seconds
+from rows import Row, seconds, synchronise
 from stage1 import Example, Training, examples_of_lengths, ours, useful
+from transformers import TrainerCallback
 
-SHAPES: dict[str, dict[str, int]] = {
-    "0.6B": {
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151_936,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 1024,
-    },
+_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SHAPES = {
+    "0.6B": dict(zip(_SIZES, (1024, 3072, 28, 16, 8), strict=True)) | {"head_dim": 128, "vocab_size": 151_936},
+    "tiny": dict(zip(_SIZES, (64, 128, 2, 4, 2), strict=True)) | {"head_dim": 16, "vocab_size": 1024},
 }
+WORDS = 3
+"""Ids before this one are special tokens."""
 
 
 def random_base(folder: Path, shape: str) -> str:
@@ -58,25 +46,15 @@ def random_base(folder: Path, shape: str) -> str:
     return str(folder)
 
 
-class Timer:
-    """Seconds a step, once the first steps are over; a callback for either trainer."""
+class Timer(TrainerCallback):
+    """Seconds of the steps after the first two; for either trainer."""
 
-    def __new__(cls, skip: int) -> Any:
-        """Return a transformers callback, which is imported only here."""
-        from transformers import TrainerCallback
-
-        class Callback(TrainerCallback):
-            def __init__(self) -> None:
-                self.started, self.steps, self.seconds = 0.0, 0, 0.0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                if state.global_step == skip:
-                    self.started = time.perf_counter()
-                self.steps, self.seconds = state.global_step - skip, time.perf_counter() - self.started
-
-        return Callback()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the time."""
+        synchronise()
+        if state.global_step == 2:
+            self.started = time.perf_counter()
+        self.steps, self.seconds = state.global_step - 2, time.perf_counter() - self.started
 
 
 def trainer_tokens_per_second(base: str, examples: list[Example], row: int, steps: int, bfloat16: bool) -> float:
@@ -100,7 +78,7 @@ def trainer_tokens_per_second(base: str, examples: list[Example], row: int, step
             logging_strategy="no",
             use_cpu=not torch.cuda.is_available(),
         )
-        timer = Timer(2)
+        timer = Timer()
 
         def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
             return {name: torch.tensor([one[name] for one in batch]) for name in batch[0]}
@@ -119,28 +97,21 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
 
     pairs = Dataset.from_dict(
         {
-            "context": [" ".join(f"w{token - 3}" for token in context) for context, _ in examples],
-            "target": [" ".join(f"w{token - 3}" for token in target) for _, target in examples],
+            name: [" ".join(f"w{token - WORDS}" for token in text) for text in texts]
+            for name, texts in zip(("context", "target"), zip(*examples, strict=True), strict=True)
         }
     )
     model = lbr_st.build_model(base, max_seq_length=1024)
-    timer, loss = Timer(2), lbr_st.IBGenerativeLoss(model)
+    timer, loss = Timer(), lbr_st.IBGenerativeLoss(model)
     config = LearnConfig(max_steps=steps + 2, batch_size=10_000, batch_tokens=row)
+    precision = "bfloat16" if bfloat16 else "float32"
+    quiet = {"show_progress_bar": False, "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(
-            model,
-            loss,
-            folder,
-            config,
-            evaluate=False,
-            precision="bfloat16" if bfloat16 else "float32",
-            show_progress_bar=False,
-            save_strategy="no",
-        )
+        arguments = training_arguments(model, loss, folder, config, evaluate=False, precision=precision, **quiet)
         tokens = generative_tokens(model, pairs, "attention", None)
         GuardedTrainer(model, args=arguments, train_dataset=tokens, loss=loss, callbacks=[timer]).train()
-    # A row's own tokens: the budget counts each text's appended tokens, twice k an example, which are not useful.
-    share = sum(map(useful, [examples])) / sum(len(c) + len(t) + 8 for c, t in examples)
+    # The budget also counts the tokens appended to each text, 2k an example, which are not useful.
+    share = useful(examples) / sum(len(c) + len(t) + 8 for c, t in examples)
     return timer.steps * row * share / timer.seconds
 
 
@@ -153,10 +124,10 @@ def matrix_rate(size: int, bfloat16: bool) -> float:
     return 2 * size**3 * 20 / seconds(lambda: [a @ b for _ in range(20)])
 
 
-def utilisation(base: str, examples: list[Example], size: int, steps: int, rate: float, bfloat16: bool) -> list[float]:
+def utilisation(base: str, examples: list[Example], size: int, steps: int, rate: float) -> list[float]:
     """Return model FLOP utilisation of stage 1: 6 FLOP a weight and token, the head's for labelled tokens only.
 
-    Attention itself is not counted, and neither is anything computed twice.
+    Attention itself does not count, nor does anything computed twice.
     """
     import lbr_st
     from lbr_st.bottleneck import backbone_of
@@ -165,10 +136,10 @@ def utilisation(base: str, examples: list[Example], size: int, steps: int, rate:
     backbone = backbone_of(model)
     linear = sum(m.weight.numel() for m in backbone.decoder.modules() if isinstance(m, torch.nn.Linear))
     head = backbone.head.weight.numel()
-    run = Training(model.parameters(), ours(model, context_weight=0.1), examples, size, steps, bfloat16)
+    run = Training(model, ours(model, context_weight=0.1), examples, size, steps, merged=False)
     tokens = sum(len(c) + len(t) + 4 for c, t in examples) / len(examples)
     labelled = sum(len(c) - 1 + len(t) + 1 for c, t in examples) / len(examples)
-    own = sum(map(useful, [examples])) / len(examples)
+    own = useful(examples) / len(examples)
     flop = 6 * (linear * tokens + head * labelled) / own  # a useful token's
     run()
     return [run() * flop / rate for _ in range(5)]
@@ -180,21 +151,15 @@ def rows(command: str, shape: str = "0.6B") -> list[Row]:
     row, size, steps = (8192, 100, 10) if gpu else (512, 8, 2)
     with tempfile.TemporaryDirectory() as folder:
         base = random_base(Path(folder), shape)
-        vocabulary = SHAPES[shape]["vocab_size"] - 19
-        examples = [
-            ([token + 3 for token in c], [token + 3 for token in t])
-            for c, t in examples_of_lengths("chebi", 1024, vocabulary - 3, 512)
-        ]
+        examples = examples_of_lengths("chebi", 1024, SHAPES[shape]["vocab_size"] - 22, 512, first=WORDS)
         given = (base, examples, row, steps, gpu)
-        a, b = in_turns(
+        first, second = unmeasured(command)
+        first.of_turns(
             lambda: our_tokens_per_second(*given), lambda: trainer_tokens_per_second(*given), 3 if gpu else 1, 0
         )
-        first, second = unmeasured(command)
-        first.measured([x / y for x, y in zip(a, b, strict=True)])
         rate = matrix_rate(8192 if gpu else 512, gpu)
-        second.measured(
-            utilisation(base, examples, size, steps, rate, gpu), **{"matrix rate, TFLOP/s": round(rate / 1e12, 1)}
-        )
+        details = {"matrix rate, TFLOP/s": round(rate / 1e12, 1)}
+        second.measured(utilisation(base, examples, size, steps, rate), **details)
     return [first, second]
 
 

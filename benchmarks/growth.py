@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
-import sys
 
-from rows import HERE, machine, versions
+import torch
+from rows import HERE, in_a_process, machine, versions
 
 SWEEPS: dict[str, list[dict[str, int]]] = {
     "context length": [{"context": n, "batch": max(n + 64, 2048)} for n in (128, 512, 2048, 8192)],
@@ -27,7 +26,6 @@ def point(context: int, batch: int, k: int) -> dict[str, float]:
 
     import lbr_st
     from lbr_st.bottleneck import backbone_of
-    from lbr_st.precision import use_bfloat16
 
     longest = context + k + TARGET
     model = lbr_st.build_model(
@@ -40,10 +38,8 @@ def point(context: int, batch: int, k: int) -> dict[str, float]:
         ([draw.randrange(vocabulary) for _ in range(context)], [draw.randrange(vocabulary) for _ in range(TARGET - 1)])
         for _ in range(count)
     ]
-    run = Training(model.parameters(), ours(model), examples, count, 1, use_bfloat16("auto", model.device))
-    import torch
-
-    # The longest contexts take minutes a step, beside which a first step's extra is nothing.
+    run = Training(model, ours(model), examples, count, merged=False)
+    # With the longest contexts a step takes minutes; the extra of a first step does not matter there.
     speed = max(run() for _ in range(3 if context < 4096 else 1))
     gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     return {"tokens_per_second": speed, "gib": gpu or peak_gib(), "examples": count}
@@ -56,15 +52,11 @@ def measure() -> None:
         found[sweep] = []
         for setting in settings:
             chosen = {**DEFAULTS, **setting}
-            command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in chosen.items())]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-3000:])
-            found[sweep].append({**chosen, **json.loads(done.stdout.splitlines()[-1])})
+            words = [f"--{name}={value}" for name, value in chosen.items()]
+            found[sweep].append({**chosen, **in_a_process(__file__, *words)})
             print(sweep, found[sweep][-1], flush=True)
-    POINTS.write_text(
-        json.dumps({"machine": machine(), "versions": versions(), "sweeps": found}, indent=1) + "\n", encoding="utf-8"
-    )
+    points = {"machine": machine(), "versions": versions(), "sweeps": found}
+    POINTS.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
     draw()
 
 
@@ -75,9 +67,14 @@ def draw() -> None:
     data = json.loads(POINTS.read_text(encoding="utf-8"))
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes = figure.subplots(2, 3, sharey="row")
-    key = {"context length": "context", "batch tokens": "batch", "k": "k"}
+    of_sweep = {
+        "context length": ("context", "context length, tokens"),
+        "batch tokens": ("batch", "tokens per step"),
+        "k": ("k", "k, bottleneck tokens"),
+    }
     for column, (sweep, points) in enumerate(data["sweeps"].items()):
-        at = [one[key[sweep]] for one in points]
+        key, title = of_sweep[sweep]
+        at = [one[key] for one in points]
         for line, (name, label) in enumerate((("tokens_per_second", "useful tokens / s"), ("gib", "peak memory, GiB"))):
             axis = axes[line][column]
             axis.plot(at, [one[name] for one in points], marker="o", color="#1f5f8b")
@@ -86,11 +83,7 @@ def draw() -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
             if line == 1:
-                axis.set_xlabel(
-                    {"context length": "context length, tokens", "batch tokens": "tokens per step"}.get(
-                        sweep, "k, bottleneck tokens"
-                    )
-                )
+                axis.set_xlabel(title)
             if column == 0:
                 axis.set_ylabel(label)
     for line, name in enumerate(("tokens_per_second", "gib")):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
-import subprocess
 import sys
+import tempfile
 import time
-from typing import Any
 
-from rows import Row
+from rows import Row, in_a_process
 
 TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 1024
-"""Of the issue's row: a Qwen3-0.6B-sized head."""
+"""A head of the size of Qwen3-0.6B's."""
 
 
 def peak_gib() -> float:
@@ -29,33 +27,23 @@ def held_gib() -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def head_and_states(device: str) -> tuple[Any, Any, Any]:
-    """Return random hidden states, a frozen head's weight and labels; bfloat16, as under autocast."""
-    import torch
-
-    torch.manual_seed(0)
-    kind = {"dtype": torch.bfloat16, "device": device}
-    hidden = torch.randn(TOKENS, HIDDEN, **kind).requires_grad_()
-    return hidden, torch.randn(VOCABULARY, HIDDEN, **kind) * 0.05, torch.arange(TOKENS, device=device)
-
-
 def loss_peak(how: str, device: str) -> dict[str, float]:
-    """Return how much the loss and its gradient take beyond what is there before, in GiB, and how long it takes."""
+    """Return how much the loss and its gradient take beyond states and head (bfloat16), in GiB, and the seconds."""
     import torch
 
     from lbr_st.token_nll import Head, nll_sum
 
-    hidden, weight, labels = head_and_states(device)
-    if device == "cuda":
+    torch.manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, device=device).requires_grad_()
+    weight = torch.randn(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device=device) * 0.05
+    labels = torch.arange(TOKENS, device=device)
+    gpu = device == "cuda"
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**30
-    else:
-        before = held_gib()
+    before = torch.cuda.memory_allocated() / 2**30 if gpu else held_gib()
     started = time.perf_counter()
     if how == "chunked":
         loss = nll_sum(hidden, labels, Head(weight)) / TOKENS
-    elif how == "liger":
-        loss = nll_sum(hidden, labels, Head(weight), kernel="liger") / TOKENS
     elif how == "torch":
         options = torch.nn.LinearCrossEntropyOptions()
         loss = torch.nn.functional.linear_cross_entropy(hidden, weight, labels, options=options)
@@ -63,14 +51,12 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
         loss = torch.nn.functional.cross_entropy((hidden @ weight.t()).float(), labels)
     loss.backward()
     value = loss.item()
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_gib()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gib()
     return {"gib": peak - before, "seconds": time.perf_counter() - started, "loss": value}
 
 
 def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
     """Return the peak of a whole process that takes one step of stage 2 with that many pairs, in GiB."""
-    import tempfile
-
     import lbr_st
     from lbr_st.data import domain_task
     from lbr_st.recipe_sections import RepresentConfig
@@ -84,14 +70,6 @@ def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
     return {"gib": peak_gib(), "seconds": time.perf_counter() - started, "loss": log[0]["loss"]}
 
 
-def in_a_process(*arguments: str) -> dict[str, float]:
-    """Run one measurement in a process of its own, which begins with nothing in its memory."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def loss_row(command: str, device: str = "cpu") -> Row:
     """Measure the loss's memory against that of materialised logits."""
     where = " on a GPU" if device == "cuda" else ""
@@ -102,7 +80,7 @@ def loss_row(command: str, device: str = "cpu") -> Row:
         0.25,
         at_most=True,
     )
-    found = {how: in_a_process("loss", how, device) for how in ("chunked", "materialised", "torch")}
+    found = {how: in_a_process(__file__, how, device) for how in ("chunked", "materialised", "torch")}
     shown = {how: f"{one['gib']:.2f} GiB, {one['seconds']:.1f} s, loss {one['loss']:.4f}" for how, one in found.items()}
     row.note = (
         "Beyond hidden states and weight, both bfloat16; the weight is frozen, as under LoRA. A trained one adds its "
@@ -114,7 +92,7 @@ def loss_row(command: str, device: str = "cpu") -> Row:
 def contrastive_row(command: str) -> Row:
     """Measure a batch of 1,024 pairs in stage 2."""
     row = Row("peak memory of a stage-2 step with 1,024 pairs", "8 GB, the whole process", command, 8.0, True, " GB")
-    found = in_a_process("contrastive", "1024", "2048")
+    found = in_a_process(__file__, "contrastive", "1024", "2048")
     row.note = (
         "SmolLM2-135M with LoRA, ChEBI names and definitions whole (192 tokens at most), bfloat16 where the processor "
         "has it, represent.mini_batch_tokens 2048."
@@ -124,15 +102,6 @@ def contrastive_row(command: str) -> Row:
     )
 
 
-def main() -> None:
-    """Run one measurement and print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("loss", "contrastive"))
-    parser.add_argument("arguments", nargs="*")
-    given = parser.parse_args()
-    found = loss_peak(*given.arguments) if given.what == "loss" else contrastive_peak(*map(int, given.arguments))
-    print(json.dumps(found))
-
-
 if __name__ == "__main__":
-    main()
+    what, *numbers = sys.argv[1:]
+    print(json.dumps(contrastive_peak(*map(int, numbers)) if what == "contrastive" else loss_peak(what, *numbers)))

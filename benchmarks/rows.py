@@ -1,4 +1,4 @@
-"""Rows of the benchmark: a ratio, what it has to reach, and where it was measured; kept as JSON, shown as Markdown."""
+"""Rows of the benchmark: a ratio, the floor it has to reach, and where it was measured. JSON, shown as Markdown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -32,16 +34,16 @@ class Row:
         command: Measures it.
         floor: What the ratio has to reach; None for a row that only informs.
         at_most: Whether the floor is a ceiling.
-        unit: What the ratio is, where it is no plain ratio.
+        unit: The unit of what is no plain ratio.
         ratio: The median over the pairs of runs; None if not measured.
-        low: The smallest of them.
-        high: The largest.
-        pairs: How many pairs of runs, in turns.
+        low: The smallest ratio.
+        high: The largest ratio.
+        pairs: The number of pairs of runs.
         note: What to know before reading it.
         details: Further figures.
-        machine: The processor and its cores, the accelerator if any, and the load before.
+        machine: Processor, cores, accelerator, and the load before.
         versions: Of the packages.
-        date: When, UTC.
+        date: UTC.
     """
 
     name: str
@@ -69,9 +71,17 @@ class Row:
         self.date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         return self
 
+    def of_turns(
+        self, first: Callable[[], float], second: Callable[[], float], pairs: int, warmups: int = 1, middle: str = ""
+    ) -> Row:
+        """Fill in the ratios of two things, see :func:`in_turns`; ``middle`` names a detail with both medians."""
+        a, b = in_turns(first, second, pairs, warmups)
+        medians = {middle: f"{statistics.median(a):.0f} and {statistics.median(b):.0f}"} if middle else {}
+        return self.measured([x / y for x, y in zip(a, b, strict=True)], **medians)
+
     @property
     def verdict(self) -> str:
-        """Return what came of it, in a word or two."""
+        """Return the outcome in a word or two."""
         if self.ratio is None:
             return "not measured"
         if self.floor is None:
@@ -85,7 +95,7 @@ def in_turns(
 ) -> tuple[list[float], list[float]]:
     """Run two things in turns, A B B A A B …, and return what each run returned.
 
-    Whatever else the machine does then meets both alike; the order changes, so that neither always comes second.
+    Other work on the machine then slows both alike, and neither always comes second.
     """
     for _ in range(warmups):
         first(), second()
@@ -114,8 +124,16 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script in a process of its own, with empty memory; return the JSON of the last line that it prints."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def processor() -> str:
-    """Return the processor's name, with what it has for narrow numbers."""
+    """Return the processor's name and its instructions for narrow numbers."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if not info.is_file():
@@ -136,7 +154,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what was measured with."""
+    """Return the versions of Python and the packages."""
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
@@ -160,7 +178,7 @@ def page(rows: list[Row]) -> str:
         "",
         "Written by `make bench` from `results.json`; rows for a GPU by `python benchmarks/run.py --gpu`. Each ratio",
         "is the median over pairs of runs in turns in one process or script, never of absolute times; after it the",
-        "smallest and the largest. What was tried on the way is in [docs/LOG.md](../docs/LOG.md).",
+        "smallest and the largest.",
         "",
         "This page is of speed and memory. Of quality, LBR against its baselines: [proof](proof/README.md), and",
         "[its tables](proof/TABLES.md) with every arm, interval and seed.",

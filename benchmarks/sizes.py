@@ -17,7 +17,7 @@ SHAPES = {
     "8B": {"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288},
 }
 TOKENS = 4096
-"""In a step of one process: the default of ``learn.batch_tokens`` and ``represent.batch_tokens``."""
+"""In a step of one process: the default of ``learn.batch_tokens``."""
 RANK = 32
 GIB = 2**30
 

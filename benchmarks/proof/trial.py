@@ -71,9 +71,10 @@ class Trial:
 
 
 def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Tell whether two keys are of one trial: an option that lbr-st got since was at its default before.
+    """Tell whether two keys are of one trial: options that are newer than the kept key were at their defaults then.
 
-    Nor does it matter in which arithmetic it was asked for: "auto" is float32, too, on some machines.
+    Options that lbr-st no longer has do not matter, nor does the arithmetic that was asked for: on some machines
+    "auto" is float32.
     """
     asked = json.loads(json.dumps(asked))
     for key in (kept, asked):
@@ -82,7 +83,7 @@ def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
         before = kept["recipe"].get(section)
         if isinstance(values, dict) and isinstance(before, dict):
             defaults = json.loads(json.dumps(asdict(getattr(Recipe(), section))))
-            kept["recipe"][section] = {**{key: defaults[key] for key in values}, **before}
+            kept["recipe"][section] = {key: before.get(key, defaults[key]) for key in values}
     return kept == asked
 
 
