@@ -52,9 +52,9 @@ class Timer(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the time."""
         synchronise()
-        if state.global_step == 2:
-            self.started = time.perf_counter()
-        self.steps, self.seconds = state.global_step - 2, time.perf_counter() - self.started
+        now = time.perf_counter()
+        self.started = now if state.global_step <= 2 else self.started
+        self.steps, self.seconds = state.global_step - 2, now - self.started
 
 
 def trainer_tokens_per_second(base: str, examples: list[Example], row: int, steps: int, bfloat16: bool) -> float:

@@ -1,4 +1,4 @@
-"""Killed at any moment or on a full disk, a run loses nothing: it resumes, and ends in the same weights, bit for bit."""
+"""Killed at any moment or on a full disk, a run loses nothing: it resumes and ends in the same weights, bit for bit."""
 
 import json
 import os

@@ -56,7 +56,7 @@ def trained(base: Path, folder: Path, bottleneck: str = "attention", precision: 
     return [row["loss"] for row in log if "loss" in row], adapters, model
 
 
-@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
+@pytest.mark.parametrize("bottleneck", ["attention", pytest.param("embedding", marks=pytest.mark.slow)])
 def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck) -> None:
     base = tiny_base("llama")
     exact, _, _ = trained(base, tmp_path / "exact", bottleneck, "float32")

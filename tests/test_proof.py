@@ -18,10 +18,19 @@ def test_every_trial_has_a_result_of_its_own(all_trials):
         assert len(set(kept_as)) == len(study), name
 
 
-def test_a_trial_whose_recipe_is_not_valid_is_refused(proof, trials):
+def test_a_trial_whose_recipe_is_not_valid_is_refused(proof, trials, monkeypatch):
     trial, *_ = trials["compounds-few"]
+    wrong = proof.run.replace(trial, recipe=proof.run.changed(trial.recipe, represent__batch_size=0))
+    monkeypatch.setitem(proof.studies.STUDIES, "wrong", lambda: [wrong])
     with pytest.raises(LBRError, match=r"represent\.batch_size"):
-        proof.run.replace(trial, recipe=proof.run.changed(trial.recipe, represent__batch_size=0))
+        proof.run.chosen(["wrong"], ["*"])
+
+
+def test_every_studys_recipe_is_valid(all_trials):
+    for study in all_trials.values():
+        study[0].recipe.validate()
+    for trial in all_trials["compounds-ablations"]:
+        trial.recipe.validate()
 
 
 def test_settings_are_chosen_on_dev_queries_and_compared_on_test(all_trials):
@@ -39,7 +48,7 @@ def test_all_arms_of_few_pairs_have_the_same_few(all_trials):
 
 def test_results_on_disk_are_of_a_trial_that_is_still_there(proof, trials):
     for folder in (PROOF / "results").iterdir():
-        assert proof.tables.read(folder).keys() <= {trial.name for trial in trials[folder.name]}
+        assert proof.tables.read(folder).keys() <= set(proof.studies.arms(folder.name, trials[folder.name]))
 
 
 def test_trials_are_chosen_by_any_of_several_patterns_and_by_seed(proof):

@@ -1,4 +1,4 @@
-"""Several trials side by side, each in a process with its share of the cores; what they share is trained once."""
+"""Several trials side by side, each in a process with its share of the cores. What they share is trained once."""
 
 from __future__ import annotations
 
@@ -27,16 +27,7 @@ PAUSE = 10.0
 
 
 def side_by_side(jobs: int, script: Path, arguments: list[str]) -> int:
-    """Run a script several times at once with the same arguments.
-
-    Args:
-        jobs: How many processes; each computes in its share of the cores, one at least.
-        script: Runs trials with :func:`run_each`.
-        arguments: Its arguments.
-
-    Returns:
-        The exit status: of a process that failed, else 0.
-    """
+    """Run a script, which calls :func:`run_each`, in several processes; return the status of one that failed, or 0."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     started = [
         subprocess.Popen([sys.executable, str(script), *arguments], env={**os.environ, **threads}) for _ in range(jobs)
@@ -52,12 +43,9 @@ def run_each(
     Args:
         trials: Each with its study, in the order in which they are wanted.
         work: What processes share.
-        run: Runs a study's trial, or returns at once if its result is there. Where it runs out of a GPU's memory the
-            trial is put back.
-        pause: Seconds to wait where others are at all that is left.
-
-    Raises:
-        torch.OutOfMemoryError: A trial ran out of memory :data:`ATTEMPTS` times.
+        run: Runs a study's trial, or returns at once if its result is there. A trial that runs out of a GPU's memory is
+            tried again, :data:`ATTEMPTS` times in all.
+        pause: Seconds to wait while other processes are at all that is left.
     """
     waiting, short_of_memory = list(trials), dict.fromkeys(map(id, trials), 0)
     while waiting:

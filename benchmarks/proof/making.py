@@ -20,7 +20,7 @@ from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe_sections import RepresentConfig
 from lbr_st.scoring import load_by_name, mean_pooling
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
@@ -50,7 +50,7 @@ def made(
         data: Its data.
         work: Where stage 1 and stage 2 are kept, each under what its weights depend on.
         result: Gets tokens, seconds, losses, the bottleneck gain and ``after_learn``.
-        score: Scores a model on the trial's queries; used after stage 1.
+        score: Scores a model on the trial's queries, after stage 1.
         embedder: Returns the general embedder's folder.
     """
     recipe = trial.recipe
@@ -143,7 +143,8 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     start = time.monotonic()
     model = build(recipe)
     options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
-    config = _rows_for(model, recipe.learn)
+    # On a GPU packed rows go through kernels compiled for their lengths, which a trial of minutes does not earn back.
+    config = replace(recipe.learn, packed=recipe.learn.packed and model.device.type == "cpu")
     assert data.learn_pairs is not None
     if short_first:
         first = replace(config, max_steps=short_first, max_target_tokens=SHORT_TARGET)
@@ -158,7 +159,8 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     )
     seconds = time.monotonic() - start
     model.save(str(folder / "model"))
-    gains = [{k: v for k, v in row.items() if k.startswith("eval_") or k == "step"} for row in log if _is_eval(row)]
+    measured = [row for row in log if any(key.startswith("eval_") for key in row)]
+    gains = [{k: v for k, v in row.items() if k.startswith("eval_") or k == "step"} for row in measured]
     tokens = _tokens(model, data.learn_pairs, ("context", "target"))
     done = {
         "learn_seconds": round(seconds, 1),
@@ -170,28 +172,10 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> No
     write_whole(folder / "done.json", json.dumps(done))
 
 
-def _rows_for(model: SentenceTransformer, config: LearnConfig) -> LearnConfig:
-    """Return how stage 1 runs where the model is.
-
-    On a GPU rows are padded, with the same loss: packed ones go through kernels compiled for their lengths, which a
-    trial of minutes does not earn back.
-    """
-    return replace(config, packed=config.packed and model.device.type == "cpu")
-
-
 def _tell(
     recipe: Recipe, model: SentenceTransformer, pairs: Dataset, steps: int, folder: Path, before: dict[str, Any]
 ) -> None:
-    """Train a model contrastively on the records: what they say, without generating it.
-
-    Args:
-        recipe: The trial's.
-        model: What is trained: new, or after a stage 1.
-        pairs: The records, see :func:`reading.told_pairs`.
-        steps: How many.
-        folder: Where the model goes.
-        before: Tokens and seconds of the stage 1 before; empty without.
-    """
+    """Train a model contrastively on the records, see :func:`reading.told_pairs`; ``before`` is the stage 1's cost."""
     options = recipe.learn
     config = RepresentConfig(
         max_steps=steps,
@@ -208,27 +192,16 @@ def _tell(
 
 def _represent(recipe: Recipe, model: SentenceTransformer, data: Prepared, folder: Path) -> None:
     assert data.pairs is not None
-    replay = data.learn_pairs if recipe.represent.replay_weight else None
-    done = _contrast(
-        recipe, model, data.pairs, recipe.represent, folder, replay=replay, replay_config=_rows_for(model, recipe.learn)
-    )
+    done = _contrast(recipe, model, data.pairs, recipe.represent, folder)
     write_whole(folder / "done.json", json.dumps({f"represent_{key}": value for key, value in done.items()}))
 
 
 def _contrast(
-    recipe: Recipe, model: SentenceTransformer, pairs: Dataset, config: RepresentConfig, folder: Path, **options: Any
+    recipe: Recipe, model: SentenceTransformer, pairs: Dataset, config: RepresentConfig, folder: Path
 ) -> dict[str, Any]:
     start = time.monotonic()
-    represent(
-        model,
-        pairs,
-        config,
-        output_dir=folder / "checkpoints",
-        seed=recipe.seed,
-        precision=recipe.precision,
-        **options,
-        **QUIET,
-    )
+    options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
+    represent(model, pairs, config, output_dir=folder / "checkpoints", **options)
     seconds = time.monotonic() - start
     model.save(str(folder / "model"))
     tokens = _tokens(model, pairs, ("query", "document"))
@@ -276,7 +249,3 @@ def _tokens(model: SentenceTransformer, rows: Any, columns: tuple[str, str]) -> 
 def _read(folder: Path) -> dict[str, Any]:
     done: dict[str, Any] = json.loads((folder / "done.json").read_text(encoding="utf-8"))
     return done
-
-
-def _is_eval(row: dict[str, Any]) -> bool:
-    return any(key.startswith("eval_") for key in row)

@@ -82,13 +82,19 @@ def chosen(studies: list[str], patterns: list[str], seed: int | None = None) -> 
         studies: Of :data:`STUDIES`, in the order in which they are wanted.
         patterns: As of a shell.
         seed: Of the trials; None for any.
+
+    Raises:
+        LBRError: A trial's recipe is not valid.
     """
-    return [
+    found = [
         (study, trial)
         for study in studies
         for trial in STUDIES[study]()
         if any(fnmatch.fnmatch(trial.name, pattern) for pattern in patterns) and seed in (None, trial.recipe.seed)
     ]
+    for _, trial in found:
+        trial.recipe.validate()
+    return found
 
 
 def in_float32(trial: Trial) -> Trial:

@@ -86,7 +86,7 @@ def made_on(result: dict) -> tuple[str, str]:
 def likest(references: list[dict], arm: dict) -> dict:
     """Return the run of the reference that was made most like an arm's: by machine, else arithmetic, else the first.
 
-    One seed on two kinds of machine differs by as much as some ablations do (docs/LOG.md, eighth session).
+    One seed on two kinds of machine differs by as much as some ablations do.
     """
     arithmetic, machine = made_on(arm)
     return max(references, key=lambda one: (made_on(one) == (arithmetic, machine), made_on(one)[0] == arithmetic))

@@ -47,18 +47,12 @@ class Trial:
             or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them (see
             :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
             has. Of the evaluation: ``dimensions``, smaller embeddings to score.
-
-    Raises:
-        LBRError: A value of the recipe is none that it may have.
     """
 
     name: str
     recipe: Recipe
     kind: str = "recipe"
     options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.recipe.validate()
 
     def key(self) -> dict[str, Any]:
         """Return all that its result depends on."""
@@ -88,7 +82,7 @@ def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 
 def changed(recipe: Recipe, **changes: Any) -> Recipe:
-    """Return a copy of a recipe with values set by dotted keys, dots as two underscores; a trial checks them."""
+    """Return a copy of a recipe with values set by dotted keys, dots as two underscores."""
     copy = deepcopy(recipe)
     for key, value in changes.items():
         section, _, name = key.rpartition("__")

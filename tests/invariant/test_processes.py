@@ -21,9 +21,7 @@ KINDS = ["llama", "llama-untied"]
 HERE = Path(__file__).parent
 UNGATHERED = "not gathered"
 FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces"}
-NAMES = [
-    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SCENARIOS if name != UNGATHERED
-]
+NAMES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SCENARIOS if name != UNGATHERED]
 
 
 @pytest.fixture(scope="module")
