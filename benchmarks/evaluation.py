@@ -17,7 +17,6 @@ import os
 import random
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from memory import held_gib, peak_gib
@@ -60,33 +59,6 @@ def random_vectors() -> Any:
             return DIMENSIONS
 
     return SentenceTransformer(modules=[Vectors()], device="cpu")
-
-
-def random_smollm2(folder: Path) -> Any:
-    """Return a SentenceTransformer in the shape of SmolLM2-135M with random weights; a word is a token."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["<unk>", "<pad>", *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
-    tokenizer.save_pretrained(folder)
-    shape = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=DIMENSIONS,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-        pad_token_id=1,
-    )
-    LlamaModel(shape).save_pretrained(folder)
-    modules = [Transformer(str(folder)), Pooling(DIMENSIONS, pooling_mode="lasttoken"), Normalize()]
-    return SentenceTransformer(modules=modules, device="cpu")
 
 
 class Times:
@@ -134,19 +106,6 @@ def harness(documents: int, queries: int) -> dict[str, Any]:
     }
 
 
-def encoding(documents: int, queries: int) -> dict[str, Any]:
-    """Measure the encoding by a model of SmolLM2-135M's size, within the harness."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = random_smollm2(Path(folder))
-    times = evaluate(model, synthetic_set(documents, queries))
-    return {
-        "seconds": round(times.all[0], 2),
-        "seconds_encoding": round(times.encoding[0], 2),
-        "share_encoding": round(times.encoding[0] / times.all[0], 4),
-        "texts_per_second": round((documents + queries) / times.encoding[0], 2),
-    }
-
-
 def bm25(documents: int, queries: int) -> dict[str, Any]:
     """Measure BM25 from a set in memory to its scores."""
     return _bm25(synthetic_set(documents, queries))
@@ -191,7 +150,6 @@ def memory(documents: int, queries: int) -> dict[str, Any]:
 
 MEASUREMENTS: dict[str, tuple[Any, int, int]] = {
     "harness": (harness, 15_000, 1_000),
-    "encoding": (encoding, 300, 20),
     "bm25": (bm25, 15_000, 1_000),
     "bm25-chebi": (bm25_chebi, 15_000, 1_000),
     "memory": (memory, 100_000, 1_000),
@@ -209,7 +167,6 @@ def main() -> None:
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     surroundings = {"processor": processor(), "cores": os.cpu_count(), "versions": installed_versions(PACKAGES)}
-    found: dict[str, dict[str, Any]] = {}
     for name in given.only or MEASUREMENTS:
         measure, documents, queries = MEASUREMENTS[name]
         size = {"documents": given.documents or documents, "queries": given.queries or queries}
@@ -217,19 +174,9 @@ def main() -> None:
             print(json.dumps({"measured": name, **size, **measure(**size)}))
             continue
         words = [f"--{key}={value}" for key, value in size.items()]
-        found[name] = in_a_process(__file__, "--here", f"--only={name}", *words)
+        found = in_a_process(__file__, "--here", f"--only={name}", *words)
         load = round(os.getloadavg()[0], 1)
-        print(json.dumps({**found[name], **surroundings, "load": load}), flush=True)
-    if {"harness", "encoding"} <= set(found):
-        texts = found["harness"]["documents"] + found["harness"]["queries"]
-        encodes = texts / found["encoding"]["texts_per_second"]
-        row = {
-            "extrapolated": "share of encoding, SmolLM2-135M's measured texts a second x the measured harness",
-            "texts": texts,
-            "seconds_encoding": round(encodes),
-            "share_encoding": round(encodes / (encodes + found["harness"]["seconds_beside_encoding"]), 4),
-        }
-        print(json.dumps(row), flush=True)
+        print(json.dumps({**found, **surroundings, "load": load}), flush=True)
 
 
 if __name__ == "__main__":

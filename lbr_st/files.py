@@ -28,7 +28,7 @@ def sha256_of(path: Path) -> str:
 
 
 def refuse_nameless(path: Path) -> None:
-    """Raise :class:`LBRError` if ``path`` has no name of its own (``.``, ``..``): locks and unfinished folders need one."""
+    """Raise :class:`LBRError` if ``path`` has no name of its own, as ``..``: locks and unfinished folders need one."""
     if path.name in ("", ".."):
         raise LBRError(
             "an output must have a name of its own.", where=str(path), fix="Give one, such as my-model or ./my-model."

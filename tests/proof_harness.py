@@ -14,7 +14,6 @@ def proof():
     """The harness's modules, importable as its scripts import each other."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(PROOF))
-        import jobs
         import knowledge
         import making
         import plots
@@ -24,7 +23,6 @@ def proof():
         import tables
 
         yield SimpleNamespace(
-            jobs=jobs,
             knowledge=knowledge,
             making=making,
             plots=plots,

@@ -66,12 +66,12 @@ def test_what_trials_share_is_trained_by_one_process_and_then_by_none(proof, tri
     first, second = (
         one for one in trials["compounds-few-tune"] if one.name in ("lbr-attention-0.001-60", "lbr-attention-0.001-30")
     )
-    needed = [set(proof.jobs.needed(trial, tmp_path)) for trial in (first, second)]
+    needed = [set(proof.run.needed(trial, tmp_path)) for trial in (first, second)]
     learnt = proof.making.learn_folder(first, tmp_path)
     assert needed[0] & needed[1] == {learnt}
     learnt.mkdir(parents=True)
     (learnt / "done.json").touch()
-    refined = [proof.jobs.needed(trial, tmp_path) for trial in (first, second)]
+    refined = [proof.run.needed(trial, tmp_path) for trial in (first, second)]
     assert refined == [[proof.making.represent_folder(trial, tmp_path)] for trial in (first, second)]
     assert refined[0] != refined[1]
     # What is told the records after LBR's stage 1 waits for it.
@@ -79,16 +79,16 @@ def test_what_trials_share_is_trained_by_one_process_and_then_by_none(proof, tri
         next(one for one in trials["compounds-few"] if one.name == name and one.recipe.seed == 1)
         for name in ("LBR, records as pairs between", proof.tables.LBR)
     )
-    assert proof.making.learn_folder(own, tmp_path) in proof.jobs.needed(both, tmp_path)
+    assert proof.making.learn_folder(own, tmp_path) in proof.run.needed(both, tmp_path)
     # Contrastive-only trials share no training, nor do those without any.
     others = [one for one in trials["compounds-few"] if one.name != "LBR, attention bottleneck"]
-    folders = [folder for one in others for folder in proof.jobs.needed(one, tmp_path)]
+    folders = [folder for one in others for folder in proof.run.needed(one, tmp_path)]
     assert len(set(folders)) == len(folders)
 
 
 def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path):
     own = trials["compounds-few"][-3:]
-    folder = proof.jobs.needed(own[0], tmp_path)[-1]
+    folder = proof.run.needed(own[0], tmp_path)[-1]
     done, holds, free = [], threading.Event(), threading.Event()
 
     def another() -> None:
@@ -106,7 +106,7 @@ def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path)
             free.set()
             other.join()
 
-    proof.jobs.run_each([("compounds-few", one) for one in own], tmp_path, run, pause=0.01)
+    proof.run.run_each([("compounds-few", one) for one in own], tmp_path, run, pause=0.01)
     assert done == [own[1].name, own[2].name, own[0].name]
 
 
@@ -119,7 +119,7 @@ def test_a_trial_that_runs_out_of_memory_is_put_back(proof, trials, tmp_path):
         if done.count(own[0][1].name) == len(done) or len(done) > 10:
             raise torch.OutOfMemoryError
 
-    proof.jobs.run_each(own, tmp_path, run, pause=0.01)
+    proof.run.run_each(own, tmp_path, run, pause=0.01)
     first, second = own[0][1].name, own[1][1].name
     assert done == [first, second, first]
 
@@ -129,8 +129,8 @@ def test_a_trial_that_runs_out_of_memory_is_put_back(proof, trials, tmp_path):
 
     done.clear()
     with pytest.raises(torch.OutOfMemoryError):
-        proof.jobs.run_each(own, tmp_path, never, pause=0.01)
-    assert done == [first, second] * (proof.jobs.ATTEMPTS - 1) + [first]
+        proof.run.run_each(own, tmp_path, never, pause=0.01)
+    assert done == [first, second] * (proof.run.ATTEMPTS - 1) + [first]
 
 
 def test_settings_are_those_that_did_best_on_dev(proof, tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_side_by_side_each_process_has_its_share_of_the_cores(proof, tmp_path, m
     for status in (0, 3):
         folder = tmp_path / str(status)
         folder.mkdir()
-        assert proof.jobs.side_by_side(2, script, [str(folder), str(status)]) == status
+        assert proof.run.side_by_side(2, script, [str(folder), str(status)]) == status
         assert [file.read_text() for file in folder.iterdir()] == ["2", "2"]
 
 

@@ -86,23 +86,11 @@ def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof,
         assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
 
 
-def test_what_can_be_generated_is_measured_of_things_read_and_of_others(proof, tiny_base, tmp_path, monkeypatch):
+def test_a_share_of_the_text_is_all_sentences_of_some_things(proof, tmp_path, monkeypatch):
     names = ["an acid", "a base", "a salt", "an ester"]
     rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
     monkeypatch.setattr(proof.reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    pairs = Dataset.from_dict(
-        {"context": [f"query: {name}" for name in names], "target": [row["text"] for row in rows]}
-    )
-    recipe = proof.studies.few("compounds")
-    known = proof.reading.read(recipe, 0.5, tmp_path)
-    assert len(known) == 2
-    read, unread = proof.reading.of_read_and_unread(pairs, recipe, 0.5, tmp_path)
-    assert {context.removeprefix("query: ") for context in read["context"]} == known
-    assert {context.removeprefix("query: ") for context in unread["context"]} == set(names) - known
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
-    found = proof.making._generated(model, read)
-    targets = proof.knowledge.target_nll(model, list(read["context"]), list(read["target"]))
-    assert found["pairs"] == 2
-    assert found["own"] == pytest.approx(targets.mean(), abs=1e-3)
-    swapped = proof.knowledge.target_nll(model, list(read["context"])[::-1], list(read["target"]))
-    assert found["others"] == pytest.approx(swapped.mean(), abs=1e-3)
+    pairs = Dataset.from_dict({"context": names * 2, "target": [row["text"] for row in rows] * 2})
+    found = proof.reading.of_share(pairs, proof.studies.few("compounds"), 0.5, tmp_path)
+    assert len(found) == 4
+    assert len(set(found["context"])) == 2

@@ -1,9 +1,5 @@
-"""Whatever a text is, a released model gives it one unit vector of finite numbers, alone as in a batch.
+"""Whatever a text is, a released model gives it one unit vector of finite numbers, alone as in a batch."""
 
-``LBR_ST_FUZZ_MODEL=FOLDER`` runs the same on a release of yours.
-"""
-
-import os
 import time
 
 import numpy as np
@@ -20,8 +16,6 @@ from lbr_st.stages.release import release
 SPECIAL = ["<|lbr_0|>", "<|lbr_3|>", "<s>", "</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 PLAIN = ["an acid of a salt", "x"]
 LONG = 1_000_000
-ROUNDING = 1e-4
-"""What thirty layers in float32 differ by when a batch has another shape; 1.5e-5 was measured on lbr-chem."""
 
 pieces = st.one_of(
     st.text(max_size=40),
@@ -39,16 +33,16 @@ pieces = st.one_of(
 texts = st.lists(pieces, max_size=5).map("".join)
 
 
-def check(model, given, atol=1e-5):
+def check(model, given):
     """Assert that texts get unit vectors, the same alone, together, and in another order."""
     together = model.encode(given, batch_size=len(given), show_progress_bar=False)
     assert together.shape == (len(given), model.get_embedding_dimension())
     assert np.isfinite(together).all()
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     alone = np.concatenate([model.encode([text], show_progress_bar=False) for text in given])
-    np.testing.assert_allclose(alone, together, atol=atol)
+    np.testing.assert_allclose(alone, together, atol=1e-5)
     back = model.encode(given[::-1], batch_size=len(given), show_progress_bar=False)[::-1]
-    np.testing.assert_allclose(back, together, atol=atol)
+    np.testing.assert_allclose(back, together, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -58,62 +52,34 @@ def released(tiny_base, tmp_path_factory):
     return SentenceTransformer(str(folder), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def real():
-    folder = os.environ.get("LBR_ST_FUZZ_MODEL")
-    if not folder:
-        pytest.skip("LBR_ST_FUZZ_MODEL names no released model")
-    return SentenceTransformer(folder, device="cpu")
+def odd(function):
+    for text in ("", " ", "\n\t", "\0", "\x1b[31m", "🙂", "שלום", "\u202eabc", "<|lbr_0|>", "</s>"):
+        function = example(given=[text])(function)
+    return function
 
 
-def fuzzed(max_examples):
-    def wrap(function):
-        for text in ("", " ", "\n\t", "\0", "\x1b[31m", "🙂", "שלום", "\u202eabc", "<|lbr_0|>", "</s>"):
-            function = example(given=[text])(function)
-        relaxed = settings(
-            max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-        )
-        return relaxed(given(given=st.lists(texts, min_size=1, max_size=4))(function))
-
-    return wrap
-
-
-@fuzzed(100)
+@odd
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(given=st.lists(texts, min_size=1, max_size=4))
 def test_any_text_has_its_unit_vector(released, given):
     check(released, [*given, *PLAIN])
 
 
-@fuzzed(50)
-def test_any_text_has_its_unit_vector_in_a_real_release(real, given):
-    check(real, [*given, *PLAIN], atol=ROUNDING)
-
-
-def long_words():
-    random = np.random.default_rng(0)
-    letters = "".join(random.choice(list("abcdefghijklmnopqrstuvwxyz"), LONG))
-    return {"letters": letters, "one letter": "a" * LONG, "special tokens": "</s>" * (LONG // 4), "NUL": "\0" * LONG}
-
-
-def check_long(model, word, atol=1e-5):
-    assert len(word.encode()) == LONG
-    together = model.encode([word, *PLAIN], show_progress_bar=False)
-    assert np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(model.encode(PLAIN, show_progress_bar=False), together[1:], atol=atol)
-    # What is cut off has no say: the first hundredth of it is the same to the model.
-    np.testing.assert_allclose(model.encode(word[: LONG // 100], show_progress_bar=False), together[0], atol=atol)
+def long_word(kind):
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), LONG)
+    return {"letters": "".join(letters), "special tokens": "</s>" * (LONG // 4)}[kind]
 
 
 @pytest.mark.parametrize("kind", ["letters", "special tokens"])
 def test_a_word_of_a_megabyte_takes_seconds(released, kind):
     """All of its tokens are found before it is cut, in little more than linear time: about a second here."""
-    start = time.perf_counter()
-    check_long(released, long_words()[kind])
+    start, word = time.perf_counter(), long_word(kind)
+    together = released.encode([word, *PLAIN], show_progress_bar=False)
+    assert np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(released.encode(PLAIN, show_progress_bar=False), together[1:], atol=1e-5)
+    # What is cut off does not matter: the model sees the same in the first hundredth.
+    np.testing.assert_allclose(released.encode(word[: LONG // 100], show_progress_bar=False), together[0], atol=1e-5)
     assert time.perf_counter() - start < 60
-
-
-@pytest.mark.parametrize("kind", ["letters", "one letter", "special tokens", "NUL"])
-def test_a_word_of_a_megabyte_in_a_real_release(real, kind):
-    check_long(real, long_words()[kind], atol=ROUNDING)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "acid \udfff", "\ud83d\ud83d"])

@@ -45,19 +45,11 @@ def target_nll(model: SentenceTransformer, contexts: list[str], targets: list[st
 
 def knowledge(model: SentenceTransformer, queries: list[str], documents: list[str], seed: int = 0) -> np.ndarray:
     """Return what each query's bottleneck saves on its document against another query's, in nats per token."""
-    prompt = model.prompts["query"] or ""
-    own, others = from_own_and_others(model, [prompt + query for query in queries], documents, seed)
-    return others - own
-
-
-def from_own_and_others(
-    model: SentenceTransformer, contexts: list[str], targets: list[str], seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each target's negative log-likelihood given its own context's bottleneck, and given another's."""
+    contexts = [(model.prompts["query"] or "") + query for query in queries]
     order = np.random.default_rng(seed).permutation(len(contexts))
     others = np.empty(len(contexts), dtype=int)
     others[order] = np.roll(order, 1)  # nobody keeps its own
-    return target_nll(model, contexts, targets), target_nll(model, [contexts[i] for i in others], targets)
+    return target_nll(model, [contexts[i] for i in others], documents) - target_nll(model, contexts, documents)
 
 
 def with_third_fixed(x: np.ndarray, y: np.ndarray, fixed: np.ndarray) -> Any:

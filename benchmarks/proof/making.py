@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
-from knowledge import from_own_and_others
-from reading import of_read_and_unread, prepared, short, told_pairs
+from reading import short, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.build import load_model
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from trial import Trial
 
 QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 25, "disable_tqdm": True}
-GENERATED = 200
-"""Targets by which it is judged what a model can say of things that it read of, and of others."""
 SHORT_TARGET = 8
 """Tokens of a target while targets are short; a word or two."""
 
@@ -121,22 +118,8 @@ def _after_learn(
     if split not in done["after_learn"] and (told or recipe.learn.bottleneck != "none"):
         done["after_learn"][split] = score(model)
         write_whole(folder / "done.json", json.dumps(done))
-    if generates and (share := trial.options.get("share")) and "nll_of_read_and_unread" not in done:
-        whole = {key: value for key, value in trial.options.items() if key != "share"}
-        pairs = prepared(recipe, whole, work).learn_pairs
-        assert pairs is not None
-        of_each = of_read_and_unread(pairs, recipe, share, work)
-        done["nll_of_read_and_unread"] = [_generated(model, rows) for rows in of_each]
-        write_whole(folder / "done.json", json.dumps(done))
     result |= {**done, "after_learn": done["after_learn"].get(split)}
     return model
-
-
-def _generated(model: SentenceTransformer, pairs: Dataset) -> dict[str, float]:
-    """Return how well targets are generated from their contexts' bottlenecks, means in nats per token."""
-    some = pairs.shuffle(seed=0).select(range(min(GENERATED, len(pairs))))
-    own, others = from_own_and_others(model, list(some["context"]), list(some["target"]))
-    return {"own": round(own.mean(), 4), "others": round(others.mean(), 4), "pairs": len(own)}
 
 
 def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> None:

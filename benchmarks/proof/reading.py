@@ -23,8 +23,8 @@ from lbr_st.training_data import TrainingData
 DOCUMENTS = "documents"
 """Of the option ``texts``: stage 1 reads the documents that are searched, their text and nothing else.
 
-Pairs are then those of an arm without stage 1, what repeats an evaluation text dropped, so that the few that are
-labelled are the same in all arms.
+Stage 2's pairs are then those of an arm without stage 1, without what repeats an evaluation text, so that all arms have
+the same few labelled pairs.
 """
 
 CROPS = 8
@@ -38,7 +38,7 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     if documents:
         recipe = deepcopy(recipe)
         recipe.learn.enabled = False  # what its own data give stage 1 is not read
-    # By what texts they are, not where: the work folder may be moved.
+    # Named after the texts, not after where they are: the work folder may be moved.
     made_of = short(
         asdict(recipe.data), recipe.learn.enabled, recipe.learn.pairs, recipe.seed, *([beside] if beside else [])
     )
@@ -52,26 +52,18 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
         read_only, held_out = learn_pairs(recipe, TrainingData(pairs=None, texts=texts))
         data = replace(data, learn_pairs=read_only, held_out=held_out)
     if (share := options.get("share")) and data.learn_pairs is not None:
-        data = replace(data, learn_pairs=of_read_and_unread(data.learn_pairs, recipe, share, work)[0])
+        data = replace(data, learn_pairs=of_share(data.learn_pairs, recipe, share, work))
     if (labelled := options.get("labelled")) and data.pairs is not None:
         data = replace(data, pairs=data.pairs.shuffle(seed=recipe.seed).select(range(labelled)))
     return data
 
 
-def of_read_and_unread(pairs: Dataset, recipe: Recipe, share: float, work: Path) -> tuple[Dataset, Dataset]:
-    """Return stage 1's pairs of the things whose records it is given, and those of the others."""
-    said, known = _said(recipe.data.source, work), read(recipe, share, work)
-    given = {sentence for thing in known for sentence in said[thing]}
-    rows: dict[bool, list[int]] = {True: [], False: []}
-    for row, target in enumerate(pairs["target"]):
-        rows[target in given].append(row)
-    return pairs.select(rows[True]), pairs.select(rows[False])
-
-
-def read(recipe: Recipe, share: float, work: Path) -> set[str]:
-    """Return the documents of the things whose records stage 1 is given: a share of all, drawn by the seed."""
-    things = stable_order(_said(recipe.data.source, work), recipe.seed)
-    return set(things[: round(share * len(things))])
+def of_share(pairs: Dataset, recipe: Recipe, share: float, work: Path) -> Dataset:
+    """Return stage 1's pairs of a share of the things, drawn by the seed."""
+    said = _said(recipe.data.source, work)
+    things = stable_order(said, recipe.seed)
+    given = {sentence for thing in things[: round(share * len(things))] for sentence in said[thing]}
+    return pairs.select([row for row, target in enumerate(pairs["target"]) if target in given])
 
 
 def told_pairs(source: str, kind: str, work: Path) -> Dataset:

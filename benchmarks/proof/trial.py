@@ -9,12 +9,11 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from making import made
-from reading import prepared, read, told_pairs
+from reading import prepared, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.baselines import baseline
@@ -111,12 +110,10 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[],
         machine: What the result says it was run on.
 
     Returns:
-        ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``of_read_and_unread`` (means over
-        queries for things whose records were read, and for others), ``nll_of_read_and_unread`` (of sentences of the
-        records of both, from their own name's bottleneck and from another's), ``after_learn`` (mean nDCG@10 before
-        stage 2, or None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination`` (what of
-        the evaluation was found in the training data), the key, the versions, the machine and the arithmetic that it
-        has (bfloat16 where its processor or GPU can, else float32).
+        ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``after_learn`` (mean nDCG@10
+        before stage 2, or None), the bottleneck gain, tokens trained on and seconds of each stage, ``contamination``
+        (what of the evaluation was found in the training data), the key, the versions, the machine and the arithmetic
+        that it has (bfloat16 where its processor or GPU can, else float32).
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
@@ -150,13 +147,6 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[],
         "contamination": [report.summary() for report in data.contamination],
         "key": trial.key(),
     }
-    if share := trial.options.get("share"):
-        assert data.test is not None
-        documents, qrels, known = data.test.corpus, data.test.qrels, read(recipe, share, work)
-        of: dict[bool, list[float]] = {True: [], False: []}
-        for query, value in first.per_query.items():
-            of[documents[next(iter(qrels[query]))] in known].append(value)
-        result["of_read_and_unread"] = [fmean(of[True]), fmean(of[False])]
     if smaller:
         result["by_dimension"] = dict(
             zip(map(str, trial.options["dimensions"]), (one.ndcg_at_10 for one in smaller), strict=True)

@@ -21,7 +21,6 @@ KINDS = ["llama", "llama-untied"]
 HERE = Path(__file__).parent
 UNGATHERED = "not gathered"
 FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces"}
-NAMES = [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SCENARIOS if name != UNGATHERED]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,10 @@ def of_two(bases, tmp_path_factory, request):
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in SCENARIOS if name != UNGATHERED],
+)
 def test_two_processes_do_what_one_does(bases, of_two, tmp_path, name):
     first, second = of_two(name)
     assert first.logs == second.logs
