@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 from lbr_st.errors import LBRError
@@ -87,10 +87,6 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-
-
-def explain_disk_errors(path: Path) -> nullcontext[None]:
-    return nullcontext()
 
 
 def _swap(aside: Path, path: Path) -> None:
