@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
     from datasets import Dataset
 
     import lbr_st
+    from lbr_st.batches import TokenBatchSampler
     from lbr_st.recipe_sections import LearnConfig
-    from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
+    from lbr_st.stages.learn import generative_tokens
+    from lbr_st.stages.trainer import LBRTrainer, training_arguments
 
     pairs = Dataset.from_dict(
         {
@@ -136,9 +139,10 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
             precision="bfloat16" if bfloat16 else "float32",
             show_progress_bar=False,
             save_strategy="no",
+            batch_sampler=partial(TokenBatchSampler, batch_tokens=row),
         )
         tokens = generative_tokens(model, pairs, "attention", None)
-        GuardedTrainer(model, args=arguments, train_dataset=tokens, loss=loss, callbacks=[timer]).train()
+        LBRTrainer(model, args=arguments, train_dataset=tokens, loss=loss, callbacks=[timer]).train()
     # A row's own tokens: the budget counts each text's appended tokens, twice k an example, which are not useful.
     share = sum(map(useful, [examples])) / sum(len(c) + len(t) + 8 for c, t in examples)
     return timer.steps * row * share / timer.seconds

@@ -1,4 +1,4 @@
-"""A run's stages on disk: which are done, which can be gone on with, and what each leaves behind."""
+"""A run's stages on disk: which are done, which can be resumed, and what each leaves behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from lbr_st.provenance import PROVENANCE
 from lbr_st.quantization import Quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
-from lbr_st.seals import damage, is_sealed, seal, set_aside
 
 RECIPE = "recipe.yaml"
 LOG = "training_log.json"
@@ -43,29 +42,25 @@ def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
 def keep(
     model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
 ) -> None:
-    """Save a stage's model with its recipe, log and provenance; its seal means that the stage is done."""
+    """Save a stage's model with its recipe, log and provenance. The folder appears whole, and means that it is done."""
     if is_first():
         with new_folder(folder, overwrite=True) as aside:
             model.save_pretrained(str(aside), create_model_card=False)
             save_recipe(recipe, aside / RECIPE)
             (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
             (aside / PROVENANCE).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-            seal(aside)
         shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     wait()
 
 
 def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTransformer | None:
-    """Return the model that a stage left; None if it is to be run. A damaged one is named and moved to ``damaged/``."""
+    """Return the model that a stage left; None if the stage must still run."""
     if is_first():
         clear_leftovers(folder)
-        if is_sealed(folder) and (what := damage(folder)):
-            kept = set_aside(folder, folder.parent)
-            notice(f"{folder} is damaged: {what}. It is kept in {kept}; the stage is run again.")
-        elif is_sealed(folder):
-            shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     wait()
-    if not is_sealed(folder):
+    if not folder.is_dir():
         return None
+    if is_first():
+        shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     notice(f"{folder.name}: done before, taken from {folder}.")
     return load_model(folder, quantize=quantize)

@@ -27,11 +27,10 @@ TOPICS = {
     ),
     "Training": (
         "pipeline", "rows", "tokens", "batches", "losses/", "token_nll", "packed_attention", "wrapped", "processes",
-        "stages/learn", "stages/represent", "stages/hard_negatives", "stages/training", "stages/sharding",
-        "stages/accumulation", "stages/recomputation", "stages/interruption",
+        "stages/learn", "stages/represent", "stages/trainer",
     ),
     "Checkpoints and disk": (
-        "files", "locks", "seals", "places", "stages/checkpoints", "stages/state_files", "stage_folders", "prepared",
+        "files", "locks", "seals", "places", "stage_folders", "prepared",
     ),
     "Release and reconstruction": ("stages/release", "stages/reconstruct", "provenance", "packing/"),
     "Evaluation and comparison": ("evaluation/", "scoring", "run_scores", "commands/compare", "commands/plot"),

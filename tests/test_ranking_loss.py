@@ -13,16 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import sentence_transformers
 import torch
-from packaging.version import Version
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
-from lbr_st.errors import LBRError
 from lbr_st.losses import TokenBudgetRankingLoss
-from lbr_st.losses.ranking import REDUCES_ONCE
 from lbr_st.modules import CausalBackbone
 
 QUERIES = ["an acid", "the base", "a salt of it", "x", "an ester and a protein", "enzyme"]
@@ -148,7 +144,6 @@ if rank == 0:
 """
 
 
-@pytest.mark.skipif(Version(sentence_transformers.__version__) < REDUCES_ONCE, reason="refused there")
 @pytest.mark.parametrize("budget", [30, 100_000], ids=["pieces", "whole"])
 def test_two_processes_gather_with_gradients(tiny_base, tmp_path, budget):
     base = tiny_base("llama")
@@ -170,12 +165,3 @@ def test_two_processes_gather_with_gradients(tiny_base, tmp_path, budget):
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     assert backbone_of(model).bottleneck_ids
-
-
-def test_several_processes_need_a_version_that_reduces_once(model, monkeypatch):
-    monkeypatch.setattr("lbr_st.losses.ranking.world_size", lambda: 2)
-    monkeypatch.setattr("sentence_transformers.__version__", "6.1.0")
-    with pytest.raises(LBRError, match=r"mini_batch_tokens: sentence-transformers 6\.1\.0 reduces .*mini_batch_size"):
-        TokenBudgetRankingLoss(model)
-    monkeypatch.setattr("sentence_transformers.__version__", "6.2.0")
-    TokenBudgetRankingLoss(model)

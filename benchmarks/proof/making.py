@@ -208,10 +208,7 @@ def _tell(
 
 def _represent(recipe: Recipe, model: SentenceTransformer, data: Prepared, folder: Path) -> None:
     assert data.pairs is not None
-    replay = data.learn_pairs if recipe.represent.replay_weight else None
-    done = _contrast(
-        recipe, model, data.pairs, recipe.represent, folder, replay=replay, replay_config=_rows_for(model, recipe.learn)
-    )
+    done = _contrast(recipe, model, data.pairs, recipe.represent, folder)
     write_whole(folder / "done.json", json.dumps({f"represent_{key}": value for key, value in done.items()}))
 
 

@@ -3,21 +3,18 @@
 1. Stage 1: a batch of 8 is 4 batches of 2, for every bottleneck and for the rate: each step's loss is the mean over all
    its tokens. So is a last step that has fewer batches than the others.
 2. What is counted beforehand is what the loss predicts, on odd rows too.
-3. Stage 2: accumulated batches are *not* a larger batch, for each has its own negatives only; the cached losses are.
-4. Where stage 1 is replayed in stage 2, the replayed batches of a step are averaged among themselves.
+3. Stage 2: accumulated batches are *not* a larger batch, for each has its own negatives only; the cached loss is.
 """
 
 import pytest
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
-from trajectories import HARD, PAIRS, STEPS, assert_same, distance, learned, represented
+from trajectories import HARD, assert_same, distance, learned, represented
 
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, ib_generative
-from lbr_st.recipe_sections import LearnConfig
-from lbr_st.stages.accumulation import TokenWeightedTrainer
+from lbr_st.stages.trainer import LBRTrainer
 
 FORMS = {
     "attention": {},
@@ -60,7 +57,7 @@ def test_so_is_a_step_with_fewer_batches_than_the_others(model_of, tmp_path):
 
 def test_without_counting_it_would_not_be(model_of, tmp_path, monkeypatch):
     whole = learned(model_of(), tmp_path)
-    monkeypatch.setattr(TokenWeightedTrainer, "get_batch_samples", SentenceTransformerTrainer.get_batch_samples)
+    monkeypatch.setattr(LBRTrainer, "get_batch_samples", SentenceTransformerTrainer.get_batch_samples)
     parts = learned(model_of(), tmp_path, {"batch_size": 2}, gradient_accumulation_steps=4)
     assert distance(parts, whole) > 1e-3
 
@@ -130,37 +127,9 @@ def test_accumulated_batches_of_stage_2_are_no_larger_batch(model_of, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 4}], ids=["full", "lora"])
-@pytest.mark.parametrize("pieces", [{"mini_batch_size": 3}, {"mini_batch_tokens": 60}], ids=["by number", "by tokens"])
-def test_cached_losses_are_the_whole_batch(model_of, tmp_path, pieces, options):
+def test_cached_losses_are_the_whole_batch(model_of, tmp_path, options):
     whole = represented(model_of(**options), tmp_path, pairs=HARD)
-    assert_same(represented(model_of(**options), tmp_path, pieces, pairs=HARD), whole)
-
-
-def test_replayed_batches_of_a_step_are_averaged_among_themselves(model_of, tmp_path, monkeypatch):
-    seen = []
-    real = IBGenerativeLoss.forward
-
-    def forward(self, columns, *args):
-        columns = list(columns)
-        counts = self.shared_counts
-        seen.append((counts, self.counts([dict(column) for column in columns])))
-        return real(self, columns, *args)
-
-    monkeypatch.setattr(IBGenerativeLoss, "forward", forward)
-    replay = Dataset.from_dict(PAIRS)
-    config = {"batch_size": 4, "replay_weight": 0.5}
-    options = {"replay": replay, "replay_config": LearnConfig(), "gradient_accumulation_steps": 4}
-    found = represented(model_of(), tmp_path, config, **options)
-    by_step = {id(shared): [] for shared, _ in seen}
-    for shared, own in seen:
-        by_step[id(shared)].append((shared, own))
-    sizes = [len(batches) for batches in by_step.values()]
-    assert max(sizes) > 1  # several replayed batches in one step
-    assert len([step for step in found.logs if "replay_target" in step]) == len(sizes) <= STEPS
-    for batches in by_step.values():
-        for term in ("target", "context"):
-            mean = sum(own[term] for _, own in batches) / len(batches)
-            assert batches[0][0][term] == pytest.approx(mean)
+    assert_same(represented(model_of(**options), tmp_path, {"mini_batch_tokens": 60}, pairs=HARD), whole)
 
 
 def test_a_loss_keeps_no_counts_of_a_step_that_is_over(model_of, tmp_path, monkeypatch):

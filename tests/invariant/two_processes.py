@@ -12,15 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import sentence_transformers
 import torch
 from datasets import Dataset
-from packaging.version import Version
 from trajectories import HARD, PAIRS, Trajectory, learned, represented
 
 from lbr_st.build import build_model
-from lbr_st.losses.ranking import REDUCES_ONCE
-from lbr_st.recipe_sections import LearnConfig
 
 
 def world() -> int:
@@ -55,17 +51,6 @@ def stage_2(kind: str = "llama", model: dict[str, Any] | None = None, config: An
     return run
 
 
-def replayed(bases: dict[str, str], folder: Path) -> Trajectory:
-    return represented(
-        model_of(bases["llama"]),
-        folder,
-        {"batch_size": 8 // world(), "replay_weight": 0.5},
-        replay=Dataset.from_dict(PAIRS),
-        replay_config=LearnConfig(),
-        gradient_accumulation_steps=2,
-    )
-
-
 def held_out(bottleneck: str) -> Any:
     def run(bases: dict[str, str], folder: Path) -> Trajectory:
         rows = Dataset.from_dict({name: texts[:7] for name, texts in PAIRS.items()})
@@ -92,18 +77,11 @@ SCENARIOS = {
     "gathered": stage_2(),
     "not gathered": stage_2(config={"gather_negatives": False}),
     "gathered, lora, untied": stage_2("llama-untied", LORA),
-    "gathered in pieces by number": stage_2(config={"mini_batch_size": 3}),
-    "replayed": replayed,
+    "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
+    # In some steps one process's batch is whole and the other's is not.
+    "gathered, now and then in pieces": stage_2(config={"mini_batch_tokens": 280}),
+    "gathered in pieces, recomputed": stage_2("llama", LORA, {"mini_batch_tokens": 60}, gradient_checkpointing=True),
 }
-if Version(sentence_transformers.__version__) >= REDUCES_ONCE:
-    SCENARIOS |= {
-        "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
-        # In some steps one process's batch is whole and the other's is not.
-        "gathered, now and then in pieces": stage_2(config={"mini_batch_tokens": 280}),
-        "gathered in pieces, recomputed": stage_2(
-            "llama", LORA, {"mini_batch_tokens": 60}, gradient_checkpointing=True
-        ),
-    }
 
 
 def main(bases: Path, out: Path) -> None:
