@@ -1,4 +1,4 @@
-"""What was cut off or damaged is named and kept aside; a full disk loses nothing; one run at a time on a folder."""
+"""What was cut off is not used; a full disk loses nothing; one run at a time on a folder."""
 
 import json
 import os
@@ -70,9 +70,7 @@ def interrupt_after_checkpoints(recipe, output, monkeypatch):
     return checkpoints
 
 
-def test_checkpoints_hold_no_pickled_weights_and_one_that_was_cut_off_is_passed_over(
-    toy_recipe, tmp_path, monkeypatch
-):
+def test_checkpoints_hold_no_pickled_weights_and_one_that_was_cut_off_is_passed_over(toy_recipe, tmp_path, monkeypatch):
     recipe = load_recipe(toy_recipe)
     pipeline.run(recipe, tmp_path / "whole")
     checkpoints = interrupt_after_checkpoints(recipe, tmp_path / "out", monkeypatch)

@@ -118,29 +118,6 @@ def test_a_run_that_breaks_before_any_checkpoint_says_so(model, stage1, tmp_path
     assert caught.value.where == "step 1"
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(model, stage1, tmp_path, monkeypatch):
-    """Stopped by a NaN at step 3, gone on with: the same weights as a run that never stopped."""
-    config = LearnConfig(max_steps=4, batch_size=2, warmup_steps=0)
-    start = snapshot(model)
-    options = {"save_strategy": "steps", "save_steps": 1, "seed": 3, **QUIET}
-    learn(model, stage1, config, output_dir=tmp_path / "whole", **options)
-    whole, embedding = snapshot(model), model.encode(TERMS)
-
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(start[name])
-    with monkeypatch.context() as patch:
-        break_at(patch, 3, nan_loss, model)
-        with pytest.raises(LBRError, match="loss is nan"):
-            learn(model, stage1, config, output_dir=tmp_path / "broken", **options)
-    learn(model, stage1, config, output_dir=tmp_path / "broken", resume=True, **options)
-    for name, p in model.named_parameters():
-        # (Of what LoRA freezes, the rows that its own new rows replace are never read.)
-        if p.requires_grad:
-            torch.testing.assert_close(p.detach(), whole[name], rtol=0, atol=1e-6)
-    assert model.encode(TERMS) == pytest.approx(embedding, abs=1e-6)
-
-
 def test_new_parameters_take_their_own_learning_rate(tiny_base, stage1, tmp_path, monkeypatch):
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
     trainers = []

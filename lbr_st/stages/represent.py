@@ -120,10 +120,8 @@ def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) 
     Args:
         model: Encodes queries and documents.
         pairs: Columns ``query`` and ``document``, both strings.
-        count: Negatives per query, at least 1.
-
-    Returns:
-        The pairs with columns ``negative_1`` to ``negative_<count>``, without the pairs that have fewer near misses.
+        count: Negatives per query, at least 1, in columns ``negative_1`` to ``negative_<count>``. Pairs with fewer near
+            misses are left out.
 
     Raises:
         LBRError: There are too few documents, or no pair has so many near misses.

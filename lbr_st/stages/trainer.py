@@ -63,18 +63,10 @@ def train(
     resume: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` in place and return the trainer's log.
+    """Train ``model`` in place on token rows, as either stage; return the trainer's log.
 
-    Args:
-        model: The training model.
-        loss: The loss, on ``model``.
-        dataset: Token rows from :func:`lbr_st.tokens.tokenized`.
-        config: Steps, batch size, learning rates.
-        output_dir: Where checkpoints go.
-        eval_dataset: Token rows for a held-out loss.
-        evaluator: Another measurement, also every ``config.eval_steps`` steps.
-        resume: Resume from the last checkpoint in ``output_dir``.
-        **options: See :func:`training_arguments`.
+    With ``eval_dataset`` or ``evaluator`` the held-out loss or another score is measured every ``config.eval_steps``
+    steps. All other arguments are those of :func:`training_arguments`.
     """
     evaluate = evaluator is not None or eval_dataset is not None
     trainer = LBRTrainer(
@@ -182,32 +174,16 @@ class LBRTrainer(SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Leave out Sentence Transformers' own card, which quotes training texts. A release writes its own."""
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure on every held-out row, also where training leaves out a last batch that is not full."""
-        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = before
-
-    # --- steps --------------------------------------------------------------------------------------------------------
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as Sentence Transformers does, and give the model back in its own precision.
-
-        Args:
-            resume_from_checkpoint: A checkpoint; True for the newest whole one in the output folder, if there is one.
-            *args: As in Sentence Transformers.
-            **kwargs: As in Sentence Transformers.
-        """
+        """Train as Sentence Transformers does; with ``resume_from_checkpoint`` True, from :func:`newest_checkpoint`."""
         if resume_from_checkpoint is True:
             found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
             resume_from_checkpoint = str(found) if found else None
         if resume_from_checkpoint and self._take_if_complete(Path(str(resume_from_checkpoint))):
             return None
-        decoder = backbone_of(cast(SentenceTransformer, self.model)).model
+        decoder = backbone_of(self.model).model
         try:
-            with stop_between_steps() as request, merged_while_training(cast(nn.Module, self.model)):
+            with stop_between_steps() as request, merged_while_training(self.model):
                 self.add_callback(request)
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
                 self.remove_callback(request)
@@ -243,7 +219,7 @@ class LBRTrainer(SentenceTransformerTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as Sentence Transformers does, with the counts of the whole step, and check it."""
         self._features, _ = self.collect_features(inputs)
-        training = cast(nn.Module, self.model).training
+        training = self.model.training
         generative = self.loss if isinstance(self.loss, IBGenerativeLoss) else None
         if generative is not None and training:
             # Every batch divides its sums by the mean count of a batch. The mean of these is the mean over all tokens.
@@ -265,7 +241,7 @@ class LBRTrainer(SentenceTransformerTrainer):
         folder = str(self.args.output_dir)
         checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
         rows = [ids for features in self._features[:1] for ids in features["input_ids"][:4]]
-        texts = [cast(Any, self.model).tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+        texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
         return LBRError(
             f"{what}. Rows of this batch: {'; '.join(repr(text[:80]) for text in texts)}. "
             + (f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written yet."),
@@ -273,14 +249,12 @@ class LBRTrainer(SentenceTransformerTrainer):
             fix="Lower the learning rate, use float32, or look at these rows.",
         )
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
     def _take_if_complete(self, checkpoint: Path) -> bool:
         """Take the last checkpoint of a training as its result; transformers would train one step beyond it."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
-        load_weights(cast(nn.Module, self.model), load_model(checkpoint, device="cpu").state_dict())
+        load_weights(self.model, load_model(checkpoint, device="cpu").state_dict())
         self.state = state
         return True
 
@@ -296,22 +270,20 @@ class LBRTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            model = cast(SentenceTransformer, self.model)
-            if self._whole is not None:
-                model = self._whole
+            model = self._whole or self.model
+            if self._whole:
                 model.load_state_dict(state_dict, strict=False)  # a tied head is not among them
             model.save_pretrained(output_dir or str(self.args.output_dir), create_model_card=False)
 
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         weights = load_model(checkpoint_path, device="cpu").state_dict()  # not next to the model on its device
-        own = cast(nn.Module, self.model)
         if not self.is_fsdp_enabled:
-            load_weights(own, weights)
+            load_weights(self.model, weights)
             return
         # A weight with two names, such as a tied head, is spread under the first and not found under the second.
-        names = {name for name, _ in (*own.named_parameters(), *own.named_buffers())}
+        names = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
         weights = {name: tensor for name, tensor in weights.items() if name in names}
-        set_model_state_dict(own, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -325,10 +297,10 @@ class LBRTrainer(SentenceTransformerTrainer):
 
 
 def newest_checkpoint(folder: Path | str) -> Path | None:
-    """Return the newest whole checkpoint, if there is one, and remove newer ones that were cut off."""
+    """Return the newest whole checkpoint, if there is one, and remove newer ones: cut off, or of an older format."""
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if is_marked_whole(checkpoint):
+        if is_marked_whole(checkpoint) and (checkpoint / SCHEDULER_NAME).is_file():
             return checkpoint
         shutil.rmtree(checkpoint)
     return None
