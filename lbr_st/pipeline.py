@@ -26,11 +26,10 @@ from lbr_st.run_card import run_card
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
-from lbr_st.stages.checkpoints import whole_model
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
-from lbr_st.stages.sharding import shards
+from lbr_st.stages.trainer import shards, whole_model
 from lbr_st.training_data import evaluation_set
 
 DATA = "data"
@@ -130,7 +129,7 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
 
     def stage(folder: Path) -> SentenceTransformer:
         start = load_model(model, quantize=recipe.model.quantize) if model else build(recipe)
-        return _represent(recipe, _data(recipe, folder, generative=recipe.represent.replay_weight > 0), start, folder)
+        return _represent(recipe, _data(recipe, folder, generative=False), start, folder)
 
     _single(recipe, output, overwrite, stage)
 
@@ -216,8 +215,6 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
         model,
         data.pairs,
         config,
-        replay=data.learn_pairs if config.replay_weight else None,
-        replay_config=recipe.learn,
         output_dir=checkpoints,
         cache_dir=data.folder,
         precision=recipe.precision,

@@ -42,7 +42,7 @@ def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
 def keep(
     model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
 ) -> None:
-    """Save a stage's model with its recipe, log and provenance; the folder's existence means that the stage is done."""
+    """Save a stage's model with its recipe, log and provenance. The folder appears whole, and means that it is done."""
     if is_first():
         with new_folder(folder, overwrite=True) as aside:
             model.save_pretrained(str(aside), create_model_card=False)
@@ -54,13 +54,13 @@ def keep(
 
 
 def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTransformer | None:
-    """Return the model of a stage that is done; None if it is still to run."""
+    """Return the model that a stage left; None if the stage must still run."""
     if is_first():
         clear_leftovers(folder)
-        if folder.is_dir():
-            shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     wait()
     if not folder.is_dir():
         return None
+    if is_first():
+        shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
     notice(f"{folder.name}: done before, taken from {folder}.")
     return load_model(folder, quantize=quantize)

@@ -12,13 +12,13 @@ from accelerate.utils import DistributedType
 
 from lbr_st import pipeline
 from lbr_st.cli import main
-from lbr_st.stages.training import GuardedTrainer
+from lbr_st.stages.trainer import LBRTrainer
 
 pipeline._plot = lambda work: None
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
-compute = GuardedTrainer.compute_loss
+compute = LBRTrainer.compute_loss
 
 
 def interrupted(self, *args, **kwargs):
@@ -27,7 +27,7 @@ def interrupted(self, *args, **kwargs):
     return compute(self, *args, **kwargs)
 
 
-GuardedTrainer.compute_loss = interrupted
+LBRTrainer.compute_loss = interrupted
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

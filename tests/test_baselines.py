@@ -19,10 +19,9 @@ from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_sections import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, RepresentConfig
 from lbr_st.rows import targets_of
-from lbr_st.stages.learn import learn
+from lbr_st.stages.learn import generative_pairs, learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
-from lbr_st.stages.training import generative_pairs
 
 # --- both stages ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +82,7 @@ def test_a_text_to_reconstruct_stands_in_its_row_once_where_it_would_be_in_sight
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", "none"])
-def test_both_stages_show_a_text_to_reconstruct_once(tiny_base, tmp_path, monkeypatch, bottleneck):
+def test_a_text_to_reconstruct_is_shown_once(tiny_base, tmp_path, monkeypatch, bottleneck):
     real, seen = IBGenerativeLoss.predictions, set()
 
     def predictions(self, features):
@@ -99,40 +98,15 @@ def test_both_stages_show_a_text_to_reconstruct_once(tiny_base, tmp_path, monkey
     model = new_model(tiny_base("llama"), 2, lora_rank=2)
     learn(model, mixed_pairs(), config, output_dir=tmp_path / "learn", **QUIET)
     assert seen == expected
-    seen.clear()
-    pairs = Dataset.from_dict({"query": ["a", "b", "c"], "document": ["an a", "a b", "a c"]})
-    represent(
-        model,
-        pairs,
-        RepresentConfig(max_steps=4, batch_size=3, warmup_steps=0, replay_weight=0.5),
-        replay=mixed_pairs(),
-        replay_config=config,
-        output_dir=tmp_path / "represent",
-        **QUIET,
-    )
-    assert seen == expected
 
 
 @pytest.mark.parametrize("k", [0, 2])
-def test_represent_without_a_bottleneck_and_with_replay(tiny_base, tmp_path, monkeypatch, k):
+def test_represent_without_a_bottleneck(tiny_base, tmp_path, k):
     model = new_model(tiny_base("llama"), k, lora_rank=2)
-    real, used = IBGenerativeLoss.predictions, []
-    monkeypatch.setattr(
-        IBGenerativeLoss, "predictions", lambda self, given: used.append(self.bottleneck) or real(self, given)
-    )
     before = encode(model)
     pairs = Dataset.from_dict({"query": [f"{x} ?" for x in "abcdef"], "document": [f"an {x}" for x in "abcdef"]})
-    config = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=0, replay_weight=0.5, learning_rate=1e-2)
-    represent(
-        model,
-        pairs,
-        config,
-        replay=Dataset.from_dict(PAIRS),
-        replay_config=LearnConfig(bottleneck="none"),
-        output_dir=tmp_path / "represent",
-        **QUIET,
-    )
-    assert set(used) == {"none"}
+    config = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=0, learning_rate=1e-2)
+    represent(model, pairs, config, output_dir=tmp_path / "represent", **QUIET)
     after = encode(model.eval())
     assert (after - before).abs().max() > 1e-3
     release(model, tmp_path / "released")

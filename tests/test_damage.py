@@ -14,7 +14,7 @@ from lbr_st.errors import LBRError
 from lbr_st.files import mark_whole
 from lbr_st.locks import only_run
 from lbr_st.recipe import load_recipe
-from lbr_st.stages.checkpoints import newest_good_checkpoint
+from lbr_st.stages.trainer import newest_checkpoint
 
 HERE = Path(__file__).parent
 
@@ -44,9 +44,9 @@ def test_the_newest_finished_checkpoint_is_taken(tmp_path):
         (folder / f"checkpoint-{step}" / "a.bin").write_bytes(bytes(100))
         if step != 12:
             mark_whole(folder / f"checkpoint-{step}")
-    assert newest_good_checkpoint(folder) == folder / "checkpoint-10"
+    assert newest_checkpoint(folder) == folder / "checkpoint-10"
     assert not (folder / "checkpoint-12").exists()
-    assert newest_good_checkpoint(tmp_path / "none") is None
+    assert newest_checkpoint(tmp_path / "none") is None
 
 
 def test_a_second_run_on_the_same_folder_is_refused_at_once(toy_recipe, tmp_path):

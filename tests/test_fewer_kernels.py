@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers.models.llama import modeling_llama
 
-import lbr_st.stages.training
+import lbr_st.stages.trainer
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
 from lbr_st.recipe_sections import LearnConfig, RepresentConfig
@@ -32,7 +32,7 @@ def fewer_kernels(monkeypatch):
     monkeypatch.setattr(module.Linear, "forward", module.Linear.forward)
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", modeling_llama.LlamaRMSNorm.forward)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
-    monkeypatch.setattr(lbr_st.stages.training, "merged_while_training", lbr_st.stages.training.merged_while_training)
+    monkeypatch.setattr(lbr_st.stages.trainer, "merged_while_training", lbr_st.stages.trainer.merged_while_training)
     yield module
     del sys.modules["fewer_kernels"]
 

@@ -7,8 +7,7 @@ from datasets import Dataset
 from lbr_st import LBRError, build_model
 from lbr_st.losses import TokenBudgetRankingLoss
 from lbr_st.recipe_sections import RepresentConfig
-from lbr_st.stages.hard_negatives import with_hard_negatives
-from lbr_st.stages.represent import represent
+from lbr_st.stages.represent import represent, with_hard_negatives
 
 GROUPS, EACH = 30, 4
 PAIRS = Dataset.from_dict(

@@ -10,9 +10,8 @@ from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import Interrupted
 from lbr_st.recipe import load_recipe
-from lbr_st.stages import interruption
-from lbr_st.stages.interruption import StopRequest, stop_between_steps
-from lbr_st.stages.training import GuardedTrainer
+from lbr_st.stages import trainer
+from lbr_st.stages.trainer import LBRTrainer, StopRequest, stop_between_steps
 
 
 @pytest.fixture(autouse=True)
@@ -22,14 +21,14 @@ def _no_picture(monkeypatch):
 
 def signal_in_step(monkeypatch, number, step):
     """Send this process a signal while a step is computed."""
-    compute = GuardedTrainer.compute_loss
+    compute = LBRTrainer.compute_loss
 
     def interrupted(self, *args, **kwargs):
         if self.state.global_step == step - 1:
             os.kill(os.getpid(), number)
         return compute(self, *args, **kwargs)
 
-    monkeypatch.setattr(GuardedTrainer, "compute_loss", interrupted)
+    monkeypatch.setattr(LBRTrainer, "compute_loss", interrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -55,7 +54,7 @@ def test_the_step_is_finished_and_saved(toy_recipe, tmp_path, monkeypatch, capsy
 
 def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_copy_of_the_first(monkeypatch):
     now = iter([0.0, 0.5, 2.0])
-    monkeypatch.setattr(interruption.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: next(now))
     request = StopRequest()
     request.ask(signal.SIGINT, None)
     request.ask(signal.SIGINT, None)

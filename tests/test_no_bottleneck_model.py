@@ -17,7 +17,7 @@ from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe_sections import LearnConfig
 from lbr_st.stages.release import release
-from lbr_st.stages.training import training_arguments
+from lbr_st.stages.trainer import training_arguments
 
 
 def test_every_text_ends_with_end_of_text_once(any_base):

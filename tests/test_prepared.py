@@ -365,7 +365,7 @@ def test_a_stage_alone_keeps_its_data_beside_its_output(tiny_base, recipe, tmp_p
     recipe.model.base = tiny_base("llama")
     recipe.learn.enabled = False  # the command is what counts
     monkeypatch.setattr(pipeline, "learn", lambda model, pairs, config, **options: [])
-    monkeypatch.setattr(pipeline, "represent", lambda model, pairs, config, *, replay, **options: [])
+    monkeypatch.setattr(pipeline, "represent", lambda model, pairs, config, **options: [])
     for _ in range(2):
         pipeline.run_learn(recipe, tmp_path / "a", overwrite=True)
     assert (tmp_path / "a-data" / "prepared" / "learn").is_dir()

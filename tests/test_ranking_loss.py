@@ -4,25 +4,16 @@
 2. No piece that is embedded with gradients has more tokens than the budget, but for a single longer text.
 3. With Matryoshka sizes, loss and gradients are those of Sentence Transformers' own, whole or in pieces.
 4. A batch within the budget is embedded in one pass where that costs no padding, and queries apart elsewhere.
-5. Two processes that gather each other's documents have, averaged, the loss and gradients of one with both batches.
+
+Two processes that gather each other's documents are in tests/invariant/test_processes.py.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import sentence_transformers
 import torch
-from packaging.version import Version
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
-from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
-from lbr_st.errors import LBRError
 from lbr_st.losses import TokenBudgetRankingLoss
-from lbr_st.losses.ranking import REDUCES_ONCE
 from lbr_st.modules import CausalBackbone
 
 QUERIES = ["an acid", "the base", "a salt of it", "x", "an ester and a protein", "enzyme"]
@@ -120,62 +111,3 @@ def test_evaluation_gives_the_same_loss(model):
     with torch.no_grad():
         columns = features(model, negatives=False)
         torch.testing.assert_close(loss(columns, None), plain(features(model, negatives=False), None))
-
-
-WORKER = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[4])
-torch.set_num_threads(1)
-from test_ranking_loss import DOCUMENTS, NEGATIVES, QUERIES
-from lbr_st.build import build_model
-from lbr_st.losses import TokenBudgetRankingLoss
-
-base, budget, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-model = build_model(base, num_bottleneck_tokens=2, device="cpu")
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-share = slice(rank * 3, rank * 3 + 3)
-columns = [model.preprocess(column[share]) for column in (QUERIES, DOCUMENTS, NEGATIVES)]
-loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget, gather_across_devices=True)
-value = loss(columns, None)
-value.backward()
-found = {"loss": value.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-for tensor in found.values():  # as DistributedDataParallel averages them
-    dist.all_reduce(tensor)
-    tensor /= world
-if rank == 0:
-    torch.save(found, out)
-"""
-
-
-@pytest.mark.skipif(Version(sentence_transformers.__version__) < REDUCES_ONCE, reason="refused there")
-@pytest.mark.parametrize("budget", [30, 100_000], ids=["pieces", "whole"])
-def test_two_processes_gather_with_gradients(tiny_base, tmp_path, budget):
-    base = tiny_base("llama")
-    (tmp_path / "worker.py").write_text(WORKER)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(tmp_path / "worker.py"), base, str(budget), str(tmp_path / "found.pt"), str(Path(__file__).parent)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
-
-    model = build_model(base, num_bottleneck_tokens=2, device="cpu")
-    loss = MultipleNegativesRankingLoss(model, scale=5.0)
-    wanted, gradients = run(loss, model, features(model, negatives=True))
-    torch.testing.assert_close(found.pop("loss"), wanted, rtol=1e-5, atol=1e-6)
-    assert found.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-    assert backbone_of(model).bottleneck_ids
-
-
-def test_several_processes_need_a_version_that_reduces_once(model, monkeypatch):
-    monkeypatch.setattr("lbr_st.losses.ranking.world_size", lambda: 2)
-    monkeypatch.setattr("sentence_transformers.__version__", "6.1.0")
-    with pytest.raises(LBRError, match=r"mini_batch_tokens: sentence-transformers 6\.1\.0 reduces .*mini_batch_size"):
-        TokenBudgetRankingLoss(model)
-    monkeypatch.setattr("sentence_transformers.__version__", "6.2.0")
-    TokenBudgetRankingLoss(model)

@@ -181,6 +181,6 @@ def install() -> None:
     Linear.forward = _forward
     modeling_llama.LlamaRMSNorm.forward = _norm
     modeling_llama.apply_rotary_pos_emb = _rotate
-    import lbr_st.stages.training
+    import lbr_st.stages.trainer
 
-    lbr_st.stages.training.merged_while_training = grouped
+    lbr_st.stages.trainer.merged_while_training = grouped

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lbr_st.commands.command import Command
 from lbr_st.recipe import Recipe
 
-Kind = Literal["ddp", "fsdp2", "zero3"]
+Kind = Literal["ddp", "fsdp2"]
 
 
 def _launch_config(arguments: Namespace, recipe: Recipe) -> None:
@@ -22,7 +22,7 @@ def _arguments(parser: ArgumentParser) -> None:
         "kind",
         type=Kind,
         metavar="KIND",
-        help="ddp: the whole model on each GPU; fsdp2: spread over them; zero3: the same, by DeepSpeed.",
+        help="ddp: the whole model on each GPU; fsdp2: spread over them.",
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import sentence_transformers
-from packaging.version import Version
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.losses import (
@@ -16,31 +15,25 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from lbr_st.errors import LBRError
 from lbr_st.modules import CausalBackbone
-from lbr_st.processes import world_size
 from lbr_st.wrapped import unwrapped
-
-REDUCES_ONCE = Version("6.2")
-"""From this version of Sentence Transformers on, several processes reduce their gradients after the last piece of a
-batch; before, after each piece, which pieces by tokens are not as many of in every process."""
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
-    """Sentence Transformers' multiple negatives ranking loss, cached only where a batch is too large to be run whole.
+    """Sentence Transformers' multiple negatives ranking loss, cached only for batches that are too large to run whole.
 
-    The loss and its gradients are those of
-    :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss` in any case. A batch of up to
-    ``mini_batch_num_tokens`` tokens, all columns together, goes through it as it is. A larger one goes through
+    The loss and its gradients are always those of
+    :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss`. A batch of up to ``mini_batch_num_tokens``
+    tokens, all columns together, is embedded once. A larger one goes through
     :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss` (GradCache), in pieces of up to that many
-    tokens: it is embedded twice then, and the activations of one piece at a time are all that is held.
+    tokens: it is embedded twice, and only the activations of one piece are held at a time.
 
     Args:
         model: The model in training.
         scale: Multiplies the similarities; one divided by the temperature.
-        mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once.
-        gather_across_devices: Take the other processes' documents as negatives, too, with gradients.
-        **options: Others of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`.
+        mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once; None for no limit.
+        gather_across_devices: Also take the other processes' documents as negatives, with gradients.
+        **options: Other options of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`.
 
     References:
         - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
@@ -48,7 +41,6 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 
     Requirements:
         1. (anchor, positive) pairs, or these with negatives.
-        2. For several processes, Sentence Transformers 6.2.
 
     Inputs:
         +-------------------------------------------------+--------+
@@ -58,9 +50,6 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         +-------------------------------------------------+--------+
         | (anchor, positive, negative_1, ..., negative_n) | none   |
         +-------------------------------------------------+--------+
-
-    Raises:
-        LBRError: Several processes train under an older Sentence Transformers.
 
     Example:
         ::
@@ -75,36 +64,28 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         model: SentenceTransformer,
         scale: float = 20.0,
         *,
-        mini_batch_num_tokens: int = 4096,
+        mini_batch_num_tokens: int | None = 4096,
         gather_across_devices: bool = False,
         **options: Any,
     ) -> None:
-        installed = sentence_transformers.__version__
-        if world_size() > 1 and Version(installed) < REDUCES_ONCE:
-            raise LBRError(
-                f"sentence-transformers {installed} reduces gradients after each piece of a batch, and pieces by "
-                "tokens are not as many in every process.",
-                where="mini_batch_tokens",
-                fix=f"Update to sentence-transformers {REDUCES_ONCE}, or set mini_batch_size instead.",
-            )
         super().__init__(
             model,
             scale=scale,
-            mini_batch_num_tokens=mini_batch_num_tokens,
+            mini_batch_num_tokens=mini_batch_num_tokens or sys.maxsize,
             gather_across_devices=gather_across_devices,
             **options,
         )
         self.uncached: nn.Module = _InOnePass(self.loss)
-        """What a batch within the budget goes through; :meth:`matryoshka` puts its own in the place."""
+        """The loss of a batch within the budget; :meth:`matryoshka` replaces it."""
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
-        """Return this loss on the first numbers of each embedding as well, in both ways of running a batch.
+        """Return this loss on the first numbers of each embedding as well, for batches of any size.
 
-        ``MatryoshkaLoss(model, loss)`` alone reaches no batch within the budget: of a caching loss it decorates what
-        computes the cached one.
+        ``MatryoshkaLoss(model, loss)`` alone would miss the batches within the budget: it decorates only what computes
+        the cached loss.
 
         Args:
-            dims: Embedding sizes, that of the model among them.
+            dims: Embedding sizes, the model's own among them.
 
         References:
             - Matryoshka Representation Learning: https://arxiv.org/abs/2205.13147
@@ -124,7 +105,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 class _InOnePass(nn.Module):
     """Multiple negatives ranking whose columns are embedded together where that costs no padding.
 
-    With adapters on a CPU every pass has a price of its own: each is added to its weight (``lbr_st.merged_lora``).
+    With adapters on a CPU every pass costs extra: each adapter is added to its weight (``lbr_st.merged_lora``).
     """
 
     def __init__(self, loss: MultipleNegativesRankingLoss) -> None:

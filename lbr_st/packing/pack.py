@@ -43,7 +43,7 @@ from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_card import run_card
-from lbr_st.seals import damage, is_sealed, listing
+from lbr_st.seals import listing
 from lbr_st.stages.release import LEAST_COSINE, encode_probes
 from lbr_st.stages.release import PROBES as PROBE_TEXTS
 
@@ -149,10 +149,8 @@ def _last_stage(recipe: Recipe, work: Path) -> Path:
     """Return the folder of the stage that the release was made from."""
     represents = recipe.represent.enabled and recipe.represent.max_steps > 0
     stage = work / ("represent" if represents else "learn")
-    if not is_sealed(stage):
+    if not stage.is_dir():
         raise LBRError("this stage of the run is not finished.", where=str(stage), fix="Run lbr-st train to its end.")
-    if what := damage(stage):
-        raise LBRError(f"this stage of the run is damaged: {what}.", where=str(stage), fix="Run lbr-st train again.")
     return stage
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 
-from lbr_st.bottleneck import backbone_of, trained_bottleneck
+from lbr_st.batches import TokenBatchSampler
+from lbr_st.bottleneck import backbone_of
 from lbr_st.errors import LBRError
-from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
+from lbr_st.losses import TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes, world_size
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
-from lbr_st.stages.hard_negatives import with_hard_negatives
-from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
+from lbr_st.recipe_sections import RepresentConfig
+from lbr_st.stages.trainer import train
 from lbr_st.tokens import Column, tokenized
+
+DEPTH = 1000
+"""How far down a query's ranking hard negatives are searched. A model before stage 2 may rank the right answer low, and
+near misses lie below it: a smaller depth would leave out just the hardest queries."""
 
 
 def represent(
@@ -31,8 +33,6 @@ def represent(
     pairs: Dataset,
     config: RepresentConfig | None = None,
     *,
-    replay: Dataset | None = None,
-    replay_config: LearnConfig | None = None,
     evaluator: SentenceEvaluator | None = None,
     output_dir: Path | str,
     precision: Precision = "auto",
@@ -43,81 +43,64 @@ def represent(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to put queries next to their documents.
 
-    Stock :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss` on the embedding that stage 1 filled;
-    the model's own query and document prompts; no text twice in a batch.
+    :class:`~lbr_st.losses.TokenBudgetRankingLoss` on the embedding that stage 1 filled, with the model's own query and
+    document prompts and no text twice in a batch.
 
     Two processes with 32 pairs each, whose documents are gathered, are one with 64. Accumulated batches
-    (``gradient_accumulation_steps``) are *not* a larger batch, for each has its own documents as negatives only; to
-    have many negatives in little memory, set ``mini_batch_tokens`` or ``mini_batch_size``.
+    (``gradient_accumulation_steps``) are *not* a larger batch, since each has its own documents as negatives only. For
+    many negatives in little memory, set ``mini_batch_tokens``.
 
     Args:
         model: A training model, after :func:`~lbr_st.stages.learn.learn` or fresh.
-        pairs: Columns ``query``, ``document`` and optionally ``negative``, in this order.
+        pairs: Columns ``query``, ``document`` and optionally ``negative``.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
-        replay: Stage-1 pairs (``context``, ``target``) to train on beside, with weight ``config.replay_weight``.
-        replay_config: The stage-1 options for ``replay``, all terms of its loss among them; which bottleneck it was,
-            unless none, the model tells.
-        evaluator: Run every ``config.eval_steps`` steps.
+        evaluator: Runs every ``config.eval_steps`` steps.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
-        seed: Of data order and dropout.
-        resume: Go on from the last checkpoint in ``output_dir``.
-        cache_dir: Where the tokenised pairs are kept, to be found again by a second run; None keeps them in memory.
+        seed: Seed of data order and dropout.
+        resume: Resume from the last checkpoint in ``output_dir``.
+        cache_dir: Where the tokenised pairs are kept for a second run; None keeps them in memory.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
         The trainer's log: a dict per logged step.
 
     Raises:
-        LBRError: A loss is not finite, or options contradict each other.
+        LBRError: A loss is not finite, or an option does not fit the model or the pairs.
     """
     start_processes()
     config = config or RepresentConfig()
-    columns = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
-    pairs = pairs.select_columns(columns)
+    names = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
+    pairs = pairs.select_columns(names)
     if config.num_hard_negatives:
         pairs = with_hard_negatives(model, pairs, config.num_hard_negatives)
-
-    loss: Any = _contrastive_loss(model, config)
     prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
-    columns_of = {name: Column(prompt) for name, prompt in prompts.items()}
-    dataset: Any = tokenized(pairs, backbone_of(model).tokenizer, columns_of, cache_dir=cache_dir)
-    parameters = loss
-    if config.replay_weight and replay is not None:
-        options = replay_config or LearnConfig()
-        bottleneck = "none" if options.bottleneck == "none" else trained_bottleneck(model)
-        generative = generative_loss(model, options, bottleneck)
-        loss = {"represent": loss, "replay": _Weighted(generative, config.replay_weight)}
-        replayed = generative_tokens(model, replay, bottleneck, options.max_target_tokens, cache_dir=cache_dir)
-        dataset = {"represent": dataset, "replay": replayed}
-        parameters = nn.ModuleDict(loss)
-
-    trainer = GuardedTrainer(
-        model=model,
-        args=training_arguments(
-            model,
-            parameters,
-            output_dir,
-            config,
-            evaluate=evaluator is not None,
-            precision=precision,
-            seed=seed,
-            no_duplicates=True,
-            similar_group_size=config.similar_group_size,
-            # Processes that gather each other's embeddings need as many each.
-            **{"dataloader_drop_last": world_size() > 1, **overrides},
-        ),
-        train_dataset=dataset,
-        loss=loss,
+    columns = {name: Column(prompt) for name, prompt in prompts.items()}
+    sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
+    return train(
+        model,
+        _ranking_loss(model, config),
+        tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir),
+        config,
         evaluator=evaluator,
+        output_dir=output_dir,
+        precision=precision,
+        seed=seed,
+        resume=resume,
+        # Processes that gather each other's embeddings need as many each.
+        **{"batch_sampler": sampler, "dataloader_drop_last": world_size() > 1, **overrides},
     )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer.state.log_history
 
 
-def _contrastive_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
+def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
+    loss = TokenBudgetRankingLoss(
+        model,
+        scale=1.0 / config.temperature,
+        mini_batch_num_tokens=config.mini_batch_tokens,
+        gather_across_devices=config.gather_negatives and world_size() > 1,
+    )
     if not config.matryoshka_dims:
-        return _ranking_loss(model, config)
+        return loss
     size = model.get_embedding_dimension()
     if size is None or max(config.matryoshka_dims) >= size:
         raise LBRError(
@@ -125,38 +108,69 @@ def _contrastive_loss(model: SentenceTransformer, config: RepresentConfig) -> nn
             where="represent.matryoshka_dims",
             fix="Name smaller sizes only; the whole embedding is always trained.",
         )
-    loss, dims = _ranking_loss(model, config), [size, *config.matryoshka_dims]
-    return loss.matryoshka(dims) if isinstance(loss, TokenBudgetRankingLoss) else MatryoshkaLoss(model, loss, dims)
+    return loss.matryoshka([size, *config.matryoshka_dims])
 
 
-def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
-    options: dict[str, Any] = {"scale": 1.0 / config.temperature}
-    if config.gather_negatives and world_size() > 1:
-        options["gather_across_devices"] = True
-        if config.batch_tokens is not None:
-            raise LBRError(
-                "gathering negatives needs as many pairs from each process, which a number of tokens does not give.",
-                where="represent.batch_tokens",
-                fix="Set it to null (mini_batch_tokens bounds the memory), or gather_negatives to false.",
-            )
-    if config.mini_batch_size is not None:
-        return CachedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch_size, **options)
-    if config.mini_batch_tokens is not None:
-        return TokenBudgetRankingLoss(model, mini_batch_num_tokens=config.mini_batch_tokens, **options)
-    return MultipleNegativesRankingLoss(model, **options)
+def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
+    """Add to each pair the documents of other pairs that come nearest below its own.
+
+    Documents within 5% of the right answer's score or above it are left out, and so is the nearest of all: they may be
+    right answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
+
+    Args:
+        model: Encodes queries and documents.
+        pairs: Columns ``query`` and ``document``, both strings.
+        count: Negatives per query, at least 1, in columns ``negative_1`` to ``negative_<count>``. Pairs with fewer near
+            misses are left out.
+
+    Raises:
+        LBRError: There are too few documents, or no pair has so many near misses.
+    """
+    try:
+        mined = mine_hard_negatives(
+            pairs.select_columns(["query", "document"]),
+            cast(SentenceTransformer, _Centred(model)),
+            anchor_column_name="query",
+            positive_column_name="document",
+            query_prompt_name="query",
+            corpus_prompt_name="document",
+            num_negatives=count,
+            relative_margin=0.05,
+            range_min=1,
+            range_max=DEPTH,
+            output_format="n-tuple",
+            verbose=False,
+        )
+        why = "" if len(mined) else f"no query has {count} near misses among the documents of the pairs."
+    except ValueError as error:
+        why = f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}."
+    if why:
+        raise LBRError(why, where="represent.num_hard_negatives", fix="Lower it, or give more pairs.")
+    return mined
 
 
-class _Weighted(nn.Module):
-    """A loss of named terms, each times a weight."""
+class _Centred:
+    """A model whose embeddings have had their mean subtracted, of queries and of documents each.
 
-    def __init__(self, loss: IBGenerativeLoss, weight: float) -> None:
-        super().__init__()
-        self.loss, self.weight = loss, weight
+    Before stage 2 all embeddings point nearly the same way: cosines between queries and documents, right and wrong
+    ones, lay between 0.92 and 0.98 after stage 1. Every document was within 5% of the right answer, and no query had a
+    near miss. Without what they share the margin means what it means for a trained model (Mu and Viswanath, 2018,
+    arXiv 1702.01417).
+    """
 
-    @property
-    def model(self) -> SentenceTransformer:
-        """The model in training; Sentence Transformers puts its wrapper for several processes in where there is one."""
-        return self.loss.model
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
 
-    def forward(self, *args: Any) -> dict[str, Any]:
-        return {f"replay_{name}": self.weight * term for name, term in self.loss(*args).items()}
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_query(self, texts: list[str], **options: Any) -> np.ndarray:
+        return _centred(self._model.encode_query(texts, **options))
+
+    def encode_document(self, texts: list[str], **options: Any) -> np.ndarray:
+        return _centred(self._model.encode_document(texts, **options))
+
+
+def _centred(embeddings: np.ndarray) -> np.ndarray:
+    centred = embeddings - embeddings.mean(axis=0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)

@@ -3,7 +3,7 @@
 1. Stage 1: a batch of 8 is 4 batches of 2, for every bottleneck and for the rate: each step's loss is the mean over all
    its tokens. So is a last step that has fewer batches than the others.
 2. What is counted beforehand is what the loss predicts, on odd rows too.
-3. Stage 2: accumulated batches are *not* a larger batch, for each has its own negatives only; the cached losses are.
+3. Stage 2: accumulated batches are *not* a larger batch, for each has its own negatives only; the cached loss is.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from trajectories import HARD, assert_same, distance, learned, represented
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, ib_generative
-from lbr_st.stages.accumulation import TokenWeightedTrainer
+from lbr_st.stages.trainer import LBRTrainer
 
 FORMS = {
     "attention": {},
@@ -57,7 +57,7 @@ def test_so_is_a_step_with_fewer_batches_than_the_others(model_of, tmp_path):
 
 def test_without_counting_it_would_not_be(model_of, tmp_path, monkeypatch):
     whole = learned(model_of(), tmp_path)
-    monkeypatch.setattr(TokenWeightedTrainer, "get_batch_samples", SentenceTransformerTrainer.get_batch_samples)
+    monkeypatch.setattr(LBRTrainer, "get_batch_samples", SentenceTransformerTrainer.get_batch_samples)
     parts = learned(model_of(), tmp_path, {"batch_size": 2}, gradient_accumulation_steps=4)
     assert distance(parts, whole) > 1e-3
 

@@ -1,5 +1,5 @@
 """Gradient checkpointing on = off: activations that are computed again in the backward pass change nothing, to the bit,
-in either stage, with LoRA or without, and under the cached losses, which embed twice themselves."""
+in either stage, with LoRA or without, and under the cached loss, which embeds twice itself."""
 
 import pytest
 import torch
