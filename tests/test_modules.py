@@ -10,8 +10,9 @@ from tiny_models import TEXTS, K, encode, new_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer, ByT5Tokenizer
 
 from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.modules import CausalBackbone
 from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
 
@@ -164,7 +165,7 @@ def test_a_base_without_a_named_architecture_is_looked_at(tiny_base, tmp_path, m
     with pytest.raises(LBRError, match="T5Config has no causal language model"):
         build_model(str(tmp_path / "t5"), device="cpu")
     # What is loaded as one may have no head all the same.
-    monkeypatch.setattr("lbr_st.modules.causal_lm.AutoModelForCausalLM", AutoModel)
+    monkeypatch.setattr("lbr_st.modules.causal_backbone.AutoModelForCausalLM", AutoModel)
     with pytest.raises(LBRError, match="LlamaModel is not a decoder-only language model with a head"):
         build_model(tiny_base("llama"), device="cpu")
 

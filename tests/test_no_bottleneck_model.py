@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.bottleneck import backbone_of
-from lbr_st.build import load_model
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe_sections import LearnConfig
 from lbr_st.stages.release import release

@@ -13,10 +13,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
-from lbr_st.model_files import load_stock
+from lbr_st.load import load_model, load_stock
 from lbr_st.scoring import load_by_name
 from lbr_st.stages.release import release
 

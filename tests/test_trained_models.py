@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of, trained_bottleneck
-from lbr_st.build import load_model
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from knowledge import from_own_and_others
 from reading import of_read_and_unread, prepared, short, told_pairs
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import load_model
 from lbr_st.files import write_whole
+from lbr_st.load import load_model
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared

@@ -8,16 +8,15 @@ from typing import Any, Self, cast
 import torch
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.adapters import has_lora, load_lora, read_lora_config, save_lora, trained_rows
 from lbr_st.attention import Segment, attention_mask
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
-from lbr_st.model_files import without_code
+from lbr_st.model_files import explain_load_errors, without_code
 from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, read_as_text, with_bottleneck_tokens
-from lbr_st.modules.causal_lm import load_causal_lm, make_room
 from lbr_st.packed_attention import IMPLEMENTATION
 from lbr_st.token_nll import Head
 
@@ -76,7 +75,9 @@ class CausalBackbone(Transformer):
         """Find a saved adapter's base by the name the user gave, embedded bases included."""
         is_adapter = (Path(model_name_or_path) / ADAPTER_CONFIG_NAME).is_file()
         if is_adapter:
-            config = AutoConfig.from_pretrained(self._base_of(model_name_or_path), trust_remote_code=False)
+            base = self._base_of(model_name_or_path)
+            with explain_load_errors(base, "the base"):
+                config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         else:
             config, is_adapter = super()._load_config(model_name_or_path, backend, config_kwargs)
         if "/" in (getattr(config, "_attn_implementation", None) or ""):
@@ -332,3 +333,62 @@ class CausalBackbone(Transformer):
                 where=self.base,
                 fix="Choose another base, or report this one.",
             )
+
+
+def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
+
+    Raises:
+        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head), or some
+            of its weights are missing.
+    """
+    config = kwargs.get("config")
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        raise LBRError(
+            f"{architectures[0]} is not a causal language model.",
+            where=name,
+            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
+        )
+    options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+    except ValueError as error:
+        if "AutoModelForCausalLM" not in str(error):
+            raise
+        raise LBRError(
+            f"{type(config).__name__} has no causal language model.",
+            where=name,
+            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
+        ) from error
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
+        raise LBRError(
+            f"{type(model).__name__} is not a decoder-only language model with a head.",
+            where=name,
+            fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.",
+        )
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills them with random numbers and goes on with a warning.
+        raise LBRError(
+            f"{len(missing)} of its weights are missing, such as {missing[0]}.",
+            where=name,
+            fix="Its files are of different models, or some were lost: save it again, or fetch it anew.",
+        )
+    return model
+
+
+def make_room(model: PreTrainedModel, num_tokens: int) -> None:
+    """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already).
+
+    New rows become the mean of the old ones, in the head as well. Nothing random: a base that is grown again, for a
+    saved adapter, must be the base that the adapter was trained on.
+    """
+    old = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if num_tokens <= old:
+        return
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = cast(Tensor, end.weight)
+            weight[old:] = weight[:old].mean(dim=0)

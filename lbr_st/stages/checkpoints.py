@@ -16,8 +16,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lbr_st.build import load_model
 from lbr_st.files import explain_disk_errors
+from lbr_st.load import load_model
 from lbr_st.processes import is_first, wait
 from lbr_st.quantization import load_weights
 from lbr_st.registry import notice

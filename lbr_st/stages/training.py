@@ -171,7 +171,6 @@ def generative_loss(model: SentenceTransformer, config: LearnConfig, bottleneck:
         bag_weight=config.bag_weight,
         max_target_tokens=config.max_target_tokens,
         packed=config.packed,
-        nll_kernel=config.nll_kernel,
     )
 
 
