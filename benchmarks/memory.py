@@ -54,8 +54,6 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
     started = time.perf_counter()
     if how == "chunked":
         loss = nll_sum(hidden, labels, Head(weight)) / TOKENS
-    elif how == "liger":
-        loss = nll_sum(hidden, labels, Head(weight), kernel="liger") / TOKENS
     elif how == "torch":
         options = torch.nn.LinearCrossEntropyOptions()
         loss = torch.nn.functional.linear_cross_entropy(hidden, weight, labels, options=options)

@@ -1,4 +1,4 @@
-"""CausalBackbone: the first module of a training model, a causal LM with its head kept."""
+"""CausalBackbone: the first module of a training model, a causal LM that keeps its head."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CausalBackbone(Transformer):
 
     It differs from :class:`~sentence_transformers.models.Transformer` in two ways: it loads
     ``AutoModelForCausalLM``, so that stage 1 can predict tokens, and it runs under the bottleneck mask where a loss
-    asks for it. ``forward`` gives the same token embeddings as the stock module does, which is what makes a release
-    in stock form possible. Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
+    asks for it. ``forward`` gives the token embeddings of the stock module, so that a release can be in stock form.
+    Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
 
     Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
 
@@ -58,17 +58,16 @@ class CausalBackbone(Transformer):
             kwargs[options] = without_code(kwargs.get(options))
         self._adapter_base = adapter_base
         super().__init__(model_name_or_path, **kwargs)
-        read_as_text(self.tokenizer)  # those that were saved before this was an option, too
+        read_as_text(self.tokenizer)  # also one that was saved before this was an option
         self.base = base or model_name_or_path
         self._affixes: tuple[int, int] | None = None
         self._bottleneck_ids: list[int] | None = None
         self._let_end_of_text_learn()
         if hasattr(config := self.model.config.get_text_config(), "use_cache"):
-            # As Sentence Transformers 6.2 does itself. Before, a trainer did it to the model in hand, so that a release
-            # of that one and one of its copy on disk were not the same to the last byte.
+            # Here and not in a trainer, so that a model in hand and its copy on disk are released byte for byte alike.
             config.use_cache = False
         if self.model.config._attn_implementation == "sdpa":
-            # The same, and able to run packed rows; a release and every file on disk know nothing of it.
+            # sdpa that can also run packed rows. No file on disk names it.
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
@@ -120,9 +119,8 @@ class CausalBackbone(Transformer):
     def _let_end_of_text_learn(self) -> None:
         """Let the end-of-text row take gradients where the base also pads with it (SmolLM2, among many).
 
-        transformers builds the embedding with ``padding_idx``, which drops a row's gradient wherever it is looked up,
-        padding or not. Padding is masked out everywhere, so nothing needs that; without a bottleneck, this row is the
-        token whose state is the embedding.
+        transformers builds the embedding with ``padding_idx``, which drops that row's gradient everywhere. Padding is
+        masked out, so nothing needs that; without a bottleneck, this token's state is the embedding.
         """
         table = self.model.get_input_embeddings()
         table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
@@ -178,8 +176,8 @@ class CausalBackbone(Transformer):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden).
 
-        Under LoRA the trained rows are put in where their tokens stand. peft's own layer would copy the whole
-        vocabulary with these rows in it, in each pass, and its gradient again.
+        Under LoRA the trained rows replace their tokens' vectors. peft's own layer would copy the whole vocabulary in
+        each pass, and its gradient.
         """
         table = self.model.get_input_embeddings()
         if not (trained := trained_rows(table)):
@@ -210,7 +208,7 @@ class CausalBackbone(Transformer):
             adapter_base: Where a saved adapter's base is, if not where ``adapter_config.json`` says.
             **kwargs: As for :meth:`~sentence_transformers.models.Transformer.load`.
         """
-        kwargs["trust_remote_code"] = False  # plain Sentence Transformers needs it on to come this far
+        kwargs["trust_remote_code"] = False  # plain Sentence Transformers must have it on to come this far
         defaults = {**(kwargs.pop("init_defaults", None) or {}), "adapter_base": adapter_base}
         return super().load(model_name_or_path, init_defaults=defaults, **kwargs)
 
@@ -226,8 +224,7 @@ class CausalBackbone(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden).
 
-        On a CPU a batch of texts runs as one packed row, so that its padding costs nothing; the states of padding
-        positions are zero then.
+        On a CPU a batch of texts runs as one packed row, so that padding costs nothing. Padding's states are zero then.
         """
         mask = features.get("attention_mask")
         if mask is not None and mask.dim() == 2 and "input_ids" in features and self.packs_on(mask.device):
@@ -342,39 +339,20 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
         LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head), or some
             of its weights are missing.
     """
-    config = kwargs.get("config")
-    architectures = getattr(config, "architectures", None) or []
+    architectures = getattr(kwargs.get("config"), "architectures", None) or []
     if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
-        raise LBRError(
-            f"{architectures[0]} is not a causal language model.",
-            where=name,
-            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
-        )
+        what = f"{architectures[0]} is not a causal language model."
+        raise LBRError(what, where=name, fix="Give a decoder-only base with a head, such as Qwen/Qwen3-0.6B.")
     options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
-    except ValueError as error:
-        if "AutoModelForCausalLM" not in str(error):
-            raise
-        raise LBRError(
-            f"{type(config).__name__} has no causal language model.",
-            where=name,
-            fix="Give a decoder-only base with a language-modelling head, such as Qwen/Qwen3-0.6B.",
-        ) from error
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
-        raise LBRError(
-            f"{type(model).__name__} is not a decoder-only language model with a head.",
-            where=name,
-            fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.",
-        )
+        what = f"{type(model).__name__} is not a decoder-only language model with a head."
+        raise LBRError(what, where=name, fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.")
     if missing := sorted(info["missing_keys"]):
-        # transformers fills them with random numbers and goes on with a warning.
-        raise LBRError(
-            f"{len(missing)} of its weights are missing, such as {missing[0]}.",
-            where=name,
-            fix="Its files are of different models, or some were lost: save it again, or fetch it anew.",
-        )
+        # transformers would fill them with random numbers and only warn.
+        what = f"{len(missing)} of its weights are missing, such as {missing[0]}."
+        raise LBRError(what, where=name, fix="The model is damaged: save or download it again.")
     return model
 
 
