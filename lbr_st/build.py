@@ -118,7 +118,7 @@ def _check_length(backbone: CausalBackbone, num_bottleneck_tokens: int) -> None:
         )
     if max_seq_length is not None and max_seq_length <= appended:
         raise LBRError(
-            f"max_seq_length {max_seq_length} leaves no room beside {appended} appended tokens.",
+            f"max_seq_length {max_seq_length} leaves no room next to {appended} appended tokens.",
             where="max_seq_length",
             fix="Give at least a few dozen tokens.",
         )

@@ -377,8 +377,9 @@ def _file_results(source: Path | None, output: Path, meta: Any, digest: str) -> 
     found, left_out = _own(source, digest) if source is not None else ({}, [])
     for task, (score, path) in sorted(found.items()):
         task_of_mteb = mteb_tasks().get(task)
-        theirs = task_of_mteb is not None and task_of_mteb.dataset["revision"] == score.dataset_revision
-        target = folders[PUBLIC if theirs and task_of_mteb.is_public is not False else LOCAL] / path.name
+        same_data = task_of_mteb is not None and task_of_mteb.dataset["revision"] == score.dataset_revision
+        public = same_data and getattr(task_of_mteb, "is_public", None) is not False
+        target = folders[PUBLIC if public else LOCAL] / path.name
         if target.is_file():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

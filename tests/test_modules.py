@@ -117,7 +117,7 @@ def test_fewer_than_no_bottleneck_tokens_are_refused(tiny_base):
 
 
 def test_no_room_for_the_text_is_refused(tiny_base):
-    with pytest.raises(LBRError, match=r"max_seq_length.*3.*no room beside 3"):
+    with pytest.raises(LBRError, match=r"max_seq_length.*3.*no room next to 3"):
         build_model(tiny_base("llama"), num_bottleneck_tokens=3, max_seq_length=3, device="cpu")
 
 

@@ -54,7 +54,7 @@ class IBGenerativeLoss(nn.Module):
             model with bottleneck tokens or without (``num_bottleneck_tokens=0``, where the target follows its context
             at once and is predicted from the context's last token on).
         context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
-            With ``bottleneck="none"`` it is the weight of a context token beside a target token in *one* mean over
+            With ``bottleneck="none"`` it is the weight of a context token next to a target token in *one* mean over
             all of them; at 1 that is the ordinary causal language-modelling loss of the rows.
         rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
             bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
@@ -159,7 +159,7 @@ class IBGenerativeLoss(nn.Module):
         self.max_target_tokens = max_target_tokens
         self.packed = packed
         self.shared_counts: dict[str, float] | None = None
-        """What each term's sum is divided by in the place of this batch's own counts; a trainer sets it."""
+        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""

@@ -259,7 +259,7 @@ class CausalBackbone(Transformer):
             examples: For a packed row, of shape (1, length) then, the example that each position belongs to; None
                 where each row is one example. Positions are numbered straight through each example, from its first
                 real token, on whichever side the padding is.
-            inputs_embeds: Vectors of shape (batch, length, hidden) to run in the place of the tokens'.
+            inputs_embeds: Vectors of shape (batch, length, hidden) to run instead of the tokens'.
 
         Returns:
             Last hidden states of shape (batch, length, hidden).
