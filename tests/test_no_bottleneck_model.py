@@ -72,7 +72,7 @@ def test_truncation_keeps_the_appended_token(any_base, side):
 
 
 def test_no_room_beside_the_appended_token(tiny_base):
-    with pytest.raises(LBRError, match="no room beside 1"):
+    with pytest.raises(LBRError, match="no room next to 1"):
         new_model(tiny_base("llama"), max_seq_length=1)
 
 

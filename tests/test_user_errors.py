@@ -116,7 +116,6 @@ CASES = [
     case("no weights", RECONSTRUCT, lambda: remove("trained/model.safetensors"), "no file named model.safetensors"),
     case("no config", EVALUATE, lambda: remove("released/config.json"), "released: the model cannot be loaded"),
     case("cut modules", EXPORT, lambda: cut("released/modules.json"), "released/modules.json: cannot be read"),
-    case("odd modules", EVALUATE, lambda: write("released/modules.json", "[1]"), "a module without a type and a path"),
     case(
         "odd modules for a submission",
         SUBMISSION,
@@ -138,7 +137,6 @@ CASES = [
         lambda: other_weights("trained"),
         "trained: 21 of its weights are missing, such as ",
     ),
-    case("an odd pooler", RELEASE, lambda: write("trained/1_BottleneckPooler/config.json", "{}"), "hidden_dimension"),
     # Bases, and what is on the hub while that is off.
     case("cut base", TRAIN, lambda: cut("base/model.safetensors"), "base: the base cannot be loaded"),
     case("base that is a file", [*TRAIN, "--model.base", "./a-file"], says="./a-file: no such folder."),
