@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lbr_st.baselines import baseline
-    from lbr_st.build import build_model, load_model
+    from lbr_st.build import build_model
     from lbr_st.errors import LBRError
+    from lbr_st.load import load_model
     from lbr_st.losses import IBGenerativeLoss
     from lbr_st.packing.build import build_released
     from lbr_st.recipe import Recipe, load_recipe, save_recipe
@@ -32,7 +33,7 @@ _HOMES = {
     "build_model": "build",
     "build_released": "packing.build",
     "learn": "stages.learn",
-    "load_model": "build",
+    "load_model": "load",
     "load_recipe": "recipe",
     "reconstruct": "stages.reconstruct",
     "release": "stages.release",

@@ -11,7 +11,6 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
@@ -96,13 +95,13 @@ def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
 def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write the adapters and the trained token rows as peft does: a safetensors file and a configuration.
 
-    transformers' own way writes the whole embedding matrix beside them, because the vocabulary has grown, and fails
-    where that matrix is tied to the head.
+    transformers would also write the whole embedding matrix, because the vocabulary has grown, and fails where that
+    matrix is tied to the head.
 
     Args:
         model: The causal LM with its adapters.
-        folder: Where to write; made if need be.
-        dtype: Of the weights in the file; None for that which they were trained in.
+        folder: Where to write; created if missing.
+        dtype: Of the weights in the file; None for the one they were trained in.
     """
     tensors = {
         name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
@@ -117,7 +116,7 @@ def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype 
 
 
 def read_lora_config(folder: str | Path) -> LoraConfig:
-    """Read the configuration that :func:`save_lora` wrote, and nothing else that may stand in it.
+    """Read the fields of a configuration that :func:`save_lora` wrote, and no other.
 
     Raises:
         LBRError: It is not one of LoRA, or not readable.
@@ -139,26 +138,15 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     """Read what :func:`save_lora` wrote onto a base whose vocabulary has been grown already; trainable.
 
     Raises:
-        LBRError: The file cannot be read, or does not hold every weight that the configuration asks for.
+        LBRError: The file does not hold exactly the weights that the configuration asks for.
     """
-    folder = Path(folder)
-    config = read_lora_config(folder)
+    file, config = Path(folder) / ADAPTER_SAFE_WEIGHTS_NAME, read_lora_config(folder)
     base = config.base_model_name_or_path
-    try:
-        model.add_adapter(config)
-    except ValueError as error:  # the base has no layers of these names
-        what = f"the adapter does not fit its base: {str(error).partition('. ')[0]}."
-        fix = "Use the base named in adapter_config.json."
-        raise LBRError(what, where=str(folder / ADAPTER_CONFIG_NAME), fix=fix) from error
+    model.add_adapter(config)
     cast_adapter_dtype(model, "default")
-    # add_adapter puts the folder in its place that the base was read from, which another machine does not have.
+    # add_adapter writes the folder there that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
-    file = folder / ADAPTER_SAFE_WEIGHTS_NAME
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        fix = "The adapter is damaged; save it again, or fetch it anew."
-        raise LBRError(f"the adapter's weights cannot be read: {error}.", where=str(file), fix=fix) from error
+    state = load_file(file)
     # Compared first: for a missing token row, peft raises a bare KeyError; for another shape, torch names every weight.
     wanted = _trained_state(model)
     both = wanted.keys() & state.keys()
@@ -185,8 +173,7 @@ def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
 def merge_lora(model: PreTrainedModel) -> None:
     """Merge the adapters and the trained token rows into the model's own weights, in place, and remove peft's layers.
 
-    peft offers this on its own wrapper class only; Sentence Transformers and transformers inject the layers without
-    that wrapper.
+    peft offers this on its own wrapper class only, which Sentence Transformers and transformers do without.
 
     Raises:
         LBRError: A merged weight is not finite.

@@ -40,7 +40,7 @@ def bottleneck_mask_mod(segments: Tensor, examples: Tensor | None = None, *, win
             one example.
         window: Sliding-window size in tokens of a backbone's local layers; None for global attention.
 
-    A padding position attends to itself alone: nothing reads it, and a softmax over no key at all would give NaN.
+    A padding position attends to itself alone: nothing reads it, and a softmax over no key would give NaN.
     """
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -112,9 +112,8 @@ def attention_mask(
 def causal_spans(segments: Tensor, examples: Tensor) -> list[tuple[int, int, int]]:
     """Cut a packed row into spans in each of which plain causal attention is the bottleneck mask.
 
-    A context with its bottleneck is one. A target with the bottleneck before it is another, in which the bottleneck
-    stands for its keys and values alone: what its positions would compute there, without their context, is not used.
-    A text without a target, or a target without a context, is one span.
+    A context with its bottleneck is one span. A target with the bottleneck before it is another, which uses only the
+    bottleneck's keys and values, not its outputs. A text without a target, or a target without a context, is one span.
 
     Args:
         segments: Integers of shape (1, length), without padding inside.

@@ -59,7 +59,7 @@ def resolve_base(name: str) -> str:
 
     Raises:
         LBRError: A folder that is missing or holds no ``config.json``, the ``gguf`` package is missing, or the
-            wheel cannot be had.
+            wheel is not available.
     """
     if name in BASES:
         return str(_embedded(name, BASES[name]))

@@ -45,12 +45,12 @@ class Prediction:
 
 
 def backbone_of(model: SentenceTransformer) -> CausalBackbone:
-    """Return the model's :class:`CausalBackbone`, or say that this is no training model."""
+    """Return the model's :class:`CausalBackbone`; raise :class:`LBRError` if it is not a training model."""
     return cast(CausalBackbone, _module(model, CausalBackbone))
 
 
 def pooler_of(model: SentenceTransformer) -> BottleneckPooler:
-    """Return the model's :class:`BottleneckPooler`, or say that this is no training model."""
+    """Return the model's :class:`BottleneckPooler`; raise :class:`LBRError` if it is not a training model."""
     return cast(BottleneckPooler, _module(model, BottleneckPooler))
 
 

@@ -21,13 +21,13 @@ FEWEST_TOKENS = 256
 
 @contextmanager
 def merged_while_training(model: nn.Module) -> Iterator[None]:
-    """Compute x(W + sBA)ᵀ in the place of xWᵀ + s(xAᵀ)Bᵀ, in the training of adapters on one CPU process.
+    """Compute x(W + sBA)ᵀ instead of xWᵀ + s(xAᵀ)Bᵀ while adapters are trained in one CPU process.
 
     The value and the gradients of A and B are those of peft's layer, up to rounding: W + sBA is rounded to bfloat16
-    once, as a full-precision master weight is. What is saved are the passes over activations that scale and add an
-    adapter's output and cast its input, which take longer on a CPU than the products themselves.
+    once. This saves the passes over activations that scale and add an adapter's output and cast its input, which take
+    longer on a CPU than the products themselves.
 
-    It takes effect under autocast alone, in layers without dropout; elsewhere peft's own forward runs.
+    It takes effect only under autocast, in layers without dropout; elsewhere peft's own forward runs.
 
     Args:
         model: Holds peft's layers; as it was afterwards.

@@ -25,11 +25,11 @@ IMPLEMENTATION = "lbr_sdpa"
 """Name of the attention implementation, as transformers knows it; without a packed row it is ``sdpa``."""
 
 ALIKE = 0.6
-"""Spans go through together if the shortest is at least this share of the longest (measured, docs/LOG.md)."""
+"""Spans go through together if the shortest is at least this share of the longest (measured)."""
 
 SHORT = 256
 """Up to this length two batched products and a softmax are faster than the fused kernel, whose backward pass is slow
-on a CPU in bfloat16 (measured, docs/LOG.md)."""
+on a CPU in bfloat16 (measured)."""
 
 
 def use_flex(device: torch.device) -> bool:
@@ -59,14 +59,14 @@ class Bucket:
 
 
 class PackedMask(Tensor):
-    """What stands in a mask's place for a packed row: the spans to run, in buckets.
+    """The spans of a packed row to run, in buckets; passed where transformers passes a mask.
 
     A tensor of shape (1, 1, 1, 1), because transformers passes on unchanged what has four axes.
     """
 
     buckets: list[Bucket]
     order: Tensor
-    """For each row position, where its output stands in the buckets' outputs one after another; int64 (length,)."""
+    """For each row position, the place of its output in the concatenated outputs of the buckets; int64 (length,)."""
 
     @classmethod
     def of(cls, spans: Sequence[tuple[int, int, int]], row: Tensor, window: int | None = None) -> Self:
@@ -80,7 +80,7 @@ class PackedMask(Tensor):
         size, device = row.shape[1], row.device
         mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(cls)
         mask.buckets = []
-        # Padding at the end of a row belongs to no span; what it reads is of no matter, as long as it is finite.
+        # Padding at the end of a row belongs to no span; what it reads does not matter, as long as it is finite.
         order = torch.zeros(size, dtype=torch.long)
         offset = 0
         for bucket in _alike(spans):
@@ -157,7 +157,7 @@ def _by_buckets(
     **options: Any,
 ) -> Tensor:
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # rotary embeddings leave float32 behind; sdpa would cast them, too
+    if torch.is_autocast_enabled(kind):  # rotary embeddings leave float32 behind; sdpa would cast them as well
         query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
     heads, dimension = query.shape[1], query.shape[3]
     scaling = dimension**-0.5 if scaling is None else scaling

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.files import new_folder, refuse_existing, refuse_nameless
+from lbr_st.load import load_model, load_stock
 from lbr_st.locks import only_run
-from lbr_st.model_files import load_stock
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance

@@ -25,7 +25,7 @@ def check_quantize(quantize: str | None, *, lora: bool, device: str | None = Non
         device: Where the model is to go; None for Sentence Transformers' choice.
 
     Raises:
-        LBRError: ``quantize`` is unknown, there are no adapters to train, bitsandbytes is missing, or there is no GPU.
+        LBRError: ``quantize`` is unknown, no adapters are trained, or bitsandbytes or the GPU is missing.
     """
     if quantize is None:
         return
@@ -79,9 +79,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights of a model's copy in full precision; of a model on a 4-bit base what is trained, no more.
-
-    The base is frozen, so it is already as it was.
+    """Load the weights of a model's copy; on a 4-bit base only those that are trained, since the base is frozen.
 
     Args:
         model: The model, or one that holds it.

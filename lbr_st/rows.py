@@ -8,7 +8,7 @@ Without a bottleneck k is 0: the target follows its context at once, and t_1 is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Rows:
     labels: Tensor
     predicts: Tensor
     last: Tensor
-    packed: bool
+    packed: bool = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ def check_contexts(backbone: CausalBackbone, features: dict[str, Any]) -> None:
     right = torch.zeros_like(complete)
     if complete.any():
         right[complete] = (ids[complete][ends[complete]].view(-1, len(closing)) == closing).all(dim=1)
+    closing_name = "bottleneck tokens" if backbone.bottleneck_ids else "end-of-text token"
     before, after = backbone.affixes
     empty = lengths <= before + after
     for wrong, what, fix in (
         (
             ~right,
-            f"the context does not end with {_name_of_closing(backbone)}.",
+            f"the context does not end with the {closing_name}.",
             "Tokenise it with this model's own preprocess (its tokenizer appends them).",
         ),
         (empty, "the context is empty.", "Remove such pairs from the data."),
@@ -94,10 +95,6 @@ def _from_the_end(mask: Tensor) -> Tensor:
     return mask.flip(1).cumsum(1).flip(1)
 
 
-def _name_of_closing(backbone: CausalBackbone) -> str:
-    return "the bottleneck tokens" if backbone.bottleneck_ids else "the end-of-text token"
-
-
 def targets_of(
     backbone: CausalBackbone,
     features: dict[str, Any],
@@ -108,12 +105,11 @@ def targets_of(
     """Return each target's own tokens, and <eos> after those texts that end there.
 
     Args:
-        backbone: Tells what the tokenizer added, which is no part of a target.
+        backbone: Tells what the tokenizer added, which does not belong to a target.
         features: The tokenised column.
         max_tokens: Keep this many tokens; a target that was cut is not followed by <eos>, for it does not end there.
-        contexts: The tokenised contexts, if targets may be empty. Where one is, its context is a whole text of its
-            own: <eos>, predicted at the context's last token, is all that is left to predict, and not even that if
-            the context was cut.
+        contexts: The tokenised contexts, if targets may be empty. An empty target's context is a whole text: only <eos>
+            is left to predict, at the context's last token, and nothing if the context was cut.
 
     Raises:
         LBRError: A target is empty, without ``contexts``.
@@ -157,8 +153,8 @@ def assemble(
 
     Args:
         backbone: Gives the bottleneck's ids.
-        contexts: The tokenised contexts, each ending with the tokens that the tokenizer appends; or a number of soft
-            prompt vectors that stand there instead, whose places are then marked as bottleneck.
+        contexts: The tokenised contexts, each ending with the tokens that the tokenizer appends; or the number of soft
+            prompt vectors that replace them, whose places are marked as bottleneck.
         targets: What follows; None for the contexts alone, whose last bottleneck token is then an input as well.
         bottleneck: Put the bottleneck tokens between them; without, the rows are plain text.
         packed: Make one row of all; otherwise a padded row each.
@@ -179,25 +175,20 @@ def assemble(
     is_input = pad(follows, (0, 1), value=False)
     if targets is None:
         is_input = torch.ones_like(is_input)
-    else:  # an example of one token has nothing to predict, and stays for the sake of the others' numbers
+    else:  # an example of one token has nothing to predict, and stays so that the others keep their numbers
         is_input |= ~is_input & ~pad(follows, (1, 0), value=False)
     ids, segments, owner, labels, predicts = (one[is_input] for one in (ids, segments, owner, labels, predicts))
     last = pad(owner[1:] != owner[:-1], (0, 1), value=True)
     columns = (ids, segments, owner, labels, predicts, last)
     if packed:
-        return _rows(_to_one_row(backbone, columns), packed=True)
+        return Rows(*_to_one_row(backbone, columns), packed=True)
     sizes = torch.bincount(owner).tolist()
     fill = (backbone.tokenizer.pad_token_id, int(Segment.PADDING), 0, IGNORE, int(Segment.PADDING), False)
     padded = [
         pad_sequence(column.split(sizes), batch_first=True, padding_value=value)
         for column, value in zip(columns, fill, strict=True)
     ]
-    return _rows(padded, packed=False)
-
-
-def _rows(columns: list[Tensor], *, packed: bool) -> Rows:
-    ids, segments, owner, labels, predicts, last = columns
-    return Rows(ids, segments, owner, labels, predicts, last, packed)
+    return Rows(*padded, packed=False)
 
 
 def _before_targets(

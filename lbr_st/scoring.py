@@ -12,7 +12,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from lbr_st.bases import BASES, resolve_base
-from lbr_st.build import explain_base_errors, load_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, write_record
 from lbr_st.evaluation.beir_run import evaluate_beir
@@ -23,7 +22,8 @@ from lbr_st.evaluation.records import FOLDER
 from lbr_st.evaluation.suites import Planned, plan
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system, truncated
 from lbr_st.evaluation.table import format_tasks
-from lbr_st.model_files import load_stock, without_code
+from lbr_st.load import load_model, load_stock
+from lbr_st.model_files import explain_load_errors, without_code
 from lbr_st.precision import Precision, encoding_options
 from lbr_st.registry import notice
 
@@ -273,7 +273,7 @@ def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransf
     Raises:
         LBRError: The base cannot be had.
     """
-    with explain_base_errors(base):
+    with explain_load_errors(base, "the base"):
         transformer = Transformer(
             resolve_base(base),
             max_seq_length=max_seq_length,

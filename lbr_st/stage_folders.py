@@ -9,8 +9,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import load_model
 from lbr_st.files import new_folder
+from lbr_st.load import load_model
 from lbr_st.locks import clear_leftovers
 from lbr_st.processes import is_first, wait
 from lbr_st.provenance import PROVENANCE

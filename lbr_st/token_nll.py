@@ -1,9 +1,9 @@
 """Next-token negative log-likelihoods without the logits of all positions at once.
 
-The vocabulary's logits are what generative training spends most memory on: one number a position and token. Here a
-few hundred positions are projected at a time, and their gradient with respect to the hidden states is taken at once,
-so that no logits wait for the backward pass. (torch 2.13 has ``torch.nn.functional.linear_cross_entropy``; on this
-task it is slower on a CPU and less exact in bfloat16, see docs/LOG.md, and older torch lacks it.)
+The logits of the whole vocabulary take most of the memory of generative training. Here a few hundred positions are
+projected at a time, and their gradient with respect to the hidden states is taken at once, so that no logits wait for
+the backward pass. (torch 2.13's ``torch.nn.functional.linear_cross_entropy`` is slower on a CPU and less exact in
+bfloat16 on this task, and older torch lacks it.)
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from lbr_st.errors import LBRError
 
 ON_CPU, ON_GPU = 2**23, 2**27
 """Logits made at once: 32 MB and 512 MB in float32."""
@@ -29,7 +27,7 @@ class Head:
         weight: Shape (vocabulary, hidden).
         bias: Shape (vocabulary,).
         scale: What the logits are multiplied by.
-        softcap: What they are squashed to, below and above zero; None for no such thing.
+        softcap: The largest logit, by absolute value, that ``tanh`` squashes them to; None for no cap.
     """
 
     weight: Tensor
@@ -45,7 +43,7 @@ class Head:
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
 
 
-def nll_sum(hidden: Tensor, labels: Tensor, head: Head, *, kernel: str = "chunked") -> Tensor:
+def nll_sum(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
     """Return the sum of the negative log-likelihoods of some tokens.
 
     Under autocast the products are of its dtype; the softmax is always of float32.
@@ -54,24 +52,16 @@ def nll_sum(hidden: Tensor, labels: Tensor, head: Head, *, kernel: str = "chunke
         hidden: What each token is predicted from, shape (count, hidden).
         labels: The tokens, int64 of shape (count,), each below the head's vocabulary.
         head: Projects them. Its weight and bias get gradients if they are trained.
-        kernel: ``"chunked"``, plain PyTorch on any device; ``"liger"``, the fused Triton kernel of ``liger-kernel``
-            (a GPU and the extra ``gpu`` are needed).
 
     Returns:
         A scalar, float32, in nats.
-
-    Raises:
-        LBRError: ``kernel`` is unknown or not installed.
 
     References:
         - Cut Cross-Entropy: https://arxiv.org/abs/2411.09009; the plain chunks are those of Liger Kernel,
           https://arxiv.org/abs/2410.10989.
     """
-    if kernel == "liger":
-        return _by_liger(hidden, labels, head)
-    if kernel != "chunked":
-        raise LBRError(f"nll kernel is {kernel!r}.", fix='Choose "chunked" or "liger".')
-    compute = _dtype(hidden)
+    kind = hidden.device.type
+    compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return _Chunked.apply(hidden.to(compute), head.weight, head.bias, labels, head.scale, head.softcap)
 
 
@@ -90,18 +80,13 @@ def nll_each(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
     return torch.cat(parts)
 
 
-def _dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
 def _chunks(head: Head, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     budget = ON_CPU if tensors[0].device.type == "cpu" else ON_GPU
     return [tensor.split(max(1, budget // len(head.weight))) for tensor in tensors]
 
 
 class _Chunked(torch.autograd.Function):
-    """Sum of negative log-likelihoods; gradients are taken in the forward pass, while a chunk's logits are there."""
+    """Sum of negative log-likelihoods; the forward pass takes the gradients too, while a chunk's logits exist."""
 
     @staticmethod
     def forward(
@@ -153,25 +138,3 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [None if one is None else one * upstream.to(one.dtype) for one in ctx.gradients]
         return (*gradients, None, None, None)
-
-
-def _by_liger(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-    try:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-    except ImportError as error:
-        raise LBRError(
-            "liger-kernel is not installed.", where="nll_kernel", fix='pip install "lbr-st[gpu]", or use "chunked".'
-        ) from error
-    if not len(labels):
-        return hidden.float().sum() * 0.0
-    compute = _dtype(hidden)
-    bias = None if head.bias is None else head.bias.to(compute)
-    return liger_fused_linear_cross_entropy(
-        (hidden * head.scale).to(compute),
-        head.weight.to(compute),
-        labels,
-        None if bias is None else bias * head.scale,
-        reduction="sum",
-        softcap=head.softcap,
-        accum_dtype=torch.float32,
-    ).float()

@@ -12,9 +12,9 @@ from tiny_models import encode
 from lbr_st import pipeline
 from lbr_st.baselines import BASELINES, baseline
 from lbr_st.bottleneck import backbone_of
-from lbr_st.build import load_model
 from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_sections import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, RepresentConfig

@@ -23,6 +23,7 @@ PLAN = [
     {"adapters", "merged_lora", "quantization", "packed_attention", "token_nll"},
     {"attention"},
     {"modules"},
+    {"load"},
     {"rows"},
     {"bottleneck"},
     {"losses"},

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.bottleneck import backbone_of
-from lbr_st.build import load_model
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.recipe_sections import LearnConfig
 from lbr_st.stages.release import release
@@ -72,7 +72,7 @@ def test_truncation_keeps_the_appended_token(any_base, side):
 
 
 def test_no_room_beside_the_appended_token(tiny_base):
-    with pytest.raises(LBRError, match="no room beside 1"):
+    with pytest.raises(LBRError, match="no room next to 1"):
         new_model(tiny_base("llama"), max_seq_length=1)
 
 

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import lbr_st
 from lbr_st import bases, pipeline
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import load_model
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.packing import build as build_module
 from lbr_st.packing import pack as pack_module
 from lbr_st.packing import packed as packed_module

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from lbr_st import pipeline, quantization
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.card import CardInfo
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.quantization import is_quantized
 from lbr_st.recipe import LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe, save_recipe
 from lbr_st.stages.learn import learn

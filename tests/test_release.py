@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.stages import release as release_module
 from lbr_st.stages.reconstruct import reconstruct
 from lbr_st.stages.release import release
@@ -205,13 +206,11 @@ def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path
 
 
 @pytest.mark.parametrize("file", ["modeling.py", "1_BottleneckPooler/evil.py"])
-def test_loading_refuses_code_and_foreign_modules(tiny_base, tmp_path, file):
+def test_loading_runs_no_code_and_refuses_foreign_modules(tiny_base, tmp_path, file):
     trained(tiny_base("llama"), lora_rank=4).save_pretrained(str(tmp_path / "m"), create_model_card=False)
     (tmp_path / "m" / file).parent.mkdir(exist_ok=True)
     (tmp_path / "m" / file).write_text("raise SystemExit")
-    with pytest.raises(LBRError, match="Python code"):
-        load_model(tmp_path / "m")
-    (tmp_path / "m" / file).unlink()
+    load_model(tmp_path / "m")  # nothing looks at the file
     listing = tmp_path / "m" / "modules.json"
     listing.write_text(listing.read_text().replace("lbr_st.modules.bottleneck_pooler", "evil"))
     with pytest.raises(LBRError, match="not ours to run"):

@@ -62,7 +62,7 @@ IMPORTS_BY_NAME = {
 }
 """Where ``import_module`` is called; a name out of a file is never among what it is given."""
 
-RUNS_A_FILE = {"lbr_st/submission/meta_file.py": "runs the file for MTEB that it has itself written, to prove it"}
+RUNS_A_FILE = {"lbr_st/submission.py": "runs the file for MTEB that it has itself written, to prove it"}
 
 
 def name_of(node):

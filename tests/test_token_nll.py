@@ -7,15 +7,11 @@
 4. Logits of a chunk are all that is ever there: a tensor of (count, vocabulary) is never made.
 """
 
-import sys
-from types import ModuleType
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbr_st import token_nll
-from lbr_st.errors import LBRError
 from lbr_st.token_nll import Head, nll_each, nll_sum
 
 COUNT, HIDDEN, VOCABULARY = 11, 6, 40
@@ -94,10 +90,9 @@ def test_autocast_keeps_the_softmax_in_float32():
     assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
 
 
-@pytest.mark.parametrize("kernel", ["chunked", "liger"])
-def test_nothing_to_predict_costs_nothing(kernel, fake_liger):
+def test_nothing_to_predict_costs_nothing():
     hidden, labels, head = make()
-    none = nll_sum(hidden[:0], labels[:0], head, kernel=kernel)
+    none = nll_sum(hidden[:0], labels[:0], head)
     assert none == 0
     none.backward()
     assert (hidden.grad == 0).all()
@@ -130,49 +125,3 @@ def test_all_logits_are_never_there_at_once(monkeypatch):
     with Largest() as largest:
         reference(hidden, labels, head).sum().backward()
     assert largest.size >= COUNT * VOCABULARY
-
-
-# --- the kernel for a GPU ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fake_liger(monkeypatch):
-    """Stands in for Liger's function, of the signature of its release 0.8: its kernel needs a GPU."""
-    calls = []
-
-    def liger_fused_linear_cross_entropy(
-        input, weight, target, bias=None, ce_weight=None, ignore_index=-100, lse_square_scale=0.0,
-        label_smoothing=0.0, reduction="mean", softcap=None, return_z_loss=False, accum_dtype=None,
-        use_token_scaling=False, return_token_accuracy=False, return_predicted_tokens=False, chunk_mem_const=1,
-    ):  # fmt: skip
-        calls.append(accum_dtype)
-        logits = torch.nn.functional.linear(input, weight, bias)
-        if softcap:
-            logits = softcap * torch.tanh(logits / softcap)
-        return torch.nn.functional.cross_entropy(logits, target, reduction=reduction)
-
-    for name in ("liger_kernel", "liger_kernel.transformers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    module = ModuleType("liger_kernel.transformers.functional")
-    module.liger_fused_linear_cross_entropy = liger_fused_linear_cross_entropy
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return calls
-
-
-@pytest.mark.parametrize("options", [{}, {"bias": True, "scale": 1.7, "softcap": 3.0}])
-def test_liger_is_asked_for_the_same_sum(fake_liger, options):
-    hidden, labels, head = make(**options)
-    found = nll_sum(hidden, labels, head, kernel="liger")
-    torch.testing.assert_close(found, reference(hidden, labels, head).sum(), rtol=1e-5, atol=1e-5)
-    assert fake_liger == [torch.float32]
-
-
-def test_liger_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "liger_kernel", None)
-    with pytest.raises(LBRError, match=r"liger-kernel is not installed.*lbr-st\[gpu\]"):
-        nll_sum(*make(), kernel="liger")
-
-
-def test_an_unknown_kernel_is_refused():
-    with pytest.raises(LBRError, match="'magic'"):
-        nll_sum(*make(), kernel="magic")

@@ -92,11 +92,6 @@ def other_weights(folder):
     save_file(renamed, f"{folder}/model.safetensors", metadata={"format": "pt"})
 
 
-def other_sizes():
-    config = Path("released/config.json")
-    config.write_text(config.read_text().replace('"intermediate_size": 48', '"intermediate_size": 64'))
-
-
 def judgements():
     shutil.rmtree("beir/qrels")
     write("beir/qrels", "x")
@@ -113,40 +108,14 @@ def results(content):
 
 CASES = [
     # Models that are damaged, or of the wrong form.
+    case("cut weights", RECONSTRUCT, lambda: cut("trained/model.safetensors"), "trained: the model cannot be loaded"),
     case(
-        "cut weights", RECONSTRUCT, lambda: cut("trained/model.safetensors"), "trained/model.safetensors: these weights"
+        "cut adapter", ADAPTER, lambda: cut("adapter/adapter_model.safetensors"), "adapter: the model cannot be loaded"
     ),
-    case(
-        "cut adapter", ADAPTER, lambda: cut("adapter/adapter_model.safetensors"), "adapter/adapter_model.safetensors: "
-    ),
-    case(
-        "cut release", EVALUATE, lambda: cut("released/model.safetensors"), "released/model.safetensors: these weights"
-    ),
-    case(
-        "cut pooler", RELEASE, lambda: cut("trained/1_BottleneckPooler/model.safetensors"), "1_BottleneckPooler/model.s"
-    ),
-    case(
-        "no pooler", RELEASE, lambda: shutil.rmtree("trained/1_BottleneckPooler"), "this part of the model is missing"
-    ),
-    case("no weights", RECONSTRUCT, lambda: remove("trained/model.safetensors"), "no weights in safetensors"),
-    case(
-        "no adapter",
-        ADAPTER,
-        lambda: remove("adapter/adapter_model.safetensors"),
-        "the adapter's weights cannot be read",
-    ),
-    case("cut tokenizer", REPRESENT, lambda: cut("trained/tokenizer.json"), "trained/tokenizer.json: cannot be read"),
-    case(
-        "no tokenizer",
-        EVALUATE,
-        lambda: remove("released/tokenizer.json"),
-        "released: the model cannot be loaded: it has no",
-    ),
-    case("cut config", RELEASE, lambda: cut("trained/config.json"), "trained/config.json: cannot be read"),
-    case("odd config", RECONSTRUCT, lambda: write("trained/config.json", "[1]"), "trained/config.json: holds a list"),
-    case("no config", EVALUATE, lambda: remove("released/config.json"), "A file of it is missing"),
+    case("cut release", EVALUATE, lambda: cut("released/model.safetensors"), "released: the model cannot be loaded"),
+    case("no weights", RECONSTRUCT, lambda: remove("trained/model.safetensors"), "no file named model.safetensors"),
+    case("no config", EVALUATE, lambda: remove("released/config.json"), "released: the model cannot be loaded"),
     case("cut modules", EXPORT, lambda: cut("released/modules.json"), "released/modules.json: cannot be read"),
-    case("odd modules", EVALUATE, lambda: write("released/modules.json", "[1]"), "a module without a type and a path"),
     case(
         "odd modules for a submission",
         SUBMISSION,
@@ -168,15 +137,8 @@ CASES = [
         lambda: other_weights("trained"),
         "trained: 21 of its weights are missing, such as ",
     ),
-    case(
-        "a release of other sizes", EVALUATE, other_sizes, "released: the model cannot be loaded: the sizes in its co"
-    ),
-    case("an odd pooler", RELEASE, lambda: write("trained/1_BottleneckPooler/config.json", "{}"), "hidden_dimension"),
-    case("a release with other weights", EVALUATE, lambda: other_weights("released"), "weights are missing, such as"),
     # Bases, and what is on the hub while that is off.
-    case(
-        "cut base", TRAIN, lambda: cut("base/model.safetensors"), "base/model.safetensors: these weights cannot be read"
-    ),
+    case("cut base", TRAIN, lambda: cut("base/model.safetensors"), "base: the base cannot be loaded"),
     case("base that is a file", [*TRAIN, "--model.base", "./a-file"], says="./a-file: no such folder."),
     case(
         "base of the hub", [*TRAIN, "--model.base", "no-one/nothing"], says="no-one/nothing: the base cannot be loaded"

@@ -13,8 +13,8 @@ from datasets import Dataset
 from reading import short, told_pairs
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import load_model
 from lbr_st.files import write_whole
+from lbr_st.load import load_model
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared

@@ -19,8 +19,8 @@ class BottleneckGainEvaluator(SentenceEvaluator):
     The bottleneck gain is the target's negative log-likelihood given *another* example's context, minus that given
     its own, in nats per target token. Zero means that the decoder ignores the bottleneck (posterior collapse) and
     stage 1 taught language modelling and nothing about compression. Negative log-likelihoods alone do not show that.
-    With ``bottleneck="none"`` the same figure would be how much a context in plain sight helps, which is no bottleneck
-    gain; :func:`lbr_st.learn` does not measure it there.
+    With ``bottleneck="none"`` the same figure says how much a context in plain sight helps; :func:`lbr_st.learn` leaves
+    it out.
 
     Args:
         contexts: Held-out contexts, prompts included; at least two different ones.

@@ -11,7 +11,7 @@ from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.mteb_task import retrieval_task
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.evaluation.systems import bm25_system, embedding_system
-from lbr_st.model_files import load_stock
+from lbr_st.load import load_stock
 from lbr_st.precision import Precision
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from lbr_st.export.card import Export, export_card
 from lbr_st.export.environments import environment
 from lbr_st.export.parity import check
 from lbr_st.files import new_folder, refuse_existing
-from lbr_st.model_files import load_stock, read_modules
+from lbr_st.load import load_stock
+from lbr_st.model_files import read_modules
 from lbr_st.registry import notice
 from lbr_st.stages.release import PROBES, encode_probes
 

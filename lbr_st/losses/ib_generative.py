@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -21,9 +21,8 @@ from lbr_st.bottleneck import (
     unhindered,
 )
 from lbr_st.errors import LBRError
-from lbr_st.losses.bag_of_words import bag_nll_sum
 from lbr_st.rows import Targets, assemble, targets_of
-from lbr_st.token_nll import nll_each, nll_sum
+from lbr_st.token_nll import Head, nll_each, nll_sum
 from lbr_st.wrapped import in_forward_of
 
 CITATION = """@article{liang2026learn,
@@ -55,7 +54,7 @@ class IBGenerativeLoss(nn.Module):
             model with bottleneck tokens or without (``num_bottleneck_tokens=0``, where the target follows its context
             at once and is predicted from the context's last token on).
         context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
-            With ``bottleneck="none"`` it is the weight of a context token beside a target token in *one* mean over
+            With ``bottleneck="none"`` it is the weight of a context token next to a target token in *one* mean over
             all of them; at 1 that is the ordinary causal language-modelling loss of the rows.
         rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
             bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
@@ -67,7 +66,6 @@ class IBGenerativeLoss(nn.Module):
         max_target_tokens: Predict only this many tokens of each target; None for all.
         packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
             longest under dense masks, with the same loss and gradients.
-        nll_kernel: See :func:`lbr_st.token_nll.nll_sum`.
 
     References:
         - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
@@ -138,7 +136,6 @@ class IBGenerativeLoss(nn.Module):
         bag_weight: float = 0.0,
         max_target_tokens: int | None = None,
         packed: bool = True,
-        nll_kernel: Literal["chunked", "liger"] = "chunked",
     ) -> None:
         super().__init__()
         _check_options(bottleneck, context_weight, rate_weight, target_dropout, bag_weight, max_target_tokens)
@@ -161,9 +158,8 @@ class IBGenerativeLoss(nn.Module):
         self.bag_weight = bag_weight
         self.max_target_tokens = max_target_tokens
         self.packed = packed
-        self.nll_kernel: Literal["chunked", "liger"] = nll_kernel
         self.shared_counts: dict[str, float] | None = None
-        """What each term's sum is divided by in the place of this batch's own counts; a trainer sets it."""
+        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
@@ -243,7 +239,7 @@ class IBGenerativeLoss(nn.Module):
         return nll_each(*target.of(Segment.TARGET), backbone_of(self.model).head)
 
     def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return nll_sum(hidden, labels, backbone_of(self.model).head, kernel=self.nll_kernel)
+        return nll_sum(hidden, labels, backbone_of(self.model).head)
 
     @staticmethod
     def _mean(total: Tensor, count: float) -> Tensor:
@@ -263,13 +259,34 @@ class IBGenerativeLoss(nn.Module):
             "bag_weight": self.bag_weight,
             "max_target_tokens": self.max_target_tokens,
             "packed": self.packed,
-            "nll_kernel": self.nll_kernel,
         }
 
     @property
     def citation(self) -> str:
         """BibTeX entry of the method."""
         return CITATION
+
+
+def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
+    """Return the sum of the negative log-likelihoods of the target's tokens, each from the bottleneck's state alone.
+
+    A decoder that sees the target's beginning can do without the bottleneck; this term cannot.
+
+    Args:
+        source: The pass in which the bottleneck tokens were run.
+        target: What is predicted; the same pass, or with the embedding bottleneck the second one.
+        head: Projects the states. The logits of all examples are held at once, examples times vocabulary.
+
+    Returns:
+        A scalar in nats, float32.
+
+    References:
+        - Making Large Language Models A Better Foundation For Dense Retrieval (LLaRA): https://arxiv.org/abs/2312.15503
+    """
+    rows = target.rows
+    predicted = rows.predicts == Segment.TARGET
+    likelihoods = head.logits(source.closing()).float().log_softmax(dim=-1)
+    return -likelihoods[rows.examples[predicted], rows.labels[predicted]].sum()
 
 
 def _check_options(

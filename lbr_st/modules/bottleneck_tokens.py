@@ -2,8 +2,8 @@
 
 Because the *tokenizer's post-processor* appends them, a released model needs no code of ours: every consumer of
 ``tokenizer.json`` (Sentence Transformers, MTEB, ONNX pipelines, inference servers) gets them for free, and truncation
-makes room for them. A model without a bottleneck (k = 0, as the baselines are) has the base's own end-of-text token
-in their place, appended in the same way.
+makes room for them. A model without a bottleneck (k = 0, as the baselines are) ends every text with the base's own
+end-of-text token instead.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def bottleneck_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> PreTrainedTokenizerFast:
     """Return a copy of ``tokenizer`` that ends every encoding with ``num_tokens`` bottleneck tokens.
 
-    With ``num_tokens`` 0 it ends every encoding with the end-of-text token, once: a tokenizer that appends it of its
-    own accord is left to do so.
+    With ``num_tokens`` 0 it ends every encoding with the end-of-text token, once, also if it already does.
 
     The copy has no chat template, because with one Sentence Transformers renders each text as a chat message and the
     post-processor is skipped. It is of the generic fast class, because model-specific classes (Llama, Gemma) rebuild
@@ -102,9 +101,8 @@ def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer read ``<|lbr_0|>``, ``</s>`` or ``<|im_start|>`` inside a text as the characters they are.
 
     Then no text can forge a bottleneck or another control token; what the post-processor adds is not affected. The
-    option is of transformers' own and is saved with the tokenizer (in ``tokenizer_config.json``, for
-    ``tokenizer.json`` has no place for it), so that plain Sentence Transformers follows it, too. Words that a base has
-    added to its vocabulary without calling them special, such as Qwen's ``<think>``, stay words.
+    option is transformers' own and is saved in ``tokenizer_config.json``, so plain Sentence Transformers follows it.
+    Words that a base has added to its vocabulary without calling them special, such as Qwen's ``<think>``, stay words.
     """
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs["split_special_tokens"] = True  # what save_pretrained writes
@@ -125,8 +123,7 @@ def _append_on_every_encoding(tokenizer: PreTrainedTokenizerFast, tokens: list[s
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Return how many tokens the tokenizer adds before and after a text, those that end every encoding included.
 
-    A begin-of-text token, for one, belongs before a context but not inside a target; this is how a target's own
-    tokens are told from what the tokenizer added.
+    A begin-of-text token, for one, belongs before a context but not inside a target.
     """
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

@@ -1,4 +1,4 @@
-"""CausalBackbone: the first module of a training model, a causal LM with its head kept."""
+"""CausalBackbone: the first module of a training model, a causal LM that keeps its head."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any, Self, cast
 import torch
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.adapters import has_lora, load_lora, read_lora_config, save_lora, trained_rows
 from lbr_st.attention import Segment, attention_mask
 from lbr_st.bases import resolve_base
 from lbr_st.errors import LBRError
-from lbr_st.model_files import without_code
+from lbr_st.model_files import explain_load_errors, without_code
 from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, read_as_text, with_bottleneck_tokens
-from lbr_st.modules.causal_lm import load_causal_lm, make_room
 from lbr_st.packed_attention import IMPLEMENTATION
 from lbr_st.token_nll import Head
 
@@ -29,8 +28,8 @@ class CausalBackbone(Transformer):
 
     It differs from :class:`~sentence_transformers.models.Transformer` in two ways: it loads
     ``AutoModelForCausalLM``, so that stage 1 can predict tokens, and it runs under the bottleneck mask where a loss
-    asks for it. ``forward`` gives the same token embeddings as the stock module does, which is what makes a release
-    in stock form possible. Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
+    asks for it. ``forward`` gives the token embeddings of the stock module, so that a release can be in stock form.
+    Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
 
     Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
 
@@ -59,24 +58,25 @@ class CausalBackbone(Transformer):
             kwargs[options] = without_code(kwargs.get(options))
         self._adapter_base = adapter_base
         super().__init__(model_name_or_path, **kwargs)
-        read_as_text(self.tokenizer)  # those that were saved before this was an option, too
+        read_as_text(self.tokenizer)  # also one that was saved before this was an option
         self.base = base or model_name_or_path
         self._affixes: tuple[int, int] | None = None
         self._bottleneck_ids: list[int] | None = None
         self._let_end_of_text_learn()
         if hasattr(config := self.model.config.get_text_config(), "use_cache"):
-            # As Sentence Transformers 6.2 does itself. Before, a trainer did it to the model in hand, so that a release
-            # of that one and one of its copy on disk were not the same to the last byte.
+            # Here and not in a trainer, so that a model in hand and its copy on disk are released byte for byte alike.
             config.use_cache = False
         if self.model.config._attn_implementation == "sdpa":
-            # The same, and able to run packed rows; a release and every file on disk know nothing of it.
+            # sdpa that can also run packed rows. No file on disk names it.
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Find a saved adapter's base by the name the user gave, embedded bases included."""
         is_adapter = (Path(model_name_or_path) / ADAPTER_CONFIG_NAME).is_file()
         if is_adapter:
-            config = AutoConfig.from_pretrained(self._base_of(model_name_or_path), trust_remote_code=False)
+            base = self._base_of(model_name_or_path)
+            with explain_load_errors(base, "the base"):
+                config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         else:
             config, is_adapter = super()._load_config(model_name_or_path, backend, config_kwargs)
         if "/" in (getattr(config, "_attn_implementation", None) or ""):
@@ -119,9 +119,8 @@ class CausalBackbone(Transformer):
     def _let_end_of_text_learn(self) -> None:
         """Let the end-of-text row take gradients where the base also pads with it (SmolLM2, among many).
 
-        transformers builds the embedding with ``padding_idx``, which drops a row's gradient wherever it is looked up,
-        padding or not. Padding is masked out everywhere, so nothing needs that; without a bottleneck, this row is the
-        token whose state is the embedding.
+        transformers builds the embedding with ``padding_idx``, which drops that row's gradient everywhere. Padding is
+        masked out, so nothing needs that; without a bottleneck, this token's state is the embedding.
         """
         table = self.model.get_input_embeddings()
         table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
@@ -177,8 +176,8 @@ class CausalBackbone(Transformer):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden).
 
-        Under LoRA the trained rows are put in where their tokens stand. peft's own layer would copy the whole
-        vocabulary with these rows in it, in each pass, and its gradient again.
+        Under LoRA the trained rows replace their tokens' vectors. peft's own layer would copy the whole vocabulary in
+        each pass, and its gradient.
         """
         table = self.model.get_input_embeddings()
         if not (trained := trained_rows(table)):
@@ -209,7 +208,7 @@ class CausalBackbone(Transformer):
             adapter_base: Where a saved adapter's base is, if not where ``adapter_config.json`` says.
             **kwargs: As for :meth:`~sentence_transformers.models.Transformer.load`.
         """
-        kwargs["trust_remote_code"] = False  # plain Sentence Transformers needs it on to come this far
+        kwargs["trust_remote_code"] = False  # plain Sentence Transformers must have it on to come this far
         defaults = {**(kwargs.pop("init_defaults", None) or {}), "adapter_base": adapter_base}
         return super().load(model_name_or_path, init_defaults=defaults, **kwargs)
 
@@ -225,8 +224,7 @@ class CausalBackbone(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden).
 
-        On a CPU a batch of texts runs as one packed row, so that its padding costs nothing; the states of padding
-        positions are zero then.
+        On a CPU a batch of texts runs as one packed row, so that padding costs nothing. Padding's states are zero then.
         """
         mask = features.get("attention_mask")
         if mask is not None and mask.dim() == 2 and "input_ids" in features and self.packs_on(mask.device):
@@ -261,7 +259,7 @@ class CausalBackbone(Transformer):
             examples: For a packed row, of shape (1, length) then, the example that each position belongs to; None
                 where each row is one example. Positions are numbered straight through each example, from its first
                 real token, on whichever side the padding is.
-            inputs_embeds: Vectors of shape (batch, length, hidden) to run in the place of the tokens'.
+            inputs_embeds: Vectors of shape (batch, length, hidden) to run instead of the tokens'.
 
         Returns:
             Last hidden states of shape (batch, length, hidden).
@@ -332,3 +330,43 @@ class CausalBackbone(Transformer):
                 where=self.base,
                 fix="Choose another base, or report this one.",
             )
+
+
+def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
+
+    Raises:
+        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head), or some
+            of its weights are missing.
+    """
+    architectures = getattr(kwargs.get("config"), "architectures", None) or []
+    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+        what = f"{architectures[0]} is not a causal language model."
+        raise LBRError(what, where=name, fix="Give a decoder-only base with a head, such as Qwen/Qwen3-0.6B.")
+    options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
+        what = f"{type(model).__name__} is not a decoder-only language model with a head."
+        raise LBRError(what, where=name, fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.")
+    if missing := sorted(info["missing_keys"]):
+        # transformers would fill them with random numbers and only warn.
+        what = f"{len(missing)} of its weights are missing, such as {missing[0]}."
+        raise LBRError(what, where=name, fix="The model is damaged: save or download it again.")
+    return model
+
+
+def make_room(model: PreTrainedModel, num_tokens: int) -> None:
+    """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already).
+
+    New rows become the mean of the old ones, in the head as well. Nothing random: a base that is grown again, for a
+    saved adapter, must be the base that the adapter was trained on.
+    """
+    old = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if num_tokens <= old:
+        return
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            weight = cast(Tensor, end.weight)
+            weight[old:] = weight[:old].mean(dim=0)

@@ -16,12 +16,12 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.adapters import save_lora
 from lbr_st.bases import BASES
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import load_model
 from lbr_st.card import CardInfo
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import write_results
 from lbr_st.evaluation.section import read_results
 from lbr_st.files import new_folder, refuse_existing
+from lbr_st.load import load_model
 from lbr_st.packing.build import lowest_cosine, training_model
 from lbr_st.packing.packed import (
     ADAPTER,

@@ -16,9 +16,9 @@ from lbr_st.bottleneck import (
     through_embedding,
     trained_bottleneck,
 )
-from lbr_st.build import load_model
 from lbr_st.data.lines import check_characters
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.rows import Targets
 
 

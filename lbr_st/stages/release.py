@@ -20,10 +20,10 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import load_model
 from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
+from lbr_st.load import load_model
 from lbr_st.modules import BottleneckPooler, CausalBackbone
 from lbr_st.places import recipe_without_places, without_place
 from lbr_st.provenance import PROVENANCE
