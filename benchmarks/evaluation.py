@@ -185,7 +185,7 @@ def measure_bm25(arguments: argparse.Namespace) -> dict[str, Any]:
     from lbr_st.evaluation import evaluate_bm25
 
     if arguments.bm25_data == "chebi":
-        from lbr_st.data import chebi_task
+        from lbr_st.domains.chemistry import chebi_task
 
         data = chebi_task(num_documents=arguments.documents, num_test=arguments.queries).test
     else:

@@ -249,7 +249,7 @@ def main() -> int:
         inside(arguments.inside)
         return 0
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
 
     whole = domain_task("chebi").dev
     data = whole.slice(arguments.queries, arguments.documents)

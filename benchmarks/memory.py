@@ -72,7 +72,7 @@ def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
     import tempfile
 
     import lbr_st
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
     from lbr_st.recipe_sections import RepresentConfig
 
     data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * pairs))

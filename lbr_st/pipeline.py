@@ -16,13 +16,13 @@ from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.files import explain_disk_errors, new_folder, refuse_existing, refuse_nameless
 from lbr_st.locks import only_run
 from lbr_st.model_files import load_stock
-from lbr_st.prepared import Prepared, prepare
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_card import run_card
+from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
@@ -31,9 +31,7 @@ from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
 from lbr_st.stages.sharding import shards
-from lbr_st.training_data import evaluation_set
 
-DATA = "data"
 RESULTS = "results.json"
 
 
@@ -130,7 +128,7 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
 
     def stage(folder: Path) -> SentenceTransformer:
         start = load_model(model, quantize=recipe.model.quantize) if model else build(recipe)
-        return _represent(recipe, _data(recipe, folder, generative=recipe.represent.replay_weight > 0), start, folder)
+        return _represent(recipe, _data(recipe, folder, generative=False), start, folder)
 
     _single(recipe, output, overwrite, stage)
 
@@ -178,13 +176,13 @@ def build(recipe: Recipe) -> SentenceTransformer:
     )
 
 
-def _data(recipe: Recipe, folder: Path, *, generative: bool) -> Prepared:
+def _data(recipe: Recipe, folder: Path, *, generative: bool) -> RunData:
     """Return the data of a stage that is run alone, kept beside its output."""
     place = folder.with_name(f"{folder.name}-{DATA}")
     return first_alone(lambda: prepare(recipe, place, generative=generative))
 
 
-def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
+def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
     pairs = data.learn_pairs
     assert pairs is not None  # who calls this had them made
     notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
@@ -206,7 +204,7 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
     return model
 
 
-def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
+def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     config = recipe.represent
@@ -216,8 +214,6 @@ def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folde
         model,
         data.pairs,
         config,
-        replay=data.learn_pairs if config.replay_weight else None,
-        replay_config=recipe.learn,
         output_dir=checkpoints,
         cache_dir=data.folder,
         precision=recipe.precision,

@@ -36,13 +36,12 @@ from lbr_st.packing.packed import (
     pin_of,
     read_packed,
 )
-from lbr_st.pipeline import DATA
 from lbr_st.places import recipe_without_places
-from lbr_st.prepared import Prepared, prepare
 from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_card import run_card
+from lbr_st.run_data import DATA, RunData, prepare
 from lbr_st.seals import damage, is_sealed, listing
 from lbr_st.stages.release import LEAST_COSINE, encode_probes
 from lbr_st.stages.release import PROBES as PROBE_TEXTS
@@ -156,7 +155,7 @@ def _last_stage(recipe: Recipe, work: Path) -> Path:
     return stage
 
 
-def _check_data(data: Prepared, made: dict[str, Any], work: Path) -> None:
+def _check_data(data: RunData, made: dict[str, Any], work: Path) -> None:
     if data.sources != made.get("data"):
         raise LBRError(
             "the data are no longer those that the run trained on, so what the card would say of them is not true.",

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from lbr_st.adapters import TRAINED_ROWS
-from lbr_st.batches import MixedBatchSampler, TokenBatchSampler
+from lbr_st.batches import TokenBatchSampler
 from lbr_st.bottleneck import Bottleneck, backbone_of
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.losses import IBGenerativeLoss
@@ -89,7 +89,6 @@ def training_arguments(
                 no_duplicates=no_duplicates,
                 similar_group_size=similar_group_size,
             ),
-            "multi_dataset_batch_sampler": MixedBatchSampler,
             "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": config.eval_steps,
             "save_strategy": "steps",
