@@ -25,7 +25,7 @@ class TokenBatchSampler(DefaultBatchSampler):
     """Rows in random order, as many to a batch as fit into a number of tokens, or as share no text.
 
     Every epoch has the same number of batches, that of the first, because a run that is resumed counts on it. If
-    another order would make more, the last rows wait for another epoch. If it would make fewer, a further order follows.
+    another order makes more, the last rows wait for another epoch. If it makes fewer, a further order follows.
 
     With n processes, each takes every n-th batch. Without ``batch_tokens``, their batches of one step together are the
     batch that one process would take alone, and no text is in it twice. So texts that processes gather from each other

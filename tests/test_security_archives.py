@@ -11,7 +11,7 @@ import pytest
 from lbr_st import archives
 from lbr_st.archives import unpack_zip
 from lbr_st.bases import BASES
-from lbr_st.data import ontology, pydoc
+from lbr_st.domains import definitions, python_docs
 from lbr_st.errors import LBRError
 from lbr_st.export import environments
 
@@ -158,8 +158,8 @@ def test_a_damaged_archive_is_refused(tmp_path, damage):
 
 
 def test_every_download_is_pinned():
-    wheels = [ontology.WHEEL, *((base.requirement, base.wheel, base.sha256) for base in BASES.values())]
-    packages = (*pydoc.EVALUATION_PACKAGES, *pydoc.TRAINING_PACKAGES)
+    wheels = [definitions.WHEEL, *((base.requirement, base.wheel, base.sha256) for base in BASES.values())]
+    packages = (*python_docs.EVALUATION_PACKAGES, *python_docs.TRAINING_PACKAGES)
     wheels += [(f"{one.name}=={one.version}", one.name, one.sha256) for one in packages]
     for requirement, _, sha256 in wheels:
         assert requirement.count("==") == 1

@@ -23,9 +23,9 @@ from lbr_st.evaluation.harness import versions
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import write_whole
 from lbr_st.precision import use_bfloat16
-from lbr_st.run_data import RunData
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
+from lbr_st.run_data import RunData
 
 CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"
 
