@@ -17,7 +17,7 @@ TOKENS = 128
 
 def documents(tokenizer: Any, count: int) -> list[str]:
     """Return texts of 128 tokens each, made of ChEBI's definitions."""
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
 
     made: list[str] = []
     stream: list[int] = []

@@ -229,7 +229,7 @@ def measured(words: list[str]) -> Iterator[dict[str, Any]]:
     parser.add_argument("--timed", type=int, default=64, help="documents encoded in one timing")
     given = parser.parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
 
     whole = domain_task("chebi").dev
     data = whole.slice(given.queries, given.documents)

@@ -58,7 +58,7 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
 def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
     """Return the peak of a whole process that takes one step of stage 2 with that many pairs, in GiB."""
     import lbr_st
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
     from lbr_st.recipe_sections import RepresentConfig
 
     data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * pairs))

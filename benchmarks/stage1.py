@@ -20,7 +20,7 @@ Example = tuple[list[int], list[int]]
 
 def chebi_examples(tokenizer: Any, count: int, longest: int) -> list[Example]:
     """Return name → definition pairs of ChEBI as ids."""
-    from lbr_st.data import domain_task
+    from lbr_st.domains.tasks import domain_task
 
     pairs = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(count))
     options = {"add_special_tokens": False, "truncation": True, "max_length": longest}

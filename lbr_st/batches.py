@@ -1,48 +1,50 @@
-"""Batches by tokens: how much goes into a step is decided by the texts' lengths, not by their number."""
+"""Batches of token rows: within a budget of tokens, without repeated texts, and with rows that read alike together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from torch.utils.data import BatchSampler, ConcatDataset
 
 from lbr_st.errors import LBRError
 from lbr_st.processes import world_size
-from lbr_st.similar import SimilarGroups
 from lbr_st.tokens import DIGEST, NUM_TOKENS
 
 SEARCHED = 1000
-"""How many rows put off for their texts are looked through for each batch; beyond it they wait."""
+"""How many rows put off for their texts are looked through for each batch. Rows beyond it wait."""
+DEPTH = 8
+"""Min-hashes of a row: as many tokens, at most, are compared before rows count as equally alike (our choice)."""
+ROWS_AT_ONCE = 50_000
 
 
 class TokenBatchSampler(DefaultBatchSampler):
-    """Rows in random order, as many to a batch as fit into a number of tokens.
+    """Rows in random order, as many to a batch as fit into a number of tokens, or as share no text.
 
-    Every epoch has the same number of batches, that of the first: a run that is resumed counts on it. Where another
-    order would make more, the last rows wait for another epoch; where it would make fewer, a further order goes on.
+    Every epoch has the same number of batches, that of the first, because a run that is resumed counts on it. If
+    another order makes more, the last rows wait for another epoch. If it makes fewer, a further order follows.
 
-    Of several processes each takes every so many-th batch. Without ``batch_tokens`` their batches of one step are, one
-    after another, the batch that one process would take alone, and what is asked of a batch holds for that one: texts
-    that processes gather from each other are no more repeated than those of one.
+    With n processes, each takes every n-th batch. Without ``batch_tokens``, their batches of one step together are the
+    batch that one process would take alone, and no text is in it twice. So texts that processes gather from each other
+    are no more repeated than those of one.
 
     Args:
         dataset: Token rows as :func:`lbr_st.tokens.tokenized` gives them.
         batch_size: Most rows in a batch.
-        drop_last: Leave out batches at the end of an order that are not full; with ``batch_tokens``, the last one.
+        drop_last: Leave out batches that are not full; without effect where ``batch_tokens`` is given.
         valid_label_columns: Not used; part of Sentence Transformers' interface.
         generator: Draws the orders.
         seed: Of the first epoch; that of a later one is this and its number.
-        batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no such limit.
-        no_duplicates: Keep a text from standing twice in a batch, in whichever columns.
+        batch_tokens: Most tokens in a batch, except that a longer row is a batch of its own. None for no such limit.
+        no_duplicates: Keep a text from being in a batch twice, in whichever columns; not together with
+            ``batch_tokens``.
         similar_group_size: Rows that read alike and are drawn one after another; 1 draws each on its own.
 
     Raises:
-        LBRError: The dataset has no rows, or fewer than a batch where that would be left out, or is not tokenised.
+        LBRError: The rows are fewer than a batch, and it would be left out.
     """
 
     def __init__(
@@ -60,10 +62,6 @@ class TokenBatchSampler(DefaultBatchSampler):
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         self.orders = generator or torch.Generator()
-        if NUM_TOKENS not in dataset.column_names:
-            raise LBRError("the dataset is not tokenised.", fix="Give it to lbr_st.tokens.tokenized first.")
-        if not len(dataset):
-            raise LBRError("the dataset has no rows.", fix="Give at least one.")
         # In one read each, as numpy arrays: 4 and 8 bytes a row.
         arrow = dataset.with_format("numpy")
         self.num_tokens = np.asarray(arrow[NUM_TOKENS][:])
@@ -73,11 +71,11 @@ class TokenBatchSampler(DefaultBatchSampler):
             self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
         self.groups = SimilarGroups(dataset, similar_group_size) if similar_group_size > 1 else None
         self.batch_tokens = batch_tokens
-        self.processes = world_size()
-        # Where a number of tokens is asked for, each process's batch is full on its own.
-        self.parts = self.processes if batch_tokens is None else 1
-        self.rows_at_most = batch_size * self.parts
-        if batch_tokens is not None and self.processes > 1:
+        processes = world_size()
+        # Where there is a budget of tokens, each process's batch is full on its own.
+        self.rows_at_most = batch_size * (processes if batch_tokens is None else 1)
+        self.size = batch_size
+        if batch_tokens is not None and processes > 1:
             # Rounds of several processes are complete whatever the batches' sizes; accelerate would drop unequal ones.
             self.batch_size = None  # type: ignore[assignment]
         made = sum(1 for _ in self._order(0, 0))
@@ -87,8 +85,8 @@ class TokenBatchSampler(DefaultBatchSampler):
                 where="batch_size",
                 fix="Lower it, or give more rows with different texts.",
             )
-        # Each process takes every so many-th batch, and none may be left with one more than the others.
-        self._length = max(self.processes, made - made % self.processes)
+        # No process may be left with one batch more than the others.
+        self._length = max(processes, made - made % processes)
 
     def __len__(self) -> int:
         """Return how many batches every epoch has."""
@@ -107,129 +105,116 @@ class TokenBatchSampler(DefaultBatchSampler):
 
     def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
         """Yield the batches of one random order of all rows."""
-        # The first order of an epoch is that of Sentence Transformers' samplers; later ones are drawn from elsewhere.
+        # The first order of an epoch is that of Sentence Transformers' samplers. Later ones are drawn from elsewhere.
         seed = self.seed + epoch + turn * 1_000_003
         if self.groups is not None:
             order = self.groups.order(seed)
         else:
             order = torch.randperm(len(self.num_tokens), generator=self.orders.manual_seed(seed)).numpy()
-        for batch in self._plain(order) if self.digests is None else self._without_duplicates(order):
-            size = self.rows_at_most // self.parts
-            if self.drop_last and self.batch_tokens is None and len(batch) < self.rows_at_most:
-                continue
-            yield from (batch[begin : begin + size] for begin in range(0, len(batch), size))
+        if self.batch_tokens is not None:
+            yield from self._within(order, self.batch_tokens)
+            return
+        for batch in self._full(order) if self.digests is None else self._without_duplicates(order, self.digests):
+            if not self.drop_last or len(batch) == self.rows_at_most:
+                yield from (batch[begin : begin + self.size] for begin in range(0, len(batch), self.size))
 
-    @property
-    def _drops_last(self) -> bool:
-        return self.drop_last and self.batch_tokens is not None
+    def _full(self, order: np.ndarray) -> Iterator[list[int]]:
+        for begin in range(0, len(order), self.rows_at_most):
+            yield order[begin : begin + self.rows_at_most].tolist()
 
-    def _plain(self, order: np.ndarray) -> Iterator[list[int]]:
+    def _within(self, order: np.ndarray, budget: int) -> Iterator[list[int]]:
         until = self.num_tokens[order].cumsum(dtype=np.int64)
         begin, before = 0, 0
         while begin < len(order):
-            end = begin + self.rows_at_most
-            if self.batch_tokens is not None:
-                end = min(end, int(np.searchsorted(until, before + self.batch_tokens, side="right")))
-            end = min(max(end, begin + 1), len(order))
-            if not (self._drops_last and end == len(order)):
-                yield order[begin:end].tolist()
+            fitting = int(np.searchsorted(until, before + budget, side="right"))
+            end = max(begin + 1, min(begin + self.rows_at_most, fitting))
+            yield order[begin:end].tolist()
             begin, before = end, int(until[end - 1])
 
-    def _without_duplicates(self, order: np.ndarray) -> Iterator[list[int]]:
-        put_off: list[int] = []
+    def _without_duplicates(self, order: np.ndarray, digests: np.ndarray) -> Iterator[list[int]]:
+        waiting: list[int] = []
         stream = iter(order.tolist())
-        done = False
-        while not done or put_off:
-            batch = _Batch(self)
-            waiting, put_off = put_off, []
-            for place, row in enumerate(waiting):
-                if batch.full or place == SEARCHED:
-                    put_off += waiting[place:]
+        while True:
+            batch: list[int] = []
+            put_off: list[int] = []
+            texts: set[int] = set()
+            searched = iter(waiting[:SEARCHED])
+            for row in chain(searched, stream):
+                own = digests[row].tolist()
+                if not texts.isdisjoint(own):
+                    put_off.append(row)
+                    continue
+                batch.append(row)
+                texts.update(own)
+                if len(batch) == self.rows_at_most:
                     break
-                if not batch.take(row):
-                    put_off.append(row)
-            while not batch.full and not done:
-                row = next(stream, -1)
-                done = row < 0
-                if not done and not batch.take(row):
-                    put_off.append(row)
-            last = done and not put_off
-            if batch.rows and not (self._drops_last and last):
-                yield batch.rows
+            if not batch:
+                return
+            yield batch
+            waiting = [*put_off, *searched, *waiting[SEARCHED:]]
 
 
-class _Batch:
-    """A batch of rows that share no text, while it is filled."""
+class SimilarGroups:
+    """Orders of a dataset's rows, a new one for every seed, in which each run of ``group_size`` rows reads alike.
 
-    def __init__(self, sampler: TokenBatchSampler) -> None:
-        self.sampler = sampler
-        self.rows: list[int] = []
-        self.tokens = 0
-        self.texts: set[int] = set()
-        self.full = False
-
-    def take(self, row: int) -> bool:
-        """Take a row, unless it shares a text with the batch or does not fit; then the batch may be full."""
-        sampler, tokens = self.sampler, int(self.sampler.num_tokens[row])
-        if self.rows and sampler.batch_tokens is not None and self.tokens + tokens > sampler.batch_tokens:
-            self.full = True
-            return False
-        assert sampler.digests is not None
-        texts: list[Any] = sampler.digests[row].tolist()
-        if not self.texts.isdisjoint(texts):
-            return False
-        self.rows.append(row)
-        self.texts.update(texts)
-        self.tokens += tokens
-        self.full = len(self.rows) >= sampler.rows_at_most
-        return True
-
-
-class MixedBatchSampler(BatchSampler):
-    """Batches of several datasets in random order, of each dataset as many as it has.
-
-    As Sentence Transformers' proportional sampler, but that several processes work on the same dataset at a time: they
-    wait for each other where they gather embeddings, and where they log a loss's terms.
+    They make in-batch negatives hard without a model. Rows are sorted by min-hashes of their tokens, rare ones counting
+    more, and cut into groups, which are shuffled. Two rows have the same min-hash as often as they have tokens in
+    common, so neighbours share several, and which they share is drawn again each time. Nothing is trained or embedded,
+    and every process has the same order.
 
     Args:
-        dataset: The datasets, one after another.
-        batch_samplers: Of each dataset; of several processes each has a multiple of their number of batches.
-        generator: Draws the order.
-        seed: Of the first epoch; that of a later one is this and its number.
+        dataset: Token rows as :func:`lbr_st.tokens.tokenized` gives them; all columns of tokens are compared.
+        group_size: Rows in a group.
+
+    References:
+        - On the resemblance and containment of documents: https://doi.org/10.1109/SEQUEN.1997.666900
+        - LSH Forest: Self-Tuning Indexes for Similarity Search: https://doi.org/10.1145/1060745.1060840
     """
 
-    def __init__(
-        self,
-        dataset: ConcatDataset,
-        batch_samplers: list[TokenBatchSampler],
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.dataset, self.batch_samplers, self.seed, self.epoch = dataset, batch_samplers, seed, 0
-        self.generator = generator or torch.Generator()
-        # accelerate deals the batches out by these.
-        self.batch_size, self.drop_last = batch_samplers[0].batch_size, batch_samplers[0].drop_last
+    def __init__(self, dataset: Dataset, group_size: int) -> None:
+        names = [name for name in dataset.column_names if name != NUM_TOKENS and not name.endswith(DIGEST)]
+        self.arrow = dataset.select_columns(names).with_format("arrow")
+        self.rows, self.group_size = len(dataset), group_size
+        self.rows_with = np.zeros(0, np.int64)
+        for rows, tokens in self._tokens():
+            # A token counts once in a row, however often it stands there.
+            once = np.unique(rows << 32 | tokens) & 0xFFFFFFFF
+            counts = np.bincount(once, minlength=len(self.rows_with))
+            counts[: len(self.rows_with)] += self.rows_with
+            self.rows_with = counts
 
-    def set_epoch(self, epoch: int) -> None:
-        """Name the epoch to come."""
-        self.epoch = epoch
-        for sampler in self.batch_samplers:
-            sampler.set_epoch(epoch)
+    def order(self, seed: int) -> np.ndarray:
+        """Return all row numbers, int64 of shape (rows,), in the order of a seed."""
+        random = np.random.default_rng(seed)
+        hashes = np.full((DEPTH, self.rows), len(self.rows_with), np.int32)
+        ranks = [self._ranks(random) for _ in range(DEPTH)]
+        for rows, tokens in self._tokens():
+            begins = np.flatnonzero(np.diff(rows, prepend=-1))
+            for hashed, rank in zip(hashes, ranks, strict=True):
+                hashed[rows[begins]] = np.minimum.reduceat(rank[tokens], begins)
+        order = np.lexsort(hashes[::-1])
+        # Groups begin elsewhere each time, so that no two neighbours are always kept apart.
+        cuts = range(int(random.integers(1, self.group_size + 1)), self.rows, self.group_size)
+        groups = np.split(order, cuts)
+        return np.concatenate([groups[number] for number in random.permutation(len(groups))])
 
-    def __len__(self) -> int:
-        """Return how many batches every epoch has."""
-        return sum(map(len, self.batch_samplers))
+    def _ranks(self, random: np.random.Generator) -> np.ndarray:
+        """Return a random ranking of the vocabulary, in which the token of fewer rows tends to come first."""
+        # One that a single row has brings no two together, and comes last.
+        weight = np.where(self.rows_with > 1, np.log((self.rows + 1) / np.maximum(self.rows_with, 1)), 1e-9)
+        ranks = np.empty(len(weight), np.int32)
+        ranks[np.argsort(random.exponential(size=len(weight)) / weight, kind="stable")] = np.arange(len(weight))
+        return ranks
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the batches of the epoch that ``set_epoch`` named, as lists of row numbers."""
-        rounds = [
-            number for number, sampler in enumerate(self.batch_samplers) for _ in range(len(sampler) // world_size())
-        ]
-        self.generator.manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(rounds), generator=self.generator).tolist()
-        begins = [0, *self.dataset.cumulative_sizes]
-        batches = [iter(sampler) for sampler in self.batch_samplers]
-        for place in order:
-            number = rounds[place]
-            for _ in range(world_size()):
-                yield [begins[number] + row for row in next(batches[number])]
+    def _tokens(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield, a part of the dataset at a time, the number of the row that a token stands in, and the token."""
+        for part, table in enumerate(self.arrow.iter(batch_size=ROWS_AT_ONCE)):
+            rows, tokens = [], []
+            for column in table.columns:
+                lists = column.combine_chunks()
+                lengths = np.diff(lists.offsets.to_numpy())
+                rows.append(np.repeat(np.arange(len(lengths)), lengths) + part * ROWS_AT_ONCE)
+                tokens.append(lists.flatten().to_numpy())
+            row_of = np.concatenate(rows)
+            by_row = np.argsort(row_of, kind="stable")
+            yield row_of[by_row], np.concatenate(tokens)[by_row]

@@ -9,14 +9,14 @@ from typing import Any
 
 from lbr_st.contamination import ContaminationReport, Evaluation, training_columns
 from lbr_st.data import RetrievalSet
-from lbr_st.data.domain_tasks import DOMAIN_TASKS, domain_task
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.hub import hub_is_off, hub_reachable
 from lbr_st.evaluation.mteb_task import import_extra
 from lbr_st.evaluation.suites import Planned, plan
 from lbr_st.recipe import load_recipe
 from lbr_st.recipe_sections import DataConfig
-from lbr_st.training_data import recipe_columns
+from lbr_st.run_data import recipe_columns
 
 
 def check_training(

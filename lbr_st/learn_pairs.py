@@ -1,9 +1,9 @@
-"""Stage 1's pairs: what a run reads, as context and target, a few of them kept aside for the bottleneck gain."""
+"""Stage 1's pairs: tables of pairs, texts and records as context and target, a few of them kept aside for the gain."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -14,80 +14,71 @@ from lbr_st.data.ontology import normalise
 from lbr_st.data.tables import take_rows
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
-from lbr_st.training_data import RECORDS, TrainingData
+
+RECORDS = "records"
+COMPARED = {"pairs": "document", "texts": "text", RECORDS: "text"}
+"""Kind of table → the column whose texts are hidden from stage 1 for the bottleneck gain."""
 
 
-def learn_pairs(recipe: Recipe, data: TrainingData) -> tuple[Dataset, Dataset | None]:
+def learn_pairs(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
     """Make stage 1's (context, target) pairs, prompts included.
 
+    Args:
+        recipe: The run.
+        tables: What it trains on by kind, as :func:`~lbr_st.run_data.without_evaluation` returns it.
+
     Returns:
-        The pairs to train on, and held-out ones for the bottleneck gain, of texts that training never sees (None if
-        the texts are too few or too short for any).
+        The pairs to train on, and held-out ones for the bottleneck gain, of texts that training never sees. None if the
+        texts are too few or too short for any.
 
     Raises:
         LBRError: The recipe asks for a kind of pair that the data cannot give.
     """
     count = recipe.learn.num_eval_pairs
-    of_pairs = column_digests(data.pairs, "document", normalise) if data.pairs is not None else None
-    of_texts = column_digests(data.texts, "text", normalise) if data.texts is not None else None
-    of_records = column_digests(data.records, "text", normalise) if data.records is not None else None
+    digests = {kind: column_digests(rows, COMPARED[kind], normalise) for kind, rows in tables.items()}
     # One set of hidden texts for all, since a text may also be the document of a pair.
-    columns = [texts for texts in (of_pairs, of_texts, of_records) if texts is not None]
-    hidden = np.concatenate([_some(texts, count) for texts in columns])
-    pairs, held_pairs = _split(data.pairs, of_pairs, hidden)
-    texts, held_texts = _split(data.texts, of_texts, hidden)
-    records, held_records = _split(data.records, of_records, hidden)
-    seed = recipe.seed
-    train = mix({kind: (_make(kind, recipe, pairs, texts, records), 1.0) for kind in recipe.learn.pairs}, seed=seed)
+    hidden = np.concatenate([_some(texts, count) for texts in digests.values()])
+    is_hidden = {kind: np.isin(texts, hidden) for kind, texts in digests.items()}
+    shown, held = (
+        {kind: take_rows(rows, np.flatnonzero(is_hidden[kind] == side)) for kind, rows in tables.items()}
+        for side in (False, True)
+    )
+    made = mix({kind: (_pairs(kind, recipe, shown), 1.0) for kind in recipe.learn.pairs}, seed=recipe.seed)
     parts: dict[str, tuple[Dataset, float]] = {}
     for kind in recipe.learn.pairs:
-        # A handful of texts may have none long enough to continue; training has, or the line above had raised.
+        # A handful of texts may have none long enough to continue. Training has, or the line above had raised.
         with suppress(LBRError):
-            parts[kind] = (_make(kind, recipe, held_pairs, held_texts, held_records), 1.0)
-    held = mix(parts, seed=seed) if parts else None
-    if held is None or len(held) < 2:
-        return train, None
-    return train, held.select(range(min(count, len(held))))
+            parts[kind] = (_pairs(kind, recipe, held), 1.0)
+    measured = mix(parts, seed=recipe.seed) if parts else None
+    if measured is None or len(measured) < 2:
+        return made, None
+    return made, measured.select(range(min(count, len(measured))))
 
 
 def _some(texts: np.ndarray, count: int) -> np.ndarray:
-    """Return which ``count`` texts to hide, a tenth of a small set at most, but two, for the gain needs two."""
-    distinct = np.unique(texts)  # sorted, digests are in a random order
-    if not len(distinct):
-        return distinct
+    """Return which ``count`` texts to hide: at most a tenth of a small set, but two, since the gain needs two."""
+    distinct = np.unique(texts)  # sorted: digests are in a random order
     if len(distinct) < 4:
         raise LBRError(f"there are only {len(distinct)} different training texts.", fix="Give at least a few dozen.")
     return distinct[: max(2, min(count, len(distinct) // 10))]
 
 
-def _split(rows: Dataset | None, texts: np.ndarray | None, hidden: np.ndarray) -> tuple[Any, Any]:
-    if rows is None or texts is None:
-        return None, None
-    held = np.isin(texts, hidden)
-    return take_rows(rows, np.flatnonzero(~held)), take_rows(rows, np.flatnonzero(held))
-
-
-def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any, records: Any) -> Dataset:
+def _pairs(kind: str, recipe: Recipe, tables: Mapping[str, Dataset]) -> Dataset:
     query, document = recipe.model.query_prompt, recipe.model.document_prompt
-    if kind == RECORDS:
-        if records is None:
-            raise LBRError(
-                f"{recipe.data.source} has no records.",
-                where="learn.pairs",
-                fix="Leave this kind out, or choose a source with records, such as compounds or conditions.",
-            )
-        return record_pairs(records, query_prompt=query, document_prompt=document)
-    needed = pairs if kind in ("natural", "reverse") else texts
-    if needed is None:
+    needed = {RECORDS: RECORDS, "natural": "pairs", "reverse": "pairs"}.get(kind, "texts")
+    if needed not in tables:
         raise LBRError(
-            f"{kind!r} pairs need {'query-document pairs' if kind in ('natural', 'reverse') else 'texts'}.",
+            f"{kind!r} pairs need {needed}, and {recipe.data.source} has none.",
             where="learn.pairs",
-            fix="Leave this kind out, or name such data under data.pairs or data.texts.",
+            fix="Leave this kind out, or name such data. Domain tasks such as compounds and conditions have records.",
         )
+    rows = tables[needed]
+    if kind == RECORDS:
+        return record_pairs(rows, query_prompt=query, document_prompt=document)
     if kind == "natural":
-        return natural_pairs(pairs, prompt=query)
+        return natural_pairs(rows, prompt=query)
     if kind == "reverse":
-        return natural_pairs(pairs, prompt=document, reverse=True)
+        return natural_pairs(rows, prompt=document, reverse=True)
     if kind == "reconstruct":
-        return reconstruct_pairs(texts, prompt=document)
-    return continue_pairs(texts, prompt=document)
+        return reconstruct_pairs(rows, prompt=document)
+    return continue_pairs(rows, prompt=document)

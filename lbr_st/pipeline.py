@@ -23,6 +23,7 @@ from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_card import run_card
+from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
 from lbr_st.run_scores import RunScores
 from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
@@ -32,7 +33,6 @@ from lbr_st.stages.represent import represent
 from lbr_st.stages.trainer import shards, whole_model
 from lbr_st.training_data import evaluation_set
 
-DATA = "data"
 RESULTS = "results.json"
 
 
@@ -177,13 +177,13 @@ def build(recipe: Recipe) -> SentenceTransformer:
     )
 
 
-def _data(recipe: Recipe, folder: Path, *, generative: bool) -> Prepared:
+def _data(recipe: Recipe, folder: Path, *, generative: bool) -> RunData:
     """Return the data of a stage that is run alone, kept beside its output."""
     place = folder.with_name(f"{folder.name}-{DATA}")
     return first_alone(lambda: prepare(recipe, place, generative=generative))
 
 
-def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
+def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
     pairs = data.learn_pairs
     assert pairs is not None  # who calls this had them made
     notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
@@ -205,7 +205,7 @@ def _learn(recipe: Recipe, data: Prepared, folder: Path) -> SentenceTransformer:
     return model
 
 
-def _represent(recipe: Recipe, data: Prepared, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
+def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     config = recipe.represent

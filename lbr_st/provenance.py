@@ -26,7 +26,7 @@ def provenance(recipe: Recipe, sources: dict[str, dict[str, Any]]) -> dict[str, 
 
     Args:
         recipe: The run.
-        sources: What :attr:`lbr_st.prepared.Prepared.sources` says.
+        sources: What :attr:`lbr_st.run_data.RunData.sources` says.
     """
     return {
         "seed": recipe.seed,

@@ -8,13 +8,13 @@ from typing import Any
 from lbr_st.bases import BASES
 from lbr_st.card import CardInfo
 from lbr_st.contamination import known_overlaps
-from lbr_st.data.domain_tasks import DOMAIN_TASKS
+from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
+from lbr_st.run_data import RunData
 
 
-def run_card(recipe: Recipe, data: Prepared, results: Path | None, provenance: dict[str, Any]) -> CardInfo:
+def run_card(recipe: Recipe, data: RunData, results: Path | None, provenance: dict[str, Any]) -> CardInfo:
     """Return what the card of a run's model says.
 
     Args:

@@ -1,17 +1,15 @@
 """Tokenise a dataset once, in parallel, to Arrow on disk.
 
-Token datasets are memory-mapped, so that they never have to fit in memory, and are found again by what they were made
-of: texts, tokenizer, prompts and lengths, not by paths or times. A run that is moved to another machine with its
-folder therefore tokenises nothing again.
+Token datasets are memory-mapped, so they never have to fit in memory. They are found again by what they were made of:
+texts, tokenizer, prompts and lengths, not by paths or times. A run that is moved to another machine with its folder
+therefore tokenises nothing again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,18 +23,17 @@ from transformers import PreTrainedTokenizerFast
 
 from lbr_st.data.digests import digests
 from lbr_st.data.tables import processes
-from lbr_st.errors import LBRError
 from lbr_st.files import new_folder
 from lbr_st.locks import alone
 
 FORMAT = 3
-"""Of the files; another number makes them anew."""
+"""Of the files. Raise it to have all of them made again."""
 
 NUM_TOKENS = "num_tokens"
 """The column with a row's number of tokens, all its texts together."""
 
 DIGEST = "_digest"
-"""What is appended to a text column's name for the column with a digest of its texts, prompts apart: uint64."""
+"""Appended to a text column's name for the column with digests of its texts, without prompts: uint64."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +55,21 @@ def tokenized(
     columns: Mapping[str, Column],
     *,
     cache_dir: Path | str | None = None,
-    num_proc: int | None = None,
 ) -> Dataset:
     """Return a dataset's texts as token ids, made once and read back from then on.
 
-    The ids are those that the model's own ``preprocess`` gives, special tokens included.
+    The ids are those that the model's own ``preprocess`` gives, special tokens included. A large dataset is tokenised
+    in as many processes as there are cores, a small one by the tokenizer's own threads.
 
     Args:
         dataset: Holds a column of texts for each of ``columns``.
         tokenizer: The model's.
         columns: Which columns, in which order, and how.
         cache_dir: Where the token files are kept; None keeps them in memory.
-        num_proc: How many processes tokenise; None for as many as there are cores, where the dataset is large, and for
-            the tokenizer's own threads where it is not.
 
     Returns:
         A dataset of the same rows with, for each column, its ids under its own name (lists of int32) and
         ``<name>_digest`` (uint64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
-
-    Raises:
-        LBRError: The disk is full or read-only.
     """
     dataset = dataset.select_columns(list(columns))
     options = {name: asdict(column) for name, column in columns.items()}
@@ -94,24 +86,19 @@ def tokenized(
         return run(keep_in_memory=True)
     key = _key(dataset, tokenizer, options)
     folder = Path(cache_dir) / f"tokens-{key[:16]}"
-    if (kept := _read(folder)) is not None:
+    if (kept := _kept(folder)) is not None:
         return kept
-    num_proc = num_proc or processes(dataset)
     with alone(folder):
-        if (kept := _read(folder)) is not None:  # made by another process of the same run
+        if (kept := _kept(folder)) is not None:  # made by another process of the same run
             return kept
-        with new_folder(folder, overwrite=True) as aside, _one_thread_each(num_proc):
+        with new_folder(folder, overwrite=True) as aside:
             run(
                 cache_file_name=str(aside / "tokens.arrow"),
                 new_fingerprint=key[:32],  # datasets appends to it and allows 64 characters
                 load_from_cache_file=False,
-                num_proc=num_proc if num_proc and num_proc > 1 else None,
+                num_proc=processes(dataset),
             )
-            (aside / "rows.json").write_text(json.dumps({"rows": len(dataset), "columns": options}), encoding="utf-8")
-    made = _read(folder)
-    if made is None:
-        raise LBRError("the token files cannot be read back.", where=str(folder), fix="Remove the folder, run again.")
-    return made
+    return _read(folder)
 
 
 def _tokenize(
@@ -153,31 +140,16 @@ def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict[str
     return key.hexdigest()
 
 
-def _read(folder: Path) -> Dataset | None:
-    """Return the token dataset in a folder, memory-mapped; None if there is none, or it is not whole."""
+def _kept(folder: Path) -> Dataset | None:
+    """Return the token dataset in a folder; None if there is none that can be read."""
     try:
-        rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))["rows"]
-        parts = [Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
-        made = concatenate_datasets(parts)
-    except (OSError, ValueError, KeyError):  # pyarrow's own errors are among these
+        return _read(folder)
+    except (OSError, ValueError):  # pyarrow's own errors are among these
         return None
-    return made if len(made) == rows else None
 
 
-@contextmanager
-def _one_thread_each(num_proc: int | None) -> Iterator[None]:
-    """Keep the tokenizer from starting its threads in each of several processes."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    if num_proc and num_proc > 1:
-        os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+def _read(folder: Path) -> Dataset:
+    return concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))])
 
 
 @dataclass
@@ -193,11 +165,7 @@ class TokenCollator(SentenceTransformerDataCollator):
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest)."""
         batch: dict[str, Any] = {}
-        for name, value in features[0].items():
-            if name == "dataset_name":
-                batch[name] = value
-            if not isinstance(value, list):
-                continue
+        for name in (name for name, value in features[0].items() if isinstance(value, list)):
             rows = [torch.tensor(row[name], dtype=torch.long) for row in features]
             batch[f"{name}_input_ids"] = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
             batch[f"{name}_attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)

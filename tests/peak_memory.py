@@ -15,7 +15,7 @@ import psutil
 
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
-from lbr_st.training_data import training_data
+from lbr_st.run_data import read_sources, without_evaluation
 
 
 def anonymous(process):
@@ -52,16 +52,16 @@ def main(evaluation, texts):
     def recipe(**data):
         return Recipe(data=DataConfig(source=evaluation, **data), learn=LearnConfig(pairs=["reconstruct", "continue"]))
 
-    learn_pairs(recipe(), training_data(recipe()))  # so that imports do not count
+    learn_pairs(recipe(), without_evaluation(recipe(), read_sources(recipe()))[0])  # so that imports do not count
     peak = Peak()
     large = recipe(texts=texts)
-    data = training_data(large)
-    pairs, held_out = learn_pairs(large, data)
+    tables, reports = without_evaluation(large, read_sources(large))
+    pairs, held_out = learn_pairs(large, tables)
     growth = peak.stop()
     peak = Peak(peak.before)
-    everything = list(data.texts["text"])
+    everything = list(tables["texts"]["text"])
     result = {"growth": growth, "all": peak.stop(), "rows": len(everything), "pairs": len(pairs)}
-    result["dropped"] = [len(report.rows) for report in data.contamination]
+    result["dropped"] = [len(report.rows) for report in reports]
     print(json.dumps({**result, "held_out": len(held_out), "text": sum(map(len, everything))}))
 
 

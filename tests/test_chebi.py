@@ -3,7 +3,9 @@ import json
 import pytest
 
 from lbr_st import registry
-from lbr_st.data import Entity, chebi, chebi_task, load_chebi, ontology
+from lbr_st.domains import chemistry, definitions
+from lbr_st.domains.chemistry import chebi_task, load_chebi
+from lbr_st.domains.definitions import Entity
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -24,7 +26,7 @@ def test_load_keeps_what_is_current_and_defined(monkeypatch, tmp_path):
         "CHEBI:6": term("undefined"),
         "CHEBI:7": term("marked up", "<i></i> "),
     }
-    path = tmp_path / ontology.FOLDER / chebi.MEMBER
+    path = tmp_path / definitions.FOLDER / chemistry.CHEBI
     path.parent.mkdir(parents=True)
     path.write_bytes(zstandard.ZstdCompressor().compress(json.dumps(terms).encode()))
     assert load_chebi() == [
@@ -36,13 +38,13 @@ def test_load_keeps_what_is_current_and_defined(monkeypatch, tmp_path):
 def test_real_chebi(monkeypatch):
     pytest.importorskip("zstandard")
     try:
-        registry.fetch_wheel(*ontology.WHEEL)
+        registry.fetch_wheel(*definitions.WHEEL)
     except LBRError as error:
         pytest.skip(f"the ontology wheel is not to be had: {error}")
     entities = load_chebi()
     assert len(entities) == 55195
     assert not [e for e in entities if any(tag in e.definition for tag in ("<sub>", "<i>", "<em>", "<small>", "&amp;"))]
-    monkeypatch.setattr(chebi, "load_chebi", lambda: entities)
+    monkeypatch.setattr(chemistry, "load_chebi", lambda: entities)
     task = chebi_task()
     assert (len(task.test.queries), len(task.dev.queries), len(task.test.corpus)) == (1000, 500, 15000)
     assert (len(task.train_pairs), len(task.train_texts)) == (53695, 53498)

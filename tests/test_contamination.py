@@ -20,7 +20,8 @@ from lbr_st.contamination.near import NearIndex, rows_per_band
 from lbr_st.contamination.origins import PRETRAINING, TASK_ORIGINS
 from lbr_st.contamination.texts import jaccard, plain, shingles
 from lbr_st.data import RetrievalSet
-from lbr_st.data.ontology import DomainTask, normalise
+from lbr_st.data.ontology import normalise
+from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 
 JUDGED = "A monocarboxylic acid that is acetic acid with one of its hydrogens replaced by a chloro group"

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from lbr_st.data import DOMAIN_TASKS, domain_task, domain_tasks
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 
 
@@ -21,7 +21,10 @@ def test_a_task_is_built_once(monkeypatch):
 
 
 def test_naming_the_tasks_loads_nothing_heavy():
-    script = "import sys, lbr_st.data; print({'datasets', 'zstandard', 'torch'} & set(sys.modules))"
+    script = (
+        "import sys, lbr_st.data; assert 'lbr_st.domains' not in sys.modules; import lbr_st.domains.tasks; "
+        "print({'datasets', 'zstandard', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-    assert all(callable(build) for build in domain_tasks.DOMAIN_TASKS.values())
+    assert all(len(sha256) == 64 for name in DOMAIN_TASKS for sha256 in pinned_wheels(name))

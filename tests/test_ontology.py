@@ -3,8 +3,9 @@ import json
 import pytest
 
 from lbr_st import registry
-from lbr_st.data import Entity, ontology
-from lbr_st.data.ontology import clean, group_entities, load_terms, make_task, normalise
+from lbr_st.data.ontology import normalise
+from lbr_st.domains import definitions
+from lbr_st.domains.definitions import Entity, clean, group_entities, load_terms, make_task
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -25,16 +26,18 @@ def wheel(monkeypatch, tmp_path):
 
     def put(terms):
         raw = terms if isinstance(terms, bytes) else zstandard.ZstdCompressor().compress(json.dumps(terms).encode())
-        path = tmp_path / ontology.FOLDER / "some.json.zst"
+        path = tmp_path / definitions.FOLDER / "some.json.zst"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(raw)
 
     return put
 
 
-def test_only_current_terms_come_and_in_order(wheel):
-    wheel({"X:2": {"label": "b"}, "X:1": {"deprecated": False}, "X:3": {"label": "c", "deprecated": True}})
-    assert list(load_terms("some.json.zst")) == ["X:1", "X:2"]
+def test_only_current_and_named_terms_come_and_in_order(wheel):
+    gone = {"X:3": {"label": "c", "deprecated": True}, "X:4": {"deprecated": False}, "X:5": {"label": ""}}
+    synonyms = ["H<sub>2</sub>O"]
+    wheel({"X:2": {"label": "<em>b</em>"}, "X:1": {"label": "a", "description": "A  b.", "synonyms": synonyms}, **gone})
+    assert load_terms("some.json.zst") == [Entity("X:1", "a", "A b.", ("H2O",)), Entity("X:2", "b", "")]
 
 
 def test_clean_leaves_brackets_that_are_chemistry():
@@ -51,7 +54,7 @@ def test_unreadable_data_are_named(wheel, raw):
 
 
 def test_missing_zstandard_is_said(monkeypatch):
-    monkeypatch.setattr(ontology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(definitions.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LBRError, match=r'pip install "lbr-st\[chem\]"'):
         load_terms("some.json.zst")
 

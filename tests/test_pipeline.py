@@ -1,6 +1,7 @@
 """A whole run on a toy domain: data, both stages, release, table, recipe, and what bad input gets."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
 from lbr_st.baselines import baseline
-from lbr_st.data.chebi import normalise
+from lbr_st.data.ontology import normalise
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.places import recipe_without_places
@@ -21,8 +22,8 @@ from lbr_st.recipe import (
     RepresentConfig,
     load_recipe,
 )
+from lbr_st.run_data import evaluation_set, read_sources, without_evaluation
 from lbr_st.run_scores import RunScores
-from lbr_st.training_data import training_data
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 
@@ -106,7 +107,7 @@ def test_the_card_has_the_results_the_data_check_and_how_it_was_made(tiny_base, 
 def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tmp_path):
     bert().save(str(tmp_path / "general"))
     recipe = recipe_for(tiny_base("llama"), pairs_file, evaluate=EvaluateConfig(beside=str(tmp_path / "general")))
-    scores = RunScores(recipe, training_data(recipe).test, tmp_path / "scores")
+    scores = RunScores(recipe, evaluation_set(recipe), tmp_path / "scores")
     scores.beside()
     [(label, score)] = scores.rows
     assert (label, score.model, score.num_queries) == ("general", "lbr-toy/beside", 8)
@@ -204,13 +205,15 @@ def test_texts_alone_are_refused_where_pairs_are_needed(tiny_base, tmp_path):
 def test_no_text_of_the_evaluation_is_trained_on(tiny_base, pairs_file):
     recipe = recipe_for("x", pairs_file)
     recipe.learn.pairs = ["natural", "reverse", "reconstruct", "continue"]
-    data = training_data(recipe)
+    sources = read_sources(recipe)
+    tables, _ = without_evaluation(recipe, sources)
+    data = SimpleNamespace(test=sources.test, **tables)
     assert data.test is not None
     judged = [data.test.corpus[d] for qrel in data.test.qrels.values() for d in qrel]
     taken = {normalise(text) for text in (*data.test.queries.values(), *judged)}
     assert taken
     prompts = (recipe.model.query_prompt, recipe.model.document_prompt)
-    train, held_out = learn_pairs(recipe, data)
+    train, held_out = learn_pairs(recipe, tables)
     seen = {normalise(row[c]) for row in data.pairs for c in ("query", "document")} | {
         normalise(text) for text in data.texts["text"]
     }
@@ -238,7 +241,8 @@ def test_beir_folder_keeps_its_own_test_split(tmp_path):
     (folder / "qrels" / "train.tsv").write_text(
         head + "".join(f"q{i}\td{i}\t1\n" for i in range(3, 12)) + "q2\td1\t1\n"
     )
-    data = training_data(recipe_for("x", folder))
+    recipe = recipe_for("x", folder)
+    data = SimpleNamespace(**without_evaluation(recipe, read_sources(recipe))[0])
     assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))
 
 

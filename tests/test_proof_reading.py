@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from lbr_st.build import build_model
-from lbr_st.prepared import Prepared
+from lbr_st.run_data import RunData
 
 
 def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_have_the_same_pairs(
@@ -18,7 +18,7 @@ def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_hav
         # What the check drops, and what stage 1 is given, depend on the recipe; so did what the arms had.
         count = 800 if recipe.data.contamination == "drop" else 900
         rows = Dataset.from_list([{"query": f"name {n}", "document": f"pair {n}"} for n in range(count)])
-        return Prepared(folder, rows, None, None, [], [], recipe.evaluate, {})
+        return RunData(folder, rows, None, None, [], [], {}, recipe.evaluate)
 
     corpus = {f"d{n}": " ".join(f"word{n}-{place}" for place in range(20)) for n in range(40)}
     monkeypatch.setattr(proof.reading, "prepare", prepare)

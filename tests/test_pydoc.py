@@ -3,10 +3,17 @@ import textwrap
 
 import pytest
 
-from lbr_st.data import Entity, pydoc
-from lbr_st.data.functions import first_sentence, functions_in
 from lbr_st.data.ontology import normalise
-from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, load_functions, make_pydoc_task
+from lbr_st.domains import python_docs
+from lbr_st.domains.python_docs import (
+    EVALUATION_PACKAGES,
+    TRAINING_PACKAGES,
+    Function,
+    first_sentence,
+    functions_in,
+    make_pydoc_task,
+    read_functions,
+)
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -171,16 +178,17 @@ def crafted():
     def function(package, number, sentence=None, body=None):
         body = body or f"    return add({number}, {package})"
         source = f"def f{number}():\n{body}"
-        return Entity(f"{package}/m.py:f{number}", sentence or f"Add {number} to {package} soon.", source, (body,))
+        sentence = sentence or f"Add {number} to {package} soon."
+        return f"{package}/m.py:f{number}", Function(f"f{number}", sentence, source, body)
 
-    evaluation = [function("e", n) for n in range(40)]
-    training = [function("t", n) for n in range(30)]
-    evaluation += [
+    evaluation = dict(function("e", n) for n in range(40))
+    training = dict(function("t", n) for n in range(30))
+    evaluation |= [
         function("e", 50, sentence="ADD 0 to e, soon"),  # shares a sentence with e/0
         function("e", 51, body="    return  add(1, t)"),  # shares a body with t/1
         function("e", 52, sentence="Do as return add(52, e) does."),
     ]
-    training += [function("t", 60, sentence="Add 2 to e soon!"), function("t", 61, sentence="Add 2 to E soon.")]
+    training |= [function("t", 60, sentence="Add 2 to e soon!"), function("t", 61, sentence="Add 2 to E soon.")]
     return evaluation, training
 
 
@@ -195,13 +203,13 @@ def test_no_package_and_no_text_is_on_both_sides():
     for seed in range(5):
         task = build(evaluation, training, seed)
         assert (len(task.test.queries), len(task.dev.queries)) == (10, 5)
-        assert set(task.test.corpus) == {entity.id for entity in evaluation} - shared
+        assert set(task.test.corpus) == evaluation.keys() - shared
         assert task.dev.corpus == task.test.corpus
         assert not set(task.test.queries) & set(task.dev.queries)
         for part in (task.test, task.dev):
             assert all(list(judged) == [query[1:]] for query, judged in part.qrels.items())
         taught = {normalise(text) for column in ("query", "document") for text in task.train_pairs[column]}
-        seen = {normalise(text) for e in evaluation for text in (e.name, e.definition)}
+        seen = {normalise(text) for one in evaluation.values() for text in (one.sentence, one.source)}
         assert not taught & seen
         assert len(task.train_pairs) == len(training) - 3
         assert task.train_texts["text"][:] == task.train_pairs["document"][:]
@@ -209,7 +217,7 @@ def test_no_package_and_no_text_is_on_both_sides():
 
 def test_the_task_depends_on_the_seed_only_and_on_no_order():
     evaluation, training = crafted()
-    first, again = build(evaluation, training), build(evaluation[::-1], training)
+    first, again = build(evaluation, training), build(dict(reversed(evaluation.items())), training)
     assert (first.test, first.dev) == (again.test, again.dev)
     assert build(evaluation, training, seed=1).test.queries != first.test.queries
     assert len(build(evaluation, training, num_documents=20).test.corpus) == 20
@@ -217,10 +225,8 @@ def test_the_task_depends_on_the_seed_only_and_on_no_order():
 
 def test_impossible_tasks_are_refused():
     evaluation, training = crafted()
-    with pytest.raises(LBRError, match="more than"):
+    with pytest.raises(LBRError, match="num_test=1000"):
         build(evaluation, training, num_test=1000)
-    with pytest.raises(LBRError, match="no function to train on"):
-        build(evaluation, [])
 
 
 def test_packages_are_read_without_tests_and_copies(tmp_path, monkeypatch):
@@ -241,17 +247,17 @@ def test_packages_are_read_without_tests_and_copies(tmp_path, monkeypatch):
         path.write_text(text.format(number) * (2 if name == "b.py" else 1))
     (tmp_path / "elsewhere.py").write_text(text)
     asked = []
-    monkeypatch.setattr(pydoc, "fetch_wheel", lambda *pin: asked.append(pin) or tmp_path)
-    found = load_functions((pydoc.Package("pack", "1.2", "abc", "MIT"),))
+    monkeypatch.setattr(python_docs, "fetch_wheel", lambda *pin: asked.append(pin) or tmp_path)
+    found = read_functions((python_docs.Package("pack", "1.2", "abc", "MIT"),))
     assert asked == [("pack==1.2", "pack-1.2-py3-none-any.whl", "abc")]
     names = ["a/latest/contest.py:f", "a/z.py:f", "attest.py:f", "b.py:f", "b.py:f#2"]
-    assert [entity.id for entity in found] == [f"pack/{name}" for name in names]
-    assert found[3] == Entity("pack/b.py:f", "Make 0 add up to one.", f"def f(weights):\n    {WORK}", (f"    {WORK}",))
+    assert list(found) == [f"pack/{name}" for name in names]
+    assert found["pack/b.py:f"] == Function("f", "Make 0 add up to one.", f"def f(weights):\n    {WORK}", f"    {WORK}")
 
 
 def test_no_package_serves_both_sides():
     names = [package.name for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)]
     assert len(names) == len(set(names)) == 10
     assert all(
-        f"{p.name} {p.version} ({p.licence})" in pydoc.LICENCE for p in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)
+        f"{p.name} {p.version} ({p.licence})" in python_docs.LICENCE for p in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)
     )

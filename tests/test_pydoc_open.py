@@ -1,10 +1,14 @@
 import pytest
 
-from lbr_st.data import Entity
-from lbr_st.data.functions import Function, functions_in, later_passages
 from lbr_st.data.ontology import normalise
-from lbr_st.data.pydoc import as_entity, make_pydoc_task
-from lbr_st.data.pydoc_open import documentation, opened
+from lbr_st.domains.python_docs import (
+    Function,
+    documentation,
+    functions_in,
+    later_passages,
+    make_pydoc_task,
+    opened,
+)
 
 pytest.importorskip("datasets")
 
@@ -49,13 +53,15 @@ def crafted():
 
     passages = [(f"{LONG} {n}", f"{n} {LONG}", f"{LONG} {n}+", "fourth") for n in range(9)]
     functions = {f"e/m.py:f{n}": function(n, passages[n]) for n in range(9)}
-    training = [Entity(f"t/m.py:g{n}", f"Take {n} from t.", f"def g{n}():\n    t - {n}") for n in range(3)]
+    training = {
+        f"t/m.py:g{n}": Function(f"g{n}", f"Take {n} from t.", f"def g{n}():\n    t - {n}", f"    t - {n}")
+        for n in range(3)
+    }
     return functions, training
 
 
 def build(functions, training, seed=0, num_documents=None):
-    entities = [as_entity(key, function) for key, function in functions.items()]
-    task = make_pydoc_task(entities, training, seed=seed, num_documents=num_documents, num_dev=2, num_test=3)
+    task = make_pydoc_task(functions, training, seed=seed, num_documents=num_documents, num_dev=2, num_test=3)
     return opened(task, functions)
 
 
@@ -71,7 +77,7 @@ def test_records_say_of_each_function_searched_what_its_docstring_goes_on_to_say
     assert rows["document"] == wanted
     assert rows["query"] == {(passage, source) for source, passage in wanted}
     assert len(task.records) == 2 * 3 * 7
-    assert set(task.train_pairs["document"]) == {entity.definition for entity in training}
+    assert set(task.train_pairs["document"]) == {function.source for function in training.values()}
 
 
 def test_no_record_holds_a_query():

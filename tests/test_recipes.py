@@ -8,7 +8,7 @@ import pytest
 
 from lbr_st import pipeline
 from lbr_st.commands.recipe_script import recipe_script
-from lbr_st.data import DOMAIN_TASKS
+from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.recipe import load_recipe, save_recipe

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.bases import resolve_base
-from lbr_st.data.domain_tasks import DOMAIN_TASKS
+from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.packing.build import build_released
 from lbr_st.packing.packed import ADAPTER, MANIFEST, MODELS, MOST_BYTES, PROBES, pin_of, read_packed, shipped_models

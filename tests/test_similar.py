@@ -11,9 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st import similar
-from lbr_st.batches import TokenBatchSampler
-from lbr_st.similar import SimilarGroups
+from lbr_st.batches import SimilarGroups, TokenBatchSampler
 from lbr_st.tokens import Column, _features
 
 FAMILIES, MEMBERS = 40, 8
@@ -89,7 +87,7 @@ def test_groups_are_shuffled():
 def test_a_large_dataset_is_read_in_parts(monkeypatch):
     dataset = token_rows([*families(), [], []])
     whole = SimilarGroups(dataset, 8).order(3)
-    monkeypatch.setattr(similar, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(batches, "ROWS_AT_ONCE", 7)
     assert SimilarGroups(dataset, 8).order(3).tolist() == whole.tolist()
 
 

@@ -17,7 +17,6 @@ from lbr_st.files import write_whole
 from lbr_st.load import load_model
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
-from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
 from lbr_st.recipe_sections import RepresentConfig
 from lbr_st.scoring import load_by_name, mean_pooling
@@ -34,7 +33,7 @@ SHORT_TARGET = 8
 
 def made(
     trial: Trial,
-    data: Prepared,
+    data: RunData,
     work: Path,
     result: dict[str, Any],
     score: Callable[[SentenceTransformer], float],
@@ -96,7 +95,7 @@ def _stage_1(trial: Trial) -> list[Any]:
 
 
 def _after_learn(
-    trial: Trial, data: Prepared, work: Path, result: dict[str, Any], score: Callable[[SentenceTransformer], float]
+    trial: Trial, data: RunData, work: Path, result: dict[str, Any], score: Callable[[SentenceTransformer], float]
 ) -> SentenceTransformer | None:
     recipe, told = trial.recipe, trial.options.get("told")
     generates = recipe.learn.enabled and bool(recipe.learn.max_steps)
@@ -122,7 +121,7 @@ def _after_learn(
     return model
 
 
-def _learn(recipe: Recipe, data: Prepared, folder: Path, short_first: int) -> None:
+def _learn(recipe: Recipe, data: RunData, folder: Path, short_first: int) -> None:
     start = time.monotonic()
     model = build(recipe)
     options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
@@ -173,7 +172,7 @@ def _tell(
     write_whole(folder / "done.json", json.dumps({**spent, "after_learn": {}}))
 
 
-def _represent(recipe: Recipe, model: SentenceTransformer, data: Prepared, folder: Path) -> None:
+def _represent(recipe: Recipe, model: SentenceTransformer, data: RunData, folder: Path) -> None:
     assert data.pairs is not None
     done = _contrast(recipe, model, data.pairs, recipe.represent, folder)
     write_whole(folder / "done.json", json.dumps({f"represent_{key}": value for key, value in done.items()}))
@@ -191,7 +190,7 @@ def _contrast(
     return {"tokens": round(tokens * config.max_steps * config.batch_size), "seconds": round(seconds, 1)}
 
 
-def _embedder(trial: Trial, data: Prepared, work: Path, result: dict[str, Any], folder: Path) -> SentenceTransformer:
+def _embedder(trial: Trial, data: RunData, work: Path, result: dict[str, Any], folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.training_args import BatchSamplers

@@ -11,14 +11,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from lbr_st.data import domain_task
 from lbr_st.data.digests import digest
 from lbr_st.data.retrieval import stable_order
+from lbr_st.domains.tasks import domain_task
 from lbr_st.files import write_whole
 from lbr_st.learn_pairs import learn_pairs
-from lbr_st.prepared import Prepared, prepare
 from lbr_st.recipe import Recipe
-from lbr_st.training_data import TrainingData
+from lbr_st.run_data import RunData, prepare
 
 DOCUMENTS = "documents"
 """Of the option ``texts``: stage 1 reads the documents that are searched, their text and nothing else.
@@ -31,7 +30,7 @@ CROPS = 8
 """Pairs of a text that is cut at random; about as many as a thing's record has sentences."""
 
 
-def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
+def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> RunData:
     """Return a trial's data; see :class:`trial.Trial` for the options."""
     documents = options.get("texts") == DOCUMENTS
     beside = None if documents else options.get("texts")
@@ -49,7 +48,7 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> Prepared:
     data = prepare(recipe, work / "data" / made_of)
     if documents:
         texts = Dataset.from_json(str(_texts(recipe.data.source, DOCUMENTS, work)))
-        read_only, held_out = learn_pairs(recipe, TrainingData(pairs=None, texts=texts))
+        read_only, held_out = learn_pairs(recipe, {"texts": texts})
         data = replace(data, learn_pairs=read_only, held_out=held_out)
     if (share := options.get("share")) and data.learn_pairs is not None:
         data = replace(data, learn_pairs=of_share(data.learn_pairs, recipe, share, work))

@@ -22,9 +22,9 @@ from lbr_st.evaluation.harness import versions
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import write_whole
 from lbr_st.precision import use_bfloat16
-from lbr_st.prepared import Prepared
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
+from lbr_st.run_data import RunData
 
 CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"
 
@@ -167,7 +167,7 @@ def prepare(trial: Trial, work: Path) -> None:
 
 
 def scores(
-    model: SentenceTransformer | None, recipe: Recipe, data: Prepared, work: Path, dimensions: tuple[int, ...] = ()
+    model: SentenceTransformer | None, recipe: Recipe, data: RunData, work: Path, dimensions: tuple[int, ...] = ()
 ) -> list[TaskScore]:
     """Return the scores at the full size and at smaller ones; without a model those of BM25."""
     assert data.test is not None

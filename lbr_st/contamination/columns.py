@@ -6,8 +6,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from lbr_st.data import DOMAIN_TASKS, domain_task, read_pairs, read_texts
+from lbr_st.data import read_pairs, read_texts
 from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 
 

@@ -91,7 +91,7 @@ def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str 
     """Return (prompt + name → what the domain's text says of it) with the columns ``context`` and ``target``.
 
     Args:
-        records: ``name``, ``text`` and ``side`` ("query" or "document"), as :attr:`lbr_st.data.DomainTask.records`.
+        records: ``name``, ``text`` and ``side`` ("query" or "document"), as a domain task has them.
         query_prompt: Put before a name that will be a query, exactly as ``encode`` puts it.
         document_prompt: Put before one that will be a document.
 

@@ -77,7 +77,7 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
 def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
     """Return for each row the row that stands for its group: rows that share a digest, directly or along a chain.
 
-    The groups of :func:`lbr_st.data.ontology.group_entities`, and its first entity for each.
+    The groups of :func:`lbr_st.domains.definitions.group_entities`, and its first entity for each.
 
     Args:
         columns: Digests, of each column those of all rows.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbr_st.data import RetrievalSet, read_beir
-from lbr_st.data.domain_tasks import DOMAIN_TASKS, domain_task
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import hub_tasks
 from lbr_st.evaluation.hub import COMMIT, pin_revision

