@@ -9,9 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from lbr_st.data import continue_pairs, mix, natural_pairs, reconstruct_pairs, record_pairs
-from lbr_st.data.digests import column_digests
-from lbr_st.data.ontology import normalise
-from lbr_st.data.tables import take_rows
+from lbr_st.data.texts import column_digests, normalise
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
 from lbr_st.training_data import RECORDS, TrainingData
@@ -64,7 +62,7 @@ def _split(rows: Dataset | None, texts: np.ndarray | None, hidden: np.ndarray) -
     if rows is None or texts is None:
         return None, None
     held = np.isin(texts, hidden)
-    return take_rows(rows, np.flatnonzero(~held)), take_rows(rows, np.flatnonzero(held))
+    return rows.select(np.flatnonzero(~held)), rows.select(np.flatnonzero(held))
 
 
 def _make(kind: str, recipe: Recipe, pairs: Any, texts: Any, records: Any) -> Dataset:

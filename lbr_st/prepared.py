@@ -12,11 +12,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from lbr_st.contamination import ContaminationReport
 from lbr_st.data import DOMAIN_TASKS, RetrievalSet
+from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.domain_tasks import pinned_wheels
+from lbr_st.data.lines import save_rows, scratch
 from lbr_st.data.sources import is_local
-from lbr_st.data.tables import save_rows, scratch
 from lbr_st.files import explain_disk_errors, new_folder, sha256_of
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.locks import alone

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.contamination import ContaminationReport, Evaluation
 from lbr_st.data import (
     DOMAIN_TASKS,
     DomainTask,
@@ -19,8 +18,8 @@ from lbr_st.data import (
     read_pairs,
     read_texts,
 )
+from lbr_st.data.contamination import ContaminationCheck, ContaminationReport
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.tables import take_rows
 from lbr_st.errors import LBRError
 from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.registry import notice
@@ -78,7 +77,7 @@ def training_data(recipe: Recipe) -> TrainingData:
     """Read what the recipe names, and treat rows that repeat an evaluation text as ``data.contamination`` says.
 
     The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
-    Tables of local files are on disk (see :mod:`lbr_st.data.tables`), never whole in memory; what is evaluated is.
+    Tables of local files are on disk (see :mod:`lbr_st.data.lines`), never whole in memory; what is evaluated is.
 
     Raises:
         LBRError: A source is missing, empty or malformed, holds nothing beside the evaluation's own texts, or is
@@ -106,7 +105,7 @@ def gather(recipe: Recipe) -> TrainingData:
         check.only_report(records, f"records of {_short(source)}")
     if RECORDS in recipe.learn.pairs and sources.other_records is not None:
         # These may name what their own tasks ask for, and nothing that the source does.
-        check.evaluation = Evaluation(evaluation) if evaluation else None
+        check.evaluation = ContaminationCheck(evaluation) if evaluation else None
         records = _joined(records, check(sources.other_records, f"records of {', '.join(recipe.data.also)}"))
     texts = _joined(texts, more)
     return TrainingData(pairs, texts, sources.test, list(sources.licences), check.reports, records, sources.dev)
@@ -142,7 +141,7 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
 
 
 def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
-    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
+    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination_columns.training_columns` does.
 
     They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
 
@@ -232,7 +231,7 @@ class _Check:
 
     def __init__(self, recipe: Recipe, against: Sequence[RetrievalSet]) -> None:
         self.policy = recipe.data.contamination
-        self.evaluation = Evaluation(against) if against else None
+        self.evaluation = ContaminationCheck(against) if against else None
         self.reports: list[ContaminationReport] = []
 
     def only_report(self, rows: Dataset, name: str) -> None:
@@ -269,7 +268,7 @@ class _Check:
             )
         kept = np.ones(len(rows), dtype=bool)
         kept[report.rows] = False
-        return take_rows(rows, np.flatnonzero(kept))
+        return rows.select(np.flatnonzero(kept))
 
 
 def _short(source: str) -> str:

@@ -6,7 +6,6 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lbr_st.contamination import (
     ContaminationReport,
     Evaluation,
@@ -19,6 +18,7 @@ from lbr_st.contamination import near as near_module
 from lbr_st.contamination.near import NearIndex, rows_per_band
 from lbr_st.contamination.origins import PRETRAINING, TASK_ORIGINS
 from lbr_st.contamination.texts import jaccard, plain, shingles
+
 from lbr_st.data import RetrievalSet
 from lbr_st.data.ontology import DomainTask, normalise
 from lbr_st.errors import LBRError
@@ -352,7 +352,6 @@ def test_columns_are_those_the_file_has(tmp_path):
 
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
     from datasets import Dataset
-
     from lbr_st.contamination import columns
 
     (tmp_path / "qrels").mkdir()

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from lbr_st.data import Entity, RetrievalSet, tables
 from lbr_st.data import hold_out as module
+from lbr_st.data.beir import stable_order
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.ontology import group_entities
-from lbr_st.data.retrieval import stable_order
 from lbr_st.errors import LBRError
 
 

@@ -20,7 +20,7 @@ PLAN = [
     {"archives"},
     {"registry"},
     {"bases", "data", "model_files"},
-    {"contamination"},
+    {"contamination_columns"},
     {"adapters", "merged_lora", "quantization", "packed_attention", "token_nll"},
     {"attention"},
     {"modules"},

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from lbr_st import pipeline, prepared, training_data
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.ontology import DomainTask
-from lbr_st.data.retrieval import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.prepared import prepare

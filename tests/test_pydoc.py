@@ -5,8 +5,8 @@ import pytest
 
 from lbr_st.data import Entity, pydoc
 from lbr_st.data.functions import first_sentence, functions_in
-from lbr_st.data.ontology import normalise
 from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, load_functions, make_pydoc_task
+from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")

@@ -2,9 +2,9 @@ import pytest
 
 from lbr_st.data import Entity
 from lbr_st.data.functions import Function, functions_in, later_passages
-from lbr_st.data.ontology import normalise
 from lbr_st.data.pydoc import as_entity, make_pydoc_task
 from lbr_st.data.pydoc_open import documentation, opened
+from lbr_st.data.texts import normalise
 
 pytest.importorskip("datasets")
 

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 
 from lbr_st.data import pydoc, pydoc_open
-from lbr_st.data.ontology import normalise
 from lbr_st.data.pydoc import EVALUATION_PACKAGES, TRAINING_PACKAGES, pydoc_task
 from lbr_st.data.pydoc_open import pydoc_open_task
+from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from lbr_st.data import RetrievalSet, read_beir, write_beir
-from lbr_st.data.retrieval import stable_order
+from lbr_st.data.beir import stable_order
 from lbr_st.errors import LBRError
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbr_st.data import tables
-from lbr_st.data.digests import Keys, column_digests, digest, digests
+from lbr_st.data.beir import stable_order
+from lbr_st.data.lines import map_rows, processes, scratch, take_rows, write_rows
 from lbr_st.data.ontology import normalise
-from lbr_st.data.retrieval import stable_order
-from lbr_st.data.tables import map_rows, processes, scratch, take_rows, write_rows
+from lbr_st.data.texts import Keys, column_digests, digest, digests
 
 
 def doubled(rows):
@@ -106,7 +106,7 @@ def test_keys_find_their_rows():
 
 def test_the_temporary_folder_goes_with_the_program():
     script = (
-        "from lbr_st.data.tables import write_rows; "
+        "from lbr_st.data.lines import write_rows; "
         "print(write_rows([{'text': 'x'}], ['text']).cache_files[0]['filename'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -6,14 +6,14 @@ import html
 import importlib.util
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.data.beir import RetrievalSet, stable_order
+from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.registry import read_member
 
@@ -29,7 +29,6 @@ FOLDER = "cellxgene_ontology_guide/data"
 
 # Only real markup: names such as "A <-> B" and "cyclo<2,6>" hold angle brackets of their own.
 TAG = re.compile(r"</?(?:a|b|br|em|element|i|p|small|span|stereo|strong|sub|sup|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
-NO_LETTER = bytes(code for code in range(128) if not chr(code).isalnum())
 MOST_SYNONYMS, SHORTEST_SYNONYM = 3, 3
 """Of an entity, and letters and digits of one: shorter ones are abbreviations that many things have (our choice)."""
 CHARACTER_TAGS = {"<apostrophe/>": "'", "<minus/>": "-"}
@@ -205,13 +204,6 @@ def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
             group_of.update((member.id, into) for member in away)
     unique = {id(group): group for group in group_of.values()}
     return list(unique.values())
-
-
-def normalise(text: str) -> str:
-    """Return letters and digits only, case folded, so that spelling variants of a name compare equal."""
-    if text.isascii():  # the same, in a thirtieth of the time
-        return text.encode().lower().translate(None, delete=NO_LETTER).decode()
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 def clean(text: str) -> str:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lbr_st.contamination.origins import TASK_ORIGINS, known_overlaps
+from lbr_st.data.origins import TASK_ORIGINS, known_overlaps
 from lbr_st.submission.facts import Given
 from lbr_st.submission.mock import MockRun
 from lbr_st.submission.results import Filed
