@@ -52,31 +52,28 @@ class RetrievalSet:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for what, fix in self._problems():
+            raise LBRError(what, where=self.name, fix=fix)
+
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong, and what to do about it."""
         if not self.corpus:
-            raise LBRError("the corpus is empty.", where=self.name, fix="Add at least one document.")
+            yield "the corpus is empty.", "Add at least one document."
+        if not self.queries:
+            yield "there are no queries.", "Add at least one."
         for query, judged in self.qrels.items():
             if query not in self.queries:
-                raise LBRError(
-                    f"a judgement names the unknown query {query!r}.", where=self.name, fix="Add it or drop its line."
-                )
+                yield f"a judgement names the unknown query {query!r}.", "Add it or drop its line."
             for document, grade in judged.items():
                 if document not in self.corpus:
-                    raise LBRError(
-                        f"the judgement of query {query!r} names the unknown document {document!r}.",
-                        where=self.name,
-                        fix="Add it to the corpus or drop its line.",
-                    )
+                    what = f"the judgement of query {query!r} names the unknown document {document!r}."
+                    yield what, "Add it to the corpus or drop its line."
                 if not isinstance(grade, int):
-                    raise LBRError(
-                        f"the relevance {grade!r} of query {query!r} is no whole number.",
-                        where=self.name,
-                        fix="Use 0 for not relevant, 1 and more for relevant.",
-                    )
-        if not self.queries:
-            raise LBRError("there are no queries.", where=self.name, fix="Add at least one.")
-        unjudged = next((query for query in self.queries if not self.qrels.get(query)), None)
-        if unjudged is not None:
-            raise LBRError(f"query {unjudged!r} has no judgement.", where=self.name, fix="Judge it or drop it.")
+                    what = f"the relevance {grade!r} of query {query!r} is no whole number."
+                    yield what, "Use 0 for not relevant, 1 and more for relevant."
+        for query in self.queries:
+            if not self.qrels.get(query):
+                yield f"query {query!r} has no judgement.", "Judge it or drop it."
 
     @property
     def revision(self) -> str:
