@@ -16,7 +16,7 @@ def test_reconstruct_prepends_the_prompt_to_the_context_only():
 
 def test_datasets_are_taken_too():
     assert reconstruct_pairs(datasets.Dataset.from_dict({"text": ["x"]}))[0] == {"context": "x", "target": "x"}
-    with pytest.raises(LBRError, match="'body'"):
+    with pytest.raises(LBRError, match="there are: body"):
         reconstruct_pairs(datasets.Dataset.from_dict({"body": ["x"]}))
 
 

@@ -134,7 +134,7 @@ def test_csv_takes_words_as_they_are(tmp_path):
         (b"id,text\n1,x\n2,\xff\n", ["line 3", "UTF-8"]),
         (b"id,text\n1,one, two\n", ["line 2", "more fields than the header"]),
         (b"id,text\n1\n", ["line 2", "'text'", "NoneType"]),
-        (b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 3"]),
+        (b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 2"]),
     ],
 )
 def test_bad_csv_rows_are_named(tmp_path, content, parts):

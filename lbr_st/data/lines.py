@@ -95,7 +95,8 @@ def read_csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, 
             yield checked(row, where, columns)
     except csv.Error as error:
         fix = "Put texts that contain commas or quotes in quotes, and double the quotes in them."
-        raise LBRError(f"not CSV: {error}.", where=f"{path}, line {reader.line_num}", fix=fix) from error
+        where = f"{path}, line {reader.line_num + 1}"  # where the row begins: a quote may run on to the file's end
+        raise LBRError(f"not CSV: {error}.", where=where, fix=fix) from error
 
 
 def checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
