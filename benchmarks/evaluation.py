@@ -113,7 +113,7 @@ def bm25(documents: int, queries: int) -> dict[str, Any]:
 
 def bm25_chebi(documents: int, queries: int) -> dict[str, Any]:
     """Measure the same on ChEBI's definitions."""
-    from lbr_st.data import chebi_task
+    from lbr_st.domains.chemistry import chebi_task
 
     return _bm25(chebi_task(num_documents=documents, num_test=queries).test)
 

@@ -93,7 +93,8 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
 
     import lbr_st
     from lbr_st.recipe_sections import LearnConfig
-    from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
+    from lbr_st.stages.trainer import LBRTrainer as GuardedTrainer, training_arguments
+    from lbr_st.stages.learn import generative_tokens
 
     pairs = Dataset.from_dict(
         {

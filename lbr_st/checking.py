@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lbr_st.contamination import ContaminationReport, Evaluation, training_columns
+from lbr_st.contamination_columns import training_columns
 from lbr_st.data import RetrievalSet
+from lbr_st.data.contamination import ContaminationCheck, ContaminationReport
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.hub import hub_is_off, hub_reachable
@@ -25,7 +26,7 @@ def check_training(
     """Check training sources against suites.
 
     Args:
-        sources: What :func:`lbr_st.contamination.training_columns` reads, or recipes in YAML.
+        sources: What :func:`lbr_st.contamination_columns.training_columns` reads, or recipes in YAML.
         against: What :func:`lbr_st.evaluation.suites.plan` understands; of a domain task, both test and dev.
         config: Names the columns and the split of the sources.
         threshold: Jaccard similarity from which two texts are near duplicates.
@@ -44,7 +45,7 @@ def check_training(
             where=", ".join(against),
             fix="Name a suite or a folder that can be read here.",
         )
-    evaluation = Evaluation(sets, threshold=threshold, seed=seed)
+    evaluation = ContaminationCheck(sets, threshold=threshold, seed=seed)
     names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
     reports = []
     for source in sources:

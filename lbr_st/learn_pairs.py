@@ -9,9 +9,7 @@ import numpy as np
 from datasets import Dataset
 
 from lbr_st.data import continue_pairs, mix, natural_pairs, reconstruct_pairs, record_pairs
-from lbr_st.data.digests import column_digests
-from lbr_st.data.ontology import normalise
-from lbr_st.data.tables import take_rows
+from lbr_st.data.texts import column_digests, normalise
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
 
@@ -40,7 +38,7 @@ def learn_pairs(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset,
     hidden = np.concatenate([_some(texts, count) for texts in digests.values()])
     is_hidden = {kind: np.isin(texts, hidden) for kind, texts in digests.items()}
     shown, held = (
-        {kind: take_rows(rows, np.flatnonzero(is_hidden[kind] == side)) for kind, rows in tables.items()}
+        {kind: rows.select(np.flatnonzero(is_hidden[kind] == side)) for kind, rows in tables.items()}
         for side in (False, True)
     )
     made = mix({kind: (_pairs(kind, recipe, shown), 1.0) for kind in recipe.learn.pairs}, seed=recipe.seed)

@@ -16,7 +16,7 @@ from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.files import new_folder, refuse_existing, refuse_nameless
 from lbr_st.load import load_model, load_stock
 from lbr_st.locks import only_run
-from lbr_st.prepared import Prepared, prepare
+from lbr_st.run_data import RunData as Prepared, prepare
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
@@ -31,7 +31,7 @@ from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
 from lbr_st.stages.represent import represent
 from lbr_st.stages.trainer import shards, whole_model
-from lbr_st.training_data import evaluation_set
+from lbr_st.run_data import evaluation_set
 
 RESULTS = "results.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lbr_st.bases import BASES
 from lbr_st.card import CardInfo
-from lbr_st.contamination import known_overlaps
+from lbr_st.data.origins import known_overlaps
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.recipe import Recipe

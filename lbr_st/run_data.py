@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.contamination import ContaminationReport, Evaluation
+from lbr_st.data.contamination import ContaminationCheck
+from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data import (
     RetrievalSet,
     read_beir,
@@ -23,7 +24,7 @@ from lbr_st.data import (
 )
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.sources import is_local
-from lbr_st.data.tables import save_rows, scratch, take_rows
+from lbr_st.data.lines import save_rows, scratch
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
@@ -168,7 +169,7 @@ def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
 def read_sources(recipe: Recipe) -> Sources:
     """Read what a recipe's data section names.
 
-    Tables of local files are on disk (see :mod:`lbr_st.data.tables`), never whole in memory. Sets of queries are.
+    Tables of local files are on disk (see :mod:`lbr_st.data.lines`), never whole in memory. Sets of queries are.
 
     Raises:
         LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
@@ -229,13 +230,13 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
     """
     own = [one for one in (sources.test, sources.dev) if one is not None]
     against = [*own, *sources.others]
-    evaluation = Evaluation(against) if against else None
+    evaluation = ContaminationCheck(against) if against else None
     kept: list[tuple[str, Dataset]] = []
     reports: list[ContaminationReport] = []
     for part in sources.parts:
         rows, is_open = part.rows, part.kind == RECORDS and part.name == _short(recipe.data.source)
         if part.kind == RECORDS and not is_open:
-            evaluation = Evaluation(own) if own else None
+            evaluation = ContaminationCheck(own) if own else None
         if evaluation is not None:
             columns = {column: rows[column] for column in _text_columns(rows)}
             report = evaluation.check(columns, training=f"{part.kind} of {part.name}")
@@ -317,7 +318,7 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
             where=report.training,
             fix="Give other training data.",
         )
-    return take_rows(rows, np.delete(np.arange(len(rows)), harmful))
+    return rows.select(np.delete(np.arange(len(rows)), harmful))
 
 
 def _text_columns(rows: Dataset) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.bases import BASES
-from lbr_st.contamination.origins import TASK_ORIGINS, known_overlaps
+from lbr_st.data.origins import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.records import FOLDER, read_record

@@ -7,21 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.contamination import (
-    ContaminationReport,
-    Evaluation,
-    check_contamination,
-    known_overlaps,
-    training_columns,
-)
-from lbr_st.contamination import evaluation as evaluation_module
-from lbr_st.contamination import near as near_module
-from lbr_st.contamination.near import NearIndex, rows_per_band
-from lbr_st.contamination.origins import PRETRAINING, TASK_ORIGINS
-from lbr_st.contamination.texts import jaccard, plain, shingles
+from lbr_st.contamination_columns import training_columns
 from lbr_st.data import RetrievalSet
-from lbr_st.data.ontology import normalise
+from lbr_st.data import contamination as module
+from lbr_st.data.contamination import ContaminationCheck, NearIndex, rows_per_band
+from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.domains.definitions import DomainTask
+from lbr_st.data.origins import PRETRAINING, TASK_ORIGINS, known_overlaps
+from lbr_st.data.texts import jaccard, normalise, plain, shingles
 from lbr_st.errors import LBRError
 
 JUDGED = "A monocarboxylic acid that is acetic acid with one of its hydrogens replaced by a chloro group"
@@ -33,6 +26,10 @@ def toy(name="toy", queries=None, judged=JUDGED, unjudged=UNJUDGED):
     return RetrievalSet(
         name, {"d0": judged, "d1": unjudged, "d2": "zero"}, queries, {q: {"d0": 1, "d2": 0} for q in queries}
     )
+
+
+def check_contamination(columns, against, training="the training data", samples=3, **options):
+    return ContaminationCheck(against, **options).check(columns, training=training, samples=samples)
 
 
 def found(columns, against=None, **options):
@@ -126,7 +123,7 @@ def test_bands_are_as_long_as_recall_allows():
     for threshold in (0.2, 0.5, 0.8, 0.95):
         rows = rows_per_band(threshold, 128)
         missed = [(1 - threshold**r) ** (128 // r) for r in (rows, rows + 1)]
-        assert missed[0] <= 1 - near_module.FOUND < missed[1]
+        assert missed[0] <= 1 - module.FOUND < missed[1]
     assert rows_per_band(0.001, 4) == 1
 
 
@@ -167,7 +164,7 @@ def test_a_judged_document_inside_a_text_is_found_but_no_mention_of_a_name(text,
 
 
 def test_how_long_a_text_must_be_to_be_looked_for_inside_others():
-    for part, least in evaluation_module.LEAST_CONTAINED.items():
+    for part, least in module.LEAST_CONTAINED.items():
         for count in (least - 1, least):
             given_text = " ".join(words(count))
             against = [toy(queries={"q0": given_text})] if part == "query" else [toy(judged=given_text)]
@@ -256,7 +253,7 @@ def test_few_pairs_are_compared_one_by_one(monkeypatch):
     assert jaccard(shingles(texts[0], 3), shingles(texts[1], 3)) == 0.5
     against = [RetrievalSet("r", {str(i): t for i, t in enumerate(texts[:500])}, {"q": "a"}, {"q": {"1": 1}})]
     compared = []
-    monkeypatch.setattr(near_module, "jaccard", lambda *sets: compared.append(1) or jaccard(*sets))
+    monkeypatch.setattr(module, "jaccard", lambda *sets: compared.append(1) or jaccard(*sets))
     report = check_contamination({"text": texts[500:] + texts[:1]}, against)
     assert 1 <= len(compared) < 2500
     assert [(count.part, count.kind, count.rows) for count in report.counts] == [("corpus", "exact", 1)]
@@ -271,9 +268,9 @@ def test_a_row_gives_one_sample_of_a_kind():
 
 
 def test_a_text_seen_before_is_not_looked_up_again(monkeypatch):
-    ready = Evaluation([toy()])
+    ready = ContaminationCheck([toy()])
     first = ready.check({"text": [JUDGED, "other"]})
-    monkeypatch.setattr(ready.texts, "_contained", lambda text: pytest.fail(f"looked up {text}"))
+    monkeypatch.setattr(ready, "_contained", lambda text: pytest.fail(f"looked up {text}"))
     assert ready.check({"text": ["other", JUDGED]}).rows == [1]
     assert first.rows == [0]
 
@@ -354,7 +351,7 @@ def test_columns_are_those_the_file_has(tmp_path):
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
     from datasets import Dataset
 
-    from lbr_st.contamination import columns
+    import lbr_st.contamination_columns as columns
 
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "x"}\n{"_id": "e", "text": "y"}\n')

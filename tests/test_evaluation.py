@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbr_st.data.retrieval import RetrievalSet, read_beir
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import (
     Part,

@@ -5,11 +5,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st.data import RetrievalSet, tables
+from lbr_st.domains.definitions import Entity
+from lbr_st.data import RetrievalSet, lines
 from lbr_st.data import hold_out as module
+from lbr_st.data.beir import stable_order
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.retrieval import stable_order
-from lbr_st.domains.definitions import Entity, group_entities
+from lbr_st.domains.definitions import group_entities
 from lbr_st.errors import LBRError
 
 
@@ -71,6 +72,6 @@ def test_a_large_corpus_is_cut_but_never_a_judged_document(monkeypatch):
     assert part.corpus.items() < whole.corpus.items()
     assert part.skipped == {"documents beyond those searched": 70}
     assert whole.skipped == {}
-    monkeypatch.setattr(module, "MOST_BYTES", 7 * tables.bytes_a_row(pairs.select_columns(["document"])) * 1.01)
+    monkeypatch.setattr(module, "MOST_BYTES", 7 * lines.bytes_a_row(pairs.select_columns(["document"])) * 1.01)
     assert len(hold_out(pairs, name="x")[1].corpus) == 10  # those judged
     assert train[:] == whole_train[:]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lbr_st import registry
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.domains import definitions
 from lbr_st.domains.definitions import Entity, clean, group_entities, load_terms, make_task
 from lbr_st.errors import LBRError

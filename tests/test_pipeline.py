@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
 from lbr_st.baselines import baseline
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
 from lbr_st.places import recipe_without_places

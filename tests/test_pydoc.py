@@ -3,7 +3,7 @@ import textwrap
 
 import pytest
 
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.domains import python_docs
 from lbr_st.domains.python_docs import (
     EVALUATION_PACKAGES,

@@ -1,6 +1,6 @@
 import pytest
 
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.domains.python_docs import (
     Function,
     documentation,

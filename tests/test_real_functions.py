@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.domains import python_docs
 from lbr_st.domains.python_docs import EVALUATION_PACKAGES, TRAINING_PACKAGES, pydoc_open_task, pydoc_task
 from lbr_st.errors import LBRError

@@ -1,10 +1,12 @@
+"""Retrieval sets and BEIR folders: what does not hold together is an error that says where and what to do."""
+
 import json
 from dataclasses import replace
 
 import pytest
 
 from lbr_st.data import RetrievalSet, read_beir, write_beir
-from lbr_st.data.retrieval import stable_order
+from lbr_st.data.beir import stable_order
 from lbr_st.errors import LBRError
 
 
@@ -23,6 +25,7 @@ def make_set(queries=4, documents=30):
         ({"qrels": {"q0": {"d99": 1}}}, "unknown document 'd99'"),
         ({"qrels": {"q0": {"d0": 1}}}, "'q1' has no judgement"),
         ({"qrels": {f"q{n}": {} for n in range(4)}}, "'q0' has no judgement"),
+        *(({"qrels": {"q0": {"d0": grade}}}, f"relevance {grade!r} .* whole number") for grade in (0.5, "1", None)),
     ],
 )
 def test_refuses_what_does_not_hold_together(change, message):
@@ -103,46 +106,159 @@ def test_write_refuses_splits_that_do_not_fit(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def write_files(folder, corpus, queries, qrels):
-    (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(item) + "\n" for item in corpus))
-    (folder / "queries.jsonl").write_text("".join(json.dumps(item) + "\n" for item in queries))
-    (folder / "qrels" / "test.tsv").write_text(qrels)
+HEADER = "query-id\tcorpus-id\tscore\n"
 
 
-def test_title_and_text_are_joined_and_other_queries_left_out(tmp_path):
-    corpus = [{"_id": "1", "title": "T", "text": "x"}, {"_id": "2", "text": "y"}, {"_id": "3", "title": "", "text": ""}]
-    queries = [{"_id": "a", "text": "?"}, {"_id": "b", "text": "??"}]
-    write_files(tmp_path, corpus, queries, "query-id\tcorpus-id\tscore\na\t1\t1\n")
-    task = read_beir(tmp_path)
-    assert task.corpus == {"1": "T x", "2": "y", "3": ""}
-    assert task.queries == {"a": "?"}
-    write_files(tmp_path, corpus, queries, "b\t2\t1\n")
-    assert read_beir(tmp_path).qrels == {"b": {"2": 1}}
+def lines(*items):
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+
+
+CORPUS = lines({"_id": "d1", "title": "T", "text": "one"}, {"_id": "d2", "title": "", "text": "two"})
+QUERIES = lines({"_id": "a", "text": "first?"}, {"_id": "b", "text": "second?"})
+QRELS = HEADER + "a\td1\t1\nb\td2\t2\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a BEIR folder; None leaves a file out."""
+
+    def write(corpus=CORPUS, queries=QUERIES, **splits):
+        target = tmp_path / "folder"
+        (target / "qrels").mkdir(parents=True, exist_ok=True)
+        files = {"corpus.jsonl": corpus, "queries.jsonl": queries}
+        files |= {f"qrels/{split}.tsv": text for split, text in ({"test": QRELS} | splits).items()}
+        for name, text in files.items():
+            if text is not None:
+                (target / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return target
+
+    return write
+
+
+GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d1": 1}, "b": {"d2": 2}})
 
 
 @pytest.mark.parametrize(
-    ("corpus", "qrels", "parts"),
+    ("where", "files", "says"),
     [
-        ([{"_id": "1", "text": "x"}], "a\t1\n", ["test.tsv, line 1"]),
-        ([{"_id": "1", "text": "x"}], "query-id\tcorpus-id\tscore\na\t1\tyes\n", ["test.tsv, line 2"]),
-        ([{"_id": "1", "text": "x"}], "query-id\tcorpus-id\tscore\n", ["no judgements"]),
-        ([{"_id": "1", "text": "x"}], "a\t2\t1\n", ["unknown document '2'"]),
-        ([{"_id": "1", "text": "x"}], "z\t1\t1\n", ["unknown query 'z'"]),
-        ([{"_id": "1", "text": "x"}, {"_id": "1", "text": "y"}], "a\t1\t1\n", ["corpus.jsonl, line 2", "twice"]),
-        ([{"_id": "1", "text": 5}], "a\t1\t1\n", ["corpus.jsonl, line 1"]),
-        ([{"text": "x"}], "a\t1\t1\n", ["corpus.jsonl, line 1", "'_id'"]),
-        ([], "a\t1\t1\n", ["corpus.jsonl", "empty"]),
+        ("corpus.jsonl", {"corpus": None}, "no such file"),
+        ("corpus.jsonl", {"corpus": ""}, "the corpus is empty"),
+        ("corpus.jsonl", {"corpus": lines({"_id": "d1", "text": " "}, {"_id": "d2", "text": ""})}, "no document has a"),
+        ("corpus.jsonl, line 2", {"corpus": lines({"_id": "d1", "text": "x"}, {"_id": "d2", "body": "y"})}, "'text'"),
+        ("corpus.jsonl, line 1", {"corpus": lines({"_id": 5, "text": "x"})}, "'_id' is int, not text"),
+        ("corpus.jsonl, line 1", {"corpus": lines({"_id": "d1", "title": ["x"], "text": "x"})}, "must be strings"),
+        ("corpus.jsonl, line 1", {"corpus": lines({"_id": "", "text": "x"})}, "'_id' is empty"),
+        ("corpus.jsonl, line 1", {"corpus": "{'_id': 'd1'}\n"}, "not JSON"),
+        ("corpus.jsonl, line 1", {"corpus": '"d1"\n'}, "str where a JSON object is expected"),
+        ("corpus.jsonl, line 3", {"corpus": CORPUS + CORPUS}, "the id 'd1' comes twice; first in line 1"),
+        ("corpus.jsonl, line 1", {"corpus": b'{"_id": "d1", "text": "\xff"}\n'}, "not UTF-8 (byte 24"),
+        ("corpus.jsonl, line 1", {"corpus": lines({"text": "x"})}, "no column '_id'"),
+        ("corpus.jsonl, line 1", {"corpus": '{"_id": "d1", "text": "\\ud83d"}\n'}, "half a character"),
+        ("queries.jsonl", {"queries": None}, "no such file"),
+        ("queries.jsonl", {"queries": "\n"}, "there are no queries"),
+        ("queries.jsonl, line 3", {"queries": QUERIES + QUERIES}, "the id 'a' comes twice; first in line 1"),
+        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "text": None})}, "'text' is NoneType"),
+        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "text": "  "})}, "'text' is empty"),
+        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "query": "x"})}, "no column 'text'"),
+        ("test.tsv, line 2", {"test": HEADER + "z\td1\t1\n"}, "unknown query 'z'"),
+        ("test.tsv, line 4", {"test": QRELS + "a\td9\t1\n"}, "unknown document 'd9'"),
+        ("test.tsv, line 4", {"test": QRELS + "a\td1\t2\n"}, "'a' and document 'd1' are judged 2 here and 1 before"),
+        ("test.tsv, line 4", {"test": QRELS + "a\td1\n"}, "not a judgement"),
+        ("test.tsv, line 4", {"test": QRELS + "a\td1\tyes\n"}, "not a judgement"),
+        ("test.tsv, line 4", {"test": QRELS + "a\td1\t1.0\n"}, "not a judgement"),
+        ("test.tsv, line 4", {"test": QRELS + "a\t0\td1\t1\n"}, "not a judgement"),
+        ("test.tsv, line 4", {"test": QRELS + "a d1 1\n"}, "not a judgement"),
+        ("test.tsv", {"test": HEADER}, "there are no judgements"),
+        ("test.tsv", {"test": ""}, "there are no judgements"),
     ],
 )
-def test_malformed_folders_are_named(tmp_path, corpus, qrels, parts):
-    write_files(tmp_path, corpus, [{"_id": "a", "text": "?"}], qrels)
+def test_refused(folder, where, files, says):
     with pytest.raises(LBRError) as caught:
-        read_beir(tmp_path)
-    for part in parts:
-        assert part in str(caught.value)
+        read_beir(folder(**files))
+    assert says in str(caught.value)
+    assert caught.value.where.endswith(where)
+    assert caught.value.fix
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(LBRError, match="no such file"):
         read_beir(tmp_path / "nowhere")
+
+
+def test_a_wrong_split_lists_the_splits(folder):
+    target = folder(dev=QRELS, train=QRELS)
+    with pytest.raises(LBRError, match=r"no split 'tset'; there are: dev, test, train\.") as caught:
+        read_beir(target, "tset")
+    assert caught.value.fix == "Name one of them."
+    for file in (target / "qrels").iterdir():
+        file.unlink()
+    with pytest.raises(LBRError, match=r"there are: none\. .*query id, document id and score"):
+        read_beir(target)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"corpus": b"\xef\xbb\xbf" + CORPUS.encode(), "queries": b"\xef\xbb\xbf" + QUERIES.encode()},
+        {"test": b"\xef\xbb\xbf" + QRELS.encode()},
+        {"corpus": CORPUS.replace("\n", "\r\n"), "queries": QUERIES.replace("\n", "\r\n")},
+        {"test": QRELS.replace("\n", "\r\n")},
+        {"corpus": "\n" + CORPUS.replace("\n", "\n\n"), "queries": QUERIES + "  \n", "test": QRELS + "\n \n"},
+        {"corpus": CORPUS.rstrip("\n"), "queries": QUERIES.rstrip("\n"), "test": QRELS.rstrip("\n")},
+        {"test": QRELS.removeprefix(HEADER)},
+        {"test": "query_id\tdoc_id\tscore\n" + QRELS.removeprefix(HEADER)},
+        {"corpus": lines({"_id": "d1", "text": "T one"}, {"_id": "d2", "title": None, "text": "two", "url": 5})},
+        {"corpus": lines({"_id": "d1", "title": "T one", "text": None}, {"_id": "d2", "title": "two"})},
+    ],
+    ids=["mark", "mark-qrels", "crlf", "crlf-qrels", "blank", "no-end", "no-header", "header", "no-title", "no-text"],
+)
+def test_read_all_the_same(folder, files):
+    task = read_beir(folder(**files))
+    assert (task.corpus, task.queries, task.qrels) == GOOD
+    assert task.skipped == {}
+
+
+def test_a_document_without_text_stays(folder):
+    corpus = CORPUS + lines({"_id": "d3", "title": "", "text": ""})
+    assert read_beir(folder(corpus=corpus)).corpus == {**GOOD[0], "d3": ""}
+
+
+def test_a_judgement_of_another_splits_query_is_no_skip(folder):
+    task = read_beir(folder(test=HEADER + "a\td1\t1\n", dev=HEADER + "b\td1\t1\n"))
+    assert set(task.queries) == {"a"}
+    assert task.skipped == {}
+
+
+def test_skips_are_counted(folder):
+    queries = QUERIES + lines({"_id": "c", "text": "x"}, {"_id": "d", "text": "x"}, {"_id": "e", "text": "x"})
+    test = QRELS + "a\td1\t1\na\td1\t1\nc\td1\t0\nc\td2\t-1\n"
+    task = read_beir(folder(queries=queries, test=test))
+    assert task.skipped == {
+        "judgements written twice": 2,
+        "queries that no split judges": 2,
+        "queries without a relevant document": 1,
+    }
+    assert task.qrels == {**GOOD[2], "c": {"d1": 0, "d2": -1}}
+    assert task.slice(3, 2).skipped == task.skipped
+    # The counts are no part of what the scores are made from.
+    assert task.revision == replace(task, left_out={}).revision
+
+
+@pytest.mark.parametrize("key", ["a\tb", "a\nb", "a\r", " "])
+def test_ids_that_would_break_the_judgements_are_not_written(tmp_path, key):
+    for task in (
+        RetrievalSet("toy", {key: "x"}, {"q": "x"}, {"q": {key: 1}}),
+        RetrievalSet("toy", {"d": "x"}, {key: "x"}, {key: {"d": 1}}),
+    ):
+        with pytest.raises(LBRError, match="empty or has a tab"):
+            write_beir({"test": task}, tmp_path / "folder")
+        assert not (tmp_path / "folder").exists()
+
+
+def test_ids_as_odd_as_they_may_be_come_back(tmp_path):
+    odd = ["5", " a ", "ä/β", 'say "x"', "query-id", "a,b", "a\u2028b"]
+    task = RetrievalSet(
+        "toy", {key: f"{key} text".strip() for key in odd}, dict.fromkeys(odd, "x"), {key: {key: 1} for key in odd}
+    )
+    write_beir({"test": task}, tmp_path / "folder")
+    assert read_beir(tmp_path / "folder").revision == task.revision

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from lbr_st import run_data as module
 from lbr_st.data import tables
-from lbr_st.data.ontology import normalise
-from lbr_st.data.retrieval import RetrievalSet, stable_order
+from lbr_st.data.texts import normalise
+from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
@@ -279,7 +279,7 @@ def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch
     extra = write_lines(tmp_path / "extra.jsonl", [{"text": text} for text in texts])
     recipe = recipe_for(beir, texts=str(extra))
     alone = training_data(recipe)
-    monkeypatch.setattr(tables, "LARGE", 1)
+    monkeypatch.setattr(lines, "LARGE", 1)
     together = training_data(recipe)
     assert together.contamination == alone.contamination
     assert together.contamination[1].rows == [0, 1, 2, 900, 901]

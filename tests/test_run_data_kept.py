@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from lbr_st import pipeline, run_data
-from lbr_st.data.retrieval import RetrievalSet
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs

@@ -54,28 +54,16 @@ def test_json_array_and_byte_order_mark(tmp_path):
     assert read_texts(marked)["text"][:] == ["x", "y"]
 
 
-def test_json_arrays_are_read_item_by_item(tmp_path, monkeypatch):
-    from lbr_st.data import json_array
-
-    monkeypatch.setattr(json_array, "CHARACTERS", 7)  # shorter than any item
-    texts = [f'{"x" * n} [1, 2], "é" \\ {{}}' for n in range(40)]
-    for name, options in {"line": {}, "lines": {"indent": 2}, "ascii": {"ensure_ascii": False}}.items():
-        path = tmp_path / f"{name}.json"
-        path.write_text(f" \n{json.dumps([{'text': text, 'n': [1.5, {}]} for text in texts], **options)}\n", "utf-8")
-        assert read_texts(path)["text"][:] == texts
-
-
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (b"[]", ["empty"]),
-        (b'[{"text": "one"}', ["item 2", "Expecting ','"]),
-        (b'[{"text": "one"} {"text": "two"}]', ["item 2", "Expecting ','"]),
-        (b'[{"text": "one"}, ', ["item 2", "not JSON"]),
-        (b'[{"text": "one"}, {"text": "tw', ["item 2", "not JSON"]),
+        (b"[]", ["no text"]),
+        (b'[{"text": "one"}', ["Expecting ',' delimiter", "line 1"]),
+        (b'[{"text": "one"},\n {"text": "two"} {"text": "three"}]', ["Expecting ',' delimiter", "line 2"]),
         (b'[{"text": "one"}, 12]', ["item 2", "int", "object"]),
         (b'[{"text": "one"}] more', ["Extra data"]),
         (b'[{"text": "one"},\n{"text": "\xff"}]', ["line 2", "UTF-8"]),
+        (b"[" * 100_000, ["not JSON"]),
     ],
 )
 def test_bad_json_arrays_are_named(tmp_path, content, parts):
@@ -106,6 +94,7 @@ def test_a_changed_file_is_read_again(tmp_path):
         (b'{"text": null}', ["'text'", "NoneType"]),
         (b'{"text": ""}', ["'text'", "empty"]),
         (b'{"text": " \\t\\n"}', ["'text'", "empty"]),
+        (b'{"text": "\\ud83d"}', ["'text'", "half a character"]),
     ],
 )
 def test_bad_json_lines_are_named(tmp_path, line, parts):
@@ -119,7 +108,7 @@ def test_empty_and_missing_files(tmp_path, name):
     path = tmp_path / name
     fails(lambda: read_texts(str(path)), str(path), "no such file")
     path.write_text("\n" if name != "a.csv" else "")
-    fails(lambda: read_texts(path), str(path), "empty")
+    fails(lambda: read_texts(path), str(path), "no text")
 
 
 def test_judgements_that_make_no_pair_are_refused(tmp_path):
@@ -129,18 +118,29 @@ def test_judgements_that_make_no_pair_are_refused(tmp_path):
 
 
 def test_csv_takes_words_as_they_are(tmp_path):
-    path = tmp_path / "a.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["id", "text"], [1, "NA"], [2, "two\nlines"], [3, "007"]])
-    assert read_texts(path)["text"][:] == ["NA", "two\nlines", "007"]
+    path, long = tmp_path / "a.csv", "x" * 200_000
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([["id", "text"], [1, "NA"], [2, 'two\nlines, "quoted"'], [3, "007"], [4, long]])
+    assert read_texts(path)["text"][:] == ["NA", 'two\nlines, "quoted"', "007", long]
+    assert read_texts(path, column="id")["text"][:] == ["1", "2", "3", "4"]
     fails(lambda: read_texts(path, column="body"), str(path), "'body'", "id, text")
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerow([4, " "])
-    fails(lambda: read_texts(path), str(path), "row 4", "'text'", "empty")
-    path.write_bytes(b"id,text\n1,x\n2,\xff\n")
-    fails(lambda: read_texts(path), str(path), "line 3", "UTF-8")
-    path.write_text("id,text\n")
-    fails(lambda: read_texts(path), str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"id,text\n", ["no text"]),
+        (b'id,text\n1,"two\nlines"\n2, \n', ["line 4", "'text'", "empty"]),
+        (b"id,text\n1,x\n2,\xff\n", ["line 3", "UTF-8"]),
+        (b"id,text\n1,one, two\n", ["line 2", "more fields than the header"]),
+        (b"id,text\n1\n", ["line 2", "'text'", "NoneType"]),
+        (b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 2"]),
+    ],
+)
+def test_bad_csv_rows_are_named(tmp_path, content, parts):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    fails(lambda: read_texts(path), str(path), *parts)
 
 
 def test_parquet(tmp_path):
@@ -151,6 +151,8 @@ def test_parquet(tmp_path):
     assert read_texts(path, column="d")[:] == {"text": ["u", "v"]}
     fails(lambda: read_texts(path), str(path), "'text'", "n, q, d")
     fails(lambda: read_texts(path, column="n"), str(path), "row 1", "'n'", "int")
+    Dataset.from_dict({"text": ["x", None]}).to_parquet(path)
+    fails(lambda: read_texts(path), str(path), "row 2", "'text'", "NoneType")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     fails(lambda: read_texts(tmp_path / "broken.parquet"), "broken.parquet")
 

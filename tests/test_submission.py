@@ -15,7 +15,7 @@ import pytest
 from lbr_st.build import build_model
 from lbr_st.card import CardInfo
 from lbr_st.cli import main
-from lbr_st.data.retrieval import RetrievalSet
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import embedding_system, retrieval_task, truncated, write_record
 from lbr_st.evaluation.harness import evaluate_task

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from lbr_st import tokens
 from lbr_st.build import build_model
-from lbr_st.data.digests import digest
+from lbr_st.data.texts import digest
 from lbr_st.tokens import Column, TokenCollator, tokenized
 
 TEXTS = [

@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from tables import units
 
-from lbr_st.data import domain_task
+from lbr_st.domains.tasks import domain_task
 from lbr_st.files import write_whole
 from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss

@@ -6,10 +6,9 @@ import hashlib
 from array import array
 from typing import TYPE_CHECKING
 
-from lbr_st.data.digests import column_digests, digest
-from lbr_st.data.ontology import normalise
-from lbr_st.data.retrieval import RetrievalSet
-from lbr_st.data.tables import bytes_a_row, take_rows
+from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.lines import bytes_a_row
+from lbr_st.data.texts import column_digests, digest, normalise
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 MOST_QUERIES = 200
 MOST_DOCUMENTS = 50_000
 MOST_BYTES = 50_000_000
-"""Documents to search, and their bytes, at most (our choice): an evaluation is held in memory and encoded whole."""
+"""The most documents to search, and their bytes (our choice): an evaluation is held in memory and encoded whole."""
 
 
 def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, RetrievalSet]:
@@ -32,7 +31,7 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
         The pairs to train on, and the held-out queries with their documents and others.
 
     Raises:
-        LBRError: All pairs hang together.
+        LBRError: All pairs share queries or documents.
     """
     import numpy as np
 
@@ -44,14 +43,14 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     order = first.argsort(kind="stable")
     number_of = np.empty_like(order)
     number_of[order] = np.arange(len(order))
-    asked = take_rows(pairs.select_columns(["query", "document"]), held)
+    asked = pairs.select_columns(["query", "document"]).select(held)
     judged = number_of[texts.searchsorted(column_digests(asked, "document"))]
     # Sorted by digest the texts are in random order already.
     documents = pairs.select_columns(["document"])
     most = min(MOST_DOCUMENTS, int(MOST_BYTES // max(1.0, bytes_a_row(documents))))
     others = number_of[~np.isin(number_of, judged)][: max(0, most - len(set(judged.tolist())))]
     searched = np.union1d(judged, others)
-    found = take_rows(documents, first[order][searched])["document"]
+    found = documents.select(first[order][searched])["document"]
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     ids: dict[str, str] = {}
@@ -71,29 +70,25 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     )
     kept = np.ones(len(pairs), dtype=bool)
     kept[held] = False
-    return take_rows(pairs, np.flatnonzero(kept)), test
+    return pairs.select(np.flatnonzero(kept)), test
 
 
 def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
     """Return for each row the row that stands for its group: rows that share a digest, directly or along a chain.
 
-    The groups of :func:`lbr_st.domains.definitions.group_entities`, and its first entity for each.
+    The groups and their first entities are those of ``group_entities``, which domain tasks are split by.
 
     Args:
         columns: Digests, of each column those of all rows.
-        nothing: The digest of an empty text, which is shared by none.
+        nothing: The digest of an empty text, which groups nothing.
     """
     import numpy as np
 
     keys = np.stack(columns, axis=1).ravel()  # row by row, as they are read
-    order = keys.argsort(kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    same &= keys[order[1:]] != nothing
-    starts = np.concatenate([[True], ~same])
-    first = order[np.maximum.accumulate(np.where(starts, np.arange(len(order)), 0))]
-    shared, first = order[~starts], first[~starts]
-    in_order = np.lexsort((shared, first))
-    size = len(columns)
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    first = first[number]  # for each key, the place where it stands first
+    repeated = np.flatnonzero((first != np.arange(len(keys))) & (keys != nothing))
+    repeated = repeated[first[repeated].argsort(kind="stable")]
     parent, members = array("q", range(len(columns[0]))), array("q", [1]) * len(columns[0])
 
     def root(row: int) -> int:
@@ -101,7 +96,8 @@ def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
             parent[row] = row = parent[parent[row]]
         return row
 
-    for one, other in zip((first[in_order] // size).tolist(), (shared[in_order] // size).tolist(), strict=True):
+    rows = first[repeated] // len(columns), repeated // len(columns)
+    for one, other in zip(*(part.tolist() for part in rows), strict=True):
         into, away = root(one), root(other)
         if into != away:
             if members[into] < members[away]:
@@ -112,7 +108,7 @@ def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
 
 
 def _held(pairs: Dataset, seed: int) -> np.ndarray:
-    """Return the numbers of the rows to hold out: whole groups, in a random order, as long as they fit."""
+    """Return the rows to hold out: whole groups, in a random order, as long as they fit."""
     import numpy as np
 
     columns = [column_digests(pairs, column, normalise) for column in ("query", "document")]

@@ -1,14 +1,34 @@
-"""Line-wise reading of text files, with errors that name the file, the line and the key."""
+"""Texts on disk: files read row by row, with errors that name the line, and tables that are never whole in memory."""
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.json_array import array_items, is_array
 from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+ROWS = 512
+"""Rows held at once, at most."""
+BYTES = 4_000_000
+"""Bytes of text held at once, about. Of long texts fewer rows are taken."""
+LARGE = 50_000_000
+"""Bytes from which the work is shared among processes, and a progress bar is worth its line."""
+MOST_PROCESSES = 16
+"""More would only wait for the disk."""
+
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -22,7 +42,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
-                # A byte-order mark, which some Windows programs write, is no part of the text.
+                # Some Windows programs begin a file with a byte-order mark, which is no part of the text.
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise LBRError(
@@ -34,26 +54,65 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_json_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(where, object)`` for each object of a JSON-lines file, or of one JSON array of objects.
+    """Yield ``(where, object)`` for each object of a JSON-lines file, or of a ``.json`` file with one array of objects.
 
-    Each object is checked to hold a non-empty string under each of ``columns``; blank lines are passed over.
+    Each object must hold a text under each of ``columns``. Blank lines are skipped. An array is read as a whole.
 
     Raises:
         LBRError: The file is missing, or something in it is not UTF-8, not JSON, not an object, or lacks a text.
     """
-    if path.suffix == ".json" and path.is_file() and is_array(path):
-        try:
-            for number, item in enumerate(array_items(path), start=1):
-                yield _checked(item, f"{path}, item {number}", columns)
-        except UnicodeDecodeError:
-            for _ in read_lines(path):  # which names the line
-                pass
-            raise
-        return
-    for number, line in read_lines(path):
+    lines = read_lines(path)
+    if path.suffix == ".json":
+        first = next((line for _, line in read_lines(path) if line.strip()), "")
+        if first.lstrip().startswith("["):
+            items = _parse("\n".join(line for _, line in lines), str(path), "Write one array of JSON objects.")
+            for number, item in enumerate(items, start=1):
+                yield checked(item, f"{path}, item {number}", columns)
+            return
+    for number, line in lines:
         if line.strip():
             where = f"{path}, line {number}"
-            yield _checked(_parse(line, where), where, columns)
+            yield checked(_parse(line, where, "Write one JSON object a line."), where, columns)
+
+
+def read_csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``(where, row)`` for each row of a CSV file with a header; all values are texts, as written.
+
+    Raises:
+        LBRError: The file is missing or not UTF-8, lacks a column, or a row has an empty text, more fields than the
+            header, or quotes that do not match.
+    """
+    csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
+    reader = csv.DictReader((f"{line}\n" for _, line in read_lines(path)), strict=True)
+    try:
+        if reader.fieldnames:
+            refuse_missing(columns, reader.fieldnames, str(path))
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row:
+                fix = "Put texts that contain commas in quotes."
+                raise LBRError("the row has more fields than the header.", where=where, fix=fix)
+            yield checked(row, where, columns)
+    except csv.Error as error:
+        fix = "Put texts that contain commas or quotes in quotes, and double the quotes in them."
+        where = f"{path}, line {reader.line_num + 1}"  # where the row begins: a quote may run on to the file's end
+        raise LBRError(f"not CSV: {error}.", where=where, fix=fix) from error
+
+
+def checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return ``(where, item)`` if ``item`` holds a text under each of ``columns``.
+
+    Raises:
+        LBRError: It is no dictionary, a column is missing, or its value is no text; see :func:`check_text`.
+    """
+    if not isinstance(item, dict):
+        raise LBRError(
+            f"{type(item).__name__} where a JSON object is expected.", where=where, fix='Write {"text": "..."}.'
+        )
+    refuse_missing(columns, item, where)
+    for column in columns:
+        check_text(item[column], where, column)
+    return where, item
 
 
 def check_text(value: object, where: str, column: str) -> None:
@@ -68,19 +127,26 @@ def check_text(value: object, where: str, column: str) -> None:
 
 
 def check_characters(text: str, where: str, what: str) -> None:
-    """Raise :class:`LBRError` for a lone surrogate, which JSON's escapes can spell and no tokenizer takes."""
+    """Raise :class:`LBRError` for a lone surrogate, which JSON's escapes can spell and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise LBRError(
             f"{what} holds half a character ({text[error.start]!r}, a lone surrogate).",
             where=where,
-            fix="Mend the text: it was cut inside a character.",
+            fix="Fix the text: it was cut inside a character.",
         ) from error
 
 
-def missing_column(column: str, present: Sequence[str], where: str) -> LBRError:
-    """Return the error for a column that is not there, listing those that are."""
+def refuse_missing(columns: Iterable[str], present: Collection[str], where: str) -> None:
+    """Raise :class:`LBRError` for the first of ``columns`` that is not in ``present``."""
+    for column in columns:
+        if column not in present:
+            raise missing_column(column, present, where)
+
+
+def missing_column(column: str, present: Collection[str], where: str) -> LBRError:
+    """Return the error for a missing column, which lists those that are present."""
     return LBRError(
         f"no column {column!r}; there are: {', '.join(map(str, present)) or 'none'}.",
         where=where,
@@ -88,20 +154,150 @@ def missing_column(column: str, present: Sequence[str], where: str) -> LBRError:
     )
 
 
-def _parse(text: str, where: str) -> Any:
+@contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """Put the tables that are made in this block into ``folder``, which the caller removes.
+
+    Otherwise they go to the system's temporary folder and are removed when the program ends.
+    """
+    token = _scratch.set(folder)
+    try:
+        yield
+    finally:
+        _scratch.reset(token)
+
+
+def write_rows(rows: Iterable[Mapping[str, str]], columns: Iterable[str]) -> Dataset:
+    """Return rows of texts, which may come one by one, as a table on disk.
+
+    :meth:`datasets.Dataset.from_generator` takes eight times as long, and wraps the errors of ``rows``.
+    """
+    from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
+
+    file = _new_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    features = _features(dict.fromkeys(columns, "string"))
+    with ArrowWriter(features=features, path=str(file)) as writer:
+        for batch in _batches(rows, list(features)):
+            writer.write_batch({column: [row[column] for row in batch] for column in features})
+        writer.finalize()
+    return Dataset.from_file(str(file))
+
+
+def map_rows(
+    rows: Dataset, function: Callable[..., dict[str, Any]], columns: Mapping[str, str], **options: Any
+) -> Dataset:
+    """Return the table that ``function`` makes of batches of rows, on disk; it may have more or fewer rows.
+
+    Args:
+        rows: The table.
+        function: From a batch (column → list) to a batch. A function of a module, so that other processes find it.
+        columns: Name → Arrow type of what it returns.
+        **options: For :meth:`datasets.Dataset.map`.
+    """
+    from datasets import Dataset
+
+    features = _features(columns)
+    if not len(rows):
+        return Dataset.from_dict({name: [] for name in columns}, features=features)
+    batch = rows_at_once(rows)
+    with _bar_if(is_large(rows)):
+        return rows.map(
+            function,
+            batched=True,
+            batch_size=batch,
+            writer_batch_size=batch,
+            remove_columns=rows.column_names,
+            features=features,
+            num_proc=processes(rows),
+            cache_file_name=str(_new_file()),
+            load_from_cache_file=False,
+            **options,
+        )
+
+
+def save_rows(rows: Dataset, folder: Path) -> None:
+    """Write a table to a folder that :meth:`datasets.Dataset.load_from_disk` maps back into memory."""
+    with _bar_if(is_large(rows)):
+        rows.save_to_disk(str(folder))
+
+
+def bytes_a_row(rows: Dataset) -> float:
+    """Return the average bytes in a row of a table."""
+    return rows.data.nbytes / max(1, len(rows.data))
+
+
+def is_large(rows: Dataset) -> bool:
+    """Whether a table holds at least :data:`LARGE` bytes."""
+    return bytes_a_row(rows) * len(rows) >= LARGE
+
+
+def rows_at_once(rows: Dataset) -> int:
+    """Return how many rows make a batch."""
+    return int(max(1, min(ROWS, BYTES // max(1.0, bytes_a_row(rows)))))
+
+
+def processes(rows: Dataset) -> int | None:
+    """Return in how many processes to map a table; None for this one alone.
+
+    Only where processes fork: where they are spawned, a script without ``if __name__ == "__main__"`` would run again
+    in each of them.
+    """
+    import multiprocess  # what datasets starts them with
+
+    if not is_large(rows) or multiprocess.get_context().get_start_method() != "fork":
+        return None
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(usable, MOST_PROCESSES, len(rows))
+    return count if count > 1 else None
+
+
+def _parse(text: str, where: str, fix: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise LBRError(f"not JSON: {error}.", where=where, fix="Write one JSON object a line.") from error
+        raise LBRError(f"not JSON: {error}.", where=where, fix=fix) from error
 
 
-def _checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    if not isinstance(item, dict):
-        raise LBRError(
-            f"{type(item).__name__} where a JSON object is expected.", where=where, fix='Write {"text": "..."}.'
-        )
-    for column in columns:
-        if column not in item:
-            raise missing_column(column, list(item), where)
-        check_text(item[column], where, column)
-    return where, item
+def _batches(rows: Iterable[Mapping[str, str]], columns: list[str]) -> Iterator[list[Mapping[str, str]]]:
+    batch: list[Mapping[str, str]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(row[column]) for column in columns)
+        if size >= BYTES or len(batch) == ROWS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _features(columns: Mapping[str, str]) -> Features:
+    from datasets import Features, Value
+
+    return Features({name: Value(kind) for name, kind in columns.items()})
+
+
+@contextmanager
+def _bar_if(wanted: bool) -> Iterator[None]:
+    """Show the progress bars of ``datasets`` in this block only if they are wanted."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not wanted and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
+
+
+def _new_file() -> Path:
+    return (_scratch.get() or Path(_temporary().name)) / f"{uuid.uuid4().hex}.arrow"
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lbr-st-", ignore_cleanup_errors=True)

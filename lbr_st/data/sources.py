@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.beir_rows import beir_pairs, beir_texts
-from lbr_st.data.lines import check_text, missing_column, read_json_records, read_lines
-from lbr_st.data.tables import cache_folder, new_file, write_rows
+from lbr_st.data.beir import beir_pairs, beir_texts
+from lbr_st.data.lines import checked, read_csv_records, read_json_records, refuse_missing, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Records = Iterator[tuple[str, dict[str, Any]]]
+
 
 def read_texts(source: str | Path, *, column: str = "text", split: str = "train") -> Dataset:
     """Return domain text as a dataset with the one column ``text``.
 
-    It is memory-mapped, and may be larger than memory. What is read of a local file is written as Arrow to the
-    system's temporary folder (``TMPDIR``) until the program ends.
+    It is memory-mapped and may be larger than memory: what is read is written as Arrow to the system's temporary
+    folder (``TMPDIR``) until the program ends. Only a ``.json`` file with one array is held in memory once.
 
     Args:
-        source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a BEIR folder (its documents, empty ones
-            left out), or a hub dataset id.
+        source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a BEIR folder (its documents, without empty
+            ones), or a hub dataset id.
         column: The column that holds the text. A BEIR folder has its own.
         split: The split of a hub dataset.
 
@@ -71,7 +71,7 @@ def read_pairs(
 
 
 def is_local(source: str | Path) -> bool:
-    """Whether a source is a file or a folder, even one that is not there; else it is the id of a hub dataset."""
+    """Whether a source is a file or a folder, even a missing one; otherwise it is the id of a hub dataset."""
     path, text = Path(source), str(source)
     if path.suffix in READABLE or path.exists() or isinstance(source, Path):
         return True
@@ -80,90 +80,56 @@ def is_local(source: str | Path) -> bool:
 
 
 def _load(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
-    """Load a file or a hub dataset and keep ``columns`` (new name → name in the source), all of them texts."""
-    from datasets import Features, Value
-
+    """Return ``columns`` (new name → name in the source) of a file or a hub dataset."""
     path, wanted = Path(source), list(columns.values())
-    if is_local(source):
-        if not path.is_file():
-            raise LBRError("no such file.", where=str(path), fix="Check the path.")
-        if path.suffix not in READABLE:
-            kind = path.suffix or "a file without a suffix"
-            raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
-        dataset = READABLE[path.suffix](path, wanted)
+    if not is_local(source):
+        records = _hub_records(str(source), wanted, split)
+    elif not path.is_file():
+        raise LBRError("no such file.", where=str(path), fix="Check the path.")
+    elif path.suffix not in READABLE:
+        kind = path.suffix or "a file without a suffix"
+        raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
     else:
-        dataset = _load_dataset(str(source), str(source), split=split)
-    for column in wanted:
-        if column not in dataset.column_names:
-            raise missing_column(column, dataset.column_names, str(source))
-    dataset = dataset.select_columns(wanted).rename_columns({old: new for new, old in columns.items()})
-    _not_empty(dataset, source)
-    if path.suffix not in (".jsonl", ".json"):
-        _check_rows(dataset, columns, str(source))
-    # Arrow has several kinds of string; datasets can be concatenated only where it is the same one.
-    features = Features({name: Value("string") for name in dataset.column_names})
-    return dataset if dataset.features == features else dataset.cast(features, cache_file_name=str(new_file()))
+        records = READABLE[path.suffix](path, wanted)
+    renamed = ({new: record[old] for new, old in columns.items()} for _, record in records)
+    return _not_empty(write_rows(renamed, columns), source)
 
 
-def _json(path: Path, columns: list[str]) -> Dataset:
-    # Not the "json" loader: it guesses types from all columns, and makes time stamps of texts that are dates.
-    records = (item for _, item in read_json_records(path, columns))
-    dataset = write_rows(({column: item[column] for column in columns} for item in records), columns)
-    if not len(dataset):
-        raise LBRError("the file is empty.", where=str(path), fix="Add at least one text.")
-    return dataset
-
-
-def _csv(path: Path, columns: list[str]) -> Dataset:
-    from datasets import Features, Value
-
-    lines = read_lines(path)
-    header = next(csv.reader([line for _, line in [next(lines, (1, ""))]]), [])
-    if not header:
-        raise LBRError("the file is empty.", where=str(path), fix="Add a header and at least one row.")
-    for column in columns:
-        if column not in header:
-            raise missing_column(column, header, str(path))
-    for _ in lines:  # to find what is not UTF-8 while the line is still known
-        pass
-    # "NA" and "null" are words here, and 007 is not 7.
-    features = Features({column: Value("string") for column in columns})
-    options: dict[str, Any] = {"usecols": columns, "keep_default_na": False, "features": features}
-    return _load_dataset("csv", str(path), data_files=str(path), split="train", cache_dir=cache_folder(), **options)
-
-
-def _parquet(path: Path, columns: list[str]) -> Dataset:
-    return _load_dataset("parquet", str(path), data_files=str(path), split="train", cache_dir=cache_folder())
-
-
-READABLE: dict[str, Callable[[Path, list[str]], Dataset]] = {
-    ".jsonl": _json,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-
-def _load_dataset(name: str, source: str, **options: Any) -> Dataset:
+def _hub_records(name: str, columns: Sequence[str], split: str) -> Records:
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, **options)
+        dataset: Any = load_dataset(name, split=split)
     except Exception as error:  # each loader and the hub's client raise their own
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        fix = (
-            "Mend the file." if "data_files" in options else "Check the id, the split and the network, or give a file."
-        )
-        raise LBRError(f"cannot load it: {reason}.", where=source, fix=fix) from error
+        fix = "Check the id, the split and the network, or give a file."
+        raise LBRError(f"cannot load it: {reason}.", where=name, fix=fix) from error
+    refuse_missing(columns, dataset.column_names, name)
+    for number, row in enumerate(dataset.select_columns(columns), start=1):
+        yield checked(row, f"{name}, row {number}", columns)
 
 
-def _check_rows(dataset: Dataset, columns: Mapping[str, str], source: str) -> None:
-    for start in range(0, len(dataset), 1000):
-        batch = dataset[start : start + 1000]
-        for name, original in columns.items():
-            for offset, value in enumerate(batch[name], start=1):
-                check_text(value, f"{source}, row {start + offset}", original)
+def _parquet_records(path: Path, columns: Sequence[str]) -> Records:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise LBRError(f"cannot read it: {error}.", where=str(path), fix="Write the file again.") from error
+    refuse_missing(columns, file.schema_arrow.names, str(path))
+    rows = (row for batch in file.iter_batches(512, columns=columns) for row in batch.to_pylist())
+    for number, row in enumerate(rows, start=1):
+        yield checked(row, f"{path}, row {number}", columns)
+
+
+READABLE = {
+    ".jsonl": read_json_records,
+    ".json": read_json_records,
+    ".csv": read_csv_records,
+    ".parquet": _parquet_records,
+}
 
 
 def _not_empty(dataset: Dataset, source: str | Path) -> Dataset:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from lbr_st.data.ontology import normalise
+from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask, Entity, group_entities, make_task, pair_table, record_table
 from lbr_st.errors import LBRError
 from lbr_st.registry import fetch_wheel

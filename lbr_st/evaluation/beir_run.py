@@ -19,7 +19,7 @@ from lbr_st.precision import Precision, use_bfloat16
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.data.retrieval import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
 CUTOFFS = [10, 100]
 CHUNK = 10_000

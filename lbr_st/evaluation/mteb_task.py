@@ -17,7 +17,7 @@ from lbr_st.files import cache_dir
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
 
-    from lbr_st.data.retrieval import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
 
 def import_extra(module: str) -> Any:

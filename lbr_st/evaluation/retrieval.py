@@ -17,7 +17,7 @@ from lbr_st.precision import Precision
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.data.retrieval import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
 
 def evaluate_retrieval(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.data import continue_pairs, mix, natural_pairs, reconstruct_pairs, tables
+from lbr_st.data import continue_pairs, lines, mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 
 datasets = pytest.importorskip("datasets")
@@ -16,7 +16,7 @@ def test_reconstruct_prepends_the_prompt_to_the_context_only():
 
 def test_datasets_are_taken_too():
     assert reconstruct_pairs(datasets.Dataset.from_dict({"text": ["x"]}))[0] == {"context": "x", "target": "x"}
-    with pytest.raises(LBRError, match="'body'"):
+    with pytest.raises(LBRError, match="there are: body"):
         reconstruct_pairs(datasets.Dataset.from_dict({"body": ["x"]}))
 
 
@@ -128,7 +128,7 @@ def test_examples_are_on_disk_and_the_same_in_several_processes(monkeypatch):
     texts = datasets.Dataset.from_dict({"text": [f"{n} {PASSAGE}" if n % 3 else f"{n}" for n in range(1500)]})
     pairs = datasets.Dataset.from_dict({"query": texts["text"][:], "document": texts["text"][:]})
     alone = [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")]
-    monkeypatch.setattr(tables, "LARGE", 1)
+    monkeypatch.setattr(lines, "LARGE", 1)
     for one, other in zip(
         alone, [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")], strict=True
     ):

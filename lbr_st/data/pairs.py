@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.tables import map_rows, take_rows, write_rows
+from lbr_st.data.lines import map_rows, refuse_missing, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def reconstruct_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Datas
     Raises:
         LBRError: There is no text.
     """
-    return _examples(_texts(texts), _reconstruct, prompt=prompt)
+    return _examples(_texts(texts), _prompted, prompt=prompt, context="text", target="text")
 
 
 def continue_pairs(
@@ -80,11 +80,7 @@ def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = ""
         LBRError: There is no pair, or a row lacks a column.
     """
     context, target = ("document", "query") if reverse else ("query", "document")
-    try:
-        rows = _table(pairs, ("query", "document"))
-    except KeyError as error:
-        raise LBRError(f"a pair lacks {error}.", fix="Give rows with 'query' and 'document'.") from error
-    return _examples(rows.rename_columns({context: "context", target: "target"}), _natural, prompt=prompt)
+    return _examples(_table(pairs, ["query", "document"]), _prompted, prompt=prompt, context=context, target=target)
 
 
 def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str = "") -> Dataset:
@@ -99,8 +95,7 @@ def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str 
         LBRError: There is no record.
     """
     prompts = {"query": query_prompt, "document": document_prompt}
-    rows = records.rename_columns({"name": "context", "text": "target"})
-    return _examples(rows, _record, prompts=prompts)
+    return _examples(records, _record, prompts=prompts)
 
 
 def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
@@ -128,12 +123,12 @@ def mix(parts: Mapping[str, tuple[Dataset, float]], seed: int = 0) -> Dataset:
         whole, extra = divmod(round(weight * len(part)), max(1, len(part)))
         chosen += [part] * whole
         if extra:
-            chosen.append(take_rows(part, np.random.default_rng(seed).permutation(len(part))[:extra]))
+            chosen.append(part.select(np.random.default_rng(seed).permutation(len(part))[:extra]))
     if not chosen:
         raise LBRError("nothing is left to mix.", fix="Give at least one non-empty part a weight above 0.")
     mixed = concatenate_datasets(chosen)
-    # The order of Dataset.shuffle, which goes through a Python list.
-    return take_rows(mixed, np.random.default_rng(seed).permutation(len(mixed)))
+    # The order of Dataset.shuffle, which would write a file of numbers next to the table.
+    return mixed.select(np.random.default_rng(seed).permutation(len(mixed)))
 
 
 def _cut(text: str, split: float) -> int:
@@ -144,8 +139,8 @@ def _cut(text: str, split: float) -> int:
     return min(ends or [match.end() for match in SPACE.finditer(text)], key=lambda end: abs(end - middle))
 
 
-def _reconstruct(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
-    return {"context": [prompt + text for text in rows["text"]], "target": rows["text"]}
+def _prompted(rows: dict[str, list[str]], prompt: str, context: str, target: str) -> dict[str, list[str]]:
+    return {"context": [prompt + text for text in rows[context]], "target": rows[target]}
 
 
 def _continue(rows: dict[str, list[str]], prompt: str, min_words: int, split: float) -> dict[str, list[str]]:
@@ -157,13 +152,9 @@ def _continue(rows: dict[str, list[str]], prompt: str, min_words: int, split: fl
     }
 
 
-def _natural(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
-    return {"context": [prompt + text for text in rows["context"]], "target": rows["target"]}
-
-
 def _record(rows: dict[str, list[str]], prompts: dict[str, str]) -> dict[str, list[str]]:
-    named = zip(rows["side"], rows["context"], strict=True)
-    return {"context": [prompts[side] + name for side, name in named], "target": rows["target"]}
+    named = zip(rows["side"], rows["name"], strict=True)
+    return {"context": [prompts[side] + name for side, name in named], "target": rows["text"]}
 
 
 def _examples(rows: Dataset, make: Callable[..., dict[str, list[str]]], **options: Any) -> Dataset:
@@ -173,24 +164,18 @@ def _examples(rows: Dataset, make: Callable[..., dict[str, list[str]]], **option
 
 
 def _texts(texts: Dataset | Iterable[str]) -> Dataset:
-    dataset: Any = texts
-    if not hasattr(dataset, "column_names"):
-        return _table(({"text": text} for text in texts), ("text",))
-    if "text" not in dataset.column_names:
-        raise LBRError(f"the dataset has {dataset.column_names}, no column 'text'.", fix="Rename its column.")
-    return dataset.select_columns(["text"])
+    return _table(texts if hasattr(texts, "column_names") else ({"text": text} for text in texts), ["text"])
 
 
-def _table(rows: Dataset | Iterable[Mapping[str, str]], columns: Sequence[str]) -> Dataset:
-    """Return these columns of a dataset, or of rows that come one by one.
+def _table(rows: Any, columns: list[str]) -> Dataset:
+    """Return these columns of a dataset, or of rows that come one by one."""
+    if hasattr(rows, "column_names"):
+        refuse_missing(columns, rows.column_names, "the dataset")
+        return rows.select_columns(columns)
 
-    Raises:
-        KeyError: A column is missing.
-    """
-    dataset: Any = rows
-    if not hasattr(dataset, "column_names"):
-        return write_rows(rows, columns)
-    for column in columns:
-        if column not in dataset.column_names:
-            raise KeyError(column)
-    return dataset.select_columns(list(columns))
+    def checked() -> Iterator[Mapping[str, str]]:
+        for number, row in enumerate(rows, start=1):
+            refuse_missing(columns, row, f"row {number}")
+            yield row
+
+    return write_rows(checked(), columns)

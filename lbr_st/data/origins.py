@@ -5,28 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_WIKIPEDIA_TASKS = (
-    "WikipediaBioMetChemClassification",
-    "WikipediaBiolumNeurochemClassification",
-    "WikipediaChemEngSpecialtiesClassification",
-    "WikipediaChemFieldsClassification",
-    "WikipediaChemistryTopicsClassification",
-    "WikipediaChemistryTopicsClustering",
-    "WikipediaCompChemSpectroscopyClassification",
-    "WikipediaCryobiologySeparationClassification",
-    "WikipediaCrystallographyAnalyticalClassification",
-    "WikipediaGreenhouseEnantiopureClassification",
-    "WikipediaIsotopesFissionClassification",
-    "WikipediaLuminescenceClassification",
-    "WikipediaOrganicInorganicClassification",
-    "WikipediaSaltsSemiconductorsClassification",
-    "WikipediaSolidStateColloidalClassification",
-    "WikipediaSpecialtiesInChemistryClustering",
-    "WikipediaTheoreticalAppliedClassification",
+_WIKIPEDIA = (
+    "BioMetChem BiolumNeurochem ChemEngSpecialties ChemFields ChemistryTopics CompChemSpectroscopy "
+    "CryobiologySeparation CrystallographyAnalytical GreenhouseEnantiopure IsotopesFission Luminescence "
+    "OrganicInorganic SaltsSemiconductors SolidStateColloidal TheoreticalApplied"
 )
 
 TASK_ORIGINS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_WIKIPEDIA_TASKS, ("Wikipedia",)),
+    **{f"Wikipedia{topic}Classification": ("Wikipedia",) for topic in _WIKIPEDIA.split()},
+    "WikipediaChemistryTopicsClustering": ("Wikipedia",),
+    "WikipediaSpecialtiesInChemistryClustering": ("Wikipedia",),
     "ChemNQRetrieval": ("Natural Questions",),
     "ChemHotpotQARetrieval": ("HotpotQA",),
     "ChemRxivRetrieval": ("ChemRxiv",),
@@ -98,7 +86,7 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
 
     That figure compares the names of training sets with those of tasks, so a subset under another name passes as
     unseen. These sentences go by where the texts come from; they say that an overlap is possible or certain by origin,
-    not how large it is: :func:`~lbr_st.contamination.check_contamination` counts.
+    not how large it is: :class:`~lbr_st.data.contamination.ContaminationCheck` counts.
 
     Args:
         training_sources: Names of what was trained on: "chebi", hub ids, file names.
@@ -148,12 +136,5 @@ def _from_wikipedia(tasks: Iterable[str]) -> list[str]:
 
 
 def _closure(origins: Iterable[str]) -> set[str]:
-    """Return the collections and all that they are made from."""
-    found: set[str] = set()
-    waiting = list(origins)
-    while waiting:
-        origin = waiting.pop()
-        if origin not in found:
-            found.add(origin)
-            waiting += MADE_FROM.get(origin, ())
-    return found
+    """Return the collections and those that they are made from."""
+    return {one for origin in origins for one in (origin, *MADE_FROM.get(origin, ()))}

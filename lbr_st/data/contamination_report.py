@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lbr_st.files import explain_disk_errors
-
 PARTS = {
     "query": "evaluation query",
     "judged": "judged evaluation document",
@@ -75,7 +73,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ContaminationReport:
-    """The outcome of :func:`~lbr_st.contamination.check_contamination`; two are equal however long they took.
+    """The outcome of :meth:`~lbr_st.data.contamination.ContaminationCheck.check`; two are equal however long they took.
 
     Args:
         training: What was checked.
@@ -178,18 +176,13 @@ class ContaminationReport:
         return "\n".join(lines) + "\n"
 
     def write(self, folder: str | Path) -> None:
-        """Write ``contamination.json`` and ``contamination.md`` into ``folder``, which is made if it is missing.
-
-        Raises:
-            LBRError: The disk is full, or the folder cannot be written to.
-        """
+        """Write ``contamination.json`` and ``contamination.md`` into ``folder``, which is made if it is missing."""
         folder = Path(folder)
-        with explain_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-            (folder / "contamination.json").write_text(text + "\n", encoding="utf-8", newline="\n", errors="replace")
-            page = f"# Contamination check of {_safe(self.training)}\n\n{self.to_markdown()}"
-            (folder / "contamination.md").write_text(page, encoding="utf-8", newline="\n", errors="replace")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        (folder / "contamination.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        page = f"# Contamination check of {_safe(self.training)}\n\n{self.to_markdown()}"
+        (folder / "contamination.md").write_text(page, encoding="utf-8", newline="\n")
 
 
 def cut(text: str) -> str:
