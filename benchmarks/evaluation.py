@@ -133,8 +133,7 @@ class Watch:
 
 def evaluate(model: Any, data: Any, arguments: argparse.Namespace) -> Watch:
     """Score a model, watched."""
-    from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task
-    from lbr_st.evaluation.beir_run import evaluate_beir
+    from lbr_st.evaluation import embedding_system, evaluate_beir, evaluate_task, retrieval_task
 
     # What a process does once, however much it evaluates, is not the harness's.
     models = importlib.import_module("mteb.models")

@@ -142,7 +142,7 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
 
 
 def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
-    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
+    """Return the texts that a recipe trains on, by column, as ``training_columns`` does.
 
     They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
 

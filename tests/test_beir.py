@@ -11,8 +11,7 @@ from lbr_st.errors import LBRError
 pytest.importorskip("beir")
 pytest.importorskip("mteb")
 
-from lbr_st.evaluation import evaluate_retrieval, model_digest, read_record, write_record
-from lbr_st.evaluation.beir_run import evaluate_beir
+from lbr_st.evaluation import evaluate_beir, evaluate_retrieval, model_digest, read_record, write_record
 
 SUBJECTS = ["an acid", "a salt", "an ester", "an enzyme", "a protein", "a base", "a query", "a document"]
 MORE = ["of the acid", "and the base", "of a protein"]
@@ -154,7 +153,7 @@ def test_a_corpus_in_chunks_gives_the_same(monkeypatch, chunk):
         {"a": "10 0", "b": "1 9"},
         {"a": {"d2": 1}, "b": {"d4": 1, "d3": 1}},
     )
-    monkeypatch.setattr("lbr_st.evaluation.beir_run.CHUNK", chunk)
+    monkeypatch.setattr("lbr_st.evaluation.run.CHUNK", chunk)
     result = evaluate_beir(numbers(2), data, name="a/b")
     assert result.per_query == pytest.approx({"a": 0.5, "b": 1.0})
     assert result.parts[0].first == {"a": ("d0", "10 0"), "b": ("d4", "0 10")}
@@ -214,7 +213,7 @@ def test_what_cannot_be_scored_is_named(model, monkeypatch):
     with pytest.raises(LBRError, match=r"euclidean.*cosine"):
         evaluate_beir(model, data, name="a/b")
     monkeypatch.undo()
-    with pytest.raises(LBRError, match="not a number"):
+    with pytest.raises(LBRError, match="not finite"):
         evaluate_beir(
             numbers(2), RetrievalSet("nan", {"d": "nan 1", "e": "1 1"}, {"q": "1 1"}, {"q": {"e": 1}}), name="a/b"
         )

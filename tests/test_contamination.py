@@ -12,7 +12,6 @@ from lbr_st.contamination import (
     Evaluation,
     check_contamination,
     known_overlaps,
-    training_columns,
 )
 from lbr_st.contamination import evaluation as evaluation_module
 from lbr_st.contamination import near as near_module
@@ -22,6 +21,7 @@ from lbr_st.contamination.texts import jaccard, plain, shingles
 from lbr_st.data import RetrievalSet
 from lbr_st.data.ontology import DomainTask, normalise
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.check_training import training_columns
 
 JUDGED = "A monocarboxylic acid that is acetic acid with one of its hydrogens replaced by a chloro group"
 UNJUDGED = "The conjugate base of some strong mineral acid that nobody ever asked for in any query of this set"
@@ -353,7 +353,7 @@ def test_columns_are_those_the_file_has(tmp_path):
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
     from datasets import Dataset
 
-    from lbr_st.contamination import columns
+    from lbr_st.evaluation import check_training as columns
 
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "x"}\n{"_id": "e", "text": "y"}\n')

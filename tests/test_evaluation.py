@@ -16,16 +16,16 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation import (
     Part,
     TaskScore,
+    bm25_system,
     evaluate_bm25,
     evaluate_retrieval,
+    evaluate_task,
     format_table,
+    format_tasks,
     model_digest,
     retrieval_task,
     write_results,
 )
-from lbr_st.evaluation.harness import evaluate_task
-from lbr_st.evaluation.systems import bm25_system
-from lbr_st.evaluation.table import format_tasks
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mteb = pytest.mark.usefixtures("_mteb")

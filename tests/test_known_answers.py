@@ -13,8 +13,7 @@ from lbr_st.data import RetrievalSet
 pytest.importorskip("mteb")
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import evaluate_bm25, evaluate_retrieval, read_records
-from lbr_st.evaluation.beir_run import evaluate_beir
+from lbr_st.evaluation import evaluate_beir, evaluate_bm25, evaluate_retrieval, read_records
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from lbr_st.build import build_model, load_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
+from lbr_st.load_by_name import load_by_name
 from lbr_st.model_files import load_stock
-from lbr_st.scoring import load_by_name
 from lbr_st.stages.release import release
 
 

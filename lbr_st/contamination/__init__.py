@@ -1,7 +1,6 @@
 """Which training rows repeat evaluation texts, exactly or nearly. Importing this loads no heavy library."""
 
 from lbr_st.contamination.check import Evaluation, check_contamination
-from lbr_st.contamination.columns import training_columns
 from lbr_st.contamination.origins import known_overlaps
 from lbr_st.contamination.report import ContaminationReport, Count, Sample
 
@@ -12,5 +11,4 @@ __all__ = [
     "Sample",
     "check_contamination",
     "known_overlaps",
-    "training_columns",
 ]

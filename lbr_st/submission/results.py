@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.records import FOLDER, read_record
-from lbr_st.evaluation.result import TaskScore, write_json
+from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record, write_json
 from lbr_st.submission.facts import mteb_tasks
 
 PUBLIC, LOCAL = "results", "results_local"
@@ -83,11 +82,11 @@ def _own(source: Path, digest: str) -> tuple[dict[str, tuple[TaskScore, Path]], 
     """Return the latest score of each task and MTEB's file of it, and a line for each other one."""
     found: dict[str, tuple[TaskScore, Path]] = {}
     left_out = []
-    records = sorted((source / FOLDER).rglob("*.json"))
+    records = sorted((source / RECORDS).rglob("*.json"))
     if not records:
         raise LBRError("there are no results here.", where=str(source), fix="Run `lbr-st evaluate MODEL` first.")
     for record in records:
-        score, path = read_record(record), source / PUBLIC / record.relative_to(source / FOLDER)
+        score, path = read_record(record), source / PUBLIC / record.relative_to(source / RECORDS)
         if score is None:
             left_out.append(f"{record.relative_to(source)}: cannot be read")
             continue
