@@ -13,7 +13,7 @@ from lbr_st.data.ontology import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module
-from lbr_st.evaluation.suites import SUITES, evaluate_suites, hub_reachable, plan
+from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
 from lbr_st.evaluation.systems import load_system
 from lbr_st.load_by_name import load_by_name
 
@@ -188,6 +188,14 @@ def test_through_beir(saved, folder, tmp_path):
     assert {score.name for score in read_records(tmp_path)} == {"local/my-model", "local/my-model (harness=beir)"}
     with pytest.raises(LBRError, match="search server"):
         evaluate_suites("bm25", [folder], tmp_path, harness="beir")
+
+
+def test_held_out_queries_take_the_same_path(saved, tmp_path):
+    [ours] = evaluate(saved, [held_out(TOY)], tmp_path).scores
+    through_beir = evaluate(saved, [held_out(TOY)], tmp_path, harness="beir", dimensions=[8, 32]).scores
+    assert [(score.task, score.embed_dim) for score in (ours, *through_beir)] == [("toy", 32), ("toy", 32), ("toy", 8)]
+    assert through_beir[0].ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
+    assert len(read_records(tmp_path)) == 3
 
 
 def test_models_by_name(tiny_base, tmp_path):

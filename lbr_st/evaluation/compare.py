@@ -79,16 +79,7 @@ class TaskComparison:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A task on which no test could be made.
-
-    Args:
-        task: The task.
-        reference: The reference's name.
-        system: The other's.
-        reason: Why.
-        before: The reference's score, or None if it has none.
-        after: The other's.
-    """
+    """A task on which no test could be made, and the reason; a score is None where a system has none."""
 
     task: str
     reference: str
@@ -132,8 +123,7 @@ class Comparison:
     def write(self, folder: str | Path) -> Path:
         """Write ``comparison.md``, ``comparison.json`` and the queries that changed most; return the first's path.
 
-        Args:
-            folder: Where to; the files of an earlier comparison are replaced.
+        The files of an earlier comparison in ``folder`` are replaced.
         """
         folder = Path(folder)
         links: dict[tuple[str, str], str] = {}
@@ -275,12 +265,7 @@ class Change:
 
 
 def changed_queries(test: TaskComparison, count: int = 20) -> tuple[list[Change], list[Change]]:
-    """Return the queries with the largest gains and those with the largest losses, the largest first.
-
-    Args:
-        test: A task's comparison.
-        count: At most so many of each; queries that did not change are in neither.
-    """
+    """Return at most ``count`` queries with the largest gains and as many with the largest losses, largest first."""
     theirs = {part.key: part for part in test.after.parts}
     changes = []
     for part in test.before.parts:
@@ -299,14 +284,13 @@ def changed_queries(test: TaskComparison, count: int = 20) -> tuple[list[Change]
 def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] | None = None) -> str:
     """Return a comparison as Markdown: sentences, tables, and what could not be compared.
 
-    Args:
-        comparison: What to show.
-        links: (System, task) → the path of its changed queries, as seen from this text.
+    ``links`` gives (system, task) → the path of its changed queries, as seen from this text.
     """
     reference = comparison.reference
     links, lines = links or {}, [f"# Compared with {plain(reference)}", "", METHOD]
     revisions: dict[str, set[str]] = {}
-    for item in (*comparison.tests, *comparison.not_comparable):
+    items: list[TaskComparison | NotComparable] = [*comparison.tests, *comparison.not_comparable]
+    for item in items:
         for name, score in ((item.reference, item.before), (item.system, item.after)):
             if score is not None:
                 revisions.setdefault(name, set()).add(score.revision)
@@ -326,12 +310,7 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
 
 
 def format_changes(test: TaskComparison, count: int = 20) -> str:
-    """Return the queries of a task that changed most as Markdown.
-
-    Args:
-        test: A task's comparison.
-        count: Queries of largest gain, and as many of largest loss.
-    """
+    """Return :func:`changed_queries` of a task as Markdown."""
     found, titles = test.paired, ("Largest gains", "Largest losses")
     lines = [
         f"# {plain(test.task)}: {plain(test.system)} against {plain(test.reference)}",
@@ -370,17 +349,11 @@ def _table(reference: str, tests: Sequence[TaskComparison]) -> list[str]:
     lines = [table_row(header), "|---|" + "---:|" * 4 + ":---:|---:|---:|:---:|" + "---:|" * 3]
     for test in tests:
         found = test.paired
-        cells = [
-            plain(test.task),
-            f"{found.n:,}",
-            f"{found.score_a:.4f}",
-            f"{found.score_b:.4f}",
-            f"{found.difference:+.4f}",
-            _interval(found),
-            "–" if found.relative is None else f"{100 * found.relative:+.1f}%",
-            "–" if found.d_z is None else f"{found.d_z:+.2f}",
-            f"{found.wins:,} / {found.ties:,} / {found.losses:,}",
-        ]
+        cells = [plain(test.task), f"{found.n:,}", f"{found.score_a:.4f}", f"{found.score_b:.4f}"]
+        cells += [f"{found.difference:+.4f}", _interval(found)]
+        cells += ["–" if found.relative is None else f"{100 * found.relative:+.1f}%"]
+        cells += ["–" if found.d_z is None else f"{found.d_z:+.2f}"]
+        cells += [f"{found.wins:,} / {found.ties:,} / {found.losses:,}"]
         values = (found.p_bootstrap, found.p_randomisation, test.p)
         lines.append(table_row([*cells, *(format_p(p).removeprefix("p ").removeprefix("= ") for p in values)]))
     return lines
@@ -410,10 +383,21 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     tests = []
     for test in comparison.tests:
         gains, losses = ([asdict(change) for change in changes] for changes in changed_queries(test))
-        said = {"task": test.task, "system": test.system, "verdict": test.verdict, "sentence": test.sentence}
-        said |= {"p_holm": test.p, "num_tests": test.num_tests, **asdict(test.paired)}
-        said |= {"dataset_revision": test.before.dataset_revision, **_runs(test), "gains": gains, "losses": losses}
-        tests.append(said)
+        tests.append(
+            {
+                "task": test.task,
+                "system": test.system,
+                "verdict": test.verdict,
+                "sentence": test.sentence,
+                "p_holm": test.p,
+                "num_tests": test.num_tests,
+                **asdict(test.paired),
+                "dataset_revision": test.before.dataset_revision,
+                **_runs(test),
+                "gains": gains,
+                "losses": losses,
+            }
+        )
     return {
         "method": METHOD,
         "alpha": ALPHA,

@@ -57,7 +57,7 @@ def retrieval_task(
         ``described`` is the set's description.
 
     Raises:
-        LBRError: The set's name cannot name a task, MTEB does not know a domain, or there is nothing to evaluate.
+        LBRError: The set's name cannot name a task, or there is nothing to evaluate.
     """
     queries = {
         query: data.queries[query]
@@ -103,23 +103,19 @@ def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
             fix="Use the letters A-Z, digits, '_', '.', '-', and '/' between parts.",
         )
     name = data.name.replace("/", "-")
-    try:
-        return import_extra("mteb.abstasks.task_metadata").TaskMetadata(
-            name=name,
-            description=data.description or data.name,
-            dataset={"path": f"local/{name}", "revision": data.revision},
-            type="Retrieval",
-            category="t2t",
-            modalities=["text"],
-            eval_splits=[split],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            domains=list(domains) or None,
-            is_public=False,
-        )
-    except ValueError as error:  # pydantic's ValidationError is one
-        fix = "Give another value for what it names."
-        raise LBRError(f"MTEB does not accept this task: {error}", where=data.name, fix=fix) from error
+    return import_extra("mteb.abstasks.task_metadata").TaskMetadata(
+        name=name,
+        description=data.description or data.name,
+        dataset={"path": f"local/{name}", "revision": data.revision},
+        type="Retrieval",
+        category="t2t",
+        modalities=["text"],
+        eval_splits=[split],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        domains=list(domains) or None,
+        is_public=False,
+    )
 
 
 @contextmanager

@@ -48,12 +48,9 @@ def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
     """Plot nDCG@10 by task, a point with its 95% interval for each system.
 
     Args:
-        scores: Of any systems and tasks; of a system and task the latest counts, and tasks without queries are left
+        scores: Of any systems and tasks. For a system and task the latest counts. Tasks without queries are left
             out. Scores on different revisions of a task's data are different tasks.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, without a suffix. The paths of the PNG and the SVG are returned.
 
     Raises:
         LBRError: No score has queries, or matplotlib is missing.
@@ -94,10 +91,7 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
 
     Args:
         scores: As for :func:`plot_tasks`; tasks on which no embedding was scored are left out.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, as for :func:`plot_tasks`.
 
     Raises:
         LBRError: The embeddings are all of one size, or matplotlib is missing.
@@ -140,10 +134,7 @@ def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
     Args:
         work_folder: The work folder of ``lbr-st train``: ``learn/training_log.json`` and ``represent/``'s; one of them
             is enough.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, as for :func:`plot_tasks`.
 
     Raises:
         LBRError: There is no log with a loss, or matplotlib is missing.
@@ -261,12 +252,8 @@ def _interval(score: TaskScore) -> tuple[float, float]:
 
 def _errors(scores: Sequence[TaskScore]) -> list[list[float]]:
     """Return how far the intervals reach below and above each score, as errorbar takes it: [2, scores]."""
-    below, above = [], []
-    for score in scores:
-        value, (low, high) = score.ndcg_at_10 or 0.0, _interval(score)
-        below.append(max(0.0, value - low))
-        above.append(max(0.0, high - value))
-    return [below, above]
+    spans = [(score.ndcg_at_10 or 0.0, *_interval(score)) for score in scores]
+    return [[max(0.0, value - low) for value, low, _ in spans], [max(0.0, high - value) for value, _, high in spans]]
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -276,11 +263,7 @@ def new_figure(width: float, height: float) -> Any:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw with our settings only, and put the user's back.
-
-    Raises:
-        LBRError: matplotlib is missing.
-    """
+    """Draw with our settings only, and restore the user's."""
     matplotlib = import_extra("matplotlib")
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -306,16 +289,9 @@ def legend(figure: Any, *panels: Any) -> None:
 
 
 def save(figure: Any, path: str | Path, title: str, description: str) -> list[Path]:
-    """Write a figure as PNG and SVG, without a date.
+    """Write a figure as PNG and SVG, without a date, and return both paths.
 
-    Args:
-        figure: The figure.
-        path: Where to, without a suffix.
-        title: What it shows; kept in both files for those who cannot see it.
-        description: The same at more length.
-
-    Returns:
-        The PNG and the SVG.
+    Title and description are kept in both files, for those who cannot see the figure.
     """
     path = Path(path)
     paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]

@@ -21,7 +21,7 @@ from lbr_st.precision import Precision
 from lbr_st.versions import installed_versions
 
 if TYPE_CHECKING:
-    from mteb.abstasks import AbsTask
+    from mteb.abstasks import AbsTask, AbsTaskRetrieval
     from sentence_transformers import SentenceTransformer
 
     from lbr_st.data.retrieval import RetrievalSet
@@ -74,7 +74,7 @@ def evaluate_retrieval(
         The mean scores and those of each query.
 
     Raises:
-        LBRError: A bad name, revision or precision, nothing to evaluate, or mteb is missing.
+        LBRError: A bad name or precision, nothing to evaluate, or mteb is missing.
     """
     task = retrieval_task(data, split, domains)
     if isinstance(model, str):
@@ -94,13 +94,8 @@ def evaluate_retrieval(
 def evaluate_bm25(data: RetrievalSet, output_folder: Path | str | None = None, command: str = "") -> TaskScore:
     """Score BM25 on a retrieval set with the same judgements, measure and harness as :func:`evaluate_retrieval`.
 
-    Args:
-        data: Corpus, queries and judgements.
-        output_folder: Where the scores go; None keeps no files.
-        command: The command line to note with the scores.
-
-    Returns:
-        The scores, under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.bm25_system`.
+    The scores are under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.bm25_system`. Without
+    ``output_folder`` no files are kept.
 
     Raises:
         LBRError: There is nothing to evaluate, or a package of the ``eval`` extra is missing.
@@ -108,8 +103,14 @@ def evaluate_bm25(data: RetrievalSet, output_folder: Path | str | None = None, c
     if output_folder is None:
         with tempfile.TemporaryDirectory() as folder:
             return evaluate_bm25(data, folder, command)
-    how = {"command": command, "name": data.name, "description": data.description}
-    return evaluate_task(bm25_system(), retrieval_task(data), output_folder=output_folder, **how)
+    return evaluate_task(
+        bm25_system(),
+        retrieval_task(data),
+        output_folder=output_folder,
+        command=command,
+        name=data.name,
+        description=data.description,
+    )
 
 
 def evaluate_task(
@@ -147,23 +148,8 @@ def evaluate_task(
     mteb = import_extra("mteb")
     cache = mteb.ResultCache(output_folder)
     path = Path(cache.get_task_result_path(task.metadata.name, system.model.mteb_model_meta))
-    record = record_path(output_folder, task.metadata.name, system)
-    blank = TaskScore(
-        model=system.name,
-        revision=system.revision,
-        digest=system.digest,
-        task=name or task.metadata.name,
-        task_type=task.metadata.type,
-        metric=task.metadata.main_score,
-        score=0.0,
-        dataset_revision=str(task.metadata.dataset["revision"]),
-        asked=sorted(f"{split}/{subset}" for split in task.eval_splits for subset in task.hf_subsets),
-        experiment=dict(system.experiment),
-        embed_dim=system.embed_dim,
-        command=command,
-        versions=versions(),
-        description=description,
-    )
+    record = _record_path(output_folder, system, task, system.experiment)
+    blank = _blank(system, task, command, name, description)
     kept = read_record(record)
     if kept is None or not _same(kept, blank):
         kept = blank
@@ -232,7 +218,7 @@ def part_of(data: Any, scores: Any, qrels: Any, results: Any, split: str, subset
         scores: Query id → measure → value, as pytrec_eval gives it.
         qrels: Query id → document id → relevance.
         results: Query id → document id → similarity.
-        split: The split's name.
+        split: Its name.
         subset: The subset's name.
     """
     # A query without any hit has no entry; leaving it out would raise the mean.
@@ -268,20 +254,31 @@ def _texts(rows: Any, wanted: set[str]) -> dict[str, str]:
     return {key: f"{title or ''} {text or ''}".strip()[:EXCERPT] for key, title, text in zip(*columns, strict=True)}
 
 
-def record_path(output_folder: Path | str, task: str, system: System, experiment: dict[str, Any] | None = None) -> Path:
-    """Return where a system's record of a task goes: next to MTEB's ``results``, laid out like it.
-
-    Args:
-        output_folder: The folder of both.
-        task: MTEB's name of the task.
-        system: The system.
-        experiment: How it was run; None for the system's own experiment.
-    """
-    meta = system.model.mteb_model_meta
-    if experiment is not None:
-        meta = meta.model_copy(update={"experiment_kwargs": experiment})
-    path = Path(import_extra("mteb").ResultCache(output_folder).get_task_result_path(task, meta))
+def _record_path(output_folder: Path | str, system: System, task: AbsTask, experiment: dict[str, Any]) -> Path:
+    """Return where a record goes: next to MTEB's ``results``, laid out like it."""
+    meta = system.model.mteb_model_meta.model_copy(update={"experiment_kwargs": experiment or None})
+    path = Path(import_extra("mteb").ResultCache(output_folder).get_task_result_path(task.metadata.name, meta))
     return Path(output_folder) / RECORDS / path.relative_to(Path(output_folder) / "results")
+
+
+def _blank(system: System, task: AbsTask, command: str, name: str, description: str) -> TaskScore:
+    """Return what is known before the run; without a date it counts as unfinished."""
+    return TaskScore(
+        model=system.name,
+        revision=system.revision,
+        digest=system.digest,
+        task=name or task.metadata.name,
+        task_type=task.metadata.type,
+        metric=task.metadata.main_score,
+        score=0.0,
+        dataset_revision=str(task.metadata.dataset["revision"]),
+        asked=sorted(f"{split}/{subset}" for split in task.eval_splits for subset in task.hf_subsets),
+        experiment=dict(system.experiment),
+        embed_dim=system.embed_dim,
+        command=command,
+        versions=versions(),
+        description=description,
+    )
 
 
 def _same(kept: TaskScore, blank: TaskScore) -> bool:
@@ -327,81 +324,86 @@ def evaluate_beir(
     """Score a model with ``beir``: its exact search over the whole corpus, its judgement of the rankings.
 
     Queries go through ``encode_query`` and documents through ``encode_document``; ``beir``'s own ``SentenceBERT``
-    calls ``encode`` for both. Nothing is read from or written to disk.
-
-    Args:
-        model: The model.
-        data: Corpus, queries and judgements; :func:`lbr_st.data.read_beir` reads a BEIR folder.
-        name: The name to report the scores under, ``org/model``.
-        revision: Names this version of the model. Default: :func:`lbr_st.evaluation.model_digest`.
-        batch_size: Texts encoded at once.
-        precision: See :func:`lbr_st.evaluation.embedding_system`.
-        show_progress_bar: Show a bar with the remaining time while encoding.
-        command: The command line to note with the scores.
+    calls ``encode`` for both. Nothing is read from or written to disk. Arguments are as for
+    :func:`evaluate_retrieval`.
 
     Returns:
         What :func:`evaluate_retrieval` gives, with ``experiment["harness"] == "beir"``. ``score`` is BEIR's
         ``NDCG@10``, which it rounds to 5 decimals; the queries' scores are not rounded.
 
     Raises:
-        LBRError: A bad name or revision, nothing to evaluate, a similarity that BEIR does not know, embeddings that
-            are not finite, or a package of the ``eval`` extra is missing.
+        LBRError: As for :func:`evaluate_retrieval`, or a similarity that BEIR does not know.
     """
-    system = embedding_system(model, name, revision=revision, precision=precision)
-    return run_beir(system, data, batch_size=batch_size, show_progress_bar=show_progress_bar, command=command)
+    system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
+    return run_beir(
+        system,
+        retrieval_task(data, domains=()),
+        batch_size=batch_size,
+        command=command,
+        name=data.name,
+        description=data.description,
+    )
 
 
 def run_beir(
-    system: System, data: RetrievalSet, *, batch_size: int = 64, show_progress_bar: bool = False, command: str = ""
+    system: System,
+    task: AbsTaskRetrieval,
+    *,
+    output_folder: Path | str | None = None,
+    batch_size: int = 64,
+    command: str = "",
+    name: str = "",
+    description: str = "",
 ) -> TaskScore:
-    """Do what :func:`evaluate_beir` does, with a system that is already prepared."""
+    """Score a system on a local task with ``beir``; :func:`evaluate_task` says what the arguments mean.
+
+    Nothing is read back, and without ``output_folder`` no record is kept.
+    """
     started = time.perf_counter()
     if system.only_retrieval:
         raise LBRError("beir's BM25 needs a search server.", where=system.name, fix="Leave --harness out.")
-    similarity = system.model.model.similarity_fn_name
-    if similarity not in SIMILARITIES:
+    encoder = system.model
+    if encoder.model.similarity_fn_name not in SIMILARITIES:
         raise LBRError(
-            f"BEIR cannot compare embeddings by {similarity!r}.",
+            f"BEIR cannot compare embeddings by {encoder.model.similarity_fn_name!r}.",
             where=system.name,
             fix=f"Set model.similarity_fn_name to one of: {', '.join(SIMILARITIES)}; or evaluate with MTEB.",
         )
     dense = import_extra("beir.retrieval.search.dense")
     evaluation = import_extra("beir.retrieval.evaluation")
     with quiet_mteb():
-        task = retrieval_task(data)  # the very queries and judgements that MTEB scores
-        task.load_data()
-    rows = task.dataset["default"]["test"]
+        task.load_data()  # the very queries and judgements that MTEB scores
+    [(split, rows)] = task.dataset["default"].items()
     qrels = rows["relevant_docs"]
-    queries = {query: data.queries[query] for query in qrels}
+    queries = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))
     if len(queries) == 1:  # BEIR's search looks at the second row of the scores
         queries |= {f"{query} again": text for query, text in queries.items()}
     # BEIR reads len(corpus[i]["title"]), so the key must be there.
-    corpus = {document: {"title": "", "text": text} for document, text in data.corpus.items()}
+    texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
+    corpus = {document: {"title": "", "text": text} for document, text in texts}
     search = dense.DenseRetrievalExactSearch(
-        _Encoder(system), batch_size=batch_size, corpus_chunk_size=CHUNK, show_progress_bar=show_progress_bar
+        _Encoder(system), batch_size=batch_size, corpus_chunk_size=CHUNK, show_progress_bar=encoder.show_progress_bar
     )
-    retriever = evaluation.EvaluateRetrieval(search, k_values=CUTOFFS, score_function=SIMILARITIES[similarity])
-    results = retriever.retrieve(corpus, queries)
-    results = {query: results[query] for query in qrels}
+    similarity = SIMILARITIES[encoder.model.similarity_fn_name]
+    retriever = evaluation.EvaluateRetrieval(search, k_values=CUTOFFS, score_function=similarity)
+    found = retriever.retrieve(corpus, queries)
+    results = {query: found[query] for query in qrels}
     means = retriever.evaluate(qrels, results, CUTOFFS)  # takes the query's own document out of ``results``
-    return TaskScore(
-        model=system.name,
-        revision=system.revision,
-        digest=system.digest,
-        task=data.name,
-        task_type="Retrieval",
-        metric=task.metadata.main_score,
+    # The same program and measures that BEIR averages, query by query.
+    cuts = ",".join(map(str, CUTOFFS))
+    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}"})
+    score = replace(
+        _blank(system, task, command, name, description),
         score=float(means[0]["NDCG@10"]),
-        dataset_revision=data.revision,
-        parts=(part_of(rows, _query_scores(qrels, results), qrels, results, "test", "default"),),
+        parts=(part_of(rows, evaluator.evaluate(results), qrels, results, split, "default"),),
         experiment={**system.experiment, "harness": "beir"},
-        embed_dim=system.embed_dim,
         seconds=round(time.perf_counter() - started, 3),
         date=_now(),
-        command=command,
         versions={**versions(), **installed_versions(("beir", "pytrec_eval-terrier"))},
-        description=data.description,
     )
+    if output_folder is not None:
+        write_record(_record_path(output_folder, system, task, score.experiment), score)
+    return score
 
 
 class _Encoder:
@@ -418,10 +420,3 @@ class _Encoder:
 
     def _encode(self, encode: Any, texts: list[str], **options: Any) -> Any:
         return self.encoder.checked(encode, texts, **options).float()[:, : self.encoder.size]
-
-
-def _query_scores(qrels: Mapping[str, Mapping[str, int]], results: Mapping[str, Mapping[str, float]]) -> Any:
-    """Return query id → measure → value, by the same program and measures that BEIR averages."""
-    evaluator = import_extra("pytrec_eval").RelevanceEvaluator
-    cuts = ",".join(map(str, CUTOFFS))
-    return evaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}"}).evaluate(results)

@@ -243,12 +243,7 @@ def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
 
 
 def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) -> None:
-    """Write results as a JSON list: each row's label, scores, 95% interval and per-query nDCG@10.
-
-    Args:
-        path: The file. Its folder is created, and an existing file is replaced whole.
-        results: A label and a result for each row.
-    """
+    """Write labelled results as a JSON list: each one's label, scores, 95% interval and per-query nDCG@10."""
     rows = [
         {
             "label": label,
@@ -265,13 +260,7 @@ def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) ->
 
 
 def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
-    """Return a Markdown table of systems on one retrieval set, with a caption that names the data.
-
-    Args:
-        results: A label and a result for each row, in the order to show.
-
-    Returns:
-        Caption, blank line, table; no newline at the end.
+    """Return a Markdown table of labelled systems on one retrieval set, below a caption that names the data.
 
     Raises:
         LBRError: There are no results, or they are not all on the same data.
@@ -298,11 +287,7 @@ def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
 
 
 def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None = None) -> str:
-    """Return a Markdown table of one system's tasks, each by its main measure.
-
-    Args:
-        results: The scores of one system, in the order to show.
-        notes: Task name → what to know before reading its score.
+    """Return a Markdown table of one system's tasks, each by its main measure, with notes by the task's name.
 
     Raises:
         LBRError: There are no results.

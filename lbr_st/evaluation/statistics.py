@@ -124,7 +124,7 @@ def mean_interval(parts: Sequence[ArrayLike], resamples: int = 10_000, seed: int
 
     Args:
         parts: Its scores, 0 to 1, an array [queries] for each part.
-        resamples: How often the queries are drawn, with replacement, within each part.
+        resamples: How often the queries of each part are drawn, with replacement.
         seed: Seed of the draws.
 
     Raises:

@@ -13,14 +13,16 @@ from lbr_st.data import RetrievalSet, read_beir
 from lbr_st.data.domain_tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task
-from lbr_st.evaluation.run import evaluate_task, record_path, run_beir
-from lbr_st.evaluation.scores import TaskScore, format_tasks, write_record
+from lbr_st.evaluation.run import evaluate_task, run_beir
+from lbr_st.evaluation.scores import TaskScore, format_tasks
 from lbr_st.evaluation.systems import System, load_system, truncated
 from lbr_st.precision import Precision
 from lbr_st.registry import notice
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
+
+Harness = Literal["mteb", "beir"]
 
 FEW = 100
 """With fewer queries a task's score is shown with a warning next to it (our choice)."""
@@ -215,10 +217,7 @@ def _hub(name: str, split: str | None, note: str = "", made: AbsTask | None = No
 
 
 def pin_revision(task: AbsTask) -> AbsTask:
-    """Give a task whose dataset revision is a branch a commit instead, so that its scores say what was read.
-
-    Args:
-        task: It is changed in place, and only if its revision is not a commit.
+    """Give a task whose dataset revision is a branch a commit instead, in place, so that its scores say what was read.
 
     Raises:
         LBRError: Neither the hub nor its cache knows the branch's commit.
@@ -248,10 +247,7 @@ def pin_revision(task: AbsTask) -> AbsTask:
 def hub_reachable(seconds: float = 5.0) -> bool:
     """Whether tasks of the hub can be tried: it answers, or ``HF_HUB_OFFLINE`` tells its client to use the cache.
 
-    The hub is asked once, so that no task waits through the retries of the client.
-
-    Args:
-        seconds: How long to wait for an answer.
+    The hub is asked once and for so many seconds, so that no task waits through the retries of the client.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -301,27 +297,18 @@ def evaluate_suites(
     output: str | Path,
     *,
     only: Literal["local", "hub"] | None = None,
-    harness: Literal["mteb", "beir"] = "mteb",
+    harness: Harness = "mteb",
     split: str | None = None,
     num_queries: int | None = None,
     num_documents: int | None = None,
     **options: Any,
 ) -> Report:
-    """Score a model on suites: :func:`evaluate` on what :func:`plan` gives; see both for the other arguments.
+    """Score a model on suites: :func:`evaluate` on what :func:`plan` gives, which say what the arguments mean.
 
-    Args:
-        model: See :func:`evaluate`.
-        suites: Words for :func:`plan`.
-        output: See :func:`evaluate`.
-        only: Run the tasks on local data only, or those of the hub only.
-        harness: See :func:`evaluate`; with ``"beir"`` only the tasks on local data are run.
-        split: See :func:`plan`.
-        num_queries: See :func:`plan`.
-        num_documents: See :func:`plan`.
-        **options: See :func:`evaluate`.
+    ``only`` keeps the tasks on local data, or those of the hub. Through BEIR only the former are run.
 
     Raises:
-        LBRError: Nothing has a suite's name, no task is left, or as :func:`evaluate` raises it.
+        LBRError: Nothing has a suite's name, no task is left, or as for :func:`evaluate`.
     """
     only = "local" if harness == "beir" else only
     tasks = {
@@ -340,7 +327,7 @@ def evaluate(
     planned: Sequence[Planned],
     output: str | Path,
     *,
-    harness: Literal["mteb", "beir"] = "mteb",
+    harness: Harness = "mteb",
     dimensions: Sequence[int] = (),
     batch_size: int = 64,
     precision: Precision = "float32",
@@ -381,28 +368,34 @@ def evaluate(
         return report
     system = load_system(model, name=name, revision=revision, precision=precision)
     systems = truncated(system, dimensions) if dimensions else [system]
-    run = _through_beir if harness == "beir" else _through_mteb
     for task in planned:
         try:
-            run(task, systems, report, Path(output), batch_size, command)
+            _score(task, systems, report, output, harness, batch_size, command)
         except Exception as error:  # the hub's client, each dataset's loader and each task raise their own
             known = isinstance(error, LBRError)
             if len(planned) == 1 and (known or not task.needs_hub):
                 raise
-            report.failed[task.name] = str(error) if known else f"{type(error).__name__}: {_first_line(error)}"
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            report.failed[task.name] = str(error) if known else f"{type(error).__name__}: {reason}"
     return report
 
 
-def _through_mteb(
-    planned: Planned, systems: Sequence[System], report: Report, output: Path, batch_size: int, command: str
+def _score(
+    planned: Planned,
+    systems: Sequence[System],
+    report: Report,
+    output: str | Path,
+    harness: Harness,
+    batch_size: int,
+    command: str,
 ) -> None:
-    task = planned.task()
+    task: Any = planned.task()
     if systems[0].only_retrieval and not is_retrieval(task):
         report.skipped[planned.name] = f"{systems[0].name} ranks documents, and these are other tasks."
         return
     for system in systems:
-        notice(f"{system.name} on {task.metadata.name} …")
-        score = evaluate_task(
+        notice(f"{system.name} on {task.metadata.name}{', through beir' if harness == 'beir' else ''} …")
+        score = (run_beir if harness == "beir" else evaluate_task)(
             system,
             task,
             output_folder=output,
@@ -411,30 +404,10 @@ def _through_mteb(
             name=planned.title,
             description=getattr(task, "described", ""),
         )
-        _add(report, planned, score, getattr(task, "skipped", {}))
-
-
-def _through_beir(
-    planned: Planned, systems: Sequence[System], report: Report, output: Path, batch_size: int, command: str
-) -> None:
-    assert planned.data is not None  # local tasks have it
-    data = planned.data()
-    for system in systems:
-        notice(f"{system.name} on {data.name}, through beir …")
-        score = run_beir(system, data, batch_size=batch_size, show_progress_bar=True, command=command)
-        write_record(record_path(output, data.name.replace("/", "-"), system, score.experiment), score)
-        _add(report, planned, score, data.skipped)
-
-
-def _add(report: Report, planned: Planned, score: TaskScore, skipped: dict[str, int]) -> None:
-    report.scores.append(score)
-    notes = [planned.note] if planned.note else []
-    if score.parts and score.num_queries < FEW and "never a headline" not in planned.note:
-        notes.append(f"{score.num_queries} queries: too few to tell close models apart")
-    notes += [f"left out: {count:,} {what}" for what, count in skipped.items()]
-    if notes:
-        report.notes[score.task] = "; ".join(notes)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        report.scores.append(score)
+        notes = [planned.note] if planned.note else []
+        if score.parts and score.num_queries < FEW and "never a headline" not in planned.note:
+            notes.append(f"{score.num_queries} queries: too few to tell close models apart")
+        notes += [f"left out: {count:,} {what}" for what, count in getattr(task, "skipped", {}).items()]
+        if notes:
+            report.notes[score.task] = "; ".join(notes)
