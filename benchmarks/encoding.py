@@ -65,7 +65,7 @@ def serve(model: str) -> None:
     """Be a worker: read the documents, then encode them for each further line."""
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.scoring import mean_pooling
+    from lbr_st.load_by_name import mean_pooling
 
     loaded = mean_pooling("smollm2-135m", 256) if model == "bare" else SentenceTransformer(model)
     texts = json.loads(sys.stdin.readline())

@@ -13,8 +13,7 @@ from sentence_transformers.base.model_card import generate_model_card
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.records import find_system
-from lbr_st.evaluation.result import TaskScore
+from lbr_st.evaluation import TaskScore, find_system
 from lbr_st.evaluation.section import read_results, replace_section, results_section
 from lbr_st.files import explain_disk_errors, write_whole
 from lbr_st.recipe import Recipe

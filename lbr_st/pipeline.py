@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
@@ -16,7 +17,8 @@ from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.files import new_folder, refuse_existing, refuse_nameless
 from lbr_st.load import load_model, load_stock
 from lbr_st.locks import only_run
-from lbr_st.run_data import RunData as Prepared, prepare
+from lbr_st.evaluation.suites import evaluate, held_out
+from lbr_st.locks import only_run
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
@@ -25,7 +27,6 @@ from lbr_st.registry import notice
 from lbr_st.run_card import run_card
 from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
 from lbr_st.run_scores import RunScores
-from lbr_st.scoring import is_training_form
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import release
@@ -104,14 +105,14 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
         return []
     notice("Releasing in stock form …")
 
-    def evaluate(stock: SentenceTransformer) -> None:
+    def score(stock: SentenceTransformer) -> None:
         scores.model(_last_label(recipe), stock, "released")
         if scores.rows:
             write_results(work / RESULTS, scores.rows)  # the card is written from this file
 
     made = provenance(recipe, data.sources)
     info = run_card(recipe, data, work / RESULTS if scores.data is not None else None, made)
-    release(model or build(recipe), output, overwrite=overwrite, info=info, evaluate=evaluate)
+    release(model or build(recipe), output, overwrite=overwrite, info=info, evaluate=score)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}")
     _plot(work)
@@ -134,14 +135,15 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
     _single(recipe, output, overwrite, stage)
 
 
-def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str = "") -> TaskScore:
-    """Score a model on the recipe's held-out queries and print a table.
+def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str = "", **options: Any) -> TaskScore:
+    """Score BM25 and a model on the recipe's held-out queries, print a table and write ``results.json``.
 
     Args:
         model: A folder in stock or training form, or a hub id.
         recipe: Its data and evaluate sections say on what.
         output: Where scores go, in MTEB's own layout.
-        command: The command line to note beside the scores.
+        command: The command line to note with the scores.
+        **options: For :func:`lbr_st.evaluation.suites.evaluate`: ``name``, ``revision``, ``harness``, ``dimensions``.
 
     Raises:
         LBRError: The data has no held-out queries.
@@ -149,13 +151,18 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     test = evaluation_set(recipe)
     if test is None:
         raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
-    scores = RunScores(recipe, test, Path(output), command)
-    scores.bm25()
-    loaded = load_model(model) if is_training_form(Path(model)) else load_stock(model)
-    scores.model(Path(model).name, loaded, "model")
-    write_results(Path(output) / RESULTS, scores.rows)
-    print(format_table(scores.rows))
-    return scores.rows[-1][1]
+    planned, config = [held_out(test)], recipe.evaluate
+    options = {"name": f"{recipe.name}/model", **{key: value for key, value in options.items() if value is not None}}
+    options |= {"batch_size": config.batch_size, "precision": config.precision, "command": command}
+    [bm25] = evaluate("bm25", planned, output, command=command).scores
+    scores = evaluate(model, planned, output, **options).scores
+    label = Path(model).name
+    sizes = [score.experiment.get("truncate_dim") for score in scores]
+    rows = [(f"{label}, {size} numbers" if size else label, score) for size, score in zip(sizes, scores, strict=True)]
+    rows.insert(0, ("BM25", bm25))
+    write_results(Path(output) / RESULTS, rows)
+    print(format_table(rows))
+    return scores[0]
 
 
 def build(recipe: Recipe) -> SentenceTransformer:

@@ -26,7 +26,7 @@ def run_card(recipe: Recipe, data: RunData, results: Path | None, provenance: di
     base = BASES.get(recipe.model.base)
     examples = list(data.pairs[0].values())[:2] if data.pairs is not None else []
     sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
-    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
+    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
     return CardInfo(
         recipe.name,
         recipe=recipe,

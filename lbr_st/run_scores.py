@@ -8,9 +8,9 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st.data import RetrievalSet
 from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval
+from lbr_st.load_by_name import load_by_name, mean_pooling
 from lbr_st.recipe import Recipe
 from lbr_st.registry import notice
-from lbr_st.scoring import load_by_name, mean_pooling
 
 
 class RunScores:
@@ -20,7 +20,7 @@ class RunScores:
         recipe: The run.
         data: The held-out queries.
         folder: Where scores go.
-        command: The command line to note beside the scores.
+        command: The command line to note with the scores.
     """
 
     def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path, command: str = "") -> None:
@@ -46,12 +46,12 @@ class RunScores:
             self.model(name.removeprefix("local/"), loaded, "beside")
 
     def model(self, label: str, model: SentenceTransformer, part: str) -> None:
-        """Add a model under a label.
+        """Add a model.
 
         Args:
             label: What the table calls it.
             model: The model.
-            part: What of the run it is; its scores are filed under ``<recipe name>/<part>``.
+            part: What it is in the run; its scores are filed under ``<recipe name>/<part>``.
         """
         if self.data is None:
             return

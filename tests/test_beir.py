@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from vector_model import numbers, vector_model
 
 from lbr_st.data import RetrievalSet, read_beir, write_beir
 from lbr_st.errors import LBRError
@@ -11,8 +12,7 @@ from lbr_st.errors import LBRError
 pytest.importorskip("beir")
 pytest.importorskip("mteb")
 
-from lbr_st.evaluation import evaluate_retrieval, model_digest, read_record, write_record
-from lbr_st.evaluation.beir_run import evaluate_beir
+from lbr_st.evaluation import evaluate_beir, evaluate_retrieval, model_digest, read_record, write_record
 
 SUBJECTS = ["an acid", "a salt", "an ester", "an enzyme", "a protein", "a base", "a query", "a document"]
 MORE = ["of the acid", "and the base", "of a protein"]
@@ -34,29 +34,6 @@ def model(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("released") / "model"
     release(build_model(tiny_base("llama"), max_seq_length=48), folder)
     return SentenceTransformer(str(folder), device="cpu")
-
-
-def numbers(rows):
-    """A SentenceTransformer that reads its embedding out of the text: "1 0" is the vector (1, 0)."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    class Numbers(torch.nn.Module):
-        def preprocess(self, texts, **kwargs):
-            return {"numbers": torch.tensor([[float(number) for number in text.split()] for text in texts])}
-
-        tokenize = preprocess
-
-        def forward(self, features, **kwargs):
-            features["sentence_embedding"] = features["numbers"]
-            return features
-
-        def get_embedding_dimension(self):
-            return rows
-
-        get_sentence_embedding_dimension = get_embedding_dimension
-
-    return SentenceTransformer(modules=[Numbers()], device="cpu")
 
 
 def a_set():
@@ -154,37 +131,37 @@ def test_a_corpus_in_chunks_gives_the_same(monkeypatch, chunk):
         {"a": "10 0", "b": "1 9"},
         {"a": {"d2": 1}, "b": {"d4": 1, "d3": 1}},
     )
-    monkeypatch.setattr("lbr_st.evaluation.beir_run.CHUNK", chunk)
-    result = evaluate_beir(numbers(2), data, name="a/b")
+    monkeypatch.setattr("lbr_st.evaluation.run.CHUNK", chunk)
+    result = evaluate_beir(vector_model(numbers), data, name="a/b")
     assert result.per_query == pytest.approx({"a": 0.5, "b": 1.0})
     assert result.parts[0].first == {"a": ("d0", "10 0"), "b": ("d4", "0 10")}
 
 
 def test_a_single_query(tmp_path):
     data = RetrievalSet("one", {"d0": "10 0", "d1": "10 2", "d2": "0 10"}, {"q": "10 0"}, {"q": {"d1": 1}})
-    beir = evaluate_beir(numbers(2), data, name="a/b")
+    beir = evaluate_beir(vector_model(numbers), data, name="a/b")
     assert beir.per_query == pytest.approx({"q": 0.6309297535714575})
-    agree(beir, evaluate_retrieval(numbers(2), data, name="a/b", output_folder=tmp_path))
+    agree(beir, evaluate_retrieval(vector_model(numbers), data, name="a/b", output_folder=tmp_path))
     assert beir.confidence_interval() == (0.0, 1.0)
 
 
 def test_a_single_document_that_is_the_query_itself():
     data = RetrievalSet("itself", {"d": "1 0"}, {"d": "1 0", "q": "1 0"}, {"d": {"d": 1}, "q": {"d": 1}})
-    assert evaluate_beir(numbers(2), data, name="a/b").per_query == {"d": 0.0, "q": 1.0}
+    assert evaluate_beir(vector_model(numbers), data, name="a/b").per_query == {"d": 0.0, "q": 1.0}
 
 
 def test_queries_that_nothing_answers_are_left_out_of_the_mean(tmp_path):
     data = RetrievalSet(
         "some", {"d0": "1 0", "d1": "0 1"}, {"a": "1 0", "b": "0 1"}, {"a": {"d0": 1}, "b": {"d1": 0, "d0": -1}}
     )
-    beir = evaluate_beir(numbers(2), data, name="a/b")
+    beir = evaluate_beir(vector_model(numbers), data, name="a/b")
     assert beir.per_query == {"a": 1.0}
     assert data.skipped == {"queries without a relevant document": 1}
-    agree(beir, evaluate_retrieval(numbers(2), data, name="a/b", output_folder=tmp_path))
+    agree(beir, evaluate_retrieval(vector_model(numbers), data, name="a/b", output_folder=tmp_path))
 
 
 def test_the_dot_product_is_used_where_the_model_says_so(tmp_path):
-    model = numbers(2)
+    model = vector_model(numbers)
     model.similarity_fn_name = "dot"
     data = RetrievalSet("dot", {"d0": "1 0", "d1": "5 5"}, {"a": "1 0", "b": "0 1"}, {"a": {"d1": 1}, "b": {"d1": 1}})
     beir = evaluate_beir(model, data, name="a/b")
@@ -214,10 +191,9 @@ def test_what_cannot_be_scored_is_named(model, monkeypatch):
     with pytest.raises(LBRError, match=r"euclidean.*cosine"):
         evaluate_beir(model, data, name="a/b")
     monkeypatch.undo()
-    with pytest.raises(LBRError, match="not a number"):
-        evaluate_beir(
-            numbers(2), RetrievalSet("nan", {"d": "nan 1", "e": "1 1"}, {"q": "1 1"}, {"q": {"e": 1}}), name="a/b"
-        )
+    broken = RetrievalSet("nan", {"d": "nan 1", "e": "1 1"}, {"q": "1 1"}, {"q": {"e": 1}})
+    with pytest.raises(LBRError, match="not finite"):
+        evaluate_beir(vector_model(numbers), broken, name="a/b")
     for module in ("beir.retrieval.search.dense", "beir.retrieval.evaluation"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(LBRError, match=r'pip install "lbr-st\[eval\]"'):

@@ -5,11 +5,11 @@ import json
 import pytest
 from hub_folder import write_hub_folder
 
-import lbr_st.checking as checking
-from lbr_st.checking import check_training, evaluation_sets
 from lbr_st.cli import main
 from lbr_st.data import RetrievalSet, write_beir
 from lbr_st.errors import LBRError
+from lbr_st.evaluation import check_training as checking
+from lbr_st.evaluation.check_training import check_training, evaluation_sets
 from lbr_st.recipe import DataConfig, Recipe, save_recipe
 
 mteb = pytest.importorskip("mteb")
@@ -73,7 +73,6 @@ def test_a_hub_task_is_read_with_its_own_class(pairs, tmp_path, monkeypatch):
 
 
 def test_without_the_hub_the_rest_is_checked_and_said(pairs, folder, monkeypatch):
-    monkeypatch.setattr(checking, "hub_is_off", lambda: False)
     monkeypatch.setattr(checking, "hub_reachable", lambda: False)
     [report], skipped = check_training([pairs], [folder, "NFCorpus"], DataConfig())
     assert report.rows == [0, 1]

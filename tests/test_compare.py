@@ -8,10 +8,15 @@ import pytest
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.compare import MIN_RESAMPLES, compare, format_p
-from lbr_st.evaluation.comparison_report import changed_queries, format_changes, format_comparison, plain
-from lbr_st.evaluation.records import FOLDER, write_record
-from lbr_st.evaluation.result import Part, TaskScore
+from lbr_st.evaluation.compare import (
+    MIN_RESAMPLES,
+    changed_queries,
+    compare,
+    format_changes,
+    format_comparison,
+    format_p,
+)
+from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, plain, write_record
 
 NASTY = "a | b\n# not a *heading* <img src=x> `code` [link](x) \\| end"
 
@@ -271,10 +276,6 @@ def test_what_is_written(tmp_path):
         assert kept["system_run"]["digest"] == "o/new-r1"
         assert len(kept["gains"]) == len(kept["losses"]) == 20
 
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LBRError, match="is a file"):
-        comparison.write(tmp_path / "file")
-
 
 @pytest.fixture
 def results(tmp_path):
@@ -284,7 +285,7 @@ def results(tmp_path):
         "two": [score("o/new", "t1", np.clip(BASE + 0.2, 0, 1), date="2026-02-01", revision="r2")],
     }.items():
         for number, item in enumerate(scores):
-            write_record(tmp_path / folder / FOLDER / f"{number}.json", item)
+            write_record(tmp_path / folder / RECORDS / f"{number}.json", item)
     return tmp_path
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.contamination_columns import training_columns
+from lbr_st.evaluation.check_training import training_columns
 from lbr_st.data import RetrievalSet
 from lbr_st.data import contamination as module
 from lbr_st.data.contamination import ContaminationCheck, NearIndex, rows_per_band
@@ -16,6 +16,7 @@ from lbr_st.domains.definitions import DomainTask
 from lbr_st.data.origins import PRETRAINING, TASK_ORIGINS, known_overlaps
 from lbr_st.data.texts import jaccard, normalise, plain, shingles
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.check_training import training_columns
 
 JUDGED = "A monocarboxylic acid that is acetic acid with one of its hydrogens replaced by a chloro group"
 UNJUDGED = "The conjugate base of some strong mineral acid that nobody ever asked for in any query of this set"
@@ -351,7 +352,7 @@ def test_columns_are_those_the_file_has(tmp_path):
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
     from datasets import Dataset
 
-    import lbr_st.contamination_columns as columns
+    import lbr_st.evaluation.check_training as columns
 
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "x"}\n{"_id": "e", "text": "y"}\n')

@@ -8,9 +8,8 @@ from hub_folder import repoint, write_hub_folder
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import bm25_system, embedding_system, evaluate_retrieval, evaluate_task, truncated
-from lbr_st.evaluation import harness as harness_module
-from lbr_st.evaluation.hub import pin_revision
-from lbr_st.evaluation.suites import SUITES, plan
+from lbr_st.evaluation import run as run_module
+from lbr_st.evaluation.suites import PINNED, SUITES, pin_revision, plan
 
 mteb = pytest.importorskip("mteb")
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -79,7 +78,7 @@ def test_subsets_are_parts_and_weigh_the_same(bert, tmp_path):
 def test_an_interrupted_task_goes_on_with_the_subset_it_was_in(bert, tmp_path, monkeypatch):
     system = embedding_system(bert(), "test/bert")
     whole = evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "whole")
-    part_of = harness_module.part_of
+    part_of = run_module.part_of
     seen = []
 
     def interrupted(data, scores, qrels, results, split, subset):
@@ -88,7 +87,7 @@ def test_an_interrupted_task_goes_on_with_the_subset_it_was_in(bert, tmp_path, m
         seen.append(subset)
         return part_of(data, scores, qrels, results, split, subset)
 
-    monkeypatch.setattr(harness_module, "part_of", interrupted)
+    monkeypatch.setattr(run_module, "part_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_task(system, three_languages(tmp_path), output_folder=tmp_path / "out")
     assert seen == ["python", "go"]
@@ -154,40 +153,21 @@ def test_bm25_runs_on_a_hub_task(tmp_path):
     assert score.embed_dim is None
 
 
-def test_an_unpinned_task_is_filed_with_the_commit_it_was_read_at(monkeypatch):
+def test_an_unpinned_task_is_filed_with_the_commit_it_was_read_at(monkeypatch, tmp_path):
+    """MTEB leaves PublicHealthQA at "main"; ours is pinned, and of others the cache knows the commit or they fail."""
     import huggingface_hub
 
-    class Api:
-        def dataset_info(self, path, revision, timeout):
-            assert (path, revision) == ("xhluca/publichealth-qa", "main")
-            return type("Info", (), {"sha": "a" * 40})
-
-        def list_repo_commits(self, path, repo_type):
-            return [type("Commit", (), {"commit_id": sha}) for sha in ("a" * 40, "3b67b6b" + "0" * 33)]
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    task = mteb.get_task("PublicHealthQA")
-    pin_revision(task)
-    assert task.metadata.dataset["revision"] == "a" * 40
+    [path] = PINNED
     [planned] = [task for task in plan("medical") if task.name == "PublicHealthQA"]
-    assert planned.task().metadata.dataset["revision"] == "3b67b6b" + "0" * 33
+    assert planned.task().metadata.dataset["revision"] == SUITES["medical"].revisions()["PublicHealthQA"]
     assert mteb.get_task("PublicHealthQA").metadata.dataset["revision"] == "main"
-
-
-def test_an_unpinned_task_offline_is_pinned_by_the_cache_or_refused(monkeypatch, tmp_path):
-    import huggingface_hub
-
+    monkeypatch.delitem(PINNED, path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for commit in (None, "3b67b6b"):
-        with pytest.raises(LBRError, match="PublicHealthQA: MTEB leaves its dataset"):
-            pin_revision(mteb.get_task("PublicHealthQA"), commit)
+    with pytest.raises(LBRError, match="PublicHealthQA: MTEB leaves its dataset"):
+        pin_revision(mteb.get_task("PublicHealthQA"))
     repository = tmp_path / "datasets--xhluca--publichealth-qa"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("b" * 40)
-    (repository / "snapshots" / ("3b67b6b" + "1" * 33)).mkdir(parents=True)
-    for commit, expected in ((None, "b" * 40), ("3b67b6b", "3b67b6b" + "1" * 33)):
-        task = mteb.get_task("PublicHealthQA")
-        pin_revision(task, commit)
-        assert task.metadata.dataset["revision"] == expected
+    (repository / "snapshots" / ("b" * 40)).mkdir(parents=True)
+    assert pin_revision(mteb.get_task("PublicHealthQA")).metadata.dataset["revision"] == "b" * 40

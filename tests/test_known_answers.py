@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from vector_model import vector_model
 
 from lbr_st.data import RetrievalSet
 
 pytest.importorskip("mteb")
 
-from lbr_st.errors import LBRError
-from lbr_st.evaluation import evaluate_bm25, evaluate_retrieval, read_records
-from lbr_st.evaluation.beir_run import evaluate_beir
+from lbr_st.evaluation import evaluate_beir, evaluate_bm25, evaluate_retrieval
 
 
 @pytest.fixture(autouse=True)
@@ -33,26 +32,7 @@ def evaluate(request, tmp_path):
 
 def angles():
     """A SentenceTransformer whose embedding is the direction, in degrees, that the text spells out."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    class Angles(torch.nn.Module):
-        def preprocess(self, texts, **kwargs):
-            return {"angle": torch.tensor([math.radians(float(text)) for text in texts], dtype=torch.float64)}
-
-        tokenize = preprocess
-
-        def forward(self, features, **kwargs):
-            angle = features["angle"]
-            features["sentence_embedding"] = torch.stack([angle.cos(), angle.sin()], dim=1).float()
-            return features
-
-        def get_embedding_dimension(self):
-            return 2
-
-        get_sentence_embedding_dimension = get_embedding_dimension
-
-    return SentenceTransformer(modules=[Angles()], device="cpu")
+    return vector_model(lambda text: [math.cos(math.radians(float(text))), math.sin(math.radians(float(text)))])
 
 
 def ranking(*grades, documents=None):
@@ -200,40 +180,6 @@ def test_the_padding_side_is_really_another(released):
     rows = [load(released, side).preprocess(["an acid", "a"])["input_ids"][1].tolist() for side in ("left", "right")]
     assert rows[0] != rows[1]
     assert sorted(rows[0]) == sorted(rows[1])
-
-
-def test_a_model_without_a_name_is_refused(evaluate, tmp_path):
-    """MTEB files all of them under ``no_model_name_available``, and gives one the score of another."""
-    for name in ("", "no_model_name", None):
-        with pytest.raises((LBRError, TypeError)):
-            evaluate_retrieval(angles(), ranking(1, None), name=name, output_folder=tmp_path)
-    with pytest.raises(TypeError):
-        evaluate_retrieval(angles(), ranking(1, None), output_folder=tmp_path)
-    assert not list(tmp_path.rglob("*.json"))
-
-
-def test_unnamed_models_never_share_an_entry(released, tiny_base, tmp_path):
-    """Two models, both saved without a name and filed under one: each keeps its own score and its own files."""
-    from lbr_st.build import build_model
-    from lbr_st.stages.release import release
-
-    other = release(build_model(tiny_base("llama", seed=1), max_seq_length=64), tmp_path / "model")
-    assert other.name == released.name
-    how = {"name": "unnamed/model", "output_folder": tmp_path / "out"}
-    first = evaluate_retrieval(str(released), texts(), **how)
-    second = evaluate_retrieval(str(other), texts(), **how)
-    alone = evaluate_retrieval(str(other), texts(), name="unnamed/model", output_folder=tmp_path / "alone")
-    assert second.per_query == alone.per_query != first.per_query
-    assert first.digest != second.digest
-    assert first.revision != second.revision
-    files = sorted((tmp_path / "out").glob("*/unnamed__model/*/texts.json"))
-    assert len({file.parent.name for file in files}) == 2
-    assert len(files) == 4  # MTEB's own and ours, of each
-    kept = {score.digest: score.per_query for score in read_records(tmp_path / "out")}
-    assert kept == {first.digest: first.per_query, second.digest: second.per_query}
-    # Reading back gives each its own again.
-    assert evaluate_retrieval(str(released), texts(), **how) == first
-    assert evaluate_retrieval(str(other), texts(), **how) == second
 
 
 @pytest.mark.slow

@@ -30,7 +30,6 @@ PLAN = [
     {"losses"},
     {"tokens"},
     {"batches"},
-    {"evaluation"},
     {"recipe_sections"},
     {"recipe_arguments"},
     {"recipe"},

@@ -10,7 +10,7 @@ from test_compare import clustering, noisy, score
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.records import FOLDER, write_record
+from lbr_st.evaluation.scores import RECORDS, write_record
 
 pytest.importorskip("matplotlib")
 
@@ -173,7 +173,7 @@ def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypat
 def test_the_command(tmp_path, capsys):
     work = write_logs(tmp_path / "work", learn=entries(5))
     for number, item in enumerate(scores()[:2]):
-        write_record(tmp_path / "results" / FOLDER / f"{number}.json", item)
+        write_record(tmp_path / "results" / RECORDS / f"{number}.json", item)
     flags = ["--results", str(tmp_path / "results"), "--output", str(tmp_path / "plots")]
     assert main(["plot", *flags, "--training", str(work)]) == 0
     told = capsys.readouterr()
@@ -194,7 +194,7 @@ def test_the_command(tmp_path, capsys):
 
 def test_cut_embeddings_are_in_their_own_picture(tmp_path):
     for number, item in enumerate(scores()):
-        write_record(tmp_path / "results" / FOLDER / f"{number}.json", item)
+        write_record(tmp_path / "results" / RECORDS / f"{number}.json", item)
     assert main(["plot", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "plots")]) == 0
     shown = texts(tmp_path / "plots" / "tasks.svg")
     assert "org/ours" in shown

@@ -17,8 +17,7 @@ from lbr_st.card import CardInfo
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import embedding_system, retrieval_task, truncated, write_record
-from lbr_st.evaluation.harness import evaluate_task
+from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task, truncated, write_record
 from lbr_st.recipe import Recipe, save_recipe
 from lbr_st.stages.release import release
 

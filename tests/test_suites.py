@@ -12,12 +12,14 @@ import lbr_st.scoring as scoring
 from lbr_st.data import RetrievalSet, write_beir
 from lbr_st.domains import tasks as domain_tasks
 from lbr_st.domains.definitions import DomainTask
+from lbr_st.data import RetrievalSet, domain_tasks, write_beir
+from lbr_st.data.ontology import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module
-from lbr_st.evaluation.hub import hub_reachable
-from lbr_st.evaluation.suites import SUITES, plan
-from lbr_st.scoring import evaluate_suites, evaluate_through_beir, load_by_name, load_system
+from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
+from lbr_st.evaluation.systems import load_system
+from lbr_st.load_by_name import load_by_name
 
 mteb = pytest.importorskip("mteb")
 pytestmark = pytest.mark.usefixtures("datasets_cache")
@@ -49,8 +51,7 @@ def saved(bert, tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     """The hub cannot be reached, and nobody said so beforehand."""
-    monkeypatch.setattr(scoring, "hub_is_off", lambda: False)
-    monkeypatch.setattr(scoring, "hub_reachable", lambda: False)
+    monkeypatch.setattr(suites_module, "hub_reachable", lambda: False)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def toy_chebi(monkeypatch):
 def test_a_suite_is_its_local_tasks_then_the_hubs():
     planned = plan("chem")
     assert [task.name for task in planned if not task.needs_hub] == ["chebi"]
-    assert [task.name for task in planned if task.needs_hub] == list(SUITES["chem"].revisions())
+    assert [task.name for task in planned if task.needs_hub] == SUITES["chem"].hub_tasks
     notes = {task.name: task.note for task in planned}
     assert notes["ChemRxivRetrieval"] == "headline"
     assert "never a headline" in notes["ChemNQRetrieval"]
@@ -90,14 +91,6 @@ def test_an_unknown_name_gives_the_closest(word, close):
         plan(word)
     with pytest.raises(LBRError, match="The suites are chem, medical, code, law"):
         plan("§§§§§§§§§§§§§§§")
-
-
-def test_a_pin_that_the_installed_mteb_does_not_have_is_refused(monkeypatch):
-    moved = SUITES["law"].hub.replace(SUITES["law"].revisions()["LegalQuAD"], "f" * 40)
-    monkeypatch.setitem(SUITES, "law", suites_module.Suite((), moved, ()))
-    [planned] = [task for task in plan("law") if task.name == "LegalQuAD"]
-    with pytest.raises(LBRError, match="pinned to ffffffff"):
-        planned.task()
 
 
 def test_a_folder_its_splits_and_slices(folder):
@@ -140,11 +133,11 @@ def test_what_plays_no_part_is_counted_beside_the_score(folder, tmp_path):
 def test_an_unreachable_hub_is_said_at_once_and_the_rest_is_scored(saved, offline, toy_chebi, tmp_path, capsys):
     report = evaluate_suites(saved, ["chem"], tmp_path / "out")
     assert [score.task for score in report.scores] == ["toy"]
-    assert list(report.skipped) == list(SUITES["chem"].revisions())
+    assert list(report.skipped) == SUITES["chem"].hub_tasks
     assert "28 tasks skipped: PubChemSMILESBitextMining" in report.to_markdown()
     assert "The hub cannot be reached; skipped: PubChemSMILESBitextMining, " in capsys.readouterr().err
     alone = evaluate_suites("no/model-is-loaded-for-this", ["law"], tmp_path / "law")
-    assert (alone.scores, list(alone.skipped)) == ([], list(SUITES["law"].revisions()))
+    assert (alone.scores, list(alone.skipped)) == ([], SUITES["law"].hub_tasks)
 
 
 def test_a_command_that_scores_nothing_fails(offline, tmp_path, capsys):
@@ -179,7 +172,7 @@ def test_a_cached_hub_task_is_scored_offline(saved, tmp_path, monkeypatch):
 
 
 def test_bm25_skips_what_is_no_retrieval(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "hub_reachable", lambda: True)
+    monkeypatch.setattr(suites_module, "hub_reachable", lambda: True)
     report = evaluate_suites("bm25", [folder, "SDSGlovesClassification"], tmp_path)
     assert [score.model for score in report.scores] == ["baseline/bm25"]
     assert report.skipped == {"SDSGlovesClassification": "baseline/bm25 ranks documents, and these are other tasks."}
@@ -194,11 +187,19 @@ def test_only_local_or_only_the_hub(offline, toy_chebi, tmp_path):
 
 def test_through_beir(saved, folder, tmp_path):
     [ours] = evaluate_suites(saved, [folder], tmp_path).scores
-    [theirs] = evaluate_through_beir(saved, [folder], tmp_path).scores
+    [theirs] = evaluate_suites(saved, [folder], tmp_path, harness="beir").scores
     assert theirs.ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
     assert {score.name for score in read_records(tmp_path)} == {"local/my-model", "local/my-model (harness=beir)"}
     with pytest.raises(LBRError, match="search server"):
-        evaluate_through_beir("bm25", [folder], tmp_path)
+        evaluate_suites("bm25", [folder], tmp_path, harness="beir")
+
+
+def test_held_out_queries_take_the_same_path(saved, tmp_path):
+    [ours] = evaluate(saved, [held_out(TOY)], tmp_path).scores
+    through_beir = evaluate(saved, [held_out(TOY)], tmp_path, harness="beir", dimensions=[8, 32]).scores
+    assert [(score.task, score.embed_dim) for score in (ours, *through_beir)] == [("toy", 32), ("toy", 32), ("toy", 8)]
+    assert through_beir[0].ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
+    assert len(read_records(tmp_path)) == 3
 
 
 def test_models_by_name(tiny_base, tmp_path):

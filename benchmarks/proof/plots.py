@@ -12,7 +12,7 @@ from run import HERE
 from studies import STUDIES, arms
 from tables import averaged, read, reference_of, units
 
-from lbr_st.evaluation.figures import COLOURS, drawing, new_figure, save
+from lbr_st.evaluation.plots import COLOURS, drawing, new_figure, save
 from lbr_st.evaluation.statistics import mean_interval
 
 

@@ -11,9 +11,8 @@ from lbr_st.recipe_arguments import similar
 
 
 def _compare(arguments: Namespace, _: Recipe) -> None:
-    from lbr_st.evaluation.compare import compare
-    from lbr_st.evaluation.comparison_report import format_comparison
-    from lbr_st.evaluation.records import find_system, read_records
+    from lbr_st.evaluation import find_system, read_records
+    from lbr_st.evaluation.compare import compare, format_comparison
 
     scores = [score for folder in arguments.results for score in read_records(folder)]
     systems = [find_system(scores, name) for name in arguments.systems]

@@ -12,7 +12,7 @@ from lbr_st.recipe import Recipe
 def _check(arguments: Namespace, recipe: Recipe) -> None:
     from pathlib import Path
 
-    from lbr_st.checking import check_training
+    from lbr_st.evaluation.check_training import check_training
 
     reports, skipped = check_training(
         arguments.train, arguments.against, recipe.data, threshold=arguments.threshold, seed=recipe.seed

@@ -12,28 +12,32 @@ from lbr_st.recipe import Recipe
 
 
 def _evaluate(arguments: Namespace, recipe: Recipe) -> None:
-    if not arguments.suite:
-        from lbr_st.pipeline import run_evaluate
-
-        run_evaluate(arguments.model_folder, recipe, arguments.output, command=command_line())
-        return
-    from lbr_st.scoring import evaluate_suites, evaluate_through_beir
-
     options: dict[str, Any] = {
-        "split": arguments.split,
-        "num_queries": recipe.evaluate.num_queries,
-        "num_documents": recipe.evaluate.num_documents,
-        "batch_size": recipe.evaluate.batch_size,
-        "precision": recipe.evaluate.precision,
+        "harness": arguments.harness,
+        "dimensions": arguments.dimensions or (),
         "name": arguments.model_name,
         "revision": arguments.revision,
         "command": command_line(),
     }
-    if arguments.harness == "beir":
-        report = evaluate_through_beir(arguments.model_folder, arguments.suite, arguments.output, **options)
-    else:
-        options |= {"only": arguments.only, "dimensions": arguments.dimensions or ()}
-        report = evaluate_suites(arguments.model_folder, arguments.suite, arguments.output, **options)
+    if not arguments.suite:
+        from lbr_st.pipeline import run_evaluate
+
+        run_evaluate(arguments.model_folder, recipe, arguments.output, **options)
+        return
+    from lbr_st.evaluation.suites import evaluate_suites
+
+    report = evaluate_suites(
+        arguments.model_folder,
+        arguments.suite,
+        arguments.output,
+        only=arguments.only,
+        split=arguments.split,
+        num_queries=recipe.evaluate.num_queries,
+        num_documents=recipe.evaluate.num_documents,
+        batch_size=recipe.evaluate.batch_size,
+        precision=recipe.evaluate.precision,
+        **options,
+    )
     print(report.to_markdown())
     if report.failed:
         what = f"{len(report.failed)} of {len(report.failed) + len(report.scores) + len(report.skipped)} tasks failed."

@@ -14,12 +14,12 @@ from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lbr_st.evaluation.result import TaskScore
+    from lbr_st.evaluation import TaskScore
 
 
 def _plot(arguments: Namespace, _: Recipe) -> None:
+    from lbr_st.evaluation import read_records
     from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
-    from lbr_st.evaluation.records import read_records
 
     output = Path(arguments.output)
     plots: dict[str, Callable[[Path], list[Path]]] = {

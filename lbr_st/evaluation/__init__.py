@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from lbr_st.evaluation.beir_run import evaluate_beir
-from lbr_st.evaluation.harness import evaluate_task
 from lbr_st.evaluation.mteb_task import retrieval_task
-from lbr_st.evaluation.records import find_system, latest, read_record, read_records, write_record
-from lbr_st.evaluation.result import Part, TaskScore
-from lbr_st.evaluation.retrieval import evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.run import evaluate_beir, evaluate_bm25, evaluate_retrieval, evaluate_task
+from lbr_st.evaluation.scores import (
+    Part,
+    TaskScore,
+    find_system,
+    format_table,
+    format_tasks,
+    latest,
+    read_record,
+    read_records,
+    write_record,
+    write_results,
+)
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system, model_digest, truncated
-from lbr_st.evaluation.table import format_table, format_tasks, write_results
 
 __all__ = [
     "Part",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import count as numbers
 from pathlib import Path
+from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.result import TaskScore
+from lbr_st.evaluation.scores import DECIDES, TaskScore, plain, table_row, write_json
 from lbr_st.evaluation.statistics import Paired, holm, paired
+from lbr_st.files import new_folder
 
 ALPHA = 0.05
 """The adjusted p-value below which a difference is called one."""
 
 MIN_RESAMPLES = 10_000
-"""Fewer let the verdict hang on the seed."""
+"""With fewer, the verdict depends on the seed."""
 
 METHOD = (
     f"Verdicts are by the paired randomisation test over queries, with Holm's correction over all tests here, at "
@@ -22,6 +26,13 @@ METHOD = (
     "interval and a verdict disagree, the verdict holds. Both are about other queries of the same kind, not about "
     "training again with another seed."
 )
+
+CHANGED = "changed_queries"
+"""The folder, next to the tables, of the queries that changed most."""
+
+SAME = "cannot be told apart"
+
+_FIX = "Run `lbr-st evaluate` on the same tasks for each."
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class TaskComparison:
     def verdict(self) -> str:
         """``"better"``, ``"worse"`` or ``"cannot be told apart"``."""
         if self.p >= ALPHA or not self.paired.difference:
-            return "cannot be told apart"
+            return SAME
         return "better" if self.paired.difference > 0 else "worse"
 
     @property
@@ -60,27 +71,15 @@ class TaskComparison:
         """The verdict with what it stands on, as plain text."""
         found, queries = self.paired, "1 query" if self.paired.n == 1 else f"{self.paired.n:,} queries"
         tests = f"after Holm's correction over {self.num_tests} tests" if self.num_tests > 1 else "(a single test)"
-        figures = (
-            f"{found.difference:+.4f} nDCG@10 (95% {found.interval[0]:.4f} to {found.interval[1]:.4f}), "
-            f"{format_p(self.p)} {tests}"
-        )
-        if self.verdict == "cannot be told apart":
-            return f"{self.system} and {self.reference} cannot be told apart on {self.task} with {queries}: {figures}."
+        figures = f"{found.difference:+.4f} nDCG@10 (95% {_interval(found)}), {format_p(self.p)} {tests}"
+        if self.verdict == SAME:
+            return f"{self.system} and {self.reference} {SAME} on {self.task} with {queries}: {figures}."
         return f"{self.system} is {self.verdict} than {self.reference} on {self.task}: {figures}, n = {queries}."
 
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A task on which no test could be made.
-
-    Args:
-        task: The task.
-        reference: The reference's name.
-        system: The other's.
-        reason: Why.
-        before: The reference's score, or None if it has none.
-        after: The other's.
-    """
+    """A task on which no test could be made, and the reason; a score is None where a system has none."""
 
     task: str
     reference: str
@@ -118,24 +117,25 @@ class Comparison:
         tasks = "1 task" if len(verdicts) == 1 else f"{len(verdicts)} tasks"
         return (
             f"Of {tasks}, {system} is better than {self.reference} on {verdicts.count('better')}, worse on "
-            f"{verdicts.count('worse')}, and cannot be told apart from it on {verdicts.count('cannot be told apart')}."
+            f"{verdicts.count('worse')}, and cannot be told apart from it on {verdicts.count(SAME)}."
         )
 
     def write(self, folder: str | Path) -> Path:
-        """Write ``comparison.md``, ``comparison.json`` and the queries that changed most.
+        """Write ``comparison.md``, ``comparison.json`` and the queries that changed most; return the first's path.
 
-        Args:
-            folder: Where to; the files of an earlier comparison are replaced.
-
-        Returns:
-            The path of ``comparison.md``.
-
-        Raises:
-            LBRError: The disk is full or the folder cannot be written.
+        The files of an earlier comparison in ``folder`` are replaced.
         """
-        from lbr_st.evaluation.comparison_report import write_comparison  # it is about this class
-
-        return write_comparison(self, Path(folder))
+        folder = Path(folder)
+        links: dict[tuple[str, str], str] = {}
+        with new_folder(folder / CHANGED, overwrite=True) as aside:
+            for test in self.tests:
+                name = test.task if len(self.systems) == 1 else f"{test.task}--{test.system}"
+                path = aside / _free_name(name, {Path(used).name.lower() for used in links.values()})
+                path.write_text(format_changes(test), encoding="utf-8")
+                links[test.system, test.task] = f"{CHANGED}/{path.name}"
+        write_json(folder / "comparison.json", _as_json(self))
+        (folder / "comparison.md").write_text(format_comparison(self, links) + "\n", encoding="utf-8")
+        return folder / "comparison.md"
 
 
 def compare(results: Sequence[Sequence[TaskScore]], *, resamples: int = MIN_RESAMPLES, seed: int = 0) -> Comparison:
@@ -171,15 +171,20 @@ def compare(results: Sequence[Sequence[TaskScore]], *, resamples: int = MIN_RESA
             if reason or before is None or after is None:
                 refused.append(NotComparable(task, names[0], name, reason, before, after))
             else:
-                found.append((name, before, after, _paired(before, after, resamples, seed)))
+                theirs = {part.key: part.ndcg_at_10 for part in after.parts}
+                statistics = paired(
+                    [list(part.ndcg_at_10.values()) for part in before.parts],
+                    [[theirs[part.key][query] for query in part.ndcg_at_10] for part in before.parts],
+                    resamples=resamples,
+                    seed=seed,
+                )
+                found.append((name, before, after, statistics))
     if not any(item.before and item.after for item in refused) and not found:
         raise LBRError(f"{names[0]} has no task in common with {' or '.join(names[1:])}.", fix=_FIX)
     # The smallest p-value that so many draws can give must be able to pass the correction.
     if len(found) / (resamples + 1) >= ALPHA:
-        needed = int(len(found) / ALPHA) + 1
-        raise LBRError(
-            f"{resamples:,} cannot decide {len(found)} tests at once.", where="resamples", fix=f"Give {needed:,}."
-        )
+        fix = f"Give {int(len(found) / ALPHA) + 1:,}."
+        raise LBRError(f"{resamples:,} cannot decide {len(found)} tests at once.", where="resamples", fix=fix)
     adjusted = holm([statistics.p_randomisation for *_, statistics in found])
     tests = [
         TaskComparison(before.task, names[0], name, before, after, statistics, p, len(found))
@@ -197,9 +202,6 @@ def format_p(p: float) -> str:
     return f"p = {p:.6f}" if p < ALPHA <= float(text) else f"p = {text}"
 
 
-_FIX = "Run `lbr-st evaluate` on the same tasks for each."
-
-
 def _names(results: Sequence[Sequence[TaskScore]]) -> list[str]:
     """Return what to call each system: its name, and more where two systems share one."""
     if len(results) < 2:
@@ -208,9 +210,8 @@ def _names(results: Sequence[Sequence[TaskScore]]) -> list[str]:
         raise LBRError("a system has no scores.", fix=_FIX)
     records = [{(score.name, score.digest) for score in system} for system in results]
     for index, own in enumerate(records):
-        for other in records[:index]:
-            if own & other:
-                raise LBRError(f"{results[index][0].name} is there twice.", fix="Name each system once.")
+        if any(own & other for other in records[:index]):
+            raise LBRError(f"{results[index][0].name} is there twice.", fix="Name each system once.")
     names = [system[0].name for system in results]
     # One name may stand for a model before and after more training, or for one with other settings.
     ways = [
@@ -235,11 +236,184 @@ def _obstacle(reference: str, before: TaskScore | None, name: str, after: TaskSc
     return f"other queries: {different:,} were asked of one system only" if different else ""
 
 
-def _paired(before: TaskScore, after: TaskScore, resamples: int, seed: int) -> Paired:
-    theirs = {part.key: part.ndcg_at_10 for part in after.parts}
-    return paired(
-        [list(part.ndcg_at_10.values()) for part in before.parts],
-        [[theirs[part.key][query] for query in part.ndcg_at_10] for part in before.parts],
-        resamples=resamples,
-        seed=seed,
-    )
+@dataclass(frozen=True)
+class Change:
+    """One query under both systems.
+
+    Args:
+        query: Its id; with several splits or subsets ``split/subset/id``.
+        text: Its text, cut.
+        before: The reference's nDCG@10.
+        after: The other system's.
+        first_before: What the reference ranked first: document id and text, cut; None if nothing.
+        first_after: What the other ranked first.
+        relevant: The same of a most relevant document.
+    """
+
+    query: str
+    text: str
+    before: float
+    after: float
+    first_before: tuple[str, str] | None
+    first_after: tuple[str, str] | None
+    relevant: tuple[str, str] | None
+
+    @property
+    def difference(self) -> float:
+        """nDCG@10 after minus before."""
+        return self.after - self.before
+
+
+def changed_queries(test: TaskComparison, count: int = 20) -> tuple[list[Change], list[Change]]:
+    """Return at most ``count`` queries with the largest gains and as many with the largest losses, largest first."""
+    theirs = {part.key: part for part in test.after.parts}
+    changes = []
+    for part in test.before.parts:
+        other, prefix = theirs[part.key], "" if len(theirs) == 1 else f"{part.split}/{part.subset}/"
+        for query, before in part.ndcg_at_10.items():
+            after = other.ndcg_at_10[query]
+            if abs(after - before) > 1e-9:
+                first, relevant = (part.first.get(query), other.first.get(query)), part.relevant.get(query)
+                changes.append(Change(prefix + query, part.queries.get(query, ""), before, after, *first, relevant))
+    changes.sort(key=lambda change: (-abs(change.difference), change.query))
+    gains = [change for change in changes if change.difference > 0]
+    losses = [change for change in changes if change.difference < 0]
+    return gains[:count], losses[:count]
+
+
+def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] | None = None) -> str:
+    """Return a comparison as Markdown: sentences, tables, and what could not be compared.
+
+    ``links`` gives (system, task) → the path of its changed queries, as seen from this text.
+    """
+    reference = comparison.reference
+    links, lines = links or {}, [f"# Compared with {plain(reference)}", "", METHOD]
+    revisions: dict[str, set[str]] = {}
+    items: list[TaskComparison | NotComparable] = [*comparison.tests, *comparison.not_comparable]
+    for item in items:
+        for name, score in ((item.reference, item.before), (item.system, item.after)):
+            if score is not None:
+                revisions.setdefault(name, set()).add(score.revision)
+    for name, several in revisions.items():
+        if len(several) > 1:  # the latest scores of two tasks may be of two versions of a model
+            lines += ["", plain(f"The scores of {name} are of several revisions: {', '.join(sorted(several))}.")]
+    for system in comparison.systems:
+        tests = [test for test in comparison.tests if test.system == system]
+        lines += ["", f"## {plain(system)} against {plain(reference)}", "", plain(comparison.summary(system))]
+        if tests:
+            lines += ["", *[f"- {plain(test.sentence)}" for test in tests], "", *_table(reference, tests)]
+        if paths := [f"[{plain(test.task)}]({links[system, test.task]})" for test in tests if links]:
+            lines += ["", f"The queries that changed most: {', '.join(paths)}."]
+        if refused := [item for item in comparison.not_comparable if item.system == system]:
+            lines += ["", "Not compared:", "", *[f"- {plain(_refusal(item))}" for item in refused]]
+    return "\n".join(lines)
+
+
+def format_changes(test: TaskComparison, count: int = 20) -> str:
+    """Return :func:`changed_queries` of a task as Markdown."""
+    found, titles = test.paired, ("Largest gains", "Largest losses")
+    lines = [
+        f"# {plain(test.task)}: {plain(test.system)} against {plain(test.reference)}",
+        "",
+        f"{plain(test.sentence)} Of {found.n:,} queries {found.wins:,} gained, {found.losses:,} lost and "
+        f"{found.ties:,} score the same. Below are those that changed most; they were picked for that and say nothing "
+        "of the rest.",
+    ]
+    for title, changes in zip(titles, changed_queries(test, count), strict=True):
+        lines += ["", f"## {title}", *([] if changes else ["", "None."])]
+        for rank, change in enumerate(changes, 1):
+            figures = f"{change.before:.4f} → {change.after:.4f}"
+            lines += [
+                "",
+                f"### {rank}. {plain(change.query)}: {figures} ({change.difference:+.4f})",
+                "",
+                f"- **Query:** {plain(change.text)}",
+                f"- **{plain(test.reference)} ranked first:** {_document(change.first_before, change.relevant)}",
+                f"- **{plain(test.system)} ranked first:** {_document(change.first_after, change.relevant)}",
+                f"- **Relevant:** {_document(change.relevant)}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _free_name(name: str, used: set[str]) -> str:
+    """Return a file name that no other task has, on file systems that ignore case too."""
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:100] or "task"
+    candidates = (f"{stem}-{number}.md" if number > 1 else f"{stem}.md" for number in numbers(1))
+    return next(candidate for candidate in candidates if candidate.lower() not in used)
+
+
+def _table(reference: str, tests: Sequence[TaskComparison]) -> list[str]:
+    header = ["Task", "Queries", *(f"{plain(name)} nDCG@10" for name in (reference, tests[0].system))]
+    header += ["Difference", "95% interval", "Relative", "d_z", "Wins / ties / losses"]
+    header += ["p bootstrap", "p randomisation", "p Holm"]
+    lines = [table_row(header), "|---|" + "---:|" * 4 + ":---:|---:|---:|:---:|" + "---:|" * 3]
+    for test in tests:
+        found = test.paired
+        cells = [plain(test.task), f"{found.n:,}", f"{found.score_a:.4f}", f"{found.score_b:.4f}"]
+        cells += [f"{found.difference:+.4f}", _interval(found)]
+        cells += ["–" if found.relative is None else f"{100 * found.relative:+.1f}%"]
+        cells += ["–" if found.d_z is None else f"{found.d_z:+.2f}"]
+        cells += [f"{found.wins:,} / {found.ties:,} / {found.losses:,}"]
+        values = (found.p_bootstrap, found.p_randomisation, test.p)
+        lines.append(table_row([*cells, *(format_p(p).removeprefix("p ").removeprefix("= ") for p in values)]))
+    return lines
+
+
+def _interval(found: Paired) -> str:
+    return f"{found.interval[0]:.4f} to {found.interval[1]:.4f}"
+
+
+def _refusal(item: NotComparable) -> str:
+    shown = [
+        f"{name} {score.score:.4f} {'nDCG@10' if score.metric == DECIDES else score.metric}"
+        for name, score in ((item.reference, item.before), (item.system, item.after))
+        if score is not None
+    ]
+    return f"{item.task}: {item.reason} ({', '.join(shown)})."
+
+
+def _document(document: tuple[str, str] | None, relevant: tuple[str, str] | None = None) -> str:
+    if document is None:
+        return "nothing"
+    same = " (relevant)" if relevant and relevant[0] == document[0] else ""
+    return f"{plain(document[0])}{same}: {plain(document[1])}"
+
+
+def _as_json(comparison: Comparison) -> dict[str, Any]:
+    tests = []
+    for test in comparison.tests:
+        gains, losses = ([asdict(change) for change in changes] for changes in changed_queries(test))
+        tests.append(
+            {
+                "task": test.task,
+                "system": test.system,
+                "verdict": test.verdict,
+                "sentence": test.sentence,
+                "p_holm": test.p,
+                "num_tests": test.num_tests,
+                **asdict(test.paired),
+                "dataset_revision": test.before.dataset_revision,
+                **_runs(test),
+                "gains": gains,
+                "losses": losses,
+            }
+        )
+    return {
+        "method": METHOD,
+        "alpha": ALPHA,
+        "resamples": comparison.resamples,
+        "seed": comparison.seed,
+        "reference": comparison.reference,
+        "systems": list(comparison.systems),
+        "tests": tests,
+        "not_comparable": [
+            {"task": item.task, "system": item.system, "reason": item.reason, **_runs(item)}
+            for item in comparison.not_comparable
+        ],
+    }
+
+
+def _runs(item: TaskComparison | NotComparable) -> dict[str, Any]:
+    keys = ("model", "revision", "digest", "experiment", "metric", "score", "dataset_revision", "date", "versions")
+    both = {"reference_run": item.before, "system_run": item.after}
+    return {name: score and {key: getattr(score, key) for key in keys} for name, score in both.items()}

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 def import_extra(module: str) -> Any:
-    """Import a module of the ``eval`` extra.
-
-    Args:
-        module: Its dotted name.
-
-    Returns:
-        The module.
+    """Import and return a module of the ``eval`` extra, given its dotted name.
 
     Raises:
         LBRError: It cannot be imported; the message names the extra to install.
@@ -40,36 +34,9 @@ def import_extra(module: str) -> Any:
         raise LBRError(f"evaluation needs {module}: {error}.", fix='Run: pip install "lbr-st[eval]"') from error
 
 
-def judged_queries(data: RetrievalSet) -> dict[str, str]:
-    """Return the queries with at least one relevant document (id to text); only these can be scored.
-
-    Raises:
-        LBRError: No query has a relevant document.
-    """
-    judged = {
-        query_id: data.queries[query_id]
-        for query_id, grades in data.qrels.items()
-        if query_id in data.queries and any(grade > 0 for grade in grades.values())
-    }
-    if not judged:
-        fix = "Judge at least one document of a query with 1 or more."
-        raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
-    return judged
-
-
-def task_name(data: RetrievalSet) -> str:
-    """Return the set's name as MTEB's tasks and files may bear it: ``folder/test`` becomes ``folder-test``.
-
-    Raises:
-        LBRError: The name has other characters than letters, digits and ``_ . - /``.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", data.name):
-        raise LBRError(
-            f"the name {data.name!r} cannot name a task and its file.",
-            where="name",
-            fix="Use the letters A-Z, digits, '_', '.', '-', and '/' between parts.",
-        )
-    return data.name.replace("/", "-")
+def is_retrieval(task: Any) -> bool:
+    """Whether an MTEB task ranks documents for queries."""
+    return isinstance(task, import_extra("mteb.abstasks").AbsTaskRetrieval)
 
 
 def retrieval_task(
@@ -77,78 +44,83 @@ def retrieval_task(
 ) -> AbsTaskRetrieval:
     """Make an MTEB retrieval task from texts that are already in memory; nothing is downloaded.
 
-    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does.
+    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does. Queries without a
+    relevant document are not asked.
 
     Args:
-        data: Corpus, queries and judgements; the task is named by :func:`task_name`.
+        data: Corpus, queries and judgements. A "/" in its name becomes "-" in the task's.
         split: The name under which MTEB files the scores.
         domains: MTEB's names for the field, such as ``"Chemistry"``, ``"Medical"``, ``"Programming"``.
 
     Returns:
-        A task for ``mteb.evaluate``; its ``skipped`` says what of the set plays no part in the scores, and how often.
+        A task for ``mteb.evaluate``. Its ``skipped`` counts what of the set plays no part in the scores;
+        ``described`` is the set's description.
 
     Raises:
-        LBRError: The set's name cannot name a task, MTEB does not know a domain, or there is nothing to evaluate.
+        LBRError: The set's name cannot name a task, or there is nothing to evaluate.
     """
-    queries = judged_queries(data)
-    metadata = _metadata(data, split, domains)
+    queries = {
+        query: data.queries[query]
+        for query, grades in data.qrels.items()
+        if any(grade > 0 for grade in grades.values())
+    }
+    if not queries:
+        fix = "Judge at least one document of a query with 1 or more."
+        raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
     base = import_extra("mteb.abstasks").AbsTaskRetrieval
     dataset_class = import_extra("datasets").Dataset
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
+        metadata = _metadata(data, split, domains)
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
-        skipped = data.skipped
+        skipped, described = data.skipped, data.description
         data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             if self.data_loaded:
                 return
+            rows = {"id": list(data.corpus), "title": [""] * len(data.corpus), "text": list(data.corpus.values())}
             self.dataset = {
                 "default": {
                     split: {
-                        "corpus": dataset_class.from_dict(
-                            {
-                                "id": list(data.corpus),
-                                "title": [""] * len(data.corpus),
-                                "text": list(data.corpus.values()),
-                            }
-                        ),
+                        "corpus": dataset_class.from_dict(rows),
                         "queries": dataset_class.from_dict({"id": list(queries), "text": list(queries.values())}),
-                        "relevant_docs": {query_id: dict(data.qrels[query_id]) for query_id in queries},
+                        "relevant_docs": {query: dict(data.qrels[query]) for query in queries},
                         "top_ranked": None,
                     }
                 }
             }
             self.data_loaded = True
 
-    LocalRetrieval.metadata = metadata
     return LocalRetrieval()
 
 
 def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
-    task_metadata = import_extra("mteb.abstasks.task_metadata").TaskMetadata
-    try:
-        return task_metadata(
-            name=task_name(data),
-            description=data.description or data.name,
-            dataset={"path": f"local/{task_name(data)}", "revision": data.revision},
-            type="Retrieval",
-            category="t2t",
-            modalities=["text"],
-            eval_splits=[split],
-            eval_langs=["eng-Latn"],
-            main_score="ndcg_at_10",
-            domains=list(domains) or None,
-            is_public=False,
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", data.name):
+        raise LBRError(
+            f"the name {data.name!r} cannot name a task and its file.",
+            where="name",
+            fix="Use the letters A-Z, digits, '_', '.', '-', and '/' between parts.",
         )
-    except ValueError as error:  # pydantic's ValidationError is one
-        fix = "Give another value for what it names."
-        raise LBRError(f"MTEB does not accept this task: {error}", where=data.name, fix=fix) from error
+    name = data.name.replace("/", "-")
+    return import_extra("mteb.abstasks.task_metadata").TaskMetadata(
+        name=name,
+        description=data.description or data.name,
+        dataset={"path": f"local/{name}", "revision": data.revision},
+        type="Retrieval",
+        category="t2t",
+        modalities=["text"],
+        eval_splits=[split],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        domains=list(domains) or None,
+        is_public=False,
+    )
 
 
 @contextmanager
 def quiet_mteb() -> Iterator[None]:
-    """Silence mteb's log lines and warnings and the bars of datasets for the length of a block."""
+    """Silence mteb's log lines and warnings and the progress bars of datasets inside a block."""
     from datasets.utils import logging as datasets_logging
 
     logger, bars = logging.getLogger("mteb"), datasets_logging.is_progress_bar_enabled()

@@ -1,37 +1,59 @@
-"""Plots of scores and of training, as PNG and SVG, for where people look rather than read."""
+"""Plots of scores and of training, as PNG and SVG.
+
+Files are the same bytes whenever the numbers are the same, whatever matplotlib's settings on the machine.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.figures import COLOURS, drawing, legend, look, new_figure, save
-from lbr_st.evaluation.records import latest
-from lbr_st.evaluation.result import TaskScore
+from lbr_st.evaluation.mteb_task import import_extra
+from lbr_st.evaluation.scores import TaskScore, latest
+
+# Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that white swallows.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.dpi": 150,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",  # text stays text, for searching and for screen readers
+    "svg.hashsalt": "lbr-st",
+    "text.parse_math": False,  # a "$" in a name is one
+}
 
 STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
 LOG = "training_log.json"
 
 _Task = tuple[str, str]
+"""A task's name and its data's revision."""
 
 
 def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
     """Plot nDCG@10 by task, a point with its 95% interval for each system.
 
     Args:
-        scores: Of any systems and tasks; of a system and task the latest counts, and tasks without queries are left
+        scores: Of any systems and tasks. For a system and task the latest counts. Tasks without queries are left
             out. Scores on different revisions of a task's data are different tasks.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, without a suffix. The paths of the PNG and the SVG are returned.
 
     Raises:
-        LBRError: No score has queries, matplotlib is missing, or the folder cannot be written.
+        LBRError: No score has queries, or matplotlib is missing.
     """
     kept = _with_queries(scores)
     tasks, systems = _tasks(kept), list(dict.fromkeys(score.name for score in kept))
@@ -53,7 +75,8 @@ def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        _clip(axes.get_xlim, axes.set_xlim)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(0.0, low), high if high < 1 else 1.02)
         axes.set_xlabel("nDCG@10, with its 95% bootstrap interval over queries")
         axes.set_title(heading, loc="left", fontweight="bold")
         legend(figure, axes)
@@ -68,20 +91,16 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
 
     Args:
         scores: As for :func:`plot_tasks`; tasks on which no embedding was scored are left out.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, as for :func:`plot_tasks`.
 
     Raises:
-        LBRError: The embeddings are all of one size, matplotlib is missing, or the folder cannot be written.
+        LBRError: The embeddings are all of one size, or matplotlib is missing.
     """
     kept = _with_queries(scores)
     sizes = sorted({score.embed_dim for score in kept if score.embed_dim})
     if len(sizes) < 2:
-        raise LBRError(
-            "there are not two sizes of embeddings to compare.", fix="Run lbr-st evaluate with --dimensions."
-        )
+        fix = "Run lbr-st evaluate with --dimensions."
+        raise LBRError("there are not two sizes of embeddings to compare.", fix=fix)
     tasks = _tasks([score for score in kept if score.embed_dim])
     kept = [score for score in kept if (score.task, score.dataset_revision) in tasks]
     models = list(dict.fromkeys(_model(score) for score in kept))
@@ -115,19 +134,15 @@ def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
     Args:
         work_folder: The work folder of ``lbr-st train``: ``learn/training_log.json`` and ``represent/``'s; one of them
             is enough.
-        path: Where to, without a suffix.
-
-    Returns:
-        The PNG and the SVG.
+        path: Where to, as for :func:`plot_tasks`.
 
     Raises:
-        LBRError: There is no log with a loss, matplotlib is missing, or the folder cannot be written.
+        LBRError: There is no log with a loss, or matplotlib is missing.
     """
     logs = {title: log for stage, title in STAGES.items() if (log := _log(Path(work_folder) / stage / LOG))}
     if not logs:
-        raise LBRError(
-            "no stage has been trained here.", where=str(work_folder), fix="Give lbr-st train's work folder."
-        )
+        fix = "Give lbr-st train's work folder."
+        raise LBRError("no stage has been trained here.", where=str(work_folder), fix=fix)
     heading = "Training"
     with drawing():
         figure = new_figure(8, 0.6 + 3.9 * len(logs))
@@ -146,12 +161,14 @@ def _draw_model(axes: Any, own: list[TaskScore], name: str, index: int, shift: f
         axes.axhspan(*_interval(own[0]), color=colour, alpha=0.12, linewidth=0)
         axes.axhline(value, color=colour, linestyle="--", label=name)
         return
-    # Apart by a little, or the intervals of models of one size hide each other.
+    # A little apart, or the intervals of models of one size hide each other.
     places = [score.embed_dim * shift for score in own if score.embed_dim]
     axes.errorbar(places, [score.ndcg_at_10 for score in own], yerr=_errors(own), label=name, **look(index))
 
 
 def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
+    import numpy as np
+
     logged = [entry for entry in log if "loss" in entry]
     steps, losses = [entry["step"] for entry in logged], [entry["loss"] for entry in logged]
     window = len(losses) // 40
@@ -165,8 +182,9 @@ def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
     usual = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
     for index, key in enumerate(dict.fromkeys(key for entry in logged for key in entry if key not in usual), 3):
         term = [entry.get(key, math.nan) for entry in logged]
-        # The only term is the loss itself, rounded.
-        if not all(isinstance(value, int | float) for value in term) or _same(term, losses):
+        if not all(isinstance(value, int | float) for value in term):
+            continue
+        if np.allclose(term, losses, rtol=1e-3, atol=1e-3, equal_nan=True):  # the only term is the loss, rounded
             continue
         axes.plot(steps, term, color=COLOURS[index % len(COLOURS)], linewidth=1.2, linestyle="--", label=key)
     if held_out := [(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry]:
@@ -186,12 +204,6 @@ def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
     handles, labels = zip(*found, strict=True)
     # Below the axes: there is no place inside that a curve never crosses.
     axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(3, len(labels)))
-
-
-def _same(term: Sequence[float], losses: Sequence[float]) -> bool:
-    import numpy as np
-
-    return np.allclose(term, losses, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
@@ -231,7 +243,7 @@ def _queries(scores: Iterable[TaskScore], task: _Task) -> str:
 def _model(score: TaskScore) -> str:
     """Return the system's name at any size of its embeddings."""
     how = {key: value for key, value in score.experiment.items() if key != "truncate_dim"}
-    return TaskScore(**{**score.__dict__, "experiment": how}).name
+    return replace(score, experiment=how).name
 
 
 def _interval(score: TaskScore) -> tuple[float, float]:
@@ -240,15 +252,51 @@ def _interval(score: TaskScore) -> tuple[float, float]:
 
 def _errors(scores: Sequence[TaskScore]) -> list[list[float]]:
     """Return how far the intervals reach below and above each score, as errorbar takes it: [2, scores]."""
-    below, above = [], []
-    for score in scores:
-        value, (low, high) = score.ndcg_at_10 or 0.0, _interval(score)
-        below.append(max(0.0, value - low))
-        above.append(max(0.0, high - value))
-    return [below, above]
+    spans = [(score.ndcg_at_10 or 0.0, *_interval(score)) for score in scores]
+    return [[max(0.0, value - low) for value, low, _ in spans], [max(0.0, high - value) for value, _, high in spans]]
 
 
-def _clip(get: Any, put: Any) -> None:
-    """Keep an axis within what nDCG can be."""
-    low, high = get()
-    put(max(0.0, low), min(1.0, high) if high < 1 else 1.02)
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure of this size in inches."""
+    return import_extra("matplotlib.figure").Figure(figsize=(width, height))
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw with our settings only, and restore the user's."""
+    matplotlib = import_extra("matplotlib")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
+
+
+def look(index: int) -> dict[str, Any]:
+    """Return the colour and marker of the ``index``-th system, as matplotlib's errorbar takes them."""
+    marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 5, "capsize": 2, "elinewidth": 1.2}
+
+
+def legend(figure: Any, *panels: Any) -> None:
+    """Put one legend for all panels below them, each label once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    long = max(map(len, found)) > 40
+    columns = 1 if long else min(len(found), 2 if max(map(len, found)) > 24 else 3)
+    figure.legend(list(found.values()), list(found), loc="outside lower left", ncols=columns)
+
+
+def save(figure: Any, path: str | Path, title: str, description: str) -> list[Path]:
+    """Write a figure as PNG and SVG, without a date, and return both paths.
+
+    Title and description are kept in both files, for those who cannot see the figure.
+    """
+    path = Path(path)
+    paths = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
+    told = {"Title": title, "Description": description}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(paths[0], metadata={**told, "Software": None})
+    figure.savefig(paths[1], metadata={**told, "Creator": None, "Date": None})
+    return paths

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.records import latest, read_records
-from lbr_st.evaluation.result import TaskScore, score_from_dict
-from lbr_st.evaluation.table import format_table, format_tasks
+from lbr_st.evaluation.scores import TaskScore, format_table, format_tasks, latest, read_records, score_from_dict
 
 BEGIN, END = "<!-- results: written by lbr-st from result files -->", "<!-- end of results -->"
 

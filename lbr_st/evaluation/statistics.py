@@ -2,12 +2,12 @@
 
 Scores come as *parts*, one array for each split or subset of a task. A task's score is the mean over its parts of the
 mean over each part's queries, as MTEB takes it, so a query of a part with n queries weighs 1 / (parts x n), and queries
-are drawn anew within their part.
+are resampled within their part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,10 @@ class Paired:
         score_b: The second system's.
         difference: ``score_b - score_a``.
         interval: 95% percentile interval of the difference under the paired bootstrap. Below some 30 queries it is too
-            narrow; -1 to 1 where each part has a single query, which says nothing about others.
+            narrow. It is -1 to 1 where each part has a single query, which says nothing about others.
         p_bootstrap: Two-sided: how far the interval can be widened before it holds 0.
         p_randomisation: Two-sided p-value of the paired randomisation test: how often a difference at least this
-            large comes about when which system got which of a query's two scores is left to a coin.
+            large occurs when a coin decides which system got which of a query's two scores.
         exact: Whether all outcomes of the coins were counted, rather than ``resamples`` of them.
         d_z: Cohen's d of the paired differences: their mean over their standard deviation, both weighted as the score
             is. None where they do not vary (or there is one only), unless all are 0.
@@ -124,7 +124,7 @@ def mean_interval(parts: Sequence[ArrayLike], resamples: int = 10_000, seed: int
 
     Args:
         parts: Its scores, 0 to 1, an array [queries] for each part.
-        resamples: How often the queries are drawn, with replacement, within each part.
+        resamples: How often the queries of each part are drawn, with replacement.
         seed: Seed of the draws.
 
     Raises:
@@ -141,7 +141,7 @@ def mean_interval(parts: Sequence[ArrayLike], resamples: int = 10_000, seed: int
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjustment of p-values, in the order given.
 
-    Calling all with an adjusted value below α significant keeps the chance of any false one below α.
+    If every adjusted value below α is called significant, the chance of any false one is below α.
 
     Args:
         p_values: Of the tests made together.
@@ -171,7 +171,7 @@ def _mean(parts: Sequence[Array]) -> float:
 
 
 def _bootstrap(parts: Sequence[Array], resamples: int, generator: np.random.Generator) -> Array:
-    """Return the mean over parts of the means of queries drawn anew, [resamples].
+    """Return the mean over parts of the means of resampled queries, [resamples].
 
     scipy.stats.bootstrap takes as long and refuses a part with a single query.
     """
@@ -201,7 +201,7 @@ def _randomisation(weighted: Array, resamples: int, generator: np.random.Generat
     if not count:
         return 1.0, True
     total = weighted.sum()
-    # Outcomes as large as the one observed count; rounding must not tell them apart.
+    # Outcomes as large as the observed one count; rounding must not tell them apart.
     bound = abs(total) - 1e-10 * np.abs(weighted).sum()
     if 2**count <= resamples:
         outcomes = np.arange(2**count)[:, None] >> np.arange(count) & 1
@@ -221,13 +221,8 @@ def _randomisation(weighted: Array, resamples: int, generator: np.random.Generat
 def _in_portions(draw: Callable[[int], Array], resamples: int, width: int) -> Array:
     import numpy as np
 
-    return np.concatenate([draw(rows) for rows in _portions(resamples, width)])
-
-
-def _portions(resamples: int, width: int) -> Iterator[int]:
     size = max(1, _PORTION // width)
-    for start in range(0, resamples, size):
-        yield min(size, resamples - start)
+    return np.concatenate([draw(min(size, resamples - start)) for start in range(0, resamples, size)])
 
 
 def _middle(drawn: Array) -> tuple[float, float]:

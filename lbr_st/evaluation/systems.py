@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,27 @@ class System:
         return str(self.model.mteb_model_meta.revision)
 
 
+def load_system(
+    model: str, *, name: str | None = None, revision: str | None = None, precision: Precision = "float32"
+) -> System:
+    """Load what is to be evaluated.
+
+    Args:
+        model: ``bm25``, or what :func:`lbr_st.load_by_name.load_by_name` takes.
+        name: The name to file the scores under; default: the hub id, or ``local/<folder>``.
+        revision: Names this version; default: the hub's commit, or a digest of the model.
+        precision: See :func:`embedding_system`.
+    """
+    if model == "bm25":
+        return bm25_system()
+    from lbr_st.load_by_name import load_by_name  # torch takes seconds to import, and tables do not need it
+
+    loaded, default, commit = load_by_name(model, precision)
+    return embedding_system(
+        loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
+    )
+
+
 def model_digest(model: SentenceTransformer) -> str:
     """Return 40 hexadecimal digits over everything that decides a model's embeddings.
 
@@ -91,9 +112,9 @@ def embedding_system(
 ) -> System:
     """Prepare an embedding model for evaluation.
 
-    ``precision="bfloat16"`` encodes under ``torch.autocast`` (about three times as fast on a CPU that supports it;
-    our choice): the weights stay as they are, embeddings come back as float32, and similarities are computed in
-    float32. Its scores are kept apart from float32 ones, under MTEB's ``experiments/autocast_bfloat16``.
+    ``precision="bfloat16"`` encodes under ``torch.autocast`` (about three times as fast on a CPU that supports it):
+    the weights stay as they are, embeddings come back as float32, and similarities are computed in float32. Its scores
+    are kept apart from float32 ones, under MTEB's ``experiments/autocast_bfloat16``.
 
     Args:
         model: The model.
@@ -104,20 +125,18 @@ def embedding_system(
         show_progress_bar: Show a bar with the remaining time while encoding.
 
     Raises:
-        LBRError: A bad name, revision or precision, or mteb is missing.
+        LBRError: A bad name or precision, or mteb is missing.
     """
-    _check_identity(name, revision)
+    # MTEB files every unnamed model under one key, so that one is reported with another's score.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
     bfloat16 = use_bfloat16(precision, model.device)
     digest = model_digest(model)
     with quiet_mteb():
-        encoder = _encoder(model, bfloat16=bfloat16, show_progress_bar=show_progress_bar)
-    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(
-        update={
-            "name": name,
-            "revision": revision or digest,
-            "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        }
-    )
+        encoder = _encoder(model, bfloat16, show_progress_bar)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    identity = {"name": name, "revision": revision or digest, "n_parameters": n_parameters}
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=identity)
     how = {"autocast": "bfloat16"} if bfloat16 else {}
     return _as_run(System(encoder, digest), model.get_embedding_dimension(), how)
 
@@ -163,11 +182,8 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
     """Prepare MTEB's BM25: what word matching alone finds.
 
     Lucene's BM25 by bm25s over lower-cased words of two letters or more, without stop words, stemmed by Snowball
-    (Porter2 for English); MTEB picks stop words, stemmer and word splitting by the task's language.
-
-    Args:
-        k1: Saturation of a word's count.
-        b: Weight of the document's length.
+    (Porter2 for English); MTEB picks stop words, stemmer and word splitting by the task's language. ``k1`` is the
+    saturation of a word's count, ``b`` the weight of the document's length.
 
     Raises:
         LBRError: A package of the ``eval`` extra is missing.
@@ -188,11 +204,7 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
 
 @contextmanager
 def _no_jax() -> Iterator[None]:
-    """Hide JAX from what is imported here.
-
-    Where it is installed, bm25s ranks with it in the place of NumPy; and at its import, three fourths of a GPU's memory
-    are taken, in which a model is about to be trained (seen on an H100, docs/LOG.md).
-    """
+    """Hide JAX: bm25s imports it if it can, and JAX takes three quarters of a GPU's memory at import."""
     names = ("jax", "jax.lax")
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
@@ -204,47 +216,37 @@ def _no_jax() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def _check_identity(name: str, revision: str | None) -> None:
-    # MTEB files every unnamed model under one and the same key, so that one is reported with another's score.
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
-    if revision is not None and not re.fullmatch(r"\w[\w.+=-]*", revision):
-        raise LBRError(
-            f"{revision!r} cannot name a revision.",
-            where="revision",
-            fix="Use letters, digits and . + = - _, or leave it out to use a digest of the model.",
-        )
-
-
-def _encoder(model: SentenceTransformer, *, bfloat16: bool, show_progress_bar: bool) -> Any:
-    import numpy as np
+def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
     import torch
 
     base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
 
     class Encoder(base):  # type: ignore[misc, valid-type]
+        show_progress_bar = show_bar
         size: int | None = None
         memory: dict[tuple[Any, ...], Any] | None = None
 
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
+            # MTEB is told "no bars" and only this call shows one, else its chunk counter doubles it.
+            kwargs["show_progress_bar"] = self.show_progress_bar
             if self.memory is None:
-                return self._encode(inputs, **kwargs)
+                return self.checked(super().encode, inputs, **kwargs)
             task = kwargs["task_metadata"].name
             for key in [key for key in self.memory if key[0] != task]:
                 del self.memory[key]
             texts = hashlib.sha256(json.dumps(inputs.dataset[:], sort_keys=True, default=str).encode()).digest()
             key = (task, kwargs.get("prompt_type"), texts)
             if key not in self.memory:
-                self.memory[key] = self._encode(inputs, **kwargs)
+                self.memory[key] = self.checked(super().encode, inputs, **kwargs)
             return self.memory[key][:, : self.size]
 
-        def _encode(self, inputs: Any, **kwargs: Any) -> Any:
-            # MTEB is told "no bars" and only this call shows one, else its chunk counter doubles it. Autocast stays
-            # around the encoding alone: similarities in bfloat16 would tie.
+        def checked(self, encode: Callable[..., Any], inputs: Any, **kwargs: Any) -> Any:
+            """Call an encoding function in this system's precision, and refuse embeddings that are not finite."""
+            # Autocast stays around the encoding alone: similarities in bfloat16 would tie.
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                embeddings = super().encode(inputs, **{**kwargs, "show_progress_bar": show_progress_bar})
-            # A document that is no number is not comparable with any other, and MTEB ranks it somewhere all the same.
-            if not np.isfinite(embeddings).all():
+                embeddings = encode(inputs, **kwargs)
+            # MTEB and BEIR rank a document without numbers somewhere all the same.
+            if not bool(torch.isfinite(torch.as_tensor(embeddings)).all()):
                 raise LBRError(
                     "gives embeddings that are not finite.",
                     where=self.mteb_model_meta.name,

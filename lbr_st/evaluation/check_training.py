@@ -1,0 +1,173 @@
+"""Training data against evaluation suites, by name: what ``lbr-st check-contamination`` does."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lbr_st.contamination import ContaminationReport, Evaluation
+from lbr_st.data import RetrievalSet, read_pairs, read_texts
+from lbr_st.data.domain_tasks import DOMAIN_TASKS, domain_task
+from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.mteb_task import is_retrieval
+from lbr_st.evaluation.suites import hub_reachable, plan
+from lbr_st.recipe import load_recipe
+from lbr_st.recipe_sections import DataConfig
+from lbr_st.training_data import recipe_columns
+
+
+def check_training(
+    sources: Sequence[str], against: Sequence[str], config: DataConfig, *, threshold: float = 0.8, seed: int = 0
+) -> tuple[list[ContaminationReport], dict[str, str]]:
+    """Check training sources against suites.
+
+    Args:
+        sources: What :func:`training_columns` reads, or recipes in YAML.
+        against: What :func:`lbr_st.evaluation.suites.plan` understands; of a domain task, both test and dev.
+        config: Names the columns and the split of the sources.
+        threshold: Jaccard similarity from which two texts are near duplicates.
+        seed: Of the MinHash permutations.
+
+    Returns:
+        A report for each source, and evaluation task → why it could not be checked against.
+
+    Raises:
+        LBRError: A source or suite cannot be read, or nothing is left to check against.
+    """
+    sets, skipped = evaluation_sets(against)
+    if not sets:
+        raise LBRError(
+            f"there is nothing to check against: {'; '.join(skipped.values())}",
+            where=", ".join(against),
+            fix="Name a suite or a folder that can be read here.",
+        )
+    evaluation = Evaluation(sets, threshold=threshold, seed=seed)
+    names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
+    reports = []
+    for source in sources:
+        is_recipe = Path(source).suffix in (".yaml", ".yml")
+        columns = recipe_columns(load_recipe(source)) if is_recipe else training_columns(source, **names)
+        reports.append(evaluation.check(columns, training=source))
+    return reports, skipped
+
+
+def evaluation_sets(suites: Sequence[str]) -> tuple[list[RetrievalSet], dict[str, str]]:
+    """Return the retrieval sets of suites, and task → why it is not among them."""
+    planned = {task.name: task for what in suites for task in plan(what)}
+    sets: list[RetrievalSet] = []
+    skipped: dict[str, str] = {}
+    reachable = not any(task.needs_hub for task in planned.values()) or hub_reachable()
+    for name, one in planned.items():
+        if name in DOMAIN_TASKS:
+            sets += [domain_task(name).test, domain_task(name).dev]
+        elif one.data is not None:
+            sets.append(one.data())
+        elif not reachable:
+            skipped[name] = "the hub cannot be reached"
+        else:
+            try:
+                task = one.task()
+                if is_retrieval(task):
+                    sets += _hub_sets(name, task)
+                else:
+                    skipped[name] = f"{task.metadata.type} tasks have no queries and documents to check against"
+            except Exception as error:  # the hub's client, each dataset's loader and each task raise their own
+                skipped[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return sets, skipped
+
+
+def _hub_sets(name: str, task: Any) -> list[RetrievalSet]:
+    task.load_data()
+    task.convert_v1_dataset_format_to_v2(num_proc=None)
+    sets = [
+        _as_set(f"{name}/{subset}/{split}", data)
+        for subset, splits in task.dataset.items()
+        for split, data in splits.items()
+    ]
+    task.unload_data()
+    return sets
+
+
+def _as_set(name: str, data: Any) -> RetrievalSet:
+    corpus = data["corpus"]
+    titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
+    documents = {
+        identifier: f"{title or ''} {text}".strip()
+        for identifier, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
+    }
+    texts = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
+    qrels = {
+        query: known
+        for query, judged in data["relevant_docs"].items()
+        if query in texts and (known := {d: int(score) for d, score in judged.items() if d in documents})
+    }
+    return RetrievalSet(name, documents, {query: str(texts[query]) for query in qrels}, qrels)
+
+
+def training_columns(
+    source: str | Path,
+    *,
+    text_column: str = "text",
+    query_column: str = "query",
+    document_column: str = "document",
+    negative_column: str = "negative",
+    split: str = "train",
+) -> dict[str, Sequence[str]]:
+    """Return the texts to check: ``text``, ``query``, ``document``, ``negative``, whichever the source has.
+
+    They are columns of datasets, read from disk only when they are looked at.
+
+    Args:
+        source: A domain task's name (its training side: ``text`` has rows of its own), a BEIR folder (the pairs of
+            ``split``, or all documents as ``text`` if it has no such split), a ``.jsonl``, ``.json``, ``.csv`` or
+            ``.parquet`` file, or a hub dataset id.
+        text_column: The name in the source.
+        query_column: The name in the source.
+        document_column: The name in the source.
+        negative_column: The name in the source.
+        split: The split of a hub dataset or a BEIR folder.
+
+    Raises:
+        LBRError: The source cannot be read, has none of the columns, or a text of one of them is missing or empty.
+    """
+    if str(source) in DOMAIN_TASKS:
+        task = domain_task(str(source))
+        pairs, texts = task.train_pairs, task.train_texts
+        return {"query": pairs["query"], "document": pairs["document"], "text": texts["text"]}
+    if Path(source).is_dir():
+        if not (Path(source) / "qrels" / f"{split}.tsv").is_file():
+            return {"text": read_texts(source)["text"]}
+        pairs = read_pairs(source, split=split)
+        return {"query": pairs["query"], "document": pairs["document"]}
+    named = {"text": text_column, "query": query_column, "document": document_column, "negative": negative_column}
+    present = _columns_of(source, list(named.values()), split)
+    found = {name: column for name, column in named.items() if column in present}
+    if not found:
+        raise missing_column(" or ".join(named.values()), present, str(source))
+    return {name: read_texts(source, column=column, split=split)["text"] for name, column in found.items()}
+
+
+def _columns_of(source: str | Path, wanted: list[str], split: str) -> list[str]:
+    """Return the columns of a source; of a hub dataset, those of ``wanted`` that it has."""
+    path = Path(source)
+    if path.suffix in (".jsonl", ".json"):
+        return list(next(read_json_records(path, []), ("", {}))[1])
+    if path.suffix == ".csv":
+        return next(csv.reader([next(read_lines(path), (1, ""))[1]]), [])
+    if path.suffix == ".parquet" and path.is_file():
+        from pyarrow import parquet
+
+        return list(parquet.read_schema(path).names)
+    present = []
+    for column in wanted:
+        try:
+            read_texts(source, column=column, split=split)
+            present.append(column)
+        except LBRError as error:
+            if not error.what.startswith("no column"):
+                raise
+    return present

@@ -1,0 +1,422 @@
+"""Run a system on a task through MTEB or BEIR, keep what each query scored, and resume where it stopped."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, quiet_mteb, retrieval_task
+from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
+from lbr_st.evaluation.systems import System, bm25_system, embedding_system
+from lbr_st.model_files import load_stock
+from lbr_st.precision import Precision
+from lbr_st.versions import installed_versions
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask, AbsTaskRetrieval
+    from sentence_transformers import SentenceTransformer
+
+    from lbr_st.data.retrieval import RetrievalSet
+
+PACKAGES = ("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", "bm25s")
+EXCERPT = 300
+"""Characters of a query or document kept in a record: enough to look at, not to redistribute."""
+
+CUTOFFS = [10, 100]
+"""Ranks at which BEIR measures."""
+
+CHUNK = 10_000
+"""Documents that BEIR encodes and compares at once."""
+
+SIMILARITIES = {"cosine": "cos_sim", "dot": "dot"}
+
+
+def evaluate_retrieval(
+    model: SentenceTransformer | str,
+    data: RetrievalSet,
+    *,
+    name: str,
+    output_folder: Path | str,
+    revision: str | None = None,
+    split: str = "test",
+    domains: Sequence[str] = (),
+    batch_size: int = 64,
+    precision: Precision = "float32",
+    show_progress_bar: bool = False,
+    command: str = "",
+) -> TaskScore:
+    """Evaluate a model with ``mteb.evaluate``, or read back what an earlier call with the same model found.
+
+    Queries go through ``encode_query`` and documents through ``encode_document``.
+
+    Args:
+        model: A loaded model, or the folder or hub id of one.
+        data: Corpus, queries and judgements.
+        name: The name to file the scores under, ``org/model``.
+        output_folder: Where the scores go; see :func:`evaluate_task`.
+        revision: Names this version of the model. Default: :func:`lbr_st.evaluation.model_digest`.
+        split: The name of the split, for MTEB's files.
+        domains: MTEB's names for the field, such as ``"Chemistry"``.
+        batch_size: Texts encoded at once.
+        precision: See :func:`lbr_st.evaluation.embedding_system`.
+        show_progress_bar: Show a bar with the remaining time while encoding.
+        command: The command line to note with the scores.
+
+    Returns:
+        The mean scores and those of each query.
+
+    Raises:
+        LBRError: A bad name or precision, nothing to evaluate, or mteb is missing.
+    """
+    task = retrieval_task(data, split, domains)
+    if isinstance(model, str):
+        model = load_stock(model)
+    system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
+    return evaluate_task(
+        system,
+        task,
+        output_folder=output_folder,
+        batch_size=batch_size,
+        command=command,
+        name=data.name,
+        description=data.description,
+    )
+
+
+def evaluate_bm25(data: RetrievalSet, output_folder: Path | str | None = None, command: str = "") -> TaskScore:
+    """Score BM25 on a retrieval set with the same judgements, measure and harness as :func:`evaluate_retrieval`.
+
+    The scores are under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.bm25_system`. Without
+    ``output_folder`` no files are kept.
+
+    Raises:
+        LBRError: There is nothing to evaluate, or a package of the ``eval`` extra is missing.
+    """
+    if output_folder is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return evaluate_bm25(data, folder, command)
+    return evaluate_task(
+        bm25_system(),
+        retrieval_task(data),
+        output_folder=output_folder,
+        command=command,
+        name=data.name,
+        description=data.description,
+    )
+
+
+def evaluate_task(
+    system: System,
+    task: AbsTask,
+    *,
+    output_folder: Path | str,
+    batch_size: int = 64,
+    command: str = "",
+    name: str = "",
+    description: str = "",
+) -> TaskScore:
+    """Evaluate a system on one MTEB task, or read back what an earlier run with the same system and data found.
+
+    Files below ``output_folder``: ``results/<org__model>/<revision>/<task>.json`` in MTEB's own layout, and next to it
+    ``per_query/<org__model>/<revision>/<task>.json``. Earlier scores are used only if the system's digest and the
+    data's revision are the ones they were made with; otherwise the task is run again. A run that was interrupted
+    resumes with the split or subset it was in.
+
+    Args:
+        system: What to evaluate.
+        task: An MTEB task, of the hub or from :func:`lbr_st.evaluation.retrieval_task`.
+        output_folder: Where the scores go.
+        batch_size: Texts encoded at once.
+        command: The command line to note with the scores.
+        name: What to call the task in tables; "" for MTEB's name.
+        description: What the task is, for tables.
+
+    Raises:
+        LBRError: The system cannot run such a task, the task failed, or mteb is missing.
+    """
+    if system.only_retrieval and not is_retrieval(task):
+        fix = "Leave this task out, or evaluate an embedding model."
+        raise LBRError(f"ranks documents and cannot do {task.metadata.type}.", where=system.name, fix=fix)
+    mteb = import_extra("mteb")
+    cache = mteb.ResultCache(output_folder)
+    path = Path(cache.get_task_result_path(task.metadata.name, system.model.mteb_model_meta))
+    record = _record_path(output_folder, system, task, system.experiment)
+    blank = _blank(system, task, command, name, description)
+    kept = read_record(record)
+    if kept is None or not _same(kept, blank):
+        kept = blank
+    elif kept.date and path.is_file():
+        return replace(kept, description=description)
+    recorder = _Recorder(task, record, kept)
+    own = task.__dict__.get("metadata")
+    try:
+        with quiet_mteb(), redirect_stderr(StringIO()) if system.only_retrieval else nullcontext():
+            found = mteb.evaluate(
+                system.model,
+                task,
+                cache=cache,
+                # MTEB's own check of a cached result sees neither other weights nor other local data; ours does.
+                overwrite_strategy="only-missing" if _agree(path, kept, cache, system, task) else "always",
+                encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+                show_progress_bar=False,
+                co2_tracker=False,
+            )
+    finally:
+        if own is not None:  # when a task unloads its data it loses metadata of its own, and a pinned revision with it
+            task.metadata = own
+    if not found.task_results:
+        reason = found.exceptions[0].exception if found.exceptions else "MTEB gave no result"
+        fix = "Fix what it says, or leave this task out; --debug shows where it failed."
+        raise LBRError(f"the task failed: {reason}", where=task.metadata.name, fix=fix)
+    parts = tuple(sorted(recorder.score.parts, key=lambda part: part.key))
+    return recorder.keep(parts=parts, score=float(found.task_results[0].get_score()), date=_now())
+
+
+class _Recorder:
+    """Writes the record as the parts of a task come in.
+
+    MTEB averages right after it calls ``task_specific_scores``: that is the one place where the scores of single
+    queries are seen.
+    """
+
+    def __init__(self, task: Any, path: Path, score: TaskScore) -> None:
+        self.path, self.score = path, score
+        self.before, self.started = score.seconds, time.perf_counter()
+        self.keep()
+        # The class's own, since the instance may still be watched for an earlier system.
+        original = getattr(type(task), "task_specific_scores", None)
+        if original is None:
+            return
+
+        def watched(scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str) -> Any:
+            part = part_of(task.dataset[hf_subset][hf_split], scores, qrels, results, hf_split, hf_subset)
+            self.keep(parts=(*(kept for kept in self.score.parts if kept.key != part.key), part))
+            return original(task, scores, qrels, results, hf_split=hf_split, hf_subset=hf_subset)
+
+        task.task_specific_scores = watched
+
+    def keep(self, **found: Any) -> TaskScore:
+        seconds = round(self.before + time.perf_counter() - self.started, 3)
+        self.score = replace(self.score, **found, seconds=seconds)
+        write_record(self.path, self.score)
+        return self.score
+
+
+def part_of(data: Any, scores: Any, qrels: Any, results: Any, split: str, subset: str) -> Part:
+    """Collect one part's scores, with the texts a person wants to see next to them.
+
+    Args:
+        data: MTEB's split: ``corpus`` and ``queries`` with ids and texts.
+        scores: Query id → measure → value, as pytrec_eval gives it.
+        qrels: Query id → document id → relevance.
+        results: Query id → document id → similarity.
+        split: Its name.
+        subset: The subset's name.
+    """
+    # A query without any hit has no entry; leaving it out would raise the mean.
+    asked = [query for query, judged in qrels.items() if query in scores or any(g > 0 for g in judged.values())]
+    nothing: dict[str, float] = {}
+    measured = {query: scores.get(query, nothing) for query in asked}
+    first = {query: max(results[query], key=results[query].get) for query in asked if results.get(query)}
+    best = {query: max(qrels[query], key=qrels[query].get) for query in asked}
+    documents = _texts(data["corpus"], {*first.values(), *best.values()})
+
+    def mean(measure: str) -> float:
+        return sum(float(values.get(measure, 0.0)) for values in measured.values()) / len(measured)
+
+    return Part(
+        split=split,
+        subset=subset,
+        num_documents=len(data["corpus"]),
+        ndcg_at_10={query: float(values.get("ndcg_cut_10", 0.0)) for query, values in measured.items()},
+        recall_at_10=mean("recall_10"),
+        recall_at_100=mean("recall_100"),
+        queries=_texts(data["queries"], set(asked)),
+        first={query: (document, documents[document]) for query, document in first.items()},
+        relevant={query: (document, documents.get(document, "")) for query, document in best.items()},
+    )
+
+
+def _texts(rows: Any, wanted: set[str]) -> dict[str, str]:
+    # [:] makes plain lists; a dataset's column would be read item by item, and a corpus has many.
+    picked = [row for row, identifier in enumerate(rows["id"][:]) if identifier in wanted]
+    chosen = rows.select(picked)[:]
+    nothing = [""] * len(picked)
+    columns = chosen["id"], chosen.get("title", nothing), chosen.get("text", nothing)
+    return {key: f"{title or ''} {text or ''}".strip()[:EXCERPT] for key, title, text in zip(*columns, strict=True)}
+
+
+def _record_path(output_folder: Path | str, system: System, task: AbsTask, experiment: dict[str, Any]) -> Path:
+    """Return where a record goes: next to MTEB's ``results``, laid out like it."""
+    meta = system.model.mteb_model_meta.model_copy(update={"experiment_kwargs": experiment or None})
+    path = Path(import_extra("mteb").ResultCache(output_folder).get_task_result_path(task.metadata.name, meta))
+    return Path(output_folder) / RECORDS / path.relative_to(Path(output_folder) / "results")
+
+
+def _blank(system: System, task: AbsTask, command: str, name: str, description: str) -> TaskScore:
+    """Return what is known before the run; without a date it counts as unfinished."""
+    return TaskScore(
+        model=system.name,
+        revision=system.revision,
+        digest=system.digest,
+        task=name or task.metadata.name,
+        task_type=task.metadata.type,
+        metric=task.metadata.main_score,
+        score=0.0,
+        dataset_revision=str(task.metadata.dataset["revision"]),
+        asked=sorted(f"{split}/{subset}" for split in task.eval_splits for subset in task.hf_subsets),
+        experiment=dict(system.experiment),
+        embed_dim=system.embed_dim,
+        command=command,
+        versions=versions(),
+        description=description,
+    )
+
+
+def _same(kept: TaskScore, blank: TaskScore) -> bool:
+    """Whether a record was made by this very system from these very splits of this very data."""
+    keys = ("model", "revision", "digest", "task", "dataset_revision", "asked", "experiment", "embed_dim", "metric")
+    return all(getattr(kept, key) == getattr(blank, key) for key in keys)
+
+
+def _agree(path: Path, record: TaskScore, cache: Any, system: System, task: AbsTask) -> bool:
+    """Whether an unfinished run may resume: all that MTEB has of the task is in our record, too."""
+    if not path.is_file() or not record.parts:
+        return False
+    try:
+        existing = cache.load_task_result(task.metadata.name, system.model.mteb_model_meta)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    if existing is None or existing.dataset_revision != record.dataset_revision:
+        return False
+    stored = {(split, scores["hf_subset"]) for split, listed in existing.scores.items() for scores in listed}
+    return stored <= {part.key for part in record.parts}
+
+
+def versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide a score."""
+    return installed_versions(PACKAGES)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def evaluate_beir(
+    model: SentenceTransformer,
+    data: RetrievalSet,
+    *,
+    name: str,
+    revision: str | None = None,
+    batch_size: int = 64,
+    precision: Precision = "float32",
+    show_progress_bar: bool = False,
+    command: str = "",
+) -> TaskScore:
+    """Score a model with ``beir``: its exact search over the whole corpus, its judgement of the rankings.
+
+    Queries go through ``encode_query`` and documents through ``encode_document``; ``beir``'s own ``SentenceBERT``
+    calls ``encode`` for both. Nothing is read from or written to disk. Arguments are as for
+    :func:`evaluate_retrieval`.
+
+    Returns:
+        What :func:`evaluate_retrieval` gives, with ``experiment["harness"] == "beir"``. ``score`` is BEIR's
+        ``NDCG@10``, which it rounds to 5 decimals; the queries' scores are not rounded.
+
+    Raises:
+        LBRError: As for :func:`evaluate_retrieval`, or a similarity that BEIR does not know.
+    """
+    system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
+    return run_beir(
+        system,
+        retrieval_task(data, domains=()),
+        batch_size=batch_size,
+        command=command,
+        name=data.name,
+        description=data.description,
+    )
+
+
+def run_beir(
+    system: System,
+    task: AbsTaskRetrieval,
+    *,
+    output_folder: Path | str | None = None,
+    batch_size: int = 64,
+    command: str = "",
+    name: str = "",
+    description: str = "",
+) -> TaskScore:
+    """Score a system on a local task with ``beir``; :func:`evaluate_task` says what the arguments mean.
+
+    Nothing is read back, and without ``output_folder`` no record is kept.
+    """
+    started = time.perf_counter()
+    if system.only_retrieval:
+        raise LBRError("beir's BM25 needs a search server.", where=system.name, fix="Leave --harness out.")
+    encoder = system.model
+    if encoder.model.similarity_fn_name not in SIMILARITIES:
+        raise LBRError(
+            f"BEIR cannot compare embeddings by {encoder.model.similarity_fn_name!r}.",
+            where=system.name,
+            fix=f"Set model.similarity_fn_name to one of: {', '.join(SIMILARITIES)}; or evaluate with MTEB.",
+        )
+    dense = import_extra("beir.retrieval.search.dense")
+    evaluation = import_extra("beir.retrieval.evaluation")
+    with quiet_mteb():
+        task.load_data()  # the very queries and judgements that MTEB scores
+    [(split, rows)] = task.dataset["default"].items()
+    qrels = rows["relevant_docs"]
+    queries = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))
+    if len(queries) == 1:  # BEIR's search looks at the second row of the scores
+        queries |= {f"{query} again": text for query, text in queries.items()}
+    # BEIR reads len(corpus[i]["title"]), so the key must be there.
+    texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
+    corpus = {document: {"title": "", "text": text} for document, text in texts}
+    search = dense.DenseRetrievalExactSearch(
+        _Encoder(system), batch_size=batch_size, corpus_chunk_size=CHUNK, show_progress_bar=encoder.show_progress_bar
+    )
+    similarity = SIMILARITIES[encoder.model.similarity_fn_name]
+    retriever = evaluation.EvaluateRetrieval(search, k_values=CUTOFFS, score_function=similarity)
+    found = retriever.retrieve(corpus, queries)
+    results = {query: found[query] for query in qrels}
+    means = retriever.evaluate(qrels, results, CUTOFFS)  # takes the query's own document out of ``results``
+    # The same program and measures that BEIR averages, query by query.
+    cuts = ",".join(map(str, CUTOFFS))
+    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}"})
+    score = replace(
+        _blank(system, task, command, name, description),
+        score=float(means[0]["NDCG@10"]),
+        parts=(part_of(rows, evaluator.evaluate(results), qrels, results, split, "default"),),
+        experiment={**system.experiment, "harness": "beir"},
+        seconds=round(time.perf_counter() - started, 3),
+        date=_now(),
+        versions={**versions(), **installed_versions(("beir", "pytrec_eval-terrier"))},
+    )
+    if output_folder is not None:
+        write_record(_record_path(output_folder, system, task, score.experiment), score)
+    return score
+
+
+class _Encoder:
+    """A system as BEIR's search calls it."""
+
+    def __init__(self, system: System) -> None:
+        self.encoder = system.model
+
+    def encode_queries(self, queries: Sequence[str], **options: Any) -> Any:
+        return self._encode(self.encoder.model.encode_query, list(queries), **options)
+
+    def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        return self._encode(self.encoder.model.encode_document, [item["text"].strip() for item in corpus], **options)
+
+    def _encode(self, encode: Any, texts: list[str], **options: Any) -> Any:
+        return self.encoder.checked(encode, texts, **options).float()[:, : self.encoder.size]
