@@ -9,9 +9,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from lbr_st.bases import BASES, resolve_base
-from lbr_st.build import explain_base_errors, load_model
+from lbr_st.build import explain_base_errors
+from lbr_st.load import load_model
 from lbr_st.errors import LBRError
-from lbr_st.model_files import load_stock, without_code
+from lbr_st.load import load_stock
+from lbr_st.model_files import without_code
 from lbr_st.precision import Precision, encoding_options
 
 

@@ -24,8 +24,9 @@ from lbr_st.bases import BASES
 from lbr_st.data.origins import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
-from lbr_st.evaluation.records import FOLDER, read_record
-from lbr_st.evaluation.result import TaskScore
+from lbr_st.evaluation.records import FOLDER
+from lbr_st.evaluation.scores import read_record
+from lbr_st.evaluation.scores import TaskScore
 from lbr_st.evaluation.systems import model_digest
 from lbr_st.files import refuse_existing
 from lbr_st.load import load_stock

@@ -17,7 +17,7 @@ from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
 from lbr_st.load import load_model, load_stock
-from lbr_st.scoring import load_by_name
+from lbr_st.load_by_name import load_by_name
 from lbr_st.stages.release import release
 
 

@@ -13,7 +13,7 @@ from lbr_st.data import RetrievalSet, write_beir
 from lbr_st.domains import tasks as domain_tasks
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.data import RetrievalSet, domain_tasks, write_beir
-from lbr_st.data.ontology import DomainTask
+from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module

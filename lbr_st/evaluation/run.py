@@ -16,7 +16,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, quiet_mteb, retrieval_task
 from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system
-from lbr_st.model_files import load_stock
+from lbr_st.load import load_stock
 from lbr_st.precision import Precision
 from lbr_st.versions import installed_versions
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask, AbsTaskRetrieval
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.data.retrieval import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
 PACKAGES = ("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", "bm25s")
 EXCERPT = 300
