@@ -15,7 +15,7 @@ from trial import Trial, causal_lm, changed, contrastive_only
 import lbr_st
 from lbr_st.recipe import Recipe, load_recipe
 
-MODELS = Path(lbr_st.__file__).parent / "models"
+MODELS = Path(lbr_st.__file__).parent / "bundles"
 RESULTS = Path(__file__).parent / "results"
 
 
