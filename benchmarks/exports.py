@@ -145,9 +145,8 @@ def per_query(data: Any, folder: Path, name: str) -> list[float]:
 def measure(name: str, arguments: argparse.Namespace, data: Any, shared: dict[str, Any]) -> dict[str, Any]:
     """Export, unless that was done for another row, and measure one row."""
     from lbr_st.evaluation.statistics import paired
-    from lbr_st.export.calls import WORKER
-    from lbr_st.export.environments import environment
-    from lbr_st.export.exporting import export_model
+    from lbr_st.export.environments import WORKER, environment
+    from lbr_st.export.export import export_model
 
     backend, precision, hint = EXPORTS[name]
     given = getattr(arguments, f"{backend}_python")
