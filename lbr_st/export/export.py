@@ -226,7 +226,7 @@ NUM_TEXTS = 128
 LEAST_TEXTS = 16
 """Fewer say too little of how large activations become."""
 
-_MODULES = (
+_STDLIB = (
     "argparse",
     "ast",
     "collections",
@@ -260,7 +260,7 @@ def calibration_texts(path: Path | None) -> list[str]:
             raise LBRError(f"{len(texts)} texts are too few to calibrate with.", where=str(path), fix=fix)
         return texts
     found = set()
-    for name in _MODULES:
+    for name in _STDLIB:
         module = importlib.import_module(name)
         for _, thing in inspect.getmembers(module, lambda item: inspect.isclass(item) or inspect.isfunction(item)):
             found |= {inspect.getdoc(member) or "" for member in (thing, *vars(thing).values()) if callable(member)}
