@@ -31,7 +31,7 @@ from lbr_st.build import build_model, load_model
 from lbr_st.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import write_results
-from lbr_st.files import new_folder, refuse_existing, sha256_of
+from lbr_st.files import new_folder, sha256_of
 from lbr_st.model_files import read_json
 from lbr_st.places import without_place
 from lbr_st.quantization import is_quantized
@@ -253,9 +253,8 @@ def bundle(
     info.name = name or (info.recipe.name if info.recipe else info.name)
     info.recipe = info.recipe and replace(info.recipe, name=info.name)
     (info.recipe or Recipe(name=info.name)).validate()
-    target = Path(into or BUNDLES) / info.name
-    refuse_existing(target, overwrite=overwrite)
-    return write_bundle(load_model(folder, base=base), target, info, base=base, overwrite=overwrite)
+    model = load_model(folder, base=base)
+    return write_bundle(model, Path(into or BUNDLES) / info.name, info, base=base, overwrite=overwrite)
 
 
 def write_bundle(
@@ -330,7 +329,6 @@ def write_bundle(
                 fix="Train with a smaller model.lora_rank, or write the bundle into another folder.",
             )
         base = base or backbone.base
-        del model, backbone, pooler  # a large base would be in memory twice
         written = read_bundle(folder)
         lowest = proof(training_model(written, base=base), written)
         if not lowest >= LEAST_COSINE:

@@ -205,8 +205,8 @@ def _how_trained(recipe: Recipe) -> str:
     what = "appended tokens come from" if tokens else "end-of-text token comes from"
     text = (
         f"## How it was trained\n\n{'With' if whole else 'A part or a baseline of'} {method}: "
-        f"{', then '.join(stages)}. The {what} the tokenizer itself, so plain Sentence Transformers runs this model; use `encode_query` and "
-        "`encode_document`, which add the prompts that training used."
+        f"{', then '.join(stages)}. The {what} the tokenizer itself, so plain Sentence Transformers runs this model; "
+        "use `encode_query` and `encode_document`, which add the prompts that training used."
     )
     if recipe.model.quantize:
         text += (

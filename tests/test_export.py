@@ -16,7 +16,7 @@ from lbr_st.bundle import encode_probes
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.export import environments, export, worker
-from lbr_st.export.environments import Worker
+from lbr_st.export.environments import ask
 from lbr_st.export.export import (
     BACKENDS,
     LEAST,
@@ -137,9 +137,9 @@ def test_a_killed_worker_is_named(tmp_path, monkeypatch):
     script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(environments, "WORKER", script)
     with pytest.raises(LBRError, match="exit status -9"):
-        Worker(Path(sys.executable), "onnx").versions()
+        ask(Path(sys.executable), "versions", "onnx")
     with pytest.raises(LBRError, match="cannot be run"):
-        Worker(tmp_path / "no-python", "onnx").versions()
+        ask(tmp_path / "no-python", "versions", "onnx")
 
 
 def test_int8_is_calibrated(released, stand_in, tmp_path):
@@ -305,7 +305,7 @@ def test_an_empty_list_makes_a_real_environment(monkeypatch, tmp_path):
     assert Path(shown.stdout.strip()) == python.parent.parent
     assert len(made_in(tmp_path)) == 1
     with pytest.raises(LBRError, match=r"requirements-onnx\.txt") as caught:
-        Worker(python, "onnx").versions()
+        ask(python, "versions", "onnx")
     assert "ModuleNotFoundError" in str(caught.value)
 
 

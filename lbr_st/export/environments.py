@@ -92,84 +92,58 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[-1].strip() if lines and done.returncode > 0 else f"exit status {done.returncode}"
 
 
-class Worker:
-    """The worker in one environment, for one backend: a process that is asked and answers through files.
+def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **request: Any) -> Any:
+    """Return the worker's answer: it runs as a process of another environment, and is asked through files.
 
     Args:
         python: The environment's interpreter.
-        backend: ``"openvino"`` or ``"onnx"``.
+        what: ``"versions"``, ``"export"`` or ``"encode"``, see the worker's functions of these names.
+        backend: ``"openvino"`` or ``"onnx"``, or ``"torch"`` to encode with a release.
+        place: Folder for what lies in between; None for the system's temporary folder.
+        **request: What the worker's function reads.
+
+    Raises:
+        LBRError: The interpreter cannot be run, or the worker failed, as where the backend cannot be imported.
     """
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=place) as name:
+        folder = Path(name).resolve()
+        answer = folder / "answer.json"
+        given = {"do": what, "backend": backend, "answer": str(answer), "work": str(folder), **request}
+        (folder / "request.json").write_text(json.dumps(given), encoding="utf-8")
+        # Isolated (-I): neither PYTHONPATH nor this package's folder has a say in the other environment.
+        command = [str(python), "-I", str(WORKER), str(folder / "request.json")]
+        # Nothing is asked of a hub. With CI set, OpenVINO's telemetry sends nothing.
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "true", "TOKENIZERS_PARALLELISM": "false"}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=variables)
+        except OSError as error:
+            fix = "Name the interpreter of an environment, such as folder/bin/python."
+            raise LBRError(f"cannot be run: {error.strerror}.", where=str(python), fix=fix) from error
+        if done.returncode or not answer.is_file():
+            raise LBRError(
+                f"{backend}: the worker failed ({what}): {_last_line(done)}",
+                where=str(python),
+                fix=f"Leave --python out, or install requirements-{backend}.txt of lbr_st/export there. If that is not "
+                "it, please report it.",
+            )
+        return json.loads(answer.read_text(encoding="utf-8"))
 
-    def __init__(self, python: Path, backend: str) -> None:
-        self.python, self.backend = python, backend
 
-    def versions(self) -> dict[str, str]:
-        """Return the environment's packages with their versions.
+def encode(python: Path, folder: Path, backend: str, texts: Sequence[str]) -> tuple[np.ndarray, str]:
+    """Encode texts as queries and then as documents in another environment, four at once.
 
-        Raises:
-            LBRError: The backend cannot be imported there.
-        """
-        fix = f"Install requirements-{self.backend}.txt of lbr_st/export there, or leave --python out."
-        return self._ask("versions", self.backend, fix=fix)
+    Args:
+        python: The environment's interpreter.
+        folder: An exported folder, which is loaded as anybody would; with the backend ``"torch"`` a release.
+        backend: As for :func:`ask`.
+        texts: The texts.
 
-    def export(self, model: Path, output: Path, precision: str, calibration: Sequence[str] = ()) -> None:
-        """Export a release.
-
-        Args:
-            model: The release's folder.
-            output: An empty folder.
-            precision: ``"float32"`` or ``"int8"``.
-            calibration: Texts that scales are taken from, for int8 with OpenVINO.
-
-        Raises:
-            LBRError: It failed.
-        """
-        request = {"model": str(model.resolve()), "output": str(output.resolve())}
-        # What an export has in between is as large as the model: it lies on the disk that the output goes to.
-        self._ask("export", self.backend, output.parent, precision=precision, calibration=list(calibration), **request)
-
-    def encode(self, folder: Path, texts: Sequence[str], *, release: bool = False) -> tuple[np.ndarray, str]:
-        """Encode texts as queries and then as documents, four at once.
-
-        Args:
-            folder: An exported folder, which is loaded as anybody would; with ``release`` a release, run by torch.
-            texts: The texts.
-            release: See ``folder``.
-
-        Returns:
-            Embeddings of shape (2 × texts, dimension) in float32, and the arithmetic used outside of quantised
-            products, such as ``"float32"``.
-
-        Raises:
-            LBRError: It failed.
-        """
-        with tempfile.TemporaryDirectory() as place:
-            path = Path(place) / "embeddings.npy"
-            request: dict[str, Any] = {"model": str(folder.resolve()), "texts": list(texts), "embeddings": str(path)}
-            answer = self._ask("encode", "torch" if release else self.backend, batch_size=4, **request)
-            return np.load(path), answer["computes_in"]
-
-    def _ask(self, what: str, backend: str, place: Path | None = None, *, fix: str = "", **request: Any) -> Any:
-        with tempfile.TemporaryDirectory(prefix=".export.", dir=place) as name:
-            folder = Path(name).resolve()
-            answer = folder / "answer.json"
-            given = {"do": what, "backend": backend, "answer": str(answer), "work": str(folder), **request}
-            (folder / "request.json").write_text(json.dumps(given), encoding="utf-8")
-            # Isolated (-I): neither PYTHONPATH nor this package's folder has a say in the other environment.
-            command = [str(self.python), "-I", str(WORKER), str(folder / "request.json")]
-            # Nothing is asked of a hub. With CI set, OpenVINO's telemetry sends nothing.
-            surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "true", "TOKENIZERS_PARALLELISM": "false"}
-            try:
-                done = subprocess.run(
-                    command, capture_output=True, text=True, errors="replace", check=False, env=surroundings
-                )
-            except OSError as error:
-                fix = "Name the interpreter of an environment, such as folder/bin/python."
-                raise LBRError(f"cannot be run: {error.strerror}.", where=str(self.python), fix=fix) from error
-            if done.returncode or not answer.is_file():
-                raise LBRError(
-                    f"{self.backend}: the worker failed ({what}): {_last_line(done)}",
-                    where=str(self.python),
-                    fix=fix or "If that tells you nothing, this is a defect of lbr-st or of the backend: report it.",
-                )
-            return json.loads(answer.read_text(encoding="utf-8"))
+    Returns:
+        Embeddings of shape (2 × texts, dimension) in float32, and the arithmetic used outside of quantised products,
+        such as ``"float32"``.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "embeddings.npy"
+        options: dict[str, Any] = {"texts": list(texts), "batch_size": 4, "embeddings": str(path)}
+        answer = ask(python, "encode", backend, model=str(folder.resolve()), **options)
+        return np.load(path), answer["computes_in"]

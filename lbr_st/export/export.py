@@ -13,7 +13,7 @@ import numpy as np
 from lbr_st.bundle import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.data.lines import read_json_records
 from lbr_st.errors import LBRError
-from lbr_st.export.environments import Worker, environment
+from lbr_st.export.environments import ask, encode, environment
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.model_files import load_stock, read_modules
 from lbr_st.registry import notice
@@ -110,17 +110,19 @@ def export_model(
     refuse_existing(output, overwrite=overwrite)
     texts = calibration_texts(Path(calibration) if calibration else None) if static else []
     origin = f"of {Path(calibration).name}" if calibration else "of Python's standard library"
-    worker = Worker(Path(python) if python else environment(backend), backend)
-    versions = worker.versions()
+    python = Path(python) if python else environment(backend)
+    versions = ask(python, "versions", backend)
 
     notice("Encoding the probe texts with the release ...")
     reference = encode_probes(load_stock(str(model), device="cpu", dtype="float32"))
     with new_folder(output, overwrite=overwrite) as aside:
-        there, _ = worker.encode(model, PROBE_TEXTS, release=True)
+        there, _ = encode(python, model, "torch", PROBE_TEXTS)
         torch_parity = check(reference, there, "float32", f"torch with transformers {versions.get('transformers')}")
         notice(f"Exporting to {backend} in {precision} ...")
-        worker.export(model, aside, precision, texts)
-        found, computes_in = worker.encode(aside, PROBE_TEXTS)
+        request = {"model": str(model.resolve()), "output": str(aside.resolve()), "precision": precision}
+        # What lies in between is as large as the model: it goes to the disk of the output.
+        ask(python, "export", backend, place=aside.parent, calibration=texts, **request)
+        found, computes_in = encode(python, aside, backend, PROBE_TEXTS)
         export = Export(
             backend,
             precision,
@@ -226,18 +228,7 @@ NUM_TEXTS = 128
 LEAST_TEXTS = 16
 """Fewer say too little of how large activations become."""
 
-_STDLIB = (
-    "argparse",
-    "ast",
-    "collections",
-    "datetime",
-    "email",
-    "logging",
-    "pathlib",
-    "random",
-    "statistics",
-    "string",
-)
+_NAMES = ("argparse", "ast", "collections", "datetime", "email", "logging", "pathlib", "random", "statistics", "string")
 
 
 def calibration_texts(path: Path | None) -> list[str]:
@@ -260,7 +251,7 @@ def calibration_texts(path: Path | None) -> list[str]:
             raise LBRError(f"{len(texts)} texts are too few to calibrate with.", where=str(path), fix=fix)
         return texts
     found = set()
-    for name in _STDLIB:
+    for name in _NAMES:
         module = importlib.import_module(name)
         for _, thing in inspect.getmembers(module, lambda item: inspect.isclass(item) or inspect.isfunction(item)):
             found |= {inspect.getdoc(member) or "" for member in (thing, *vars(thing).values()) if callable(member)}
