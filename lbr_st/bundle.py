@@ -237,7 +237,7 @@ def bundle(
         LBRError: The run is not finished, or as for :func:`write_bundle`.
     """
     folder, facts = Path(run), {}
-    for work in (folder.with_name(f"{folder.name}-work"), folder):
+    for work in (Path(f"{folder}-work"), folder):
         if (work / RECIPE).is_file() and not (work / "modules.json").is_file():
             recipe = load_recipe(work / RECIPE)
             folder = work / ("represent" if recipe.represent.enabled and recipe.represent.max_steps > 0 else "learn")
