@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from lbr_st.errors import LBRError
     from lbr_st.load import load_model
     from lbr_st.losses import IBGenerativeLoss
-    from lbr_st.packing.build import build_released
     from lbr_st.recipe import Recipe, load_recipe, save_recipe
     from lbr_st.stages.learn import learn
     from lbr_st.stages.reconstruct import reconstruct
-    from lbr_st.stages.release import release
+    from lbr_st.stages.release import build_released, release
     from lbr_st.stages.represent import represent
 
 __version__ = "0.1.0"
@@ -31,7 +30,7 @@ _HOMES = {
     "Recipe": "recipe",
     "baseline": "baselines",
     "build_model": "build",
-    "build_released": "packing.build",
+    "build_released": "stages.release",
     "learn": "stages.learn",
     "load_model": "load",
     "load_recipe": "recipe",

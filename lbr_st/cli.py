@@ -64,7 +64,7 @@ _SHOWN = {
     "systems": "SYSTEM",
     "card": "CARD",
     "org": "--org",
-    "packed": "NAME",
+    "bundle": "NAME",
     "run": "RUN",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +12,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model
+from lbr_st.build import build_model, load_model
+from lbr_st.card import CARD_FACTS, provenance, run_card, write_card, write_origin
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
 from lbr_st.files import new_folder, refuse_existing, refuse_nameless
@@ -20,16 +22,13 @@ from lbr_st.locks import only_run
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.locks import only_run
 from lbr_st.processes import first_alone, is_first, start_processes, wait
-from lbr_st.provenance import provenance
 from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
-from lbr_st.run_card import run_card
-from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
 from lbr_st.run_scores import RunScores
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
 from lbr_st.stages.learn import learn
-from lbr_st.stages.release import release
+from lbr_st.stages.release import stock_form
 from lbr_st.stages.represent import represent
 from lbr_st.stages.trainer import shards, whole_model
 from lbr_st.run_data import evaluation_set
@@ -104,15 +103,22 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
     if not is_first():
         return []
     notice("Releasing in stock form …")
-
-    def score(stock: SentenceTransformer) -> None:
+    info = run_card(
+        recipe,
+        licences=data.licences,
+        contamination=data.contamination,
+        examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
+        results=work / RESULTS if scores.data is not None else None,
+        made=provenance(recipe, data.sources),
+    )
+    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
+    with new_folder(output, overwrite=overwrite) as aside:
+        stock = stock_form(model or build(recipe), aside)
         scores.model(_last_label(recipe), stock, "released")
         if scores.rows:
             write_results(work / RESULTS, scores.rows)  # the card is written from this file
-
-    made = provenance(recipe, data.sources)
-    info = run_card(recipe, data, work / RESULTS if scores.data is not None else None, made)
-    release(model or build(recipe), output, overwrite=overwrite, info=info, evaluate=score)
+        write_card(stock, aside, info)
+        write_origin(info, aside)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}")
     _plot(work)

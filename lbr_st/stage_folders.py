@@ -9,11 +9,12 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.build import load_model
+from lbr_st.card import PROVENANCE
 from lbr_st.files import new_folder
 from lbr_st.load import load_model
 from lbr_st.locks import clear_leftovers
 from lbr_st.processes import is_first, wait
-from lbr_st.provenance import PROVENANCE
 from lbr_st.quantization import Quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice

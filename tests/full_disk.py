@@ -55,7 +55,7 @@ def main(recipe_file, folder):
     for share in (0.02, 0.15, 0.3, 0.6, 0.9, 1.1, "release"):
         disk = mount(folder / str(share), "size=200m" if share == "release" else f"size={int(used * share)}")
         if share == "release":
-            with mock.patch.object(pipeline, "release", partial_release(pipeline.release, disk)):
+            with mock.patch.object(pipeline, "stock_form", partial_release(pipeline.stock_form, disk)):
                 error = said(recipe, disk / "out")
         else:
             error = said(recipe, disk / "out")

@@ -9,7 +9,8 @@ import pytest
 
 import lbr_st
 from lbr_st import pipeline
-from lbr_st.provenance import PROVENANCE, git_revision
+from lbr_st.bundle import read_bundle
+from lbr_st.card import PROVENANCE, git_revision
 from lbr_st.recipe import load_recipe
 from lbr_st.stages.release import release
 from lbr_st.versions import installed_versions
@@ -38,7 +39,7 @@ def test_a_release_records_seed_versions_data_and_revision(run, toy_recipe):
     release(run / "out-work" / "represent", run / "again")
     assert json.loads((run / "again" / PROVENANCE).read_text()) == record
     release(run / "out-work" / "represent", run / "adapter", adapter_only=True)
-    assert json.loads((run / "adapter" / PROVENANCE).read_text()) == record
+    assert read_bundle(run / "adapter").provenance == record
 
 
 def test_the_same_recipe_and_seed_give_the_same_weights_and_another_seed_others(run, toy_recipe):

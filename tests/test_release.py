@@ -1,4 +1,4 @@
-"""Released models: stock form, proven equal, loadable without lbr_st, rebuilt from the adapter alone."""
+"""Released models: stock form, proven equal, loadable without lbr_st."""
 
 import json
 import os
@@ -7,18 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from conftest import ARCHITECTURES
-from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
-from lbr_st.build import build_model
+from lbr_st import bundle
+from lbr_st.build import build_model, load_model
 from lbr_st.errors import LBRError
 from lbr_st.load import load_model
 from lbr_st.stages import release as release_module
 from lbr_st.stages.reconstruct import reconstruct
-from lbr_st.stages.release import release
+from lbr_st.stages.release import release, stock_form
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
 
@@ -67,41 +66,6 @@ def test_truncation_keeps_the_bottleneck_in_the_released_tokenizer(tiny_base, tm
     assert stock.tokenizer.convert_ids_to_tokens(ids[-4:]) == [f"<|lbr_{i}|>" for i in range(4)]
 
 
-def test_adapter_only_form_rebuilds_the_release_exactly(tiny_base, tmp_path):
-    model = trained(tiny_base("llama"), lora_rank=4, projection_dim=8)
-    release(model, tmp_path / "released")
-    release(model, tmp_path / "adapter", adapter_only=True)
-    release(tmp_path / "adapter", tmp_path / "rebuilt", base=tiny_base("llama"))
-    for name in ("model.safetensors", "2_Dense/model.safetensors"):
-        first, second = load_file(tmp_path / "released" / name), load_file(tmp_path / "rebuilt" / name)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
-    for name in ("tokenizer.json", "modules.json", "1_Pooling/config.json"):
-        assert (tmp_path / "released" / name).read_bytes() == (tmp_path / "rebuilt" / name).read_bytes()
-    # Only what training changed: no vocabulary of 300 rows, but 4 of it.
-    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert {tuple(t.shape) for name, t in adapter.items() if "embed" in name} == {(4, 32)}
-
-
-def test_an_adapter_refers_to_its_base_by_the_name_given_after_reloading_too(tiny_base, tmp_path, monkeypatch):
-    folder = tiny_base("llama")
-    for module in ("lbr_st.build", "lbr_st.modules.causal_backbone"):
-        monkeypatch.setattr(f"{module}.resolve_base", lambda name: folder if name == "toy" else name)
-    trained("toy", lora_rank=4).save_pretrained(str(tmp_path / "training"), create_model_card=False)
-    release(tmp_path / "training", tmp_path / "adapter", adapter_only=True)
-    for name in ("training", "adapter"):
-        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == "toy"
-        for file in (tmp_path / name).glob("*.json"):
-            assert folder not in file.read_text(encoding="utf-8"), file
-
-
-def test_adapter_only_needs_adapters(tiny_base, tmp_path):
-    with pytest.raises(LBRError, match="no adapters"):
-        release(trained(tiny_base("llama")), tmp_path / "adapter", adapter_only=True)
-    assert not (tmp_path / "adapter").exists()
-
-
 def test_released_folder_loads_where_lbr_st_cannot_be_imported(tiny_base, tmp_path):
     model = trained(tiny_base("llama"), lora_rank=4)
     release(model, tmp_path / "released")
@@ -144,15 +108,20 @@ def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_pat
 
 def test_a_base_that_is_in_4_bits_on_disk_is_refused(tiny_base, tmp_path, monkeypatch):
     model = trained(tiny_base("llama"), lora_rank=2)
-    monkeypatch.setattr(release_module, "is_quantized", lambda model: True)
+    monkeypatch.setattr(bundle, "is_quantized", lambda model: True)
     with pytest.raises(LBRError, match="the base itself is in 4 bits"):
         release(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_release_of_another_size_is_refused():
-    with pytest.raises(LBRError, match=r"shape \(2, 4\), training \(2, 3\); not released.*report it"):
-        release_module.check_equal(np.ones((2, 3)), np.ones((2, 4)))
+def test_a_stock_form_is_written_without_card_or_origin_and_returned(tiny_base, tmp_path):
+    model = trained(tiny_base("llama"), lora_rank=4)
+    stock = stock_form(model, tmp_path)
+    np.testing.assert_allclose(encodings(stock), encodings(model), atol=1e-5)
+    assert (tmp_path / "modules.json").is_file()
+    assert not {"README.md", "recipe.yaml", "provenance.json"} & {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(LBRError, match=r"shape \(2, 4\), the model \(2, 3\)"):
+        bundle.cosines(np.ones((2, 3)), np.ones((2, 4)))
 
 
 def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_path):
@@ -165,16 +134,6 @@ def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_pa
     release(model, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine.txt").exists()
     assert (tmp_path / "out" / "modules.json").is_file()
-
-
-def test_a_full_disk_is_named_and_leaves_nothing(tiny_base, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(release_module, "write_card", full)
-    with pytest.raises(LBRError, match="disk is full"):
-        release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):

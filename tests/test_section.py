@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lbr_st.card import refresh_card
+from lbr_st.card import BEGIN, END, read_results, refresh_card, results_section
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import (
@@ -17,7 +17,6 @@ from lbr_st.evaluation import (
     write_record,
     write_results,
 )
-from lbr_st.evaluation.section import BEGIN, END, read_results, replace_section, results_section
 
 
 def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):
@@ -116,14 +115,19 @@ def test_scores_on_other_data_have_a_table_of_their_own():
     assert text.count("| System |") == 2
 
 
-def test_the_section_is_replaced_and_the_rest_stays():
-    section = results_section([("ours", score_of())])
-    card = "---\nlicense: mit\n---\n# A model\n\nWords.\n\n## Limits\n\nSome.\n"
-    once = replace_section(card, section)
-    assert once.index("Words.") < once.index(BEGIN) < once.index("## Limits")
-    again = replace_section(once, section.replace("0.5000", "0.6000"))
-    assert again == once.replace("0.5000", "0.6000")
-    assert replace_section("Bare.", section) == f"Bare.\n\n{section}\n"
+def test_the_section_is_replaced_and_the_rest_stays(tmp_path):
+    put(tmp_path, score_of())
+    section = results_section([("a/b", score_of())])
+
+    def refreshed(text):
+        (tmp_path / "card.md").write_text(text)
+        refresh_card(tmp_path / "card.md", tmp_path)
+        return (tmp_path / "card.md").read_text()
+
+    once = refreshed("---\nlicense: mit\n---\n# A model\n\nWords.\n\n## Limits\n\nSome.\n")
+    assert once.index("Words.") < once.index(section) < once.index("## Limits")
+    assert refreshed(once.replace("0.5000", "0.6000")) == once
+    assert refreshed("Bare.") == f"Bare.\n\n{section}\n"
 
 
 def test_a_card_is_refreshed_from_a_folder_or_a_runs_file(tmp_path):

@@ -131,8 +131,8 @@ def holds_no_code(folder):
             text = file.read_text(encoding="utf-8")
             assert '"auto_map"' not in text
             assert "trust_remote_code" not in text
-    kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     if folder.name == "out":
+        kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
         assert all(kind.startswith("sentence_transformers.") for kind in kinds)
         assert np.isfinite(SentenceTransformer(str(folder), device="cpu").encode(["an acid"])).all()
 
@@ -159,14 +159,11 @@ def test_a_file_is_told_by_its_name(name, told):
 def test_an_adapter_asks_for_its_base_by_name_and_takes_it_from_where_it_is(toy, tiny_base, machine, tmp_path):
     model = pipeline.build(toy)
     release(model, tmp_path / "adapter", adapter_only=True)
-    with pytest.raises(LBRError, match=r"my-base: the base cannot be loaded.*base=FOLDER"):
-        load_model(tmp_path / "adapter")
-    loaded = load_model(tmp_path / "adapter", base=tiny_base("llama"), device="cpu")
-    assert loaded.encode(["an acid"]) == pytest.approx(model.encode(["an acid"]), abs=1e-6)
-    # It keeps the name and not the place, whatever it is saved as next.
-    release(loaded, tmp_path / "again", adapter_only=True)
-    for file in ("adapter_config.json", "sentence_bert_config.json"):
-        assert (tmp_path / "again" / file).read_text() == (tmp_path / "adapter" / file).read_text()
+    with pytest.raises(LBRError, match=r"my-base: the base cannot be loaded.*--base FOLDER"):
+        release(tmp_path / "adapter", tmp_path / "released")
+    release(tmp_path / "adapter", tmp_path / "released", base=tiny_base("llama"))
+    loaded = SentenceTransformer(str(tmp_path / "released"), device="cpu")
+    assert loaded.encode(["an acid"]) == pytest.approx(model.encode(["an acid"]), abs=1e-3)
 
 
 def test_the_search_finds_what_it_looks_for(machine, tmp_path):

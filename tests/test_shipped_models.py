@@ -9,29 +9,29 @@ from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.bases import resolve_base
-from lbr_st.domains.tasks import DOMAIN_TASKS
+from lbr_st.bundle import ADAPTER, BUNDLES, MANIFEST, MOST_BYTES, PROBES, pin_of, read_bundle, shipped_models
+from lbr_st.data.domain_tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
-from lbr_st.packing.build import build_released
-from lbr_st.packing.packed import ADAPTER, MANIFEST, MODELS, MOST_BYTES, PROBES, pin_of, read_packed, shipped_models
 from lbr_st.places import recipe_without_places
+from lbr_st.stages.release import build_released
 
 OTHERS = sorted(shipped_models().keys() - {"lbr-chem"})
 every_model = pytest.mark.parametrize("name", shipped_models())
 
 
-def test_nothing_but_packed_models_ships():
-    folders = {path.name for path in MODELS.iterdir()} if MODELS.exists() else set()
+def test_nothing_but_bundles_ships():
+    folders = {path.name for path in BUNDLES.iterdir()}
     assert folders == shipped_models().keys()
 
 
 @every_model
 def test_it_is_whole_small_and_known(name):
-    packed = read_packed(shipped_models()[name])  # every hash, the entries of the manifest, the recipe
-    assert packed.name == name
-    assert packed.base == pin_of(packed.recipe.model.base)
-    assert {file.name for file in packed.folder.iterdir()} == {*packed.files, MANIFEST}
-    assert sum(file.stat().st_size for file in packed.folder.iterdir()) <= MOST_BYTES == 15_000_000
-    arrays = load_file(packed.folder / ADAPTER).values()
+    bundle = read_bundle(shipped_models()[name])  # every hash, the entries of the manifest, the recipe
+    assert bundle.name == name
+    assert bundle.base == pin_of(bundle.recipe.model.base)
+    assert {file.name for file in bundle.folder.iterdir()} == {*bundle.files, MANIFEST}
+    assert sum(file.stat().st_size for file in bundle.folder.iterdir()) <= MOST_BYTES == 15_000_000
+    arrays = load_file(bundle.folder / ADAPTER).values()
     assert {str(array.dtype) for array in arrays} == {"float16"}
     assert all(np.isfinite(array).all() for array in arrays)
 
@@ -39,31 +39,31 @@ def test_it_is_whole_small_and_known(name):
 @every_model
 def test_it_says_what_it_was_made_of(name):
     """Anybody can make it again: its data come from the package registry, and what decides the weights is recorded."""
-    packed = read_packed(shipped_models()[name])
-    data = packed.recipe.data
+    bundle = read_bundle(shipped_models()[name])
+    data = bundle.recipe.data
     sources = {data.source, *data.also, data.texts, data.pairs} - {None}
     assert sources <= DOMAIN_TASKS.keys()
-    assert packed.recipe == recipe_without_places(packed.recipe)
-    assert packed.provenance["seed"] == packed.recipe.seed
-    assert packed.provenance.keys() >= {"versions", "data", "git_revision", "device"}
-    assert {source["name"] for source in packed.provenance["data"].values()} == sources
+    assert bundle.recipe == recipe_without_places(bundle.recipe)
+    assert bundle.provenance["seed"] == bundle.recipe.seed
+    assert bundle.provenance.keys() >= {"versions", "data", "git_revision", "device"}
+    assert {source["name"] for source in bundle.provenance["data"].values()} == sources
     for entry in ("licence", "language", "data", "contamination", "overlaps", "examples"):
-        assert packed.card[entry], entry
+        assert bundle.card[entry], entry
 
 
 @pytest.mark.parametrize("name", ["lbr-chem", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_it_builds_into_a_release_that_embeds_as_packed(name, tmp_path):
-    packed = read_packed(shipped_models()[name])
+    bundle = read_bundle(shipped_models()[name])
     try:
-        resolve_base(packed.recipe.model.base)
+        resolve_base(bundle.recipe.model.base)
     except LBRError as error:
         pytest.skip(f"the base is not to be had: {error}")
     try:
         build_released(name, tmp_path / name)
         stock = SentenceTransformer(str(tmp_path / name), device="cpu")
-        queries = stock.encode_query(packed.probes, batch_size=4)
-        documents = stock.encode_document(packed.probes, batch_size=4)
-        expected = load_file(packed.folder / PROBES)["embeddings"].astype(np.float32)
+        queries = stock.encode_query(bundle.probes, batch_size=4)
+        documents = stock.encode_document(bundle.probes, batch_size=4)
+        expected = load_file(bundle.folder / PROBES)["embeddings"].astype(np.float32)
         assert ((np.concatenate([queries, documents]) * expected).sum(axis=1) >= 0.999).all()
         assert "## Data and licences" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
         assert json.loads((tmp_path / name / "provenance.json").read_text())["built"]

@@ -13,7 +13,7 @@ from trial import Trial, causal_lm, changed, contrastive_only
 import lbr_st
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
 
-MODELS = Path(lbr_st.__file__).parent / "models"
+MODELS = Path(lbr_st.__file__).parent / "bundles"
 RESULTS = Path(__file__).parent / "results"
 
 ONE_PIECE = 16384

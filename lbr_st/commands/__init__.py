@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lbr_st.commands.bundle import BUILD, BUNDLE, PACK
 from lbr_st.commands.card import CARD
 from lbr_st.commands.command import Command
 from lbr_st.commands.compare import COMPARE
@@ -9,7 +10,6 @@ from lbr_st.commands.contamination import CHECK_CONTAMINATION
 from lbr_st.commands.evaluate import EVALUATE
 from lbr_st.commands.export import EXPORT
 from lbr_st.commands.launch import LAUNCH_CONFIG
-from lbr_st.commands.packing import BUILD, PACK
 from lbr_st.commands.plot import PLOT
 from lbr_st.commands.stages import STAGES
 from lbr_st.commands.submission import SUBMISSION
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "card": CARD,
     "submission": SUBMISSION,
     "export": EXPORT,
+    "bundle": BUNDLE,
     "pack": PACK,
 }
 

@@ -11,7 +11,7 @@ from lbr_st.recipe import Recipe
 
 
 def _export(arguments: Namespace, recipe: Recipe) -> None:
-    from lbr_st.export.exporting import export_model
+    from lbr_st.export.export import export_model
 
     made = export_model(
         arguments.model_folder,
@@ -23,7 +23,7 @@ def _export(arguments: Namespace, recipe: Recipe) -> None:
         overwrite=arguments.overwrite,
     )
     print(f"{arguments.output}: {made.backend}, {made.precision}, computing in {made.computes_in}")
-    print(f"  cosine with the release: lowest {made.parity.lowest:.6f}, mean {made.parity.mean:.6f}")
+    print(f"  cosine with the release: {made.parity}")
     print(f"  {', '.join(f'{package} {version}' for package, version in made.versions.items())}")
     print(f'  SentenceTransformer("{arguments.output}", backend="{made.backend}") loads it there; see its README.md')
 

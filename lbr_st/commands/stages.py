@@ -85,11 +85,11 @@ def _represent_arguments(parser: ArgumentParser) -> None:
 
 
 def _release_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model_folder", type=str, metavar="MODEL", help="Folder of a trained model in training form.")
-    add_output(parser)
     parser.add_argument(
-        "--adapter_only", action="store_true", help="Write the adapter and its new token rows, without the base model."
+        "model_folder", type=str, metavar="MODEL", help="Folder of a trained model in training form, or of a bundle."
     )
+    add_output(parser)
+    parser.add_argument("--adapter_only", action="store_true", help="Write a bundle: the adapter without its base.")
     parser.add_argument(
         "--base",
         type=str | None,

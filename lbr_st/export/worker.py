@@ -83,9 +83,8 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
     source = copy_release(release, work / "release", weights=True)
     to_backend = {"openvino": to_openvino, "onnx": to_onnx}[request["backend"]]
     to_backend(source, output, work, int8=request["precision"] == "int8", calibration=request["calibration"])
-    path = output / "sentence_bert_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**settings, "model_kwargs": LOADING[request["backend"]]}, indent=4), encoding="utf-8")
+    loading = {"model_kwargs": LOADING[request["backend"]]}
+    edit(output / "sentence_bert_config.json", lambda settings: {**settings, **loading})
     return {}
 
 
@@ -108,12 +107,9 @@ def computes_in(model: Any, backend: str) -> str:
 
 
 def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
-    """Copy a release into ``target``, in the words of this environment's versions; weights are linked, not copied.
+    """Copy a release without its README.md into ``target``, in the words of this environment's versions.
 
-    Args:
-        release: The folder of a released model.
-        target: Folder to write into.
-        weights: With the transformer's weights; without its README.md otherwise.
+    With ``weights``, those of the transformer are linked. Without, they are left out.
     """
     target.mkdir(parents=True, exist_ok=True)
     for item in release.iterdir():
@@ -131,20 +127,24 @@ def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
         # The class only reads tokenizer.json; version 4 has it under its old name.
         edit(target / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if int(version("sentence-transformers").split(".")[0]) < 6:
-        edit(target / "modules.json", lambda modules: [with_known_name(module) for module in modules])
+        known = {"Normalize": NORMALIZE}
+        edit(
+            target / "modules.json",
+            lambda found: [m | {"type": known.get(m["type"].rpartition(".")[2], m["type"])} for m in found],
+        )
     return target
 
 
 def edit(path: Path, change: Any) -> None:
-    """Replace a JSON file's content by what ``change`` makes of it."""
+    """Change a JSON file's content."""
     content = change(json.loads(path.read_text(encoding="utf-8")))
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that loads in float32, and says the rotary base in transformers 4's words too if that reads it.
+    """Return a config that loads in float32, and names the rotary base as transformers 4 does, if that reads it.
 
-    Version 4 passes over ``rope_parameters`` without a word and takes its own default instead.
+    Version 4 ignores ``rope_parameters`` and takes its own default instead.
     """
     config = {**config, "dtype": "float32"}
     rope = config.get("rope_parameters")
@@ -165,13 +165,8 @@ def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def with_known_name(module: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry of modules.json under a name that Sentence Transformers 5 has."""
-    return {**module, "type": NORMALIZE} if module["type"].endswith(".Normalize") else module
-
-
 def to_openvino(source: Path, output: Path, work: Path, *, int8: bool, calibration: list[str]) -> None:
-    """Export to ``output/openvino/openvino_model.xml``, the file that is loaded by default."""
+    """Export to the file that is loaded by default."""
     import openvino
 
     # optimum compresses weights to int8 unasked from a billion parameters on.
@@ -189,8 +184,8 @@ def to_openvino(source: Path, output: Path, work: Path, *, int8: bool, calibrati
 def count_positions_openvino(graph: Any) -> None:
     """Compute positions inside of the graph.
 
-    optimum exports decoders with an input ``position_ids`` that its own encoder never feeds: what then lies in memory
-    decides, and embeddings are wrong or not numbers. Positions are 0, 1, 2, … as they are in torch without that input.
+    optimum exports decoders with an input ``position_ids`` that its own encoder never feeds, and embeddings are wrong
+    or not numbers. Positions are 0, 1, 2, … as they are in torch without that input.
     """
     from openvino import opset13 as ops
 
@@ -209,17 +204,18 @@ def count_positions_openvino(graph: Any) -> None:
 def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
     """Write ``target/openvino`` in int8, weights and activations, whose scales come from running the calibration.
 
-    The last product of each block takes fixed scales badly: single tokens are a thousand times the rest. It gets int8
-    weights alone, and the processor scales its input as it comes. docs/EXPORT.md has what each way costs.
+    Fixed scales do not suit the last product of each block, where single tokens are a thousand times the rest. It gets
+    int8 weights alone, and its input is scaled as it comes. docs/EXPORT.md has what each way costs.
     """
     import nncf
     import optimum.intel.openvino as ov
 
     prompts = [model.prompts.get(name) or "" for name in ("query", "document")]
+    preprocess = getattr(model, "preprocess", None) or model.tokenize  # the name before Sentence Transformers 6
     names = {name for node in model.transformers_model.model.inputs for name in node.get_names()}
     samples = []
     for number, text in enumerate(calibration):
-        features = tokens(model, prompts[number % 2] + text)
+        features = preprocess([prompts[number % 2] + text])
         samples.append({name: features[name].numpy() for name in names if name in features})
     last = f".*({'|'.join(LAST_PRODUCTS)}).*"
     config = ov.OVMixedQuantizationConfig(
@@ -235,14 +231,8 @@ def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
     quantizer.quantize(nncf.Dataset(samples), save_directory=target, ov_config=ov.OVConfig(quantization_config=config))
 
 
-def tokens(model: Any, text: str) -> dict[str, Any]:
-    """Return a text's token ids and mask as Sentence Transformers gives them to the model."""
-    preprocess = getattr(model, "preprocess", None) or model.tokenize
-    return dict(preprocess([text]))
-
-
 def to_onnx(source: Path, output: Path, work: Path, *, int8: bool, calibration: list[str]) -> None:
-    """Export to ``output/onnx/model.onnx``, the file that is loaded by default; int8 needs no calibration here."""
+    """Export to the file that is loaded by default; int8 needs no calibration here."""
     import onnx
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
     from sentence_transformers.backend import export_dynamic_quantized_onnx_model

