@@ -27,7 +27,8 @@ import lbr_st
 from lbr_st.adapters import has_lora, load_lora, read_lora_config, save_lora
 from lbr_st.bases import BASES
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
+from lbr_st.load import load_model
 from lbr_st.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import write_results

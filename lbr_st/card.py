@@ -19,11 +19,12 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 import lbr_st
 from lbr_st.bases import BASES
-from lbr_st.contamination import ContaminationReport, known_overlaps
-from lbr_st.data import DOMAIN_TASKS
+from lbr_st.data.contamination_report import ContaminationReport
+from lbr_st.data.origins import known_overlaps
+from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks, latest, read_records
-from lbr_st.evaluation.result import score_from_dict
+from lbr_st.evaluation.scores import score_from_dict
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import write_whole
 from lbr_st.places import recipe_without_places

@@ -12,7 +12,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model, load_model
+from lbr_st.build import build_model
+from lbr_st.load import load_model
 from lbr_st.card import CARD_FACTS, provenance, run_card, write_card, write_origin
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results

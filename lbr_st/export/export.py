@@ -15,7 +15,8 @@ from lbr_st.data.lines import read_json_records
 from lbr_st.errors import LBRError
 from lbr_st.export.environments import ask, encode, environment
 from lbr_st.files import new_folder, refuse_existing
-from lbr_st.model_files import load_stock, read_modules
+from lbr_st.load import load_stock
+from lbr_st.model_files import read_modules
 from lbr_st.registry import notice
 from lbr_st.versions import installed_versions
 

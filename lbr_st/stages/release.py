@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import load_model
+from lbr_st.load import load_model
 from lbr_st.bundle import (
     ADAPTER,
     LEAST_COSINE,
