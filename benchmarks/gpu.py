@@ -114,7 +114,7 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
     from datasets import Dataset
 
     import lbr_st
-    from lbr_st.recipe_sections import LearnConfig
+    from lbr_st.recipe import LearnConfig
     from lbr_st.stages.training import GuardedTrainer, generative_tokens, training_arguments
 
     pairs = Dataset.from_dict(

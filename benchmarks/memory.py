@@ -73,7 +73,7 @@ def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
 
     import lbr_st
     from lbr_st.data import domain_task
-    from lbr_st.recipe_sections import RepresentConfig
+    from lbr_st.recipe import RepresentConfig
 
     data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * pairs))
     model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=192)

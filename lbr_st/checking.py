@@ -14,8 +14,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.hub import hub_is_off, hub_reachable
 from lbr_st.evaluation.mteb_task import import_extra
 from lbr_st.evaluation.suites import Planned, plan
-from lbr_st.recipe import load_recipe
-from lbr_st.recipe_sections import DataConfig
+from lbr_st.recipe import DataConfig, load_recipe
 from lbr_st.training_data import recipe_columns
 
 

@@ -7,11 +7,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.baselines import baseline
 from lbr_st.data.chebi import normalise
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
-from lbr_st.places import recipe_without_places
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -19,7 +17,9 @@ from lbr_st.recipe import (
     ModelConfig,
     Recipe,
     RepresentConfig,
+    baseline,
     load_recipe,
+    recipe_without_places,
 )
 from lbr_st.run_scores import RunScores
 from lbr_st.training_data import training_data

@@ -13,7 +13,7 @@ from lbr_st.data.domain_tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.packing.build import build_released
 from lbr_st.packing.packed import ADAPTER, MANIFEST, MODELS, MOST_BYTES, PROBES, pin_of, read_packed, shipped_models
-from lbr_st.places import recipe_without_places
+from lbr_st.recipe import recipe_without_places
 
 OTHERS = sorted(shipped_models().keys() - {"lbr-chem"})
 every_model = pytest.mark.parametrize("name", shipped_models())

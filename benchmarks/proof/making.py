@@ -19,8 +19,7 @@ from lbr_st.files import write_whole
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
-from lbr_st.recipe import Recipe
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, Recipe, RepresentConfig
 from lbr_st.scoring import load_by_name, mean_pooling
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent

@@ -17,14 +17,13 @@ from making import made
 from reading import prepared, read, told_pairs
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.baselines import baseline
 from lbr_st.evaluation import bm25_system, embedding_system, evaluate_task, retrieval_task, truncated
 from lbr_st.evaluation.harness import versions
 from lbr_st.evaluation.result import TaskScore
 from lbr_st.files import write_whole
 from lbr_st.precision import use_bfloat16
 from lbr_st.prepared import Prepared
-from lbr_st.recipe import Recipe
+from lbr_st.recipe import Recipe, baseline
 from lbr_st.registry import notice
 
 CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"

@@ -37,10 +37,9 @@ from lbr_st.packing.packed import (
     read_packed,
 )
 from lbr_st.pipeline import DATA
-from lbr_st.places import recipe_without_places
 from lbr_st.prepared import Prepared, prepare
 from lbr_st.provenance import PROVENANCE
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.registry import notice
 from lbr_st.run_card import run_card
 from lbr_st.seals import damage, is_sealed, listing

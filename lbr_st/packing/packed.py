@@ -11,7 +11,7 @@ from lbr_st.bases import BASES
 from lbr_st.errors import LBRError
 from lbr_st.model_files import read_json
 from lbr_st.recipe import Recipe, load_recipe
-from lbr_st.recipe_arguments import similar
+from lbr_st.recipe_arguments import did_you_mean
 from lbr_st.seals import difference
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -93,7 +93,7 @@ def find_packed(name: str) -> Path:
     known = f"Give one of {', '.join(shipped)}, or" if shipped else "None comes with this version; give"
     raise LBRError(
         f"there is no packed model {name!r}.",
-        fix=" ".join(filter(None, (similar(name, shipped), f"{known} the folder of a packed model."))),
+        fix=" ".join(filter(None, (did_you_mean(name, shipped), f"{known} the folder of a packed model."))),
     )
 
 

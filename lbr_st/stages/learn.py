@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
 
 

@@ -25,10 +25,9 @@ from lbr_st.card import CardInfo, write_card
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
 from lbr_st.modules import BottleneckPooler, CausalBackbone
-from lbr_st.places import recipe_without_places, without_place
 from lbr_st.provenance import PROVENANCE
 from lbr_st.quantization import is_quantized
-from lbr_st.recipe import load_recipe, save_recipe
+from lbr_st.recipe import load_recipe, recipe_without_places, save_recipe, without_place
 from lbr_st.registry import notice
 
 LEAST_COSINE = 0.9999

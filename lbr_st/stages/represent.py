@@ -20,7 +20,7 @@ from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes, world_size
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.hard_negatives import with_hard_negatives
 from lbr_st.stages.training import GuardedTrainer, generative_loss, generative_tokens, training_arguments
 from lbr_st.tokens import Column, tokenized

@@ -22,7 +22,7 @@ from lbr_st.errors import Interrupted, LBRError
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.merged_lora import merged_while_training
 from lbr_st.precision import Precision, use_bfloat16
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.accumulation import TokenWeightedTrainer
 from lbr_st.stages.checkpoints import CheckpointingTrainer
 from lbr_st.stages.interruption import stop_between_steps

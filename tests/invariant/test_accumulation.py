@@ -16,7 +16,7 @@ from trajectories import HARD, PAIRS, STEPS, assert_same, distance, learned, rep
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, ib_generative
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 from lbr_st.stages.accumulation import TokenWeightedTrainer
 
 FORMS = {

@@ -20,7 +20,7 @@ from trajectories import HARD, PAIRS, Trajectory, learned, represented
 
 from lbr_st.build import build_model
 from lbr_st.losses.ranking import REDUCES_ONCE
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 
 
 def world() -> int:
