@@ -9,12 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lbr_st.baselines import baseline
     from lbr_st.build import build_model
     from lbr_st.errors import LBRError
     from lbr_st.load import load_model
     from lbr_st.losses import IBGenerativeLoss
-    from lbr_st.recipe import Recipe, load_recipe, save_recipe
+    from lbr_st.recipe import Recipe, baseline, load_recipe, save_recipe
     from lbr_st.stages.learn import learn
     from lbr_st.stages.reconstruct import reconstruct
     from lbr_st.stages.release import build_released, release
@@ -28,7 +27,7 @@ _HOMES = {
     "IBGenerativeLoss": "losses",
     "LBRError": "errors",
     "Recipe": "recipe",
-    "baseline": "baselines",
+    "baseline": "recipe",
     "build_model": "build",
     "build_released": "stages.release",
     "learn": "stages.learn",

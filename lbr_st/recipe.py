@@ -1,90 +1,234 @@
-"""The recipe: one typed, serialisable description of a whole run, and its YAML form.
+"""The recipe: one typed, serialisable description of a whole run, its YAML form, and its baselines.
 
-Importing this module stays cheap: no torch, transformers, sentence_transformers or datasets.
+The docstrings of the sections are also the command line's help. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import unicodedata
-from argparse import ArgumentError
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
 
 from lbr_st.errors import LBRError
-from lbr_st.files import explain_disk_errors, write_whole
-from lbr_st.recipe_arguments import add_recipe_arguments, check_keys, describe, explain, refuse_aliases, takes_null
-from lbr_st.recipe_sections import (
-    SECTIONS,
-    DataConfig,
-    EvaluateConfig,
-    LearnConfig,
-    ModelConfig,
-    RepresentConfig,
-    RunConfig,
+from lbr_st.files import write_whole
+from lbr_st.recipe_arguments import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    check_value,
+    did_you_mean,
+    read_values,
 )
 
-__all__ = [
-    "DataConfig",
-    "EvaluateConfig",
-    "LearnConfig",
-    "ModelConfig",
-    "Recipe",
-    "RepresentConfig",
-    "load_recipe",
-    "save_recipe",
-]
 
-# Bounds of the number fields by key. Every number must be finite besides; null, where a field allows it, is in bounds.
-_AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "model.num_bottleneck_tokens": 0,
-    "model.projection_dim": 1,
-    "model.max_seq_length": 1,
-    "model.lora_rank": 1,
-    "model.lora_alpha": 1,
-    "model.lora_dropout": 0,
-    "learn.max_steps": 0,
-    "learn.batch_size": 1,
-    "learn.batch_tokens": 1,
-    "learn.warmup_steps": 0,
-    "learn.context_weight": 0,
-    "learn.rate_weight": 0,
-    "learn.target_dropout": 0,
-    "learn.bag_weight": 0,
-    "learn.max_target_tokens": 1,
-    "learn.eval_steps": 1,
-    "learn.num_eval_pairs": 1,
-    "represent.max_steps": 0,
-    "represent.batch_size": 1,
-    "represent.batch_tokens": 1,
-    "represent.mini_batch_tokens": 1,
-    "represent.mini_batch_size": 1,
-    "represent.warmup_steps": 0,
-    "represent.num_hard_negatives": 0,
-    "represent.similar_group_size": 1,
-    "represent.replay_weight": 0,
-    "represent.eval_steps": 1,
-    "evaluate.num_queries": 1,
-    "evaluate.num_documents": 1,
-    "evaluate.batch_size": 1,
+@dataclass
+class RunConfig:
+    """The run as a whole.
+
+    Args:
+        name: Name of the released model.
+        seed: Seed of every random choice.
+        precision: Arithmetic for training; auto lets the device decide.
+    """
+
+    name: str = "lbr-model"
+    seed: Seed = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass
+class ModelConfig:
+    """The base model, its bottleneck and how much of it is trained.
+
+    Args:
+        base: Causal language model to start from: the embedded smollm2-135m, a hub id or a local folder.
+        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 for no bottleneck, with the
+            end-of-text token in their place.
+        token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random.
+        projection_dim: Size of the embedding after a learned projection; null keeps the model's own size.
+        max_seq_length: Longest text in tokens, bottleneck tokens included; longer texts are cut.
+        query_prompt: Text put before every query, in training and when encoding.
+        document_prompt: Text put before every document, in training and when encoding.
+        lora: Train LoRA adapters and the new token rows; false trains every weight.
+        lora_rank: Rank of the LoRA adapters.
+        lora_alpha: Scale of the LoRA adapters; alpha divided by rank multiplies their output.
+        lora_dropout: Dropout before the LoRA adapters while training.
+        quantize: Keep the base's linear layers in 4 bits while LoRA adapters are trained on them (QLoRA), in a fraction
+            of the memory; needs a GPU and pip install "lbr-st[qlora]". The released model is in full precision.
+    """
+
+    base: str = "smollm2-135m"
+    num_bottleneck_tokens: NonNegativeInt = 4
+    token_init: Literal["mean", "eos", "random"] = "mean"
+    projection_dim: PositiveInt | None = None
+    max_seq_length: PositiveInt = 256
+    query_prompt: str = "query: "
+    document_prompt: str = "document: "
+    lora: bool = True
+    lora_rank: PositiveInt = 32
+    lora_alpha: PositiveInt = 64
+    lora_dropout: Fraction = 0.0
+    quantize: Literal["4bit"] | None = None
+
+
+@dataclass
+class DataConfig:
+    """Where the text and the query-document pairs come from.
+
+    Args:
+        source: Domain data: chebi, a BEIR folder, a .jsonl, .csv or .parquet file, or a hub dataset id.
+        text_column: Column that holds plain text.
+        query_column: Column that holds the query of a pair.
+        document_column: Column that holds the document of a pair.
+        split: Split to train on.
+        also: Domain tasks to train on next to the source: their pairs, texts and records. Only the source is evaluated;
+            no training row may repeat a query of any of them.
+        synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
+        texts: A further source of plain text for the learn stage.
+        pairs: Source of query-document pairs for the represent stage, when it is not the main source.
+        contamination: What to do with training rows that repeat an evaluation query or a document judged for one, word
+            for word or nearly: drop them, refuse to run, or only report them.
+    """
+
+    source: str = "chebi"
+    text_column: str = "text"
+    query_column: str = "query"
+    document_column: str = "document"
+    split: str = "train"
+    also: list[str] = field(default_factory=list)
+    synonyms: bool = False
+    texts: str | None = None
+    pairs: str | None = None
+    contamination: Literal["drop", "refuse", "report"] = "drop"
+
+
+@dataclass
+class LearnConfig:
+    """Stage 1, learn: generative training through the bottleneck.
+
+    Args:
+        enabled: Run this stage.
+        pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
+            (text to itself; with bottleneck none the text once), continue (first part of a text to the rest), records
+            (name to what the domain's own text says of it; the open regime: it names what is asked for, too).
+        bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
+            embedding only (embedding), or with none the whole context, which is plain causal language modelling.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        batch_size: Most pairs per step and process.
+        batch_tokens: Most tokens per step and process, contexts and targets together, which bounds the memory where
+            texts are long; null sets no limit.
+        packed: Run a step's pairs in one row without padding; false pads each to the longest, with equal results.
+        learning_rate: Peak learning rate of the model's weights or adapters.
+        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge;
+            without bottleneck tokens there are none.
+        warmup_steps: Steps over which the learning rates rise from zero.
+        context_weight: Weight of plain language modelling on the context; with bottleneck none, of a context token
+            compared with a target token.
+        rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
+        target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
+        bag_weight: Weight of a bag-of-words term, in which the embedding's state names the target's tokens by itself.
+        max_target_tokens: Longest target in tokens; null sets no limit of its own.
+        eval_steps: Steps between two measurements of the bottleneck gain, and between two checkpoints.
+        num_eval_pairs: Held-out pairs on which the bottleneck gain is measured.
+    """
+
+    enabled: bool = True
+    pairs: list[Literal["natural", "reverse", "reconstruct", "continue", "records"]] = field(
+        default_factory=lambda: ["natural", "reverse", "reconstruct"]
+    )
+    bottleneck: Literal["attention", "embedding", "none"] = "attention"
+    max_steps: NonNegativeInt = 200
+    batch_size: PositiveInt = 32
+    batch_tokens: PositiveInt | None = 4096
+    packed: bool = True
+    learning_rate: PositiveFloat = 1e-3
+    token_learning_rate: PositiveFloat = 1e-2
+    warmup_steps: NonNegativeInt = 10
+    context_weight: NonNegativeFloat = 0.1
+    rate_weight: NonNegativeFloat = 0.0
+    target_dropout: Fraction = 0.0
+    bag_weight: NonNegativeFloat = 0.0
+    max_target_tokens: PositiveInt | None = 32
+    eval_steps: PositiveInt = 50
+    num_eval_pairs: PositiveInt = 64
+
+
+@dataclass
+class RepresentConfig:
+    """Stage 2, represent: contrastive training of the compressed representation.
+
+    Args:
+        enabled: Run this stage.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        batch_size: Pairs per step and process; the other documents of a batch are a query's negatives.
+        mini_batch_tokens: A larger batch is encoded in pieces of this many tokens with the cached loss, to bound the
+            memory with equal results; null encodes it whole.
+        gather_negatives: With several processes, take the documents of all as negatives.
+        learning_rate: Peak learning rate of the model's weights or adapters.
+        token_learning_rate: Peak learning rate of the new token rows.
+        warmup_steps: Steps over which the learning rates rise from zero.
+        temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
+        num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2; a pair with fewer near
+            misses is left out. 0 uses in-batch negatives only.
+        similar_group_size: Number of pairs with similar words that enter a batch together, so that its negatives are
+            hard; a step costs no more. 1 draws each pair on its own.
+        matryoshka_dims: Smaller embedding sizes to train too, so that the first numbers of an embedding serve as one
+            (Matryoshka); an empty list trains the whole size only.
+        eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
+    """
+
+    enabled: bool = True
+    max_steps: NonNegativeInt = 200
+    batch_size: PositiveInt = 64
+    mini_batch_tokens: PositiveInt | None = 4096
+    gather_negatives: bool = True
+    learning_rate: PositiveFloat = 2e-4
+    token_learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = 10
+    temperature: PositiveFloat = 0.05
+    num_hard_negatives: NonNegativeInt = 0
+    similar_group_size: PositiveInt = 1
+    matryoshka_dims: list[PositiveInt] = field(default_factory=list)
+    eval_steps: PositiveInt = 100
+
+
+@dataclass
+class EvaluateConfig:
+    """Retrieval evaluation on the held-out queries.
+
+    Args:
+        enabled: Evaluate at the end of a run.
+        split: Which queries: test, or dev while settings are chosen.
+        num_queries: Number of queries to evaluate; null takes all.
+        num_documents: Number of documents to search; null takes all.
+        batch_size: Texts encoded at once.
+        precision: Arithmetic for encoding; bfloat16 scores are filed apart from float32 ones.
+        beside: A general embedding model to score for comparison, a folder or a hub id; null for none.
+    """
+
+    enabled: bool = True
+    split: Literal["test", "dev"] = "test"
+    num_queries: PositiveInt | None = None
+    num_documents: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    beside: str | None = None
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "learn": LearnConfig,
+    "represent": RepresentConfig,
+    "evaluate": EvaluateConfig,
 }
-_ABOVE_ZERO = (
-    "learn.learning_rate",
-    "learn.token_learning_rate",
-    "represent.learning_rate",
-    "represent.token_learning_rate",
-    "represent.temperature",
-)
-_BELOW: dict[str, float] = {"seed": 2**32, "model.lora_dropout": 1, "learn.target_dropout": 1}
-_FILES = ("model.base", "data.source", "data.texts", "data.pairs", "data.split", "evaluate.beside")
-_MAY_BE_EMPTY = ("model.query_prompt", "model.document_prompt")
 
 
 @dataclass
@@ -108,161 +252,118 @@ class Recipe(RunConfig):
     represent: RepresentConfig = field(default_factory=RepresentConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    def flat(self) -> dict[str, Any]:
+        """Return every value by its dotted key, in the order of the fields."""
+        values = {}
+        for key in field_types():
+            section, _, name = key.rpartition(".")
+            values[key] = getattr(getattr(self, section) if section else self, name)
+        return values
+
+    def put(self, key: str, value: Any) -> None:
+        """Set the value with a dotted key; :meth:`validate` checks it."""
+        section, _, name = key.rpartition(".")
+        setattr(getattr(self, section) if section else self, name, value)
+
     def validate(self) -> None:
         """Check every value, so that a run fails before it starts rather than hours in.
 
+        A recipe from a file or the command line has been checked. Only one made in Python needs this.
+
         Raises:
-            LBRError: A value is of the wrong type, out of range, or contradicts another; names its key.
+            LBRError: A value is of the wrong type, out of range, or contradicts another.
         """
-        self._check_types()
-        values = self.flat()
-        for key, value in values.items():
-            if isinstance(value, bool | list) or value is None:
-                continue
-            if isinstance(value, str):
-                _check_text(key, value)
-            else:
-                _check_number(key, value)
-        self._check_together()
-
-    def flat(self) -> dict[str, Any]:
-        """Return every value by its dotted key, in the order of the fields."""
-        nested = {
-            key: {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-            for key, value in asdict(self).items()
-        }
-        return {key: value for part in nested.values() for key, value in part.items()}
-
-    def _check_types(self) -> None:
-        for key, kind in SECTIONS.items():
-            if not isinstance(getattr(self, key), kind):
-                raise LBRError(f"must be a {kind.__name__}, not {getattr(self, key)!r}.", where=key)
-        try:
-            read_back = recipe_from(_parser().parse_object(asdict(self))).flat()
-        except (ArgumentError, TypeError, ValueError) as error:
-            raise explain(error) from None
+        for section, kind in SECTIONS.items():
+            if not isinstance(getattr(self, section), kind):
+                raise LBRError(f"must be a {kind.__name__}, not {getattr(self, section)!r}.", where=section)
         for key, value in self.flat().items():
-            # jsonargparse takes null for "not given" whatever the type says, and "4" for 4, "null" for null.
-            if value is None and not takes_null(key):
-                raise LBRError("must have a value, not null.", where=key, fix="Leave it out to keep the default.")
-            if value != read_back[key]:
-                raise LBRError(f"must be {describe(key)}, not {value!r}.", where=key)
+            check_value(key, field_types()[key], value)
+        for wrong, key, what, fix in self._contradictions():
+            if wrong:
+                raise LBRError(what, where=key, fix=fix)
 
-    def _check_together(self) -> None:
-        if not (self.learn.enabled or self.represent.enabled):
-            raise LBRError(
+    def _contradictions(self) -> list[tuple[bool, str, str, str]]:
+        """Return (is it so?, key, what is wrong, what to do) for values that do not go together."""
+        model, data, learn = self.model, self.data, self.learn
+        plain = learn.bottleneck == "none"
+        appended = model.num_bottleneck_tokens or 1  # without a bottleneck, the end-of-text token
+        return [
+            (
+                not (learn.enabled or self.represent.enabled),
+                "learn.enabled",
                 "both stages are off, so there is nothing to train.",
-                where="learn.enabled",
-                fix="Switch on learn.enabled, represent.enabled or both.",
-            )
-        appended = self.model.num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
-        if self.model.max_seq_length <= appended:
-            raise LBRError(
-                f"{self.model.max_seq_length} tokens leave no room for text beside the appended ones.",
-                where="model.max_seq_length",
-                fix=f"Set it above {appended}.",
-            )
-        if self.model.quantize and not self.model.lora:
-            raise LBRError(
-                f"is {self.model.quantize}, but 4-bit weights cannot be trained themselves.",
-                where="model.quantize",
-                fix="Set model.lora to true, or model.quantize to null.",
-            )
-        self._check_bottleneck()
-        if not self.learn.pairs or len(set(self.learn.pairs)) < len(self.learn.pairs):
-            raise LBRError(
-                f"must name at least one kind of pair, each once, not {self.learn.pairs}.", where="learn.pairs"
-            )
-        trained = [self.data.source, *self.data.also]
-        if len(set(trained)) < len(trained):
-            fix = "Name each domain task once, and not the source."
-            raise LBRError(
-                f"{self.data.also} beside {self.data.source} is one of them twice.", where="data.also", fix=fix
-            )
-        dims = self.represent.matryoshka_dims
-        if min(dims, default=1) < 1 or len(set(dims)) < len(dims):
-            raise LBRError(f"must be numbers above 0, each once, not {dims}.", where="represent.matryoshka_dims")
-        mini, batch = self.represent.mini_batch_size, self.represent.batch_size
-        if mini is not None and mini > batch:
-            raise LBRError(
-                f"{mini} is larger than represent.batch_size ({batch}).",
-                where="represent.mini_batch_size",
-                fix="Choose a smaller one, or null to encode the batch whole.",
-            )
-
-    def _check_bottleneck(self) -> None:
-        learn = self.learn
-        generative = learn.enabled or self.represent.replay_weight > 0
-        if generative and learn.bottleneck != "none" and not self.model.num_bottleneck_tokens:
-            raise LBRError(
+                "Switch on learn.enabled, represent.enabled or both.",
+            ),
+            (
+                model.max_seq_length <= appended,
+                "model.max_seq_length",
+                f"{model.max_seq_length} tokens leave no room for text next to the appended ones.",
+                f"Set it above {appended}.",
+            ),
+            (
+                model.quantize is not None and not model.lora,
+                "model.quantize",
+                f"is {model.quantize}, but 4-bit weights cannot be trained themselves.",
+                "Set model.lora to true, or model.quantize to null.",
+            ),
+            (
+                learn.enabled and not plain and not model.num_bottleneck_tokens,
+                "model.num_bottleneck_tokens",
                 f"is 0, but learn.bottleneck is {learn.bottleneck}, which needs bottleneck tokens.",
-                where="model.num_bottleneck_tokens",
-                fix="Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled and the replay.",
-            )
-        if learn.rate_weight > 0 and learn.bottleneck != "embedding":
-            raise LBRError(
+                "Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled.",
+            ),
+            (
+                learn.rate_weight > 0 and learn.bottleneck != "embedding",
+                "learn.rate_weight",
                 f'is {learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.',
-                where="learn.rate_weight",
-                fix="Set learn.bottleneck to embedding or learn.rate_weight to 0.",
-            )
-        if learn.bottleneck != "none":
-            return
-        for name in ("target_dropout", "bag_weight"):
-            if (value := getattr(learn, name)) > 0:
-                raise LBRError(
-                    f"is {value}, but with learn.bottleneck none there is no bottleneck to make use of.",
-                    where=f"learn.{name}",
-                    fix="Set it to 0, or choose another learn.bottleneck.",
+                "Set learn.bottleneck to embedding or learn.rate_weight to 0.",
+            ),
+            *(
+                (
+                    plain and getattr(learn, name) > 0,
+                    f"learn.{name}",
+                    f"is {getattr(learn, name)}, but with learn.bottleneck none there is no bottleneck to use.",
+                    "Set it to 0, or choose another learn.bottleneck.",
                 )
-        if not learn.context_weight and "reconstruct" in learn.pairs:
-            raise LBRError(
+                for name in ("target_dropout", "bag_weight")
+            ),
+            (
+                plain and not learn.context_weight and "reconstruct" in learn.pairs,
+                "learn.context_weight",
                 "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context.",
-                where="learn.context_weight",
-                fix="Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs.",
-            )
+                "Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs.",
+            ),
+            (not learn.pairs, "learn.pairs", "is empty.", "Name at least one kind of pair."),
+            (data.source in data.also, "data.also", f"names the source {data.source} again.", "Leave it out."),
+        ]
 
 
-def recipe_from(values: Namespace) -> Recipe:
-    """Build a recipe from parsed values, as :func:`~lbr_st.recipe_arguments.add_recipe_arguments` yields them."""
-    nested = values.as_dict()
-    return Recipe(**{key: SECTIONS[key](**value) if key in SECTIONS else value for key, value in nested.items()})
+@cache
+def field_types() -> dict[str, Any]:
+    """Return the type of every field by its dotted key."""
+    types: dict[str, Any] = get_type_hints(RunConfig)
+    for section, kind in SECTIONS.items():
+        types |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
+    return types
 
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a YAML file; fields that it does not name keep their defaults.
 
+    Keys that older versions had are ignored with a notice.
+
     Args:
         path: The YAML file.
 
     Raises:
-        LBRError: The file cannot be read or is no YAML, or a key is unknown, given twice, or has a wrong value.
+        LBRError: The file is not YAML, a key is unknown, or a value is wrong.
+        OSError: The file cannot be read.
     """
-    path = Path(path)
+    recipe = Recipe()
+    for key, value in read_values(Path(path), field_types(), SECTIONS).items():
+        recipe.put(key, value)
     try:
-        text = path.read_text(encoding="utf-8")
-        refuse_aliases(text, path)
-        values = yaml.safe_load(text)  # refuses tags that build Python objects
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise LBRError(f"cannot be read ({error.strerror}).", where=str(path), fix="Check the file's name.") from None
-    except UnicodeDecodeError:
-        raise LBRError("is no UTF-8 text.", where=str(path), fix="Save the recipe as UTF-8.") from None
-    except RecursionError:
-        fix = "Write one `key: value` a line, on two levels at most."
-        raise LBRError("is no valid YAML: too many levels.", where=str(path), fix=fix) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be parsed"
-        fix = "Write one `key: value` a line; put text with special signs between quotes."
-        raise LBRError(f"is no valid YAML: {problem}.", where=f"{path}{line}", fix=fix) from None
-    check_keys(root, path)
-    try:
-        # Not parse_string: jsonargparse's own reader takes a bare 0E0 for a number; PyYAML, which wrote it, does not.
-        recipe = recipe_from(_parser().parse_object(values))
         recipe.validate()
-    except ArgumentError as error:
-        raise explain(error).within(str(path)) from None
     except LBRError as error:
         raise error.within(str(path)) from None
     return recipe
@@ -273,48 +374,77 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
     Args:
         recipe: The recipe.
-        path: The file to write; one that is there is replaced.
+        path: The file to write; one that exists is replaced.
 
     Raises:
-        LBRError: The recipe is not valid, or the file cannot be written.
+        LBRError: The recipe is not valid.
+        OSError: The file cannot be written.
     """
     recipe.validate()
     path = Path(path)
-    text = _parser().dump(_namespace(recipe), format="yaml", skip_unset=False)
-    with explain_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
-@cache
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    add_recipe_arguments(parser)
-    return parser
+BASELINES: dict[str, str] = {
+    "contrastive-only": "Stage 2 alone; what stage 1 brings is missing.",
+    "causal-lm": "Plain language modelling on stage 1's pairs, then stage 2; what the bottleneck brings is missing.",
+}
+"""What a recipe is compared with, by name."""
 
 
-def _namespace(recipe: Recipe) -> Namespace:
-    return Namespace(recipe.flat())
+def baseline(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe of a baseline: a copy of ``recipe`` in which only what must differ is changed.
+
+    Base, data, pairs, steps, learning rates, seeds, stage 2 and the tokens that are appended and pooled stay the same.
+
+    - ``contrastive-only`` switches off stage 1.
+    - ``causal-lm`` reads context and target of stage 1 as plain text, with nothing hidden and the same weight for every
+      token, and switches off the terms that only a bottleneck has.
+
+    Args:
+        recipe: The run to compare with. It is not changed.
+        name: One of :data:`BASELINES`; it is appended to the recipe's name.
+
+    Raises:
+        LBRError: There is no such baseline, or the recipe lacks the stage that makes the baseline differ from it.
+
+    Example:
+        ``lbr_st.pipeline.run(baseline(recipe, "causal-lm"), "runs/causal-lm")``
+    """
+    if name not in BASELINES:
+        fix = did_you_mean(name, BASELINES) or f"Choose {' or '.join(BASELINES)}."
+        raise LBRError(f"unknown baseline {name!r}.", where="baseline", fix=fix)
+    needed = "represent" if name == "contrastive-only" else "learn"
+    if not getattr(recipe, needed).enabled:
+        what = f"the baseline {name} needs the stage {needed}, which the recipe leaves out."
+        raise LBRError(what, where=f"{needed}.enabled", fix="Start from a recipe with both stages.")
+    made = deepcopy(recipe)
+    made.name = f"{recipe.name}-{name}"
+    if name == "contrastive-only":
+        made.learn.enabled = False
+    else:
+        made.learn.bottleneck = "none"
+        made.learn.context_weight = 1.0
+        made.learn.rate_weight = made.learn.target_dropout = made.learn.bag_weight = 0.0
+    return made
 
 
-def _check_text(key: str, value: str) -> None:
-    if not value.strip() and key not in _MAY_BE_EMPTY:
-        raise LBRError("is empty.", where=key, fix="Give it a value.")
-    if key == "name" and not re.fullmatch(r"\w[\w.-]*", value):
-        # It names files of scores and stands in the card's header.
-        raise LBRError(
-            f"{value!r} cannot name a model.", where=key, fix="Use letters, digits, '_', '.' and '-', no '.' in front."
-        )
-    if key in _FILES and set(value) & set("\n\t"):
-        raise LBRError(f"{value!r} holds a line break or a tab.", where=key, fix="Remove it.")
-    # A prompt may hold line breaks; YAML does not give back the rarer ones, nor control characters.
-    if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in value if sign not in "\n\t"):
-        raise LBRError(f"{value!r} holds a control character.", where=key, fix="Remove it.")
+def without_place(name: str) -> str:
+    """Return the last part of an absolute path, or of one below a home folder; anything else unchanged.
+
+    What leaves this machine names a file, but not where it is here. A relative path is the user's own choice.
+    """
+    windows = PureWindowsPath(name)
+    if windows.drive or name.startswith("\\"):
+        return windows.name or name
+    return PurePosixPath(name).name or name if name.startswith(("/", "~")) else name
 
 
-def _check_number(key: str, value: float) -> None:
-    low, high = _AT_LEAST.get(key, -math.inf), _BELOW.get(key, math.inf)
-    if not math.isfinite(value) or (key in _ABOVE_ZERO and value <= 0) or not low <= value < high:
-        above = "above 0" if key in _ABOVE_ZERO else f"at least {low}"
-        below = f" and below {high}" if key in _BELOW else ""
-        raise LBRError(f"must be {above}{below}, not {value}.", where=key)
+def recipe_without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe as a release states it, with the names of files but not their places."""
+    made = deepcopy(recipe)
+    for key in ("model.base", "data.source", "data.texts", "data.pairs", "evaluate.beside"):
+        if name := recipe.flat()[key]:
+            made.put(key, without_place(name))
+    return made

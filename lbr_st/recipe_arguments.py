@@ -1,56 +1,148 @@
-"""The recipe's fields as jsonargparse arguments and as keys of a file, and what is wrong with them in plain words."""
+"""The values that a recipe's fields take: their types, their flags, their keys in a file, and errors in plain words.
+
+Importing this module stays cheap: no torch, transformers, sentence_transformers or datasets.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable
-from functools import cache
+import reprlib
+import unicodedata
+from argparse import ArgumentError
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe_sections import SECTIONS, RunConfig
+from lbr_st.registry import notice
 
-_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-_NAMED = {kind.__name__: plain for kind, plain in _PLAIN.items()} | {
-    "list": "a list, such as [a,b]",
-    "NoneType": "null",
+if TYPE_CHECKING:
+    Fraction: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    NonNegativeInt: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    PositiveInt: TypeAlias = int
+    Seed: TypeAlias = int
+else:
+    from jsonargparse.typing import (
+        NonNegativeFloat,
+        NonNegativeInt,
+        PositiveFloat,
+        PositiveInt,
+        restricted_number_type,
+    )
+
+    Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+
+_BOUNDS: dict[Any, str] = {
+    Fraction: "at least 0 and below 1",
+    NonNegativeFloat: "at least 0 and finite",
+    NonNegativeInt: "at least 0",
+    PositiveFloat: "above 0 and finite",
+    PositiveInt: "above 0",
+    Seed: f"at least 0 and below {2**32}",
 }
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+RETIRED = ("learn.nll_kernel", "represent.batch_tokens", "represent.mini_batch_size", "represent.replay_weight")
+"""Keys of older recipes; they are read and ignored."""
 
 
-def add_recipe_arguments(parser: ArgumentParser, sections: Iterable[str] = tuple(SECTIONS)) -> None:
-    """Add the run's own fields and those of some sections, each section under its own title.
+def add_recipe_arguments(parser: ArgumentParser, sections: Mapping[str | None, type]) -> None:
+    """Add the fields of some sections as flags, each section under its own title.
 
     Args:
         parser: The parser to add to.
-        sections: Names of the sections.
+        sections: The section's dataclass by its name; None for the run's own fields.
     """
-    for key, kind in [(None, RunConfig), *((key, SECTIONS[key]) for key in sections)]:
+    for key, kind in sections.items():
         title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
-        # as_group would add a `--model CONFIG` option for a section's own file, whose keys jsonargparse checks loosely.
+        # as_group would add a `--model CONFIG` option for a file of the section.
         parser.add_argument_group(title).add_class_arguments(kind, key, as_group=False)
 
 
-@cache
-def field_types() -> dict[str, Any]:
-    """Return the type of every field by its dotted key."""
-    types: dict[str, Any] = dict(get_type_hints(RunConfig))
-    for section, kind in SECTIONS.items():
-        types |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
-    return types
+def fits(hint: Any, value: Any) -> bool:
+    """Return whether a value is of a field's type and within its bounds."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(fits(get_args(hint)[0], item) for item in value)
+    if get_args(hint):
+        return any(fits(kind, value) for kind in get_args(hint))
+    if hint not in _BOUNDS:
+        return type(value) is hint
+    try:
+        return _is_number(hint, value) and math.isfinite(value) and hint(value) == value
+    except (ValueError, OverflowError):
+        return False
 
 
-def takes_null(key: str) -> bool:
-    """Return whether the field with this dotted key may be None."""
-    return NoneType in get_args(field_types()[key])
+def is_out_of_bounds(hint: Any, value: Any) -> bool:
+    """Return whether a value is a number as a field takes one, but too small, too large or not finite."""
+    return not fits(hint, value) and any(_is_number(kind, value) for kind in (hint, *get_args(hint)))
 
 
-def similar(word: str, known: Iterable[str], prefix: str = "") -> str | None:
+def _is_number(hint: Any, value: Any) -> bool:
+    kinds = (int, float) if hint in _BOUNDS and issubclass(hint, float) else int
+    return hint in _BOUNDS and isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def check_value(key: str, hint: Any, value: Any) -> None:
+    """Check one field of a recipe.
+
+    Raises:
+        LBRError: The value is of the wrong type or out of range, or a text that names something is empty or odd.
+    """
+    if not fits(hint, value):
+        raise wrong_value(key, hint, value)
+    if isinstance(value, list) and any(item in value[:index] for index, item in enumerate(value)):
+        raise LBRError(f"names something twice: {value}.", where=key, fix="Name each once.")
+    if not isinstance(value, str):
+        return
+    prompt = key.endswith("_prompt")  # may be empty or hold line breaks
+    if not (prompt or value.strip()):
+        raise LBRError("is empty.", where=key, fix="Give it a value.")
+    if key == "name" and not re.fullmatch(r"\w[\w.-]*", value):  # it names files and stands in the card's header
+        fix = "Use letters, digits, '_', '.' and '-', and do not begin with '.' or '-'."
+        raise LBRError(f"{value!r} cannot name a model.", where=key, fix=fix)
+    signs = set(value) - set("\n\t") if prompt else set(value)
+    if any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in signs):
+        raise LBRError(f"{value!r} holds a control character.", where=key, fix="Remove it.")
+
+
+def wrong_value(key: str, hint: Any, value: Any) -> LBRError:
+    """Return the error that says what a field takes and what was given."""
+    # A list or mapping of a file with references can be longer than the memory when it is written out.
+    shown = reprlib.repr(value) if isinstance(value, list | dict) else value
+    return LBRError(f"must be {_describe(hint, value)}, not {shown}.", where=key)
+
+
+def _describe(hint: Any, value: Any = None) -> str:
+    """Say what a field takes: the kind of value, or the bounds where the kind is right."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(get_args(hint))
+    if get_origin(hint) is list:
+        (item,) = get_args(hint)
+        if not (choices := get_args(item)):
+            return f"a list, each item {_describe(item)}"
+        return f"a list out of {', '.join(choices)}, such as [{', '.join(choices[:2])}]"
+    if NoneType in get_args(hint):
+        return _describe(get_args(hint)[0], value) + " or null"
+    if _is_number(hint, value):
+        return _BOUNDS[hint]
+    return _PLAIN[hint if hint in _PLAIN else float if issubclass(hint, float) else int]
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | None:
     """Return "Did you mean …?" for the closest known words, or None if none is close.
 
     Args:
@@ -65,72 +157,111 @@ def similar(word: str, known: Iterable[str], prefix: str = "") -> str | None:
     return f"Did you mean {' or '.join(prefix + match for match in matches)}?" if matches else None
 
 
-def check_keys(root: yaml.Node | None, path: Path, prefix: str = "") -> None:
-    """Refuse unknown and repeated keys and sections that are none; jsonargparse would let some of these pass."""
-    where = f"{path}: {prefix.rstrip('.')}" if prefix else str(path)
-    if not isinstance(root, yaml.MappingNode):
-        what = "the recipe is empty." if root is None else "must hold keys with values."
-        raise LBRError(what, where=where, fix="Write one `key: value` a line, or leave it out to keep the defaults.")
-    seen = set()
-    for key_node, value_node in root.value:
-        key, line = f"{prefix}{key_node.value}", f"{path}, line {key_node.start_mark.line + 1}"
-        if key in seen:
-            raise LBRError(f"the key {key} is given twice.", where=line, fix="Keep one of them.")
-        seen.add(key)
-        if "." in key_node.value and key in field_types():
-            fix = f"Write it on two levels: {key.replace('.', ': {')}: …}}."
-            raise LBRError(f"unknown key {key}.", where=line, fix=fix)
-        if key in SECTIONS:
-            check_keys(value_node, path, f"{key}.")
-        elif key not in field_types():
-            fix = similar(key, [*field_types(), *SECTIONS]) or "Remove it; lbr-st train --help lists every key."
-            raise LBRError(f"unknown key {key}.", where=line, fix=fix)
+def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
+    """Return the values of a recipe file by dotted key, without retired ones; they are not checked.
+
+    Args:
+        path: The YAML file.
+        hints: Type of every field by its dotted key.
+        sections: Names of the sections.
+
+    Raises:
+        LBRError: The file is no YAML, or a key is unknown.
+        OSError: The file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            root = yaml.safe_load(file)  # refuses tags that build Python objects
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        fix = "Write one `key: value` a line; put text with special signs between quotes, and save it as UTF-8."
+        raise LBRError(f"is not valid YAML: {' '.join(str(error).split())}.", where=str(path), fix=fix) from None
+    values: dict[str, Any] = {}
+    for key, value in _items(root, str(path)):
+        if key in sections:
+            values |= {f"{key}.{name}": item for name, item in _items(value, f"{path}: {key}")}
+        else:
+            values[key] = value
+    if retired := [key for key in RETIRED if key in values]:
+        _say_retired(retired, f"{path}: ")
+        values = {key: value for key, value in values.items() if key not in RETIRED}
+    for key in values:
+        if key not in hints:
+            fix = did_you_mean(key, [*hints, *sections]) or "Remove it. lbr-st train --help lists every key."
+            raise LBRError(f"unknown key {key}.", where=str(path), fix=fix)
+    return {key: as_number(hints[key], value) for key, value in values.items()}
 
 
-def refuse_aliases(text: str, path: Path) -> None:
-    """Refuse references within a recipe: a few lines of them can stand for more values than fit into memory."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            line = f", line {event.start_mark.line + 1}" if event.start_mark else ""
-            raise LBRError(
-                f"the reference *{event.anchor}.", where=f"{path}{line}", fix="Write out what it stands for."
-            )
+def _items(section: Any, where: str) -> list[tuple[str, Any]]:
+    if not isinstance(section, dict):
+        fix = "Write one `key: value` a line, or leave it out to keep the defaults."
+        raise LBRError("must hold keys with values.", where=where, fix=fix)
+    return [(str(key), value) for key, value in section.items()]
 
 
-def explain(error: Exception) -> LBRError:
-    """Return jsonargparse's complaint as one plain line that names the key."""
-    text = str(error)
-    found = re.search(r'Parser key "([^"]+)"(?: element \d+)?:(.*)', text, flags=re.DOTALL)
-    wanted = _wanted(found[1], found[2]) if found else ""
-    if not found or not wanted:
-        return LBRError(" ".join(text.split()))
-    values = re.findall(r"(?:Got value|Given value): (.*)", found[2])
-    not_value = f", not {values[-1].strip()}" if values else ""
-    return LBRError(f"must be {wanted}{not_value}.", where=found[1])
+def as_number(hint: Any, value: Any) -> Any:
+    """Return a value of YAML as a float where a float is needed: YAML reads 1e-5 as text and 1 as a whole number."""
+    if hint in _BOUNDS and issubclass(hint, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (ValueError, OverflowError):
+            return value
+    return value
 
 
-def _wanted(key: str, complaint: str) -> str:
-    """Return in plain words what an argument takes; of one that is no field of the recipe jsonargparse tells."""
-    if key in field_types():
-        return describe(key)
-    kinds = re.findall(r"Expected an? (?:typing\.Literal\[([^]]*)\]|<class '(\w+)'>|(list)\b)", complaint)
-    words = [f"one of {names}".replace("'", "") if names else _NAMED.get(a or b, a or b) for names, a, b in kinds]
-    return " or ".join(dict.fromkeys(words))
+def plain(value: Any) -> Any:
+    """Return a parsed value with jsonargparse's bounded numbers as the plain ones of Python."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    bounded = isinstance(value, int | float) and not isinstance(value, bool)
+    return (int if isinstance(value, int) else float)(value) if bounded else value
 
 
-def describe(key: str) -> str:
-    """Return in plain words what the field with this dotted key takes."""
-    return _describe(field_types()[key])
+def without_retired(argv: Sequence[str]) -> list[str]:
+    """Return a command line without the flags of retired keys and their values; a notice names them."""
+    words, kept, retired = iter(argv), [], []
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag.removeprefix("--") not in RETIRED:
+            kept.append(word)
+            continue
+        retired.append(flag)
+        if not equals:
+            next(words, None)
+    if retired:
+        _say_retired(retired)
+    return kept
 
 
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(get_args(hint))
-    if get_origin(hint) is list:
-        (item,) = get_args(hint)
-        if not (choices := get_args(item)):
-            return f"a list, each item {_describe(item)}"
-        return f"a list out of {', '.join(choices)}, such as [{', '.join(choices[:2])}]"
-    if NoneType in get_args(hint):
-        return _describe(get_args(hint)[0]) + " or null"
-    return _PLAIN[hint]
+def _say_retired(names: list[str], where: str = "") -> None:
+    notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
+
+
+def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str]) -> tuple[LBRError, bool]:
+    """Return jsonargparse's complaint in plain words, and whether it is about a number that is out of bounds.
+
+    Args:
+        error: What jsonargparse raised.
+        hints: Types of the arguments by the names under which they are parsed.
+        argv: The command line, in which the refused value stands.
+    """
+    message = " ".join(str(error).split())
+    key = message.partition('Parser key "')[2].partition('"')[0]
+    if key not in hints:
+        return LBRError(message), False
+    hint = hints[key]
+    words = _given(key.replace("_", "-") if "." not in key else key, argv)
+    value: Any = " ".join(words if "list" in str(hint) else words[:1])
+    with suppress(yaml.YAMLError):
+        value = as_number(hint, yaml.safe_load(value))
+    return wrong_value(key, hint, value), is_out_of_bounds(hint, value)
+
+
+def _given(flag: str, argv: Sequence[str]) -> list[str]:
+    """Return the words that follow a flag; where there is no such flag, the command's first argument."""
+    found = argv[1:2]
+    for index, given in enumerate(argv):
+        name, equals, value = given.partition("=")
+        if name == f"--{flag}":
+            following = takewhile(lambda word: not word.startswith("--"), argv[index + 1 :])
+            found = [value] if equals else list(following)
+    return list(found)

@@ -192,7 +192,7 @@ def _model(kind: str, tokenizer, vocab_size: int, seed: int):
 
 @pytest.fixture
 def toy_recipe(tiny_base, tmp_path):
-    """A recipe file of a run of a second: both stages, replay, checkpoints every two steps, each kind of dropout."""
+    """A recipe file of a run of a second: both stages, checkpoints every two steps, each kind of dropout."""
     from lbr_st.recipe import (
         DataConfig,
         EvaluateConfig,
@@ -216,7 +216,7 @@ def toy_recipe(tiny_base, tmp_path):
         learn=LearnConfig(
             max_steps=4, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4, target_dropout=0.2
         ),
-        represent=RepresentConfig(max_steps=4, batch_size=4, warmup_steps=1, eval_steps=2, replay_weight=0.1),
+        represent=RepresentConfig(max_steps=4, batch_size=4, warmup_steps=1, eval_steps=2),
         evaluate=EvaluateConfig(enabled=False),
     )
     save_recipe(recipe, tmp_path / "recipe.yaml")

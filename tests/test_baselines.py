@@ -10,14 +10,23 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import encode
 
 from lbr_st import pipeline
-from lbr_st.baselines import BASELINES, baseline
 from lbr_st.bottleneck import backbone_of
 from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.recipe_sections import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, RepresentConfig
+from lbr_st.recipe import (
+    BASELINES,
+    DataConfig,
+    EvaluateConfig,
+    LearnConfig,
+    ModelConfig,
+    Recipe,
+    RepresentConfig,
+    baseline,
+    load_recipe,
+    save_recipe,
+)
 from lbr_st.rows import targets_of
 from lbr_st.stages.learn import generative_pairs, learn
 from lbr_st.stages.release import release
@@ -161,11 +170,10 @@ def test_a_baseline_differs_in_nothing_but_what_it_must():
 def test_a_baseline_leaves_out_what_only_a_bottleneck_has():
     recipe = Recipe()
     recipe.learn.bottleneck, recipe.learn.rate_weight, recipe.learn.target_dropout = "embedding", 0.1, 0.2
-    recipe.represent.replay_weight, recipe.learn.bag_weight = 0.3, 0.4
+    recipe.learn.bag_weight = 0.4
     assert differences(recipe, baseline(recipe, "contrastive-only")) == {
         "name": "lbr-model-contrastive-only",
         "learn.enabled": False,
-        "represent.replay_weight": 0.0,
     }
     assert differences(recipe, baseline(recipe, "causal-lm")) == {
         "name": "lbr-model-causal-lm",

@@ -9,7 +9,7 @@ from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 from lbr_st.stages.learn import learn
 
 TERMS = [f"term{index}" for index in range(32)]

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbr_st.cli import COMMANDS, _parse, main
-from lbr_st.commands.command import command_line
+from lbr_st.cli import COMMANDS, _parse, command_line, main
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe, save_recipe
 from lbr_st.recipe_arguments import field_types

@@ -14,7 +14,7 @@ from transformers.models.llama import modeling_llama
 import lbr_st.stages.trainer
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 

@@ -15,7 +15,7 @@ from lbr_st.bottleneck import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 from lbr_st.stages.release import release
 from lbr_st.stages.trainer import training_arguments
 

@@ -12,7 +12,6 @@ from lbr_st.baselines import baseline
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs
-from lbr_st.places import recipe_without_places
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -20,7 +19,9 @@ from lbr_st.recipe import (
     ModelConfig,
     Recipe,
     RepresentConfig,
+    baseline,
     load_recipe,
+    recipe_without_places,
 )
 from lbr_st.run_data import evaluation_set, read_sources, without_evaluation
 from lbr_st.run_scores import RunScores

@@ -29,7 +29,7 @@ def test_a_tag_builds_nothing(tmp_path, monkeypatch, tag, place):
     marker = tmp_path / "marker"
     path = tmp_path / "recipe.yaml"
     path.write_text(place.format(tag.replace("MARKER", str(marker))))
-    with pytest.raises(LBRError, match=r"no valid YAML|recipe\.yaml"):
+    with pytest.raises(LBRError, match=r"recipe\.yaml"):
         load_recipe(path)
     assert main(["train", "--config", str(path), "--output", str(tmp_path / "out")]) != 0
     assert {item.name for item in tmp_path.iterdir()} == {"recipe.yaml"}
@@ -37,13 +37,11 @@ def test_a_tag_builds_nothing(tmp_path, monkeypatch, tag, place):
 
 def test_a_bomb_of_references_is_refused(tmp_path):
     bomb = ["&a0 [x, x]", *(f"&a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]
-    for text in ("name: [\n" + ",\n".join(bomb) + "]", "\n".join(f"a{i}: {a}" for i, a in enumerate(bomb))):
+    for text in ("name: [\n" + ",\n".join(bomb) + "]", "data:\n  also: [\n" + ",\n".join(bomb) + "]"):
         (tmp_path / "recipe.yaml").write_text(text)
-        with pytest.raises(LBRError, match=r"line \d: the reference \*a0"):
+        with pytest.raises(LBRError, match=r"recipe\.yaml: .*must be") as caught:
             load_recipe(tmp_path / "recipe.yaml")
-    (tmp_path / "recipe.yaml").write_text("name: " + "[" * 1200 + "]" * 1200)
-    with pytest.raises(LBRError, match=r"recipe\.yaml"):
-        load_recipe(tmp_path / "recipe.yaml")
+        assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(

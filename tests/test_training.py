@@ -12,7 +12,7 @@ from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 from lbr_st.stages.trainer import LBRTrainer

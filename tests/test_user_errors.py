@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import lbr_st
-from lbr_st.cli import main
-from lbr_st.commands.exit_status import exit_status
+from lbr_st.cli import exit_status, main
 from lbr_st.stages.release import release
 
 

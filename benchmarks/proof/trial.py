@@ -16,7 +16,6 @@ from making import made
 from reading import prepared, told_pairs
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.baselines import baseline
 from lbr_st.evaluation import bm25_system, embedding_system, evaluate_task, retrieval_task, truncated
 from lbr_st.evaluation.run import versions
 from lbr_st.evaluation.scores import TaskScore

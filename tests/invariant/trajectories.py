@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 

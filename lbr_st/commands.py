@@ -1,0 +1,450 @@
+"""The commands of ``lbr-st``, one typed function each.
+
+Positional parameters are a command's arguments, keyword parameters its flags, and the docstring is its help. The fields
+of the sections that it names are flags, too, and arrive as ``recipe``. Each function imports what it runs, so that help
+does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lbr_st.cli import command_line, quick_form, recipe_script
+from lbr_st.errors import LBRError
+from lbr_st.recipe import SECTIONS, Recipe
+from lbr_st.recipe_arguments import did_you_mean
+
+__all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
+
+# Recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
+sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
+
+
+class Command(NamedTuple):
+    """A command: its function, a whole command line, and the sections of the recipe whose fields are flags."""
+
+    run: Callable[..., None]
+    example: str
+    sections: tuple[str, ...]
+
+
+COMMANDS: dict[str, Command] = {}
+"""The commands by name, in the order of the help."""
+
+
+def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def register(run: Callable[..., None]) -> Callable[..., None]:
+        COMMANDS[run.__name__.replace("_", "-")] = Command(run, example, sections)
+        return run
+
+    return register
+
+
+@_command("lbr-st build lbr-chem")
+def build(name: str, *, output: str | None = None, overwrite: bool = False, base: str | None = None) -> None:
+    """Build a trained model that comes with this package, such as lbr-chem, into a folder.
+
+    Args:
+        name: A trained model of this package, or the folder of a packed one.
+        output: Folder to write; null takes the model's name in the current folder.
+        overwrite: Replace the output if it exists.
+        base: Folder of the base model, if the package registry cannot be reached.
+    """
+    from lbr_st.packing.packed import find_packed
+
+    find_packed(name)  # refuses a wrong name before torch is imported
+    from lbr_st.packing.build import build_released
+
+    written = build_released(name, output, base=base, overwrite=overwrite)
+    print(f"{written} is ready. In Python:\n")
+    print("from sentence_transformers import SentenceTransformer")
+    print(f'embeddings = SentenceTransformer({json.dumps(str(written))}).encode_query(["your text"])')
+
+
+@_command("lbr-st train --config recipe.yaml --learn.max_steps 50 --output my-model", *SECTIONS)
+def train(
+    recipe: Recipe,
+    *,
+    output: str,
+    overwrite: bool = False,
+    work_folder: str | None = None,
+    baseline: Literal["contrastive-only", "causal-lm"] | None = None,
+) -> None:
+    """Run a whole recipe: learn, represent, release, evaluate.
+
+    Args:
+        recipe: What to run.
+        output: Folder to write.
+        overwrite: Replace the output if it exists.
+        work_folder: Folder for checkpoints, from which an interrupted run resumes; null picks one.
+        baseline: Run a baseline of the recipe: without stage 1, or with plain language modelling instead of it.
+    """
+    from lbr_st.pipeline import run
+    from lbr_st.recipe import baseline as baseline_of
+
+    recipe = baseline_of(recipe, baseline) if baseline else recipe
+    run(recipe, output, overwrite=overwrite, work_folder=work_folder, command=command_line())
+
+
+@_command("lbr-st learn --data.source chebi --output after-learn", "model", "data", "learn")
+def learn(recipe: Recipe, *, output: str, overwrite: bool = False) -> None:
+    """Run stage 1 only: train the base to generate text through the bottleneck.
+
+    Args:
+        recipe: What to run.
+        output: Folder to write.
+        overwrite: Replace the output if it exists.
+    """
+    from lbr_st.pipeline import run_learn
+
+    run_learn(recipe, output, overwrite=overwrite)
+
+
+@_command("lbr-st represent after-learn --output after-represent", "model", "data", "learn", "represent")
+def represent(recipe: Recipe, model: str | None = None, *, output: str, overwrite: bool = False) -> None:
+    """Run stage 2 only: train the compressed representation contrastively.
+
+    Args:
+        recipe: What to run.
+        model: Folder of a trained model in training form, such as learn writes; without it, starts from the base.
+        output: Folder to write.
+        overwrite: Replace the output if it exists.
+    """
+    from lbr_st.pipeline import run_represent
+
+    run_represent(recipe, model, output, overwrite=overwrite)
+
+
+@_command("lbr-st release after-represent --output my-model")
+def release(
+    model: str, *, output: str, overwrite: bool = False, adapter_only: bool = False, base: str | None = None
+) -> None:
+    """Write a trained model in stock form, which plain Sentence Transformers loads.
+
+    Args:
+        model: Folder of a trained model in training form.
+        output: Folder to write.
+        overwrite: Replace the output if it exists.
+        adapter_only: Write the adapter and its new token rows, without the base model.
+        base: Folder of an adapter's base, if it is not where the adapter says.
+    """
+    from lbr_st.stages.release import release as write_release
+
+    write_release(model, output, adapter_only=adapter_only, overwrite=overwrite, base=base)
+
+
+@_command('lbr-st reconstruct after-learn "aspirin" "a carboxylic acid"')
+def reconstruct(model: str, text: list[str], *, max_new_tokens: int = 64) -> None:
+    """Decode texts from their bottleneck alone, one line each, to see what an embedding keeps.
+
+    Args:
+        model: Folder of a trained model in training form.
+        text: Text to compress and decode again.
+        max_new_tokens: Longest decoded text in tokens.
+    """
+    from lbr_st.stages.reconstruct import main
+
+    main(model, text, max_new_tokens)
+
+
+@_command('accelerate launch --config_file "$(lbr-st launch-config ddp)" -m lbr_st train --output my-model')
+def launch_config(kind: Literal["ddp", "fsdp2"]) -> None:
+    """Print the path of a configuration for accelerate launch, to train on several GPUs.
+
+    Args:
+        kind: ddp keeps the whole model on each GPU; fsdp2 spreads it over them.
+    """
+    print(Path(__file__).parent / "launch" / f"{kind}.yaml")
+
+
+@_command("lbr-st evaluate my-model --suite chem --only local", "data", "evaluate")
+def evaluate(
+    recipe: Recipe,
+    model: str,
+    *,
+    suite: list[str] | None = None,
+    output: str = "results",
+    only: Literal["local", "hub"] | None = None,
+    split: str | None = None,
+    dimensions: list[int] | None = None,
+    model_name: str | None = None,
+    revision: str | None = None,
+    harness: Literal["mteb", "beir"] = "mteb",
+) -> None:
+    """Measure a model on a domain's suite, a BEIR folder, or any MTEB task or benchmark.
+
+    Args:
+        recipe: The data and how to score it.
+        model: What to evaluate: a folder, a hub id, bm25, or untrained:BASE (a causal LM as it is, with mean pooling).
+        suite: chem, medical, code or law; a BEIR folder; chebi, mondo or pydoc; or an MTEB benchmark's or task's name.
+            Without it, the recipe's held-out queries.
+        output: Folder for scores, in MTEB's layout.
+        only: Only the tasks on local data, or only those of the hub.
+        split: Split to score, such as dev; null takes test.
+        dimensions: Score the embeddings cut to these sizes, too.
+        model_name: Name (ORG/MODEL) to file the scores under; null picks one.
+        revision: Name of this version of the model; null takes the hub's commit, or a digest.
+        harness: Program that searches and scores; beir takes local data only.
+    """
+    if not suite:
+        from lbr_st.pipeline import run_evaluate
+
+        run_evaluate(model, recipe, output, command=command_line())
+        return
+    from lbr_st.scoring import evaluate_suites, evaluate_through_beir
+
+    options: dict[str, Any] = {"split": split, "name": model_name, "revision": revision, "command": command_line()}
+    for key in ("num_queries", "num_documents", "batch_size", "precision"):
+        options[key] = getattr(recipe.evaluate, key)
+    if harness == "beir":
+        report = evaluate_through_beir(model, suite, output, **options)
+    else:
+        report = evaluate_suites(model, suite, output, only=only, dimensions=dimensions or (), **options)
+    print(report.to_markdown())
+    if report.failed:
+        what = f"{len(report.failed)} of {len(report.failed) + len(report.scores) + len(report.skipped)} tasks failed."
+        raise LBRError(what, where=", ".join(report.failed), fix="The report says why; what was scored is kept.")
+    if not report.scores:
+        fix = "The report says why. Name other suites or tasks, or connect to the hub."
+        raise LBRError("every task was skipped.", where=", ".join(report.skipped), fix=fix)
+
+
+@_command("lbr-st compare baseline/bm25 my-model --results results --output comparison")
+def compare(
+    system: list[str],
+    *,
+    results: list[str] = ["results"],  # noqa: B006 (never changed)
+    output: str = "comparison",
+    tasks: list[str] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> None:
+    """Compare systems with the first, task by task: better, worse, or not distinguishable.
+
+    Args:
+        system: The reference, then what to compare with it: names as in the tables, with @REVISION where needed.
+        results: Folders that lbr-st evaluate wrote; the latest score of a system and task counts.
+        output: Folder for the comparison.
+        tasks: Compare on these tasks only.
+        resamples: Draws of each bootstrap and test, 10,000 or more.
+        seed: Seed of the draws.
+    """
+    from lbr_st.evaluation.compare import compare as compare_systems
+    from lbr_st.evaluation.comparison_report import format_comparison
+    from lbr_st.evaluation.records import find_system, read_records
+
+    scores = [score for folder in results for score in read_records(folder)]
+    found = [find_system(scores, name) for name in system]
+    if tasks:
+        known = {score.task for scored in found for score in scored}
+        if unknown := [task for task in tasks if task not in known]:
+            fix = did_you_mean(unknown[0], known) or f"There are: {', '.join(sorted(known))}."
+            raise LBRError(f"none of these systems has scores on {unknown[0]!r}.", where="tasks", fix=fix)
+        found = [[score for score in scored if score.task in tasks] for scored in found]
+        if without := [name for name, scored in zip(system, found, strict=True) if not scored]:
+            fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
+            raise LBRError(f"{without[0]!r} has scores on none of these tasks.", where="tasks", fix=fix)
+    comparison = compare_systems(found, resamples=resamples, seed=seed)
+    path = comparison.write(output)
+    print(format_comparison(comparison))
+    print(f"\nWritten: {path}, with comparison.json and changed_queries next to it.")
+
+
+@_command("lbr-st plot --results results --training my-model-work --output plots")
+def plot(*, results: str = "results", training: str | None = None, output: str = "plots") -> None:
+    """Draw scores by task and by embedding size, and the loss curves of a training.
+
+    Args:
+        results: Folder that lbr-st evaluate wrote.
+        training: Work folder of lbr-st train, for its loss curves.
+        output: Folder for the plots.
+    """
+    from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
+    from lbr_st.evaluation.records import read_records
+
+    def whole() -> list[Any]:  # cut embeddings have a plot of their own
+        scores = read_records(results)
+        return [score for score in scores if "truncate_dim" not in score.experiment] or scores
+
+    plots: dict[str, Callable[[Path], list[Path]]] = {
+        "tasks": lambda path: plot_tasks(whole(), path),
+        "embedding_size": lambda path: plot_embedding_size(read_records(results), path),
+    }
+    reasons = []
+    if training:
+        plots["training"] = lambda path: plot_training(training, path)
+    for name, draw in plots.items():
+        try:
+            print("\n".join(map(str, draw(Path(output) / name))))
+        except LBRError as error:
+            reasons.append(f"no plot of {name}: {error}")
+    if len(reasons) == len(plots):
+        raise LBRError("nothing could be plotted.\n" + "\n".join(reasons))
+    if not training:
+        reasons.append("no plot of training: give lbr-st train's work folder as --training.")
+    for reason in reasons:
+        print(reason, file=sys.stderr)
+
+
+@_command("lbr-st check-contamination my_pairs.jsonl --against chem", "data")
+def check_contamination(
+    recipe: Recipe,
+    train: list[str],
+    *,
+    against: list[str],
+    output: str = "contamination",
+    threshold: float = 0.8,
+    fail: bool = False,
+) -> None:
+    """Find training rows that repeat evaluation queries or documents, word for word or nearly.
+
+    Args:
+        recipe: Columns and splits of the data.
+        train: Training data: a .jsonl, .csv or .parquet file, a BEIR folder, a hub dataset, chebi, mondo, pydoc, or a
+            recipe in YAML.
+        against: Evaluation data: a suite (without the hub, its local tasks only), a BEIR folder, or an MTEB task.
+        output: Folder for the report.
+        threshold: Jaccard similarity from which two texts are near duplicates.
+        fail: Exit with status 1 if any row is harmful.
+    """
+    from lbr_st.checking import check_training
+
+    reports, skipped = check_training(train, against, recipe.data, threshold=threshold, seed=recipe.seed)
+    for number, report in enumerate(reports, start=1):
+        report.write(Path(output) / str(number) if len(reports) > 1 else output)
+        print(report.to_markdown())
+    for task, reason in skipped.items():
+        print(f"Not checked against {task}: {reason}.")
+    if fail and (rows := sum(len(report.rows) for report in reports)):
+        fix = "Remove them, or train with data.contamination=drop. The report names each."
+        raise LBRError(f"{rows:,} training rows are harmful.", where=output, fix=fix)
+
+
+@_command("lbr-st card my-model --results results --systems my-model bm25")
+def card(card: str, *, results: str = "results", systems: list[str] | None = None) -> None:
+    """Write the results section of a model card from result files.
+
+    Args:
+        card: A model's folder, or a Markdown file.
+        results: Folder that lbr-st evaluate wrote, or a run's results.json.
+        systems: Systems to show, in this order; all by default.
+    """
+    from lbr_st.card import refresh_card
+
+    refresh_card(Path(card), Path(results), systems=systems or ())
+
+
+@_command("lbr-st submission lbr-chem --org my-org --results results")
+def submission(
+    model: str,
+    *,
+    org: str,
+    output: str = "submission",
+    results: str = "results",
+    revision: str | None = None,
+    name: str | None = None,
+    release_date: str | None = None,
+    license: str | None = None,
+    adapted_from: str | None = None,
+    public_training_code: str | None = None,
+    public_training_data: str | None = None,
+    reference: str | None = None,
+    languages: list[str] | None = None,
+    training_datasets: list[str] | None = None,
+    contacts: list[str] | None = None,
+) -> None:
+    """Write what MTEB's leaderboard wants of a released model, and the steps that are left.
+
+    Args:
+        model: Folder of a released model.
+        org: Organisation or user on the hub to publish under.
+        output: Folder to write.
+        results: Folder that lbr-st evaluate wrote.
+        revision: Commit of the model on the hub, 40 hexadecimal digits, once it is there.
+        name: Name of the model on the hub; the folder's by default.
+        release_date: Day of the release, YYYY-MM-DD; today by default.
+        license: Licence of the weights in MTEB's spelling, or its URL; by default the card's, then the base's.
+        adapted_from: Hub id of the base; the recipe's by default.
+        public_training_code: URL of the training code, where it is public.
+        public_training_data: URL of the training data, where it is public.
+        reference: URL of the model's page; its page on the hub by default.
+        languages: Languages with their scripts, such as eng-Latn; the card's by default.
+        training_datasets: MTEB tasks whose data was trained on; by default those that the recipe's sources name.
+        contacts: GitHub handles of people to ask.
+    """
+    given = {key: value for key, value in locals().items() if key != "model"}
+    from lbr_st.submission import submission as prepare
+
+    if results == "results" and not Path(results).is_dir():
+        given["results"] = None  # the default; one that was named must exist
+    made = prepare(model, **given)
+    filed, mock = made.filed, made.mock
+    print(f"{made.name} at revision {made.revision}{'' if made.published else ' (a digest: it is not on the hub yet)'}")
+    print(f"  {made.meta_file}: ModelMeta; mteb.get_model loads the model through it")
+    public, local = ((len(tasks), *tasks) for tasks in (filed.public, filed.local))
+    print(f"  {made.folder / 'results'}: scores for the leaderboard:", *public)
+    print(f"  {made.folder / 'results_local'}: scores on data that MTEB does not have:", *local)
+    print("\n    ".join([f"  left out: {len(filed.left_out)}", *filed.left_out]))
+    print(f"  {made.folder / 'mock_run.md'}: {mock.passed} of {mock.total} mock tasks passed in {made.seconds:.0f} s")
+    for task, reason in mock.failures.items():
+        print(f"    {task} failed: {' '.join(reason.split())}")
+    print(f"  {made.folder / 'STEPS.md'}: what is left for a person")
+    if not mock.ok:
+        fix = "Find out why before you open a pull request. The report has each in full."
+        what = f"only {mock.passed} of {mock.total} mock tasks passed."
+        raise LBRError(what, where=str(made.folder / "mock_run.md"), fix=fix)
+
+
+@_command("lbr-st export lbr-chem --backend openvino --output lbr-chem-openvino")
+def export(
+    model: str,
+    *,
+    output: str,
+    overwrite: bool = False,
+    backend: Literal["openvino", "onnx"] = "openvino",
+    precision: Literal["float32", "int8"] = "float32",
+    calibration: str | None = None,
+    python: str | None = None,
+) -> None:
+    """Write a released model for a faster backend, and prove that it gives nearly the same embeddings.
+
+    Args:
+        model: Folder of a released model.
+        output: Folder to write.
+        overwrite: Replace the output if it exists.
+        backend: Backend of Sentence Transformers to export for.
+        precision: Precision of weights and products.
+        calibration: File of JSON lines with a "text" each, like those to be encoded, from which int8 with openvino
+            takes its scales; by default documentation of Python's standard library.
+        python: Interpreter of an environment to export in; by default one is made once in the cache.
+    """
+    options = {key: value for key, value in locals().items() if key not in ("model", "output")}
+    from lbr_st.export.exporting import export_model
+
+    made = export_model(model, output, **options)
+    print(f"{output}: {made.backend}, {made.precision}, computing in {made.computes_in}")
+    print(f"  cosine with the release: lowest {made.parity.lowest:.6f}, mean {made.parity.mean:.6f}")
+    print(f"  {', '.join(f'{package} {version}' for package, version in made.versions.items())}")
+    print(f'  SentenceTransformer("{output}", backend="{made.backend}") loads it there; see its README.md')
+
+
+@_command("lbr-st pack lbr-chem --into packed")
+def pack(
+    run: str, *, name: str | None = None, into: str | None = None, results: str | None = None, overwrite: bool = False
+) -> None:
+    """Pack a finished run into a few megabytes, from which lbr-st build makes its model again.
+
+    Args:
+        run: The output of lbr-st train, with its -work folder next to it.
+        name: Name of the model; null takes the recipe's.
+        into: Folder for NAME/; null takes the package's own models/.
+        results: Scores for the card, as lbr-st evaluate or a run wrote them; null takes the run's own.
+        overwrite: Replace a packed model of this name.
+    """
+    from lbr_st.packing.pack import pack as pack_run
+
+    print(pack_run(run, name, into=into, results=results, overwrite=overwrite))
