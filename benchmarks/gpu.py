@@ -92,7 +92,7 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
     from datasets import Dataset
 
     import lbr_st
-    from lbr_st.recipe_sections import LearnConfig
+    from lbr_st.recipe import LearnConfig
     from lbr_st.stages.trainer import LBRTrainer as GuardedTrainer, training_arguments
     from lbr_st.stages.learn import generative_tokens
 

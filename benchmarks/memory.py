@@ -59,7 +59,7 @@ def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
     """Return the peak of a whole process that takes one step of stage 2 with that many pairs, in GiB."""
     import lbr_st
     from lbr_st.domains.tasks import domain_task
-    from lbr_st.recipe_sections import RepresentConfig
+    from lbr_st.recipe import RepresentConfig
 
     data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * pairs))
     model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=192)

@@ -34,10 +34,10 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation import write_results
 from lbr_st.files import new_folder, sha256_of
 from lbr_st.model_files import read_json
-from lbr_st.places import without_place
+from lbr_st.recipe import without_place
 from lbr_st.quantization import is_quantized
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.recipe_arguments import similar
+from lbr_st.recipe_arguments import did_you_mean as similar
 from lbr_st.registry import notice
 
 BUNDLES = Path(lbr_st.__file__).parent / "bundles"

@@ -54,10 +54,10 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
         overwrite: Replace the output if it exists.
         base: Folder of the base model, if the package registry cannot be reached.
     """
-    from lbr_st.packing.packed import find_packed
+    from lbr_st.bundle import find_bundle as find_packed
 
     find_packed(name)  # refuses a wrong name before torch is imported
-    from lbr_st.packing.build import build_released
+    from lbr_st.stages.release import build_released
 
     written = build_released(name, output, base=base, overwrite=overwrite)
     print(f"{written} is ready. In Python:\n")
@@ -195,7 +195,8 @@ def evaluate(
 
         run_evaluate(model, recipe, output, command=command_line())
         return
-    from lbr_st.scoring import evaluate_suites, evaluate_through_beir
+    from lbr_st.evaluation.suites import evaluate_suites
+    from lbr_st.scoring import evaluate_through_beir
 
     options: dict[str, Any] = {"split": split, "name": model_name, "revision": revision, "command": command_line()}
     for key in ("num_queries", "num_documents", "batch_size", "precision"):
@@ -234,8 +235,8 @@ def compare(
         seed: Seed of the draws.
     """
     from lbr_st.evaluation.compare import compare as compare_systems
-    from lbr_st.evaluation.comparison_report import format_comparison
-    from lbr_st.evaluation.records import find_system, read_records
+    from lbr_st.evaluation.compare import format_comparison
+    from lbr_st.evaluation.scores import find_system, read_records
 
     scores = [score for folder in results for score in read_records(folder)]
     found = [find_system(scores, name) for name in system]
@@ -264,7 +265,7 @@ def plot(*, results: str = "results", training: str | None = None, output: str =
         output: Folder for the plots.
     """
     from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
-    from lbr_st.evaluation.records import read_records
+    from lbr_st.evaluation.scores import read_records
 
     def whole() -> list[Any]:  # cut embeddings have a plot of their own
         scores = read_records(results)
@@ -311,7 +312,7 @@ def check_contamination(
         threshold: Jaccard similarity from which two texts are near duplicates.
         fail: Exit with status 1 if any row is harmful.
     """
-    from lbr_st.checking import check_training
+    from lbr_st.evaluation.check_training import check_training
 
     reports, skipped = check_training(train, against, recipe.data, threshold=threshold, seed=recipe.seed)
     for number, report in enumerate(reports, start=1):
@@ -423,7 +424,7 @@ def export(
         python: Interpreter of an environment to export in; by default one is made once in the cache.
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "output")}
-    from lbr_st.export.exporting import export_model
+    from lbr_st.export.export import export_model
 
     made = export_model(model, output, **options)
     print(f"{output}: {made.backend}, {made.precision}, computing in {made.computes_in}")
@@ -445,6 +446,6 @@ def pack(
         results: Scores for the card, as lbr-st evaluate or a run wrote them; null takes the run's own.
         overwrite: Replace a packed model of this name.
     """
-    from lbr_st.packing.pack import pack as pack_run
+    pass
 
     print(pack_run(run, name, into=into, results=results, overwrite=overwrite))

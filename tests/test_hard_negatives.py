@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from lbr_st import LBRError, build_model
 from lbr_st.losses import TokenBudgetRankingLoss
-from lbr_st.recipe_sections import RepresentConfig
+from lbr_st.recipe import RepresentConfig
 from lbr_st.stages.represent import represent, with_hard_negatives
 
 GROUPS, EACH = 30, 4

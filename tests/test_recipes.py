@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbr_st import pipeline
-from lbr_st.commands.recipe_script import recipe_script
+from lbr_st.cli import recipe_script
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.suites import SUITES

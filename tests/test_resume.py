@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from lbr_st.build import build_model
 from lbr_st.load import load_model
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 from lbr_st.token_nll import Head

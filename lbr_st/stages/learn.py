@@ -16,7 +16,7 @@ from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes
-from lbr_st.recipe_sections import LearnConfig
+from lbr_st.recipe import LearnConfig
 from lbr_st.stages.trainer import train
 from lbr_st.tokens import Column, tokenized
 

@@ -19,7 +19,7 @@ from lbr_st.errors import LBRError
 from lbr_st.losses import TokenBudgetRankingLoss
 from lbr_st.precision import Precision
 from lbr_st.processes import start_processes, world_size
-from lbr_st.recipe_sections import RepresentConfig
+from lbr_st.recipe import RepresentConfig
 from lbr_st.stages.trainer import train
 from lbr_st.tokens import Column, tokenized
 

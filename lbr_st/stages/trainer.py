@@ -40,7 +40,7 @@ from lbr_st.merged_lora import merged_while_training
 from lbr_st.precision import Precision, use_bfloat16
 from lbr_st.processes import first_alone, is_first, wait, world_size
 from lbr_st.quantization import load_weights
-from lbr_st.recipe_sections import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.registry import notice
 from lbr_st.tokens import TokenCollator
 
