@@ -93,8 +93,9 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
 
     import lbr_st
     from lbr_st.recipe import LearnConfig
-    from lbr_st.stages.trainer import LBRTrainer as GuardedTrainer, training_arguments
     from lbr_st.stages.learn import generative_tokens
+    from lbr_st.stages.trainer import LBRTrainer as GuardedTrainer
+    from lbr_st.stages.trainer import training_arguments
 
     pairs = Dataset.from_dict(
         {

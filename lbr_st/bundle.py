@@ -28,15 +28,14 @@ from lbr_st.adapters import has_lora, load_lora, read_lora_config, save_lora
 from lbr_st.bases import BASES
 from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.build import build_model
-from lbr_st.load import load_model
 from lbr_st.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import write_results
 from lbr_st.files import new_folder, sha256_of
+from lbr_st.load import load_model
 from lbr_st.model_files import read_json
-from lbr_st.recipe import without_place
 from lbr_st.quantization import is_quantized
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, save_recipe, without_place
 from lbr_st.recipe_arguments import did_you_mean as similar
 from lbr_st.registry import notice
 

@@ -27,9 +27,8 @@ from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks
 from lbr_st.evaluation.scores import score_from_dict
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import write_whole
-from lbr_st.recipe import recipe_without_places
 from lbr_st.processes import world_size
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.versions import installed_versions
 
 RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"

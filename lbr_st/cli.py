@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lbr_st.commands import Command
 
 USER_ERROR, USAGE, INTERRUPTED = 1, 2, 130
+OLD_NAMES = {"pack": "bundle"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +85,7 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     if not argv or argv[0].startswith("-"):
         _overview(COMMANDS).parse_args(argv[:1])  # leaves with --help and --version
         raise _UsageError("a command must be given.")
-    if (name := argv[0]) not in COMMANDS:
+    if (name := OLD_NAMES.get(argv[0], argv[0])) not in COMMANDS:
         raise _UsageError(f"{name!r} is no command.", did_you_mean(name, COMMANDS))
     command = COMMANDS[name]
     parameters, keys = _parameters(command), _recipe_keys(command)

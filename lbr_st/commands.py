@@ -49,14 +49,11 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
     """Build a trained model that comes with this package, such as lbr-chem, into a folder.
 
     Args:
-        name: A trained model of this package, or the folder of a packed one.
+        name: A trained model of this package, or the folder of a bundle.
         output: Folder to write; null takes the model's name in the current folder.
         overwrite: Replace the output if it exists.
-        base: Folder of the base model, if the package registry cannot be reached.
+        base: Folder of the base, if its name does not lead to it.
     """
-    from lbr_st.bundle import find_bundle as find_packed
-
-    find_packed(name)  # refuses a wrong name before torch is imported
     from lbr_st.stages.release import build_released
 
     written = build_released(name, output, base=base, overwrite=overwrite)
@@ -190,21 +187,18 @@ def evaluate(
         revision: Name of this version of the model; null takes the hub's commit, or a digest.
         harness: Program that searches and scores; beir takes local data only.
     """
+    options: dict[str, Any] = {"harness": harness, "dimensions": dimensions or (), "name": model_name}
+    options |= {"revision": revision, "command": command_line()}
     if not suite:
         from lbr_st.pipeline import run_evaluate
 
-        run_evaluate(model, recipe, output, command=command_line())
+        run_evaluate(model, recipe, output, **options)
         return
     from lbr_st.evaluation.suites import evaluate_suites
-    from lbr_st.scoring import evaluate_through_beir
 
-    options: dict[str, Any] = {"split": split, "name": model_name, "revision": revision, "command": command_line()}
     for key in ("num_queries", "num_documents", "batch_size", "precision"):
         options[key] = getattr(recipe.evaluate, key)
-    if harness == "beir":
-        report = evaluate_through_beir(model, suite, output, **options)
-    else:
-        report = evaluate_suites(model, suite, output, only=only, dimensions=dimensions or (), **options)
+    report = evaluate_suites(model, suite, output, only=only, split=split, **options)
     print(report.to_markdown())
     if report.failed:
         what = f"{len(report.failed)} of {len(report.failed) + len(report.scores) + len(report.skipped)} tasks failed."
@@ -383,20 +377,10 @@ def submission(
     if results == "results" and not Path(results).is_dir():
         given["results"] = None  # the default; one that was named must exist
     made = prepare(model, **given)
-    filed, mock = made.filed, made.mock
-    print(f"{made.name} at revision {made.revision}{'' if made.published else ' (a digest: it is not on the hub yet)'}")
-    print(f"  {made.meta_file}: ModelMeta; mteb.get_model loads the model through it")
-    public, local = ((len(tasks), *tasks) for tasks in (filed.public, filed.local))
-    print(f"  {made.folder / 'results'}: scores for the leaderboard:", *public)
-    print(f"  {made.folder / 'results_local'}: scores on data that MTEB does not have:", *local)
-    print("\n    ".join([f"  left out: {len(filed.left_out)}", *filed.left_out]))
-    print(f"  {made.folder / 'mock_run.md'}: {mock.passed} of {mock.total} mock tasks passed in {made.seconds:.0f} s")
-    for task, reason in mock.failures.items():
-        print(f"    {task} failed: {' '.join(reason.split())}")
-    print(f"  {made.folder / 'STEPS.md'}: what is left for a person")
-    if not mock.ok:
-        fix = "Find out why before you open a pull request. The report has each in full."
-        what = f"only {mock.passed} of {mock.total} mock tasks passed."
+    print(f"{made.state}\n- `STEPS.md`: what is left for a person.\nAll of it is in {made.folder}.")
+    if made.failures or not made.total:
+        what = f"only {made.total - len(made.failures)} of {made.total} mock tasks passed."
+        fix = "Find out why before you open a pull request. The report has each failure in full."
         raise LBRError(what, where=str(made.folder / "mock_run.md"), fix=fix)
 
 
@@ -433,19 +417,26 @@ def export(
     print(f'  SentenceTransformer("{output}", backend="{made.backend}") loads it there; see its README.md')
 
 
-@_command("lbr-st pack lbr-chem --into packed")
-def pack(
-    run: str, *, name: str | None = None, into: str | None = None, results: str | None = None, overwrite: bool = False
+@_command("lbr-st bundle lbr-chem --into bundles")
+def bundle(
+    run: str,
+    *,
+    name: str | None = None,
+    into: str | None = None,
+    base: str | None = None,
+    results: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Pack a finished run into a few megabytes, from which lbr-st build makes its model again.
+    """Write a small copy of a trained model, from which lbr-st build makes the model again.
 
     Args:
-        run: The output of lbr-st train, with its -work folder next to it.
+        run: The output of lbr-st train, with its -work folder next to it; or the folder of a model in training form.
         name: Name of the model; null takes the recipe's.
-        into: Folder for NAME/; null takes the package's own models/.
+        into: Folder for NAME/; null takes the package's own bundles/.
+        base: Folder of the base, if its name does not lead to it.
         results: Scores for the card, as lbr-st evaluate or a run wrote them; null takes the run's own.
-        overwrite: Replace a packed model of this name.
+        overwrite: Replace a bundle of this name.
     """
-    pass
+    from lbr_st.bundle import bundle as write
 
-    print(pack_run(run, name, into=into, results=results, overwrite=overwrite))
+    print(write(run, name, into=into, base=base, results=results, overwrite=overwrite))

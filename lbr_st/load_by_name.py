@@ -9,11 +9,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from lbr_st.bases import BASES, resolve_base
-from lbr_st.build import explain_base_errors
-from lbr_st.load import load_model
 from lbr_st.errors import LBRError
-from lbr_st.load import load_stock
-from lbr_st.model_files import without_code
+from lbr_st.load import load_model, load_stock
+from lbr_st.model_files import explain_load_errors, without_code
 from lbr_st.precision import Precision, encoding_options
 
 
@@ -67,7 +65,7 @@ def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransf
     Raises:
         LBRError: The base is not available.
     """
-    with explain_base_errors(base):
+    with explain_load_errors(base, "the base"):
         transformer = Transformer(
             resolve_base(base),
             max_seq_length=max_seq_length,

@@ -13,26 +13,24 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.build import build_model
-from lbr_st.load import load_model
 from lbr_st.card import CARD_FACTS, provenance, run_card, write_card, write_origin
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, format_table, write_results
-from lbr_st.files import new_folder, refuse_existing, refuse_nameless
-from lbr_st.load import load_model, load_stock
-from lbr_st.locks import only_run
 from lbr_st.evaluation.suites import evaluate, held_out
+from lbr_st.files import new_folder, refuse_existing, refuse_nameless
+from lbr_st.load import load_model
 from lbr_st.locks import only_run
 from lbr_st.processes import first_alone, is_first, start_processes, wait
 from lbr_st.quantization import check_quantize
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.registry import notice
+from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
 from lbr_st.run_scores import RunScores
 from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
 from lbr_st.stages.learn import learn
 from lbr_st.stages.release import stock_form
 from lbr_st.stages.represent import represent
 from lbr_st.stages.trainer import shards, whole_model
-from lbr_st.run_data import evaluation_set
 
 RESULTS = "results.json"
 

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.data.contamination import ContaminationCheck
-from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data import (
     RetrievalSet,
     read_beir,
     read_pairs,
     read_texts,
 )
+from lbr_st.data.contamination import ContaminationCheck
+from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.sources import is_local
 from lbr_st.data.lines import save_rows, scratch
+from lbr_st.data.sources import is_local
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError

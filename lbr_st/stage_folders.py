@@ -9,7 +9,6 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.load import load_model
 from lbr_st.card import PROVENANCE
 from lbr_st.files import new_folder
 from lbr_st.load import load_model

@@ -24,9 +24,7 @@ from lbr_st.bases import BASES
 from lbr_st.data.origins import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
-from lbr_st.evaluation.records import FOLDER
-from lbr_st.evaluation.scores import read_record
-from lbr_st.evaluation.scores import TaskScore
+from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
 from lbr_st.evaluation.systems import model_digest
 from lbr_st.files import refuse_existing
 from lbr_st.load import load_stock
@@ -400,11 +398,11 @@ def _own(source: Path, digest: str) -> tuple[dict[str, tuple[TaskScore, Path]], 
     """Return the latest score of each task and MTEB's file of it, and a line for each other one."""
     found: dict[str, tuple[TaskScore, Path]] = {}
     left_out = []
-    records = sorted((source / FOLDER).rglob("*.json"))
+    records = sorted((source / RECORDS).rglob("*.json"))
     if not records:
         raise LBRError("there are no results here.", where=str(source), fix="Run `lbr-st evaluate MODEL` first.")
     for record in records:
-        score, path = read_record(record), source / PUBLIC / record.relative_to(source / FOLDER)
+        score, path = read_record(record), source / PUBLIC / record.relative_to(source / RECORDS)
         if score is None:
             left_out.append(f"{record.relative_to(source)}: cannot be read")
         elif score.digest != digest:

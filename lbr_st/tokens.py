@@ -21,8 +21,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from lbr_st.data.texts import digests
 from lbr_st.data.lines import processes
+from lbr_st.data.texts import digests
 from lbr_st.files import new_folder
 from lbr_st.locks import alone
 

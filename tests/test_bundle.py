@@ -20,10 +20,10 @@ from lbr_st import bases, pipeline
 from lbr_st import bundle as bundle_module
 from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.build import build_model
-from lbr_st.load import load_model
 from lbr_st.bundle import MANIFEST, bundle, find_bundle, read_bundle, shipped_models, training_model
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
+from lbr_st.load import load_model
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 from lbr_st.stages.release import build_released, release
 

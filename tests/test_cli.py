@@ -8,8 +8,7 @@ import pytest
 
 from lbr_st.cli import COMMANDS, _parse, command_line, main
 from lbr_st.errors import LBRError
-from lbr_st.recipe import Recipe, save_recipe
-from lbr_st.recipe import field_types
+from lbr_st.recipe import Recipe, field_types, save_recipe
 
 
 @pytest.fixture

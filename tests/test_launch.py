@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lbr_st.stages.sharding import name_layers
 from safetensors.numpy import load_file
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.stages.sharding import name_layers
 
 PROGRAM = str(Path(__file__).with_name("launched.py"))
 

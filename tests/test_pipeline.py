@@ -8,7 +8,6 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.recipe import baseline
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs

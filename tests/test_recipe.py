@@ -116,7 +116,10 @@ def test_any_valid_recipe_survives_its_file(tmp_path_factory, values):
         ("model: {token_init: zeros}", ["model.token_init: must be one of mean, eos, random, not zeros"]),
         ("learn: {learning_rate: fast}", ["learn.learning_rate: must be a number, not fast"]),
         ("learn: {pairs: natural}", ["learn.pairs: must be a list out of natural,", "not natural"]),
-        ("represent: {matryoshka_dims: [64, big]}", ["matryoshka_dims: must be a list, each item a", "not [64, 'big']"]),
+        (
+            "represent: {matryoshka_dims: [64, big]}",
+            ["matryoshka_dims: must be a list, each item a", "not [64, 'big']"],
+        ),
         ("data: {also: [1]}", ["data.also: must be a list, each item", "not [1]"]),
         ("learn: {pairs: [backwards]}", ["learn.pairs: must be a list out of natural,", "not ['backwards']"]),
     ],

@@ -13,7 +13,6 @@ from tiny_models import perturbed
 
 from lbr_st import bundle
 from lbr_st.build import build_model
-from lbr_st.load import load_model
 from lbr_st.errors import LBRError
 from lbr_st.load import load_model
 from lbr_st.stages import release as release_module

@@ -8,9 +8,8 @@ import pytest
 from datasets import Dataset
 
 from lbr_st import run_data as module
-from lbr_st.data import tables
-from lbr_st.data.texts import normalise
 from lbr_st.data.beir import RetrievalSet, stable_order
+from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.learn_pairs import learn_pairs

@@ -13,9 +13,16 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.cli import command_line
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.recipe import without_place
-from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
+from lbr_st.recipe import (
+    DataConfig,
+    EvaluateConfig,
+    LearnConfig,
+    ModelConfig,
+    Recipe,
+    RepresentConfig,
+    load_recipe,
+    without_place,
+)
 from lbr_st.stages.release import release
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"

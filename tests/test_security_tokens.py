@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lbr_st.bottleneck import backbone_of
 from lbr_st.build import build_model
-from lbr_st.load import load_model
 from lbr_st.data.lines import write_rows
+from lbr_st.load import load_model
 from lbr_st.modules.bottleneck_tokens import with_bottleneck_tokens
 from lbr_st.rows import targets_of
 from lbr_st.stages.release import release

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 from hub_folder import write_hub_folder
 
-import lbr_st.scoring as scoring
 from lbr_st.data import RetrievalSet, write_beir
 from lbr_st.domains import tasks as domain_tasks
-from lbr_st.domains.definitions import DomainTask
-from lbr_st.data import RetrievalSet, domain_tasks, write_beir
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import find_system, read_records

@@ -15,11 +15,10 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st.files import write_whole
 from lbr_st.load import load_model
+from lbr_st.load_by_name import load_by_name, mean_pooling
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
-from lbr_st.recipe import Recipe
-from lbr_st.recipe import RepresentConfig
-from lbr_st.load_by_name import load_by_name, mean_pooling
+from lbr_st.recipe import Recipe, RepresentConfig
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from lbr_st.data.texts import digest
 from lbr_st.data.beir import stable_order
+from lbr_st.data.texts import digest
 from lbr_st.domains.tasks import domain_task
 from lbr_st.files import write_whole
 from lbr_st.learn_pairs import learn_pairs

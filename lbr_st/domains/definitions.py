@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.texts import normalise
 from lbr_st.data.beir import RetrievalSet, stable_order
+from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.registry import read_member
 

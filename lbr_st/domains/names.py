@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lbr_st.data.texts import normalise
 from lbr_st.data.beir import RetrievalSet, stable_order
+from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask, pair_table, record_table
 from lbr_st.errors import LBRError
 

@@ -8,16 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.contamination import ContaminationCheck as Evaluation
 from lbr_st.data import RetrievalSet, read_pairs, read_texts
-from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
+from lbr_st.data.contamination import ContaminationCheck as Evaluation
+from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
 from lbr_st.evaluation.suites import hub_reachable, plan
-from lbr_st.recipe import load_recipe
-from lbr_st.recipe import DataConfig
+from lbr_st.recipe import DataConfig, load_recipe
 from lbr_st.run_data import recipe_columns
 
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from lbr_st.adapters import has_lora, merge_lora
 from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.load import load_model
 from lbr_st.bundle import (
     ADAPTER,
     LEAST_COSINE,
@@ -33,6 +32,7 @@ from lbr_st.bundle import (
 from lbr_st.card import PACKAGES, CardInfo, info_in, write_card, write_origin
 from lbr_st.errors import LBRError
 from lbr_st.files import new_folder, refuse_existing
+from lbr_st.load import load_model
 from lbr_st.registry import notice
 from lbr_st.versions import installed_versions
 

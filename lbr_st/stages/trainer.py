@@ -32,9 +32,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from lbr_st.adapters import TRAINED_ROWS
 from lbr_st.bottleneck import backbone_of
-from lbr_st.load import load_model
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.files import is_marked_whole, mark_whole
+from lbr_st.load import load_model
 from lbr_st.losses import IBGenerativeLoss
 from lbr_st.merged_lora import merged_while_training
 from lbr_st.precision import Precision, use_bfloat16
