@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from lbr_st import run_data as module
+from lbr_st.data import lines
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask

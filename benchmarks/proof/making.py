@@ -19,6 +19,7 @@ from lbr_st.load_by_name import load_by_name, mean_pooling
 from lbr_st.pipeline import build
 from lbr_st.precision import use_bfloat16
 from lbr_st.recipe import Recipe, RepresentConfig
+from lbr_st.run_data import RunData
 from lbr_st.stages.learn import learn
 from lbr_st.stages.represent import represent
 

@@ -21,7 +21,7 @@ from lbr_st.evaluation.run import versions
 from lbr_st.evaluation.scores import TaskScore
 from lbr_st.files import write_whole
 from lbr_st.precision import use_bfloat16
-from lbr_st.recipe import Recipe
+from lbr_st.recipe import Recipe, baseline
 from lbr_st.registry import notice
 from lbr_st.run_data import RunData
 
