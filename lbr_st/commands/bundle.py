@@ -76,4 +76,4 @@ BUNDLE = Command(
     "lbr-st bundle lbr-chem --into bundles",
     _bundle_arguments,
 )
-PACK = Command(_bundle, "The old name of bundle.", "RUN", "lbr-st bundle lbr-chem --into bundles", _bundle_arguments)
+PACK = Command(_bundle, "The old name of bundle.", "RUN", "lbr-st pack lbr-chem --into bundles", _bundle_arguments)
