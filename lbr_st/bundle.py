@@ -50,8 +50,8 @@ FORMAT = 2
 
 MANIFEST, PROBES, PROJECTION, RESULTS = "manifest.json", "probes.safetensors", "projection.safetensors", "results.json"
 
-LEAST_COSINE = 0.9999
-"""What a copy must reach on every probe text next to the model that it was made of."""
+LEAST_COSINE, LEAST_BUILT = 0.9999, 0.999
+"""What a copy must reach on every probe text next to the model that it was made of, and one that is built elsewhere."""
 
 PROBE_TEXTS = (
     "aspirin",
@@ -97,10 +97,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def find_bundle(name: str) -> Path:
-    """Return the folder of a bundle.
-
-    Args:
-        name: One that comes with this package, or a folder.
+    """Return the folder of a bundle by the name of one that comes with this package, or by its path.
 
     Raises:
         LBRError: It is neither.
@@ -158,12 +155,15 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, recipe=recipe, **{key: manifest[key] for key in keys})
 
 
-def training_model(bundle: Bundle, *, base: str | None = None) -> SentenceTransformer:
-    """Return a bundle's model in training form, its adapter on the full-precision base.
+def training_model(
+    bundle: Bundle, *, base: str | None = None, least: float = LEAST_BUILT
+) -> tuple[SentenceTransformer, float]:
+    """Return a bundle's model in training form, on the full-precision base, and its lowest cosine on the probe texts.
 
     Args:
         bundle: The bundle.
         base: Where the base is; None for where its name leads (the package registry, or a hub).
+        least: The cosine that the embeddings of every probe text must have to those in the bundle.
 
     Raises:
         LBRError: The base is not the one that the adapter was trained on, or is not available.
@@ -194,21 +194,26 @@ def training_model(bundle: Bundle, *, base: str | None = None) -> SentenceTransf
         raise LBRError(
             f"its tokenizer is not that of the base that {bundle.name} was trained on.",
             where=base or name,
-            fix=OTHER_BASE if base else OTHER_CACHE,
+            fix=_OTHER,
         )
     load_lora(backbone.model, bundle.folder)
     if pooler.projection is not None:
         load_weights(pooler.projection, bundle.folder / PROJECTION)
-    return model
+    lowest = cosines(load_file(bundle.folder / PROBES)["embeddings"], encode_probes(model, bundle.probes)).min()
+    if not lowest >= least:
+        raise LBRError(
+            f"{bundle.name} on this base, its adapter in 16 bits, gives other embeddings than the trained model: the "
+            f"lowest cosine of a probe text is {lowest:.6f}. Nothing was written.",
+            where=base or name,
+            fix=_OTHER,
+        )
+    return model, float(lowest)
 
 
-OTHER_BASE = "Give the base that it was trained on, or none, to have the one that it names."
-OTHER_CACHE = "Remove bases/ from the cache, so that it is made again; if that does not help, please report it."
-
-
-def proof(model: SentenceTransformer, bundle: Bundle) -> float:
-    """Return the lowest cosine of a model's embeddings of the probe texts to those in a bundle."""
-    return float(cosines(load_file(bundle.folder / PROBES)["embeddings"], encode_probes(model, bundle.probes)).min())
+_OTHER = (
+    "Give the base that it was trained on. For an embedded base, remove bases/ from the cache and build again. For a new "
+    "bundle, train with a lower learning rate."
+)
 
 
 def bundle(
@@ -328,15 +333,7 @@ def write_bundle(
                 where=info.name,
                 fix="Train with a smaller model.lora_rank, or write the bundle into another folder.",
             )
-        base = base or backbone.base
-        written = read_bundle(folder)
-        lowest = proof(training_model(written, base=base), written)
-        if not lowest >= LEAST_COSINE:
-            raise LBRError(
-                f"in 16 bits the adapter gives other embeddings (lowest cosine {lowest:.6f}); nothing was written.",
-                where=info.name,
-                fix="Train with a larger model.lora_alpha, or a lower learning rate, so that its weights are in range.",
-            )
+        _, lowest = training_model(read_bundle(folder), base=base or backbone.base, least=LEAST_COSINE)
     notice(f"{output}: {size / 1e6:.2f} MB, lowest cosine to the model {lowest:.6f}.")
     return output
 

@@ -89,16 +89,7 @@ def run_card(
     results: Path | None,
     made: dict[str, Any],
 ) -> CardInfo:
-    """Return what the card of a run's model says.
-
-    Args:
-        recipe: The run.
-        licences: A line for each source of its data.
-        contamination: What the check of its data found.
-        examples: A query and a document of its pairs.
-        results: Its ``results.json``; None if it was not scored.
-        made: What :func:`provenance` said of it.
-    """
+    """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
     base = BASES.get(recipe.model.base)
     sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
     tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
@@ -150,8 +141,8 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None
     """Write ``README.md`` into a released model's folder: Sentence Transformers' own card, and our sections after it.
 
     Args:
-        stock: The released model, in stock form.
-        folder: Where it lies.
+        stock: The released model.
+        folder: Where it is.
         info: What to say.
     """
     data = SentenceTransformerModelCardData(

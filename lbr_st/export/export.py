@@ -179,7 +179,7 @@ _FIX = {
 
 
 def export_card(card: str, export: Export) -> str:
-    """Return a release's card with a section on the export below its title, or before everything.
+    """Return a release's card with a section on the export below its title, or at its end.
 
     Args:
         card: The release's ``README.md``; "" if it has none.
@@ -220,7 +220,7 @@ model = SentenceTransformer("FOLDER", backend="{export.backend}")
 | compared with the release in | {here} |"""
     before, title, rest = f"\n{card}".partition("\n# ")
     if not title:
-        return f"{section}\n\n{card}".rstrip() + "\n"
+        return f"{card.rstrip()}\n\n{section}\n".lstrip()
     heading, _, rest = rest.partition("\n")
     return f"{before}{title}{heading}\n\n{section}\n\n{rest.lstrip()}".lstrip()
 
