@@ -11,6 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbr_st import batches
 from lbr_st.batches import SimilarGroups, TokenBatchSampler
 from lbr_st.tokens import Column, _features
 
