@@ -142,7 +142,12 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     """
     file, config = Path(folder) / ADAPTER_SAFE_WEIGHTS_NAME, read_lora_config(folder)
     base = config.base_model_name_or_path
-    model.add_adapter(config)
+    try:
+        model.add_adapter(config)
+    except ValueError as error:  # the base has no layers of these names
+        what = f"the adapter does not fit its base: {str(error).partition('. ')[0]}."
+        fix = "Use the base named in adapter_config.json."
+        raise LBRError(what, where=str(file.with_name(ADAPTER_CONFIG_NAME)), fix=fix) from error
     cast_adapter_dtype(model, "default")
     # add_adapter writes the folder there that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
