@@ -52,7 +52,7 @@ def nothing_is_read(monkeypatch):
         def never(*args, **options):
             raise AssertionError("a source was read")
 
-        for name in ("read_texts", "read_pairs", "read_beir", "domain_task", "hold_out", "Evaluation", "_read"):
+        for name in ("read_texts", "read_pairs", "read_beir", "domain_task", "hold_out", "ContaminationCheck", "_read"):
             monkeypatch.setattr(training_data, name, never)
         for name in ("gather", "learn_pairs"):
             monkeypatch.setattr(prepared, name, never)
