@@ -43,13 +43,14 @@ def test_the_other_commands(calls):
     assert main(["evaluate", "model", "--output", "out", "--evaluate.num_queries", "5"]) == 0
     evaluated = Recipe()
     evaluated.evaluate.num_queries = 5
+    plain = {"harness": "mteb", "dimensions": (), "name": None, "revision": None}
     assert calls == [
         ("run_learn", (Recipe(), "out"), {"overwrite": False}),
         ("run_represent", (Recipe(), None, "out"), {"overwrite": False}),
         ("run_represent", (Recipe(), "model", "out"), {"overwrite": True}),
         ("release", ("model", "out"), {"adapter_only": True, "overwrite": False, "base": None}),
         ("reconstruct", ("model", ["water", "null", "1"], 8), {}),
-        ("run_evaluate", ("model", evaluated, "out"), {"command": "lbr-st a 'b c'"}),
+        ("run_evaluate", ("model", evaluated, "out"), {"command": "lbr-st a 'b c'", **plain}),
     ]
 
 
