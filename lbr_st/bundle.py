@@ -211,8 +211,8 @@ def training_model(
 
 
 _OTHER = (
-    "Give the base that it was trained on. For an embedded base, remove bases/ from the cache and build again. For a new "
-    "bundle, train with a lower learning rate."
+    "Give the base that it was trained on. For an embedded base, remove bases/ from the cache and build again. For a "
+    "new bundle, train with a lower learning rate."
 )
 
 
