@@ -415,13 +415,9 @@ def test_a_run_that_cannot_be_packed(run, tmp_path, changes, what):
     assert not (tmp_path / "packed").exists()
 
 
-def test_a_run_that_is_not_finished_or_damaged(run, tmp_path):
+def test_a_run_that_is_not_finished(run, tmp_path):
     work = work_copy(run, tmp_path)
-    config = tmp_path / "run-work" / "represent" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"r": 2', '"r": 3'))
-    with pytest.raises(LBRError, match=r"adapter_config\.json is not what was written"):
-        pack(work, into=tmp_path / "packed")
-    shutil.rmtree(config.parent)
+    shutil.rmtree(tmp_path / "run-work" / "represent")
     with pytest.raises(LBRError, match="represent: this stage of the run is not finished"):
         pack(work, into=tmp_path / "packed")
     with pytest.raises(LBRError, match="there is no run here"):
