@@ -174,6 +174,14 @@ class LBRTrainer(SentenceTransformerTrainer):
     def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
         """Leave out Sentence Transformers' own card, which quotes training texts. A release writes its own."""
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure on every held-out row; under DDP training leaves out a last batch that is not full."""
+        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = before
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does; with ``resume_from_checkpoint`` True, from :func:`newest_checkpoint`."""
         if resume_from_checkpoint is True:
