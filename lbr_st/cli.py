@@ -82,8 +82,9 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the command's name and its arguments: command line before recipe file before defaults."""
     from lbr_st.commands import COMMANDS
 
+    if argv[:1] in (["-h"], ["--help"], ["--version"]):
+        _overview(COMMANDS).parse_args(argv[:1])  # exits
     if not argv or argv[0].startswith("-"):
-        _overview(COMMANDS).parse_args(argv[:1])  # leaves with --help and --version
         raise _UsageError("a command must be given.")
     if (name := OLD_NAMES.get(argv[0], argv[0])) not in COMMANDS:
         raise _UsageError(f"{name!r} is no command.", did_you_mean(name, COMMANDS))
@@ -159,13 +160,12 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
             options |= {"type": get_args(listed)[0], "nargs": "+"}
         else:
             options["type"] = item.annotation
-        if item.kind != item.KEYWORD_ONLY:
+        if item.kind == item.KEYWORD_ONLY:
+            options |= {"required": True} if item.default is item.empty else {"default": item.default}
+            parser.add_argument(_shown(item), **options)
+        else:
             options |= {"metavar": _shown(item)} | ({} if item.default is item.empty else {"nargs": "?"})
             parser.add_argument(item.name, **options)
-        elif item.default is item.empty:
-            parser.add_argument(_shown(item), required=True, **options)
-        else:
-            parser.add_argument(_shown(item), default=item.default, **options)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     if keys := _recipe_keys(command):
         text = "Recipe in YAML; flags on the command line win over it."
@@ -205,21 +205,22 @@ def _usage(item: inspect.Parameter) -> str:
 
 def _spelled(name: str, command: Command, argv: list[str]) -> list[str]:
     """Return a command line with the older spelling --work_folder as --work-folder; refuse unknown flags."""
-    keys = [f"--{key}" for key in _recipe_keys(command)]
-    own = [_shown(item) for item in _parameters(command).values()]
-    known = [*own, *keys, "--debug", "--help", *(["--config"] if keys else [])]
+    keys = _recipe_keys(command)
+    own = [_shown(item).removeprefix("--") for item in _parameters(command).values() if item.kind == item.KEYWORD_ONLY]
+    known = [*keys, *own, "debug", "help", *(["config"] if keys else [])]
     words: list[str] = []
     for index, word in enumerate(argv):
         flag, equals, value = word.partition("=")
+        given = flag.removeprefix("--")
         if word == "--":
             return words + argv[index:]
-        if (hyphened := flag.replace("_", "-")) in own:
-            flag = hyphened
-        elif flag.startswith("--") and " " not in flag and flag.removesuffix("+") not in known:
-            inside = [key for key in keys if key.startswith(f"{flag}.")]
-            fix = f"Its fields are flags, such as {inside[0]}." if inside else None
-            guess = did_you_mean(flag[2:], [item[2:] for item in known if item.startswith("--")], "--")
-            raise _UsageError(f"unknown flag {flag}.", fix or guess, name)
+        if given != flag and " " not in flag:
+            if (hyphened := given.replace("_", "-")) in own:
+                flag = f"--{hyphened}"
+            elif given.removesuffix("+") not in known:
+                inside = [key for key in keys if key.startswith(f"{given}.")]
+                fix = f"Its fields are flags, such as --{inside[0]}." if inside else did_you_mean(given, known, "--")
+                raise _UsageError(f"unknown flag {flag}.", fix, name)
         words.append(f"{flag}{equals}{value}")
     return words
 

@@ -20,7 +20,7 @@ from lbr_st.recipe_arguments import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
-# Recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
+# Older recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
 sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
 
 
@@ -102,18 +102,18 @@ def learn(recipe: Recipe, *, output: str, overwrite: bool = False) -> None:
 
 
 @_command("lbr-st represent after-learn --output after-represent", "model", "data", "learn", "represent")
-def represent(recipe: Recipe, model: str | None = None, *, output: str, overwrite: bool = False) -> None:
+def represent(recipe: Recipe, model_folder: str | None = None, *, output: str, overwrite: bool = False) -> None:
     """Run stage 2 only: train the compressed representation contrastively.
 
     Args:
         recipe: What to run.
-        model: Folder of a trained model in training form, such as learn writes; without it, starts from the base.
+        model_folder: A trained model in training form, such as learn writes; without it, starts from the base.
         output: Folder to write.
         overwrite: Replace the output if it exists.
     """
     from lbr_st.pipeline import run_represent
 
-    run_represent(recipe, model, output, overwrite=overwrite)
+    run_represent(recipe, model_folder, output, overwrite=overwrite)
 
 
 @_command("lbr-st release after-represent --output my-model")

@@ -1,10 +1,10 @@
-"""The one exception type for mistakes that a user can mend, and the one for a run that was interrupted."""
+"""The exception for mistakes that a user can fix, and the one for a run that was interrupted."""
 
 from __future__ import annotations
 
 
 class LBRError(ValueError):
-    """A mistake in what the user gave: says what is wrong, where, and what to do about it.
+    """A mistake in what the user gave. The message says what is wrong, where, and what to do about it.
 
     Args:
         what: What is wrong, with the offending value.
@@ -33,7 +33,7 @@ def _rebuild(what: str, where: str | None, fix: str | None) -> LBRError:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user, or a scheduler by SIGTERM, ended a run: says what was kept and how to continue.
+    """The user, or a scheduler by SIGTERM, ended a run: says what was kept and how to resume.
 
-    Not an :class:`Exception`: nothing that catches those is to go on as if nothing had been.
+    Derives from :class:`KeyboardInterrupt` so that ``except Exception`` does not swallow it.
     """

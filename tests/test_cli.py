@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbr_st.cli import COMMANDS, _parse, command_line, main
+from lbr_st.cli import _parse, command_line, main
+from lbr_st.commands import COMMANDS
 from lbr_st.errors import LBRError
 from lbr_st.recipe import Recipe, field_types, save_recipe
 
@@ -38,8 +39,8 @@ def test_the_other_commands(calls):
     assert main(["learn", "--output", "out"]) == 0
     assert main(["represent", "--output", "out"]) == 0
     assert main(["represent", "model", "--output", "out", "--overwrite"]) == 0
-    assert main(["release", "model", "--output", "out", "--adapter_only"]) == 0
-    assert main(["reconstruct", "model", "water", "null", "1", "--max_new_tokens", "8"]) == 0
+    assert main(["release", "model", "--output", "out", "--adapter-only"]) == 0
+    assert main(["reconstruct", "model", "water", "null", "1", "--max_new_tokens=8"]) == 0  # the older spelling
     assert main(["evaluate", "model", "--output", "out", "--evaluate.num_queries", "5"]) == 0
     evaluated = Recipe()
     evaluated.evaluate.num_queries = 5
@@ -77,10 +78,27 @@ def test_lists_and_null(calls):
     assert recipe.name == "1"
 
 
+@pytest.mark.parametrize("words", [["--represent.replay_weight", "0.1"], ["--represent.replay_weight=0.1"]])
+def test_a_retired_flag_is_ignored_with_one_notice(calls, capsys, words):
+    assert main(["train", *words, "--output", "out", "--learn.nll_kernel", "liger", "--name", "mine"]) == 0
+    assert calls[0][1] == (Recipe(name="mine"), "out")
+    [notice] = capsys.readouterr().err.splitlines()
+    assert all(part in notice for part in ("represent.replay_weight", "learn.nll_kernel", "ignored"))
+
+
+def test_a_list_is_several_words_or_one_in_brackets():
+    for words in (["eng-Latn", "deu-Latn"], ["[eng-Latn,", "deu-Latn]"], ["[eng-Latn,deu-Latn]"]):
+        given = _parse(["submission", "m", "--org", "o", "--languages", *words])[1]
+        assert given["languages"] == ["eng-Latn", "deu-Latn"]
+    assert _parse(["submission", "m", "--org", "o", "--training_datasets=[]"])[1]["training_datasets"] == []
+    assert _parse(["reconstruct", "m", "[1]benzopyran"])[1]["text"] == ["[1]benzopyran"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "a command must be given"),
+        (["--debug", "train"], "a command must be given"),
         (["trian"], "'trian' is no command. Did you mean train?"),
         (["train"], "--output must be given"),
         (["release", "--output", "x"], "MODEL must be given"),
@@ -145,11 +163,10 @@ def help_of(capsys, *words):
     return capsys.readouterr().out
 
 
-def test_help_lists_the_commands(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "1000")
-    shown = " ".join(help_of(capsys).split())
+def test_help_lists_the_commands(capsys):
+    shown = help_of(capsys)
     for name, command in COMMANDS.items():
-        assert f"{name} {command.description.split(',')[0]}" in shown
+        assert f"{name} {command.run.__doc__.partition(chr(10))[0]}" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -158,7 +175,7 @@ def test_command_help(capsys, calls, name):
     command = COMMANDS[name]
     assert shown.startswith(f"usage: lbr-st {name} ")
     assert f"\n  {command.example}\n" in shown
-    assert command.description.split(",")[0] in shown
+    assert command.run.__doc__.partition("\n")[0] in shown
     assert "--debug" in shown
     # The example must be one that works.
     called = command.example.partition("lbr-st ")[2].partition(")")[0]
