@@ -65,7 +65,7 @@ def serve(model: str) -> None:
     """Be a worker: read the documents, then encode them for each further line."""
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.load_by_name import mean_pooling
+    from lbr_st.model.load import mean_pooling
 
     loaded = mean_pooling("smollm2-135m", 256) if model == "bare" else SentenceTransformer(model)
     texts = json.loads(sys.stdin.readline())
@@ -77,8 +77,9 @@ def serve(model: str) -> None:
 
 def against_backbone(command: str, *, pairs: int, count: int) -> Row:
     """Measure a release against ``Transformer + Pooling("mean")`` on the same backbone."""
+    from lbr_st.bottleneck.passes.passes import backbone_of
+
     import lbr_st
-    from lbr_st.bottleneck import backbone_of
 
     model = lbr_st.build_model("smollm2-135m", max_seq_length=256)
     texts = documents(backbone_of(model).tokenizer, count)

@@ -22,7 +22,7 @@ from typing import Any
 from memory import held_gib, peak_gib
 from rows import in_a_process, processor
 
-from lbr_st.versions import installed_versions
+from lbr_st.files import installed_versions
 
 DIMENSIONS = 576
 """Of the embeddings: SmolLM2-135M's."""

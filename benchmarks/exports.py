@@ -151,8 +151,7 @@ def measure(name: str, model: Path, given: argparse.Namespace, data: Any, shared
     from rows import processor  # not at the top: a worker runs this file in isolation
 
     from lbr_st.evaluation.statistics import paired
-    from lbr_st.export.environments import WORKER, environment
-    from lbr_st.export.export import export_model
+    from lbr_st.publish.export import WORKER, environment, export_model
 
     backend, precision, hint = EXPORTS[name]
     python, threads = environment(backend), os.cpu_count() or 1

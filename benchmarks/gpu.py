@@ -93,9 +93,9 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
 
     import lbr_st
     from lbr_st.recipe import LearnConfig
-    from lbr_st.stages.learn import generative_tokens
-    from lbr_st.stages.trainer import LBRTrainer as GuardedTrainer
-    from lbr_st.stages.trainer import training_arguments
+    from lbr_st.training.learn import generative_tokens
+    from lbr_st.training.trainer import LBRTrainer as GuardedTrainer
+    from lbr_st.training.trainer import training_arguments
 
     pairs = Dataset.from_dict(
         {
@@ -131,8 +131,9 @@ def utilisation(base: str, examples: list[Example], size: int, steps: int, rate:
 
     Attention itself does not count, nor does anything computed twice.
     """
+    from lbr_st.bottleneck.passes.passes import backbone_of
+
     import lbr_st
-    from lbr_st.bottleneck import backbone_of
 
     model = lbr_st.build_model(base, max_seq_length=1024).train()
     backbone = backbone_of(model)

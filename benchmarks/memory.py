@@ -31,7 +31,7 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
     """Return how much the loss and its gradient take beyond states and head (bfloat16), in GiB, and the seconds."""
     import torch
 
-    from lbr_st.token_nll import Head, nll_sum
+    from lbr_st.model.nll import Head, nll_sum
 
     torch.manual_seed(0)
     hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.bfloat16, device=device).requires_grad_()

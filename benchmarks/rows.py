@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lbr_st.versions import installed_versions
+from lbr_st.files import installed_versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from lbr_st.adapters import add_lora
+from lbr_st.model.lora import add_lora
 
 # The shapes of Qwen/Qwen3-0.6B, -4B and -8B, from their configurations on the hub.
 SHAPES = {

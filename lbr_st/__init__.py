@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lbr_st.build import build_model
+    from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+    from lbr_st.bottleneck.passes.reconstruct import reconstruct
     from lbr_st.errors import LBRError
-    from lbr_st.load import load_model
-    from lbr_st.losses import IBGenerativeLoss
+    from lbr_st.model.build import build_model
+    from lbr_st.model.load import load_model
+    from lbr_st.publish.stock import build_released, release
     from lbr_st.recipe import Recipe, baseline, load_recipe, save_recipe
-    from lbr_st.stages.learn import learn
-    from lbr_st.stages.reconstruct import reconstruct
-    from lbr_st.stages.release import build_released, release
-    from lbr_st.stages.represent import represent
+    from lbr_st.training.learn import learn
+    from lbr_st.training.represent import represent
 
 __version__ = "0.1.0"
 

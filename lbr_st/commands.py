@@ -20,7 +20,7 @@ from lbr_st.recipe_arguments import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
-# Older recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
+# Older recipe scripts say `from lbr_st.cli.recipe_script import quick_form, recipe_script`.
 sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
 
 
@@ -54,7 +54,7 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
         overwrite: Replace the output if it exists.
         base: Folder of the base, if its name does not lead to it.
     """
-    from lbr_st.stages.release import build_released
+    from lbr_st.publish.stock import build_released
 
     written = build_released(name, output, base=base, overwrite=overwrite)
     print(f"{written} is ready. In Python:\n")
@@ -129,7 +129,7 @@ def release(
         adapter_only: Write the adapter and its new token rows, without the base model.
         base: Folder of an adapter's base, if it is not where the adapter says.
     """
-    from lbr_st.stages.release import release as write_release
+    from lbr_st.publish.stock import release as write_release
 
     write_release(model, output, adapter_only=adapter_only, overwrite=overwrite, base=base)
 
@@ -143,7 +143,7 @@ def reconstruct(model: str, text: list[str], *, max_new_tokens: int = 64) -> Non
         text: Text to compress and decode again.
         max_new_tokens: Longest decoded text in tokens.
     """
-    from lbr_st.stages.reconstruct import main
+    from lbr_st.bottleneck.passes.reconstruct import main
 
     main(model, text, max_new_tokens)
 
@@ -155,7 +155,7 @@ def launch_config(kind: Literal["ddp", "fsdp2"]) -> None:
     Args:
         kind: ddp keeps the whole model on each GPU; fsdp2 spreads it over them.
     """
-    print(Path(__file__).parent / "launch" / f"{kind}.yaml")
+    print(Path(__file__).parent / "training" / "launch" / f"{kind}.yaml")
 
 
 @_command("lbr-st evaluate my-model --suite chem --only local", "data", "evaluate")
@@ -328,7 +328,7 @@ def card(card: str, *, results: str = "results", systems: list[str] | None = Non
         results: Folder that lbr-st evaluate wrote, or a run's results.json.
         systems: Systems to show, in this order; all by default.
     """
-    from lbr_st.card import refresh_card
+    from lbr_st.publish.card import refresh_card
 
     refresh_card(Path(card), Path(results), systems=systems or ())
 
@@ -372,7 +372,7 @@ def submission(
         contacts: GitHub handles of people to ask.
     """
     given = {key: value for key, value in locals().items() if key != "model"}
-    from lbr_st.submission import submission as prepare
+    from lbr_st.publish.leaderboard import submission as prepare
 
     if results == "results" and not Path(results).is_dir():
         given["results"] = None  # the default; one that was named must exist
@@ -408,7 +408,7 @@ def export(
         python: Interpreter of an environment to export in; by default one is made once in the cache.
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "output")}
-    from lbr_st.export.export import export_model
+    from lbr_st.publish.export import export_model
 
     made = export_model(model, output, **options)
     print(f"{output}: {made.backend}, {made.precision}, computing in {made.computes_in}")
@@ -437,6 +437,6 @@ def bundle(
         results: Scores for the card, as lbr-st evaluate or a run wrote them; null takes the run's own.
         overwrite: Replace a bundle of this name.
     """
-    from lbr_st.bundle import bundle as write
+    from lbr_st.publish.bundle import bundle as write
 
     print(write(run, name, into=into, base=base, results=results, overwrite=overwrite))

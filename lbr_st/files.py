@@ -1,14 +1,18 @@
-"""Files: the cache folder, hashes, and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, locks, and a line to whoever waits."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lbr_st.errors import LBRError
 
@@ -106,6 +110,8 @@ def _swap(aside: Path, path: Path) -> None:
 
 
 MARKER = "files.json"
+
+
 """The file that is written last. Any content counts: older versions listed the other files in it."""
 
 
@@ -133,3 +139,72 @@ def _fsync(item: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def only_run(*paths: Path) -> Iterator[None]:
+    """Lock folders for this process while the block runs, and clear what a killed run left next to them.
+
+    The lock of a folder is ``.<name>.lock`` next to it. The file stays; a killed run does not hold it.
+
+    Args:
+        paths: The folders, which need not exist.
+
+    Raises:
+        LBRError: Another process holds one of them.
+    """
+    with ExitStack() as held:
+        for path in dict.fromkeys(Path(path).absolute() for path in paths):
+            try:
+                held.enter_context(alone(path, timeout=0))
+            except Timeout:
+                raise LBRError(
+                    "another run is using this folder.",
+                    where=str(path),
+                    fix="Wait until it ends, stop it, or choose another folder.",
+                ) from None
+        yield
+
+
+@contextmanager
+def alone(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Wait until no other process is inside this block for ``path``, then lock it like :func:`only_run`.
+
+    Args:
+        path: A folder, which need not exist.
+        timeout: Seconds to wait; a negative number waits without end.
+
+    Raises:
+        filelock.Timeout: The time is over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
+        clear_leftovers(path)
+        yield
+
+
+def clear_leftovers(path: Path) -> None:
+    """Restore or remove what a killed :func:`~lbr_st.files.new_folder` left of ``path``. The caller holds the lock."""
+    if not path.exists() and path.parent.is_dir():
+        for old in path.parent.glob(f".{path.name}.*.old"):  # a swap that was killed between its two steps
+            old.rename(path)
+            break
+    for left in (*path.parent.glob(f".{path.name}.*.partial"), *path.parent.glob(f".{path.name}.*.old")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return package → version, without those that are not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def notice(message: str) -> None:
+    """Print a line on standard error that says what is going on; with several processes, only from the first."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""A whole run: data → learn → represent → release → evaluate, each stage kept on disk once it is done."""
+"""The table of a training run: baselines, the stages' models and the released one, on the held-out queries."""
 
 from __future__ import annotations
 
@@ -12,25 +12,79 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model
-from lbr_st.card import CARD_FACTS, provenance, run_card, write_card, write_origin
+from lbr_st.compute import first_alone, is_first, start_processes, wait
+from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, format_table, write_results
+from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
-from lbr_st.files import new_folder, refuse_existing, refuse_nameless
-from lbr_st.load import load_model
-from lbr_st.locks import only_run
-from lbr_st.processes import first_alone, is_first, start_processes, wait
-from lbr_st.quantization import check_quantize
+from lbr_st.files import new_folder, notice, only_run, refuse_existing, refuse_nameless
+from lbr_st.model.load import load_by_name, load_model, mean_pooling
+from lbr_st.model.lora import check_quantize
+from lbr_st.publish.card import CARD_FACTS, provenance, run_card, write_card, write_origin
+from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.registry import notice
-from lbr_st.run_data import DATA, RunData, evaluation_set, prepare
-from lbr_st.run_scores import RunScores
-from lbr_st.stage_folders import RECIPE, checkpoints_of, done_before, keep, may_resume
-from lbr_st.stages.learn import learn
-from lbr_st.stages.release import stock_form
-from lbr_st.stages.represent import represent
-from lbr_st.stages.trainer import shards, whole_model
+from lbr_st.training.data import DATA, RunData, evaluation_set, prepare
+from lbr_st.training.learn import learn
+from lbr_st.training.model import RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
+from lbr_st.training.represent import represent
+from lbr_st.training.trainer import shards, whole_model
+
+
+class RunScores:
+    """The rows of a training run's table, filled as it goes; nothing is scored without a held-out set.
+
+    Args:
+        recipe: The run.
+        data: The held-out queries.
+        folder: Where scores go.
+        command: The command line to note with the scores.
+    """
+
+    def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path, command: str = "") -> None:
+        self.recipe, self.data, self.folder, self.command = recipe, data, folder, command
+        self.rows: list[tuple[str, TaskScore]] = []
+
+    def bm25(self) -> None:
+        """Add BM25."""
+        if self.data is not None:
+            self.rows.append(("BM25", evaluate_bm25(self.data, self.folder, self.command)))
+
+    def base(self, name: str) -> None:
+        """Add the untrained base."""
+        if self.data is not None:
+            loaded = mean_pooling(name, self.recipe.model.max_seq_length)
+            self.model("untrained base, mean pooling", loaded, "base")
+
+    def beside(self) -> None:
+        """Add the general embedding model that the recipe names, if it names one."""
+        other = self.recipe.evaluate.beside
+        if self.data is not None and other is not None:
+            loaded, name, _ = load_by_name(other, self.recipe.evaluate.precision)
+            self.model(name.removeprefix("local/"), loaded, "beside")
+
+    def model(self, label: str, model: SentenceTransformer, part: str) -> None:
+        """Add a model.
+
+        Args:
+            label: What the table calls it.
+            model: The model.
+            part: What it is in the run; its scores are filed under ``<recipe name>/<part>``.
+        """
+        if self.data is None:
+            return
+        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
+        score = evaluate_retrieval(
+            model,
+            self.data,
+            name=f"{self.recipe.name}/{part}",
+            output_folder=self.folder,
+            batch_size=self.recipe.evaluate.batch_size,
+            precision=self.recipe.evaluate.precision,
+            show_progress_bar=True,
+            command=self.command,
+        )
+        self.rows.append((label, score))
+
 
 RESULTS = "results.json"
 
@@ -97,7 +151,9 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
     if recipe.represent.enabled and recipe.represent.max_steps:
         before = model
         model = _stage(
-            recipe, work / "represent", lambda folder: _represent(recipe, data, before or build(recipe), folder)
+            recipe,
+            work / "represent",
+            lambda folder: _represent(recipe, data, before or model_from_recipe(recipe), folder),
         )
     if not is_first():
         return []
@@ -112,7 +168,7 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
     )
     (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
     with new_folder(output, overwrite=overwrite) as aside:
-        stock = stock_form(model or build(recipe), aside)
+        stock = stock_form(model or model_from_recipe(recipe), aside)
         scores.model(_last_label(recipe), stock, "released")
         if scores.rows:
             write_results(work / RESULTS, scores.rows)  # the card is written from this file
@@ -134,7 +190,7 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
     """Run stage 2 alone, on a training model's folder or, with None, on a fresh base; see :func:`run_learn`."""
 
     def stage(folder: Path) -> SentenceTransformer:
-        start = load_model(model, quantize=recipe.model.quantize) if model else build(recipe)
+        start = load_model(model, quantize=recipe.model.quantize) if model else model_from_recipe(recipe)
         return _represent(recipe, _data(recipe, folder, generative=False), start, folder)
 
     _single(recipe, output, overwrite, stage)
@@ -170,25 +226,6 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     return scores[0]
 
 
-def build(recipe: Recipe) -> SentenceTransformer:
-    """Build the training model that a recipe describes."""
-    config = recipe.model
-    return build_model(
-        config.base,
-        num_bottleneck_tokens=config.num_bottleneck_tokens,
-        token_init=config.token_init,
-        projection_dim=config.projection_dim,
-        max_seq_length=config.max_seq_length,
-        query_prompt=config.query_prompt,
-        document_prompt=config.document_prompt,
-        lora_rank=config.lora_rank if config.lora else None,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        quantize=config.quantize,
-        seed=recipe.seed,
-    )
-
-
 def _data(recipe: Recipe, folder: Path, *, generative: bool) -> RunData:
     """Return the data of a stage that is run alone, kept beside its output."""
     place = folder.with_name(f"{folder.name}-{DATA}")
@@ -199,7 +236,7 @@ def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
     pairs = data.learn_pairs
     assert pairs is not None  # who calls this had them made
     notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
-    model = build(recipe)
+    model = model_from_recipe(recipe)
     checkpoints = checkpoints_of(folder)
     log = learn(
         model,

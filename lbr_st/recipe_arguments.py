@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lbr_st.errors import LBRError
-from lbr_st.registry import notice
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
     Fraction: TypeAlias = float

@@ -193,15 +193,7 @@ def _model(kind: str, tokenizer, vocab_size: int, seed: int):
 @pytest.fixture
 def toy_recipe(tiny_base, tmp_path):
     """A recipe file of a run of a second: both stages, checkpoints every two steps, each kind of dropout."""
-    from lbr_st.recipe import (
-        DataConfig,
-        EvaluateConfig,
-        LearnConfig,
-        ModelConfig,
-        Recipe,
-        RepresentConfig,
-        save_recipe,
-    )
+    from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, save_recipe
 
     rows = [
         {"query": f"{kind} number {i}", "document": f"the {kind} of the class {i} that is a salt of {i * 7}."}

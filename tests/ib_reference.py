@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from tiny_models import K, new_model
 
-from lbr_st.attention import Segment
-from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.token_nll import nll_each
+from lbr_st.model.mask import Segment
+from lbr_st.model.nll import nll_each
 
 BOTTLENECKS = ["attention", "embedding"]
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x"]

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 
 from lbr_st import pipeline
 from lbr_st.cli import main
-from lbr_st.stages.trainer import LBRTrainer
+from lbr_st.training.trainer import LBRTrainer
 
 pipeline._plot = lambda work: None
 if os.environ.get("ACCELERATE_USE_FSDP") == "true":

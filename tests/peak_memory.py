@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
-from lbr_st.run_data import read_sources, without_evaluation
+from lbr_st.training.data import read_sources, without_evaluation
+from lbr_st.training.learn_pairs import learn_pairs
 
 
 def anonymous(process):

@@ -6,10 +6,10 @@ from conftest import ARCHITECTURES, WINDOW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st.attention import Segment, attention_mask, bottleneck_mask_mod, dense_mask
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.packed_attention import IMPLEMENTATION
+from lbr_st.model.build import build_model
+from lbr_st.model.mask import Segment, attention_mask, bottleneck_mask_mod, dense_mask
+from lbr_st.model.packed_attention import IMPLEMENTATION
 
 P, C, B, T = Segment.PADDING, Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET
 

@@ -5,16 +5,18 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.bottleneck.passes.rows import targets_of
 from no_bottleneck import PAIRS, QUIET, causal_lm_loss, new_model
 from sentence_transformers import SentenceTransformer
 from tiny_models import encode
 
 from lbr_st import pipeline
-from lbr_st.bottleneck import backbone_of
 from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.model.load import load_model
+from lbr_st.publish.stock import release
 from lbr_st.recipe import (
     BASELINES,
     DataConfig,
@@ -27,10 +29,8 @@ from lbr_st.recipe import (
     load_recipe,
     save_recipe,
 )
-from lbr_st.rows import targets_of
-from lbr_st.stages.learn import generative_pairs, learn
-from lbr_st.stages.release import release
-from lbr_st.stages.represent import represent
+from lbr_st.training.learn import generative_pairs, learn
+from lbr_st.training.represent import represent
 
 # --- both stages ------------------------------------------------------------------------------------------------------
 

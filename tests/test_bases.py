@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from lbr_st import bases, registry
+from lbr_st import wheels as registry
 from lbr_st.errors import LBRError
+from lbr_st.model import bases
 
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ", "bc"]
 

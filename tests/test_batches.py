@@ -10,9 +10,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st import batches
-from lbr_st.batches import TokenBatchSampler
 from lbr_st.errors import LBRError
+from lbr_st.training import batches
+from lbr_st.training.batches import TokenBatchSampler
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 

@@ -28,8 +28,8 @@ def model(tiny_base, tmp_path_factory):
     """A released model: what Sentence Transformers loads without lbr_st."""
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.build import build_model
-    from lbr_st.stages.release import release
+    from lbr_st.model.build import build_model
+    from lbr_st.publish.stock import release
 
     folder = tmp_path_factory.mktemp("released") / "model"
     release(build_model(tiny_base("llama"), max_seq_length=48), folder)

@@ -4,13 +4,13 @@ import random
 
 import pytest
 from datasets import Dataset
+from lbr_st.bottleneck.passes.gain import BottleneckGainEvaluator
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
 
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.bottleneck_gain import BottleneckGainEvaluator
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig
-from lbr_st.stages.learn import learn
+from lbr_st.training.learn import learn
 
 TERMS = [f"term{index}" for index in range(32)]
 FACTS = [f"fact{index}" for index in range(32)]
@@ -60,11 +60,11 @@ def test_learning_fills_the_bottleneck(tiny_base, tmp_path, bottleneck, options,
 
 def test_gain_is_zero_where_the_target_cannot_see_the_bottleneck(tiny_base, monkeypatch):
     """The measure itself: cut the bottleneck off from the targets and every context is as good as another."""
-    import lbr_st.attention
-    from lbr_st.attention import Segment
+    import lbr_st.model.mask
+    from lbr_st.model.mask import Segment
 
     model = build_model(tiny_base("llama", words=(*TERMS, *FACTS)), device="cpu")
-    real = lbr_st.attention.bottleneck_mask_mod
+    real = lbr_st.model.mask.bottleneck_mask_mod
 
     def without_bottleneck(segments, *args, **options):
         inner = real(segments, *args, **options)
@@ -80,7 +80,7 @@ def test_gain_is_zero_where_the_target_cannot_see_the_bottleneck(tiny_base, monk
     assert whole != 0
     # (The packed row of a CPU builds no mask from the predicate.)
     assert gain(model, corpus(), "attention", packed=False)["bottleneck_gain"] == pytest.approx(whole, abs=1e-5)
-    monkeypatch.setattr(lbr_st.attention, "bottleneck_mask_mod", without_bottleneck)
+    monkeypatch.setattr(lbr_st.model.mask, "bottleneck_mask_mod", without_bottleneck)
     cut = gain(model, corpus(), "attention", packed=False)["bottleneck_gain"]
     assert cut == pytest.approx(0, abs=1e-6)
 

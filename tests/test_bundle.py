@@ -10,22 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lbr_st
-from lbr_st import bases, pipeline
-from lbr_st import bundle as bundle_module
-from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import build_model
-from lbr_st.bundle import MANIFEST, bundle, find_bundle, read_bundle, shipped_models, training_model
+from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
+from lbr_st.model import bases
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.publish import bundle as bundle_module
+from lbr_st.publish.bundle import MANIFEST, bundle, find_bundle, read_bundle, shipped_models, training_model
+from lbr_st.publish.stock import build_released, release
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
-from lbr_st.stages.release import build_released, release
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 10, "x", "β-D-glucose"]
 BASE = bases.EmbeddedBase("toy==1", "toy.whl", "ab" * 32, "toy.gguf", "Apache-2.0", "A toy.", 1, "a/toy")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lbr_st import registry
+from lbr_st import wheels as registry
 from lbr_st.domains import chemistry, definitions
 from lbr_st.domains.chemistry import chebi_task, load_chebi
 from lbr_st.domains.definitions import Entity

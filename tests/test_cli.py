@@ -23,8 +23,8 @@ def calls(monkeypatch):
 
     pipeline = {name: recorder(name) for name in ("run", "run_learn", "run_represent", "run_evaluate")}
     monkeypatch.setitem(sys.modules, "lbr_st.pipeline", SimpleNamespace(**pipeline))
-    monkeypatch.setitem(sys.modules, "lbr_st.stages.release", SimpleNamespace(release=recorder("release")))
-    monkeypatch.setitem(sys.modules, "lbr_st.stages.reconstruct", SimpleNamespace(main=recorder("reconstruct")))
+    monkeypatch.setitem(sys.modules, "lbr_st.publish.stock", SimpleNamespace(release=recorder("release")))
+    monkeypatch.setitem(sys.modules, "lbr_st.bottleneck.reconstruct", SimpleNamespace(main=recorder("reconstruct")))
     return seen
 
 
@@ -138,7 +138,7 @@ def test_user_errors_exit_1(calls, capsys, monkeypatch, tmp_path):
     def fail(*args, **kwargs):
         raise LBRError("the output already exists.", where="out")
 
-    monkeypatch.setattr(sys.modules["lbr_st.stages.release"], "release", fail)
+    monkeypatch.setattr(sys.modules["lbr_st.publish.stock"], "release", fail)
     assert main(["release", "model", "--output", "out"]) == 1
     assert capsys.readouterr().err == "error: out: the output already exists.\n"
     assert main(["release", "model", "--output", "out", "--debug"]) == 1

@@ -11,10 +11,9 @@ import pytest
 
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
-from lbr_st.files import mark_whole
-from lbr_st.locks import only_run
+from lbr_st.files import mark_whole, only_run
 from lbr_st.recipe import load_recipe
-from lbr_st.stages.trainer import newest_checkpoint
+from lbr_st.training.trainer import newest_checkpoint
 
 HERE = Path(__file__).parent
 

@@ -11,24 +11,26 @@ import pytest
 from conftest import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model
-from lbr_st.bundle import encode_probes
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.export import environments, export, worker
-from lbr_st.export.environments import ask
-from lbr_st.export.export import (
+from lbr_st.model.build import build_model
+from lbr_st.publish import export
+from lbr_st.publish import export as environments
+from lbr_st.publish import export_worker as worker
+from lbr_st.publish.bundle import encode_probes
+from lbr_st.publish.export import (
     BACKENDS,
     LEAST,
     NUM_TEXTS,
     Export,
     Parity,
+    ask,
     calibration_texts,
     check,
     export_card,
     export_model,
 )
-from lbr_st.stages.release import release
+from lbr_st.publish.stock import release
 
 # Answers as the real worker does, with the embeddings it was given, shaken by NOISE where the export is asked.
 STAND_IN = """

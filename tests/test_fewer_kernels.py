@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from lbr_st.bottleneck.passes.passes import backbone_of
 from transformers.models.llama import modeling_llama
 
-import lbr_st.stages.trainer
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
+import lbr_st.training.trainer
+from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.stages.learn import learn
-from lbr_st.stages.represent import represent
+from lbr_st.training.learn import learn
+from lbr_st.training.represent import represent
 
 PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
 PAIRS = [(f"acid {n}", f"the salt of acid {n}, a base " * (n % 3 + 1)) for n in range(32)]
@@ -32,7 +32,7 @@ def fewer_kernels(monkeypatch):
     monkeypatch.setattr(module.Linear, "forward", module.Linear.forward)
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", modeling_llama.LlamaRMSNorm.forward)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
-    monkeypatch.setattr(lbr_st.stages.trainer, "merged_while_training", lbr_st.stages.trainer.merged_while_training)
+    monkeypatch.setattr(lbr_st.training.trainer, "merged_while_training", lbr_st.model.lora.merged_while_training)
     yield module
     del sys.modules["fewer_kernels"]
 

@@ -3,8 +3,7 @@
 import pytest
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, is_marked_whole, mark_whole, new_folder, sha256_of
-from lbr_st.locks import only_run
+from lbr_st.files import cache_dir, is_marked_whole, mark_whole, new_folder, only_run, sha256_of
 
 
 def test_a_folder_appears_when_the_block_ends_well(tmp_path):

@@ -5,9 +5,9 @@ import pytest
 from datasets import Dataset
 
 from lbr_st import LBRError, build_model
-from lbr_st.losses import TokenBudgetRankingLoss
 from lbr_st.recipe import RepresentConfig
-from lbr_st.stages.represent import represent, with_hard_negatives
+from lbr_st.training.ranking import TokenBudgetRankingLoss
+from lbr_st.training.represent import represent, with_hard_negatives
 
 GROUPS, EACH = 30, 4
 PAIRS = Dataset.from_dict(

@@ -5,13 +5,13 @@ import torch
 from conftest import ARCHITECTURES
 from datasets import Dataset
 from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token, pieces
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.bottleneck.passes.rows import IGNORE, assemble, targets_of
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from tiny_models import K, new_model
 
-from lbr_st.attention import Segment
-from lbr_st.bottleneck import backbone_of
-from lbr_st.losses import IBGenerativeLoss
-from lbr_st.rows import IGNORE, assemble, targets_of
+from lbr_st.model.mask import Segment
 
 
 @torch.no_grad()

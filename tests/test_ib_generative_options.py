@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 from ib_reference import CONTEXTS, TARGETS, columns, log_likelihoods, per_token, pieces
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import K, new_model
 
-from lbr_st.attention import Segment
-from lbr_st.bottleneck import backbone_of, pooler_of
 from lbr_st.errors import LBRError
-from lbr_st.losses import IBGenerativeLoss
-from lbr_st.modules import CausalBackbone
+from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.mask import Segment
 
 # --- options ----------------------------------------------------------------------------------------------------------
 

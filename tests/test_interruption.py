@@ -10,8 +10,8 @@ from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import Interrupted
 from lbr_st.recipe import load_recipe
-from lbr_st.stages import trainer
-from lbr_st.stages.trainer import LBRTrainer, StopRequest, stop_between_steps
+from lbr_st.training import trainer
+from lbr_st.training.trainer import LBRTrainer, StopRequest, stop_between_steps
 
 
 @pytest.fixture(autouse=True)

@@ -123,8 +123,8 @@ def test_bm25_on_words_by_hand():
 @pytest.fixture(scope="module")
 def released(tiny_base, tmp_path_factory):
     """The folder of a released model."""
-    from lbr_st.build import build_model
-    from lbr_st.stages.release import release
+    from lbr_st.model.build import build_model
+    from lbr_st.publish.stock import release
 
     folder = tmp_path_factory.mktemp("released") / "model"
     return release(build_model(tiny_base("llama"), max_seq_length=64), folder)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lbr_st.stages.sharding import name_layers
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.training.trainer import prepare_sharding
 from safetensors.numpy import load_file
 
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
+from lbr_st.model.build import build_model
 
 PROGRAM = str(Path(__file__).with_name("launched.py"))
 
@@ -80,12 +80,12 @@ def test_what_fsdp_cannot_spread_is_refused(tiny_base, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(LBRError, match=r"fsdp_version: is 1.*Set it to 2"):
-        name_layers(model)
+        prepare_sharding(model)
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr(backbone_of(model).model, "_no_split_modules", None)
     with pytest.raises(LBRError, match="does not name its layers"):
-        name_layers(model)
+        prepare_sharding(model)
     # The error's own advice helps.
     monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer")
-    name_layers(model)
+    prepare_sharding(model)
     assert os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "LlamaDecoderLayer"

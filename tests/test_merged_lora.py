@@ -10,8 +10,8 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from lbr_st import merged_lora
-from lbr_st.merged_lora import FEWEST_TOKENS, merged_while_training
+from lbr_st.model import lora as merged_lora
+from lbr_st.model.lora import FEWEST_TOKENS, merged_while_training
 
 
 def adapted(*, bias: bool = False, dropout: float = 0.0) -> nn.Module:

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from lbr_st.bottleneck.passes.passes import backbone_of
 from tiny_models import TEXTS, K, encode, new_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer, ByT5Tokenizer
 
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.modules import CausalBackbone
-from lbr_st.modules.bottleneck_tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
+from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.model.tokens import affixes, bottleneck_token_ids, with_bottleneck_tokens
 
 # --- the tokenizer ----------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ def test_a_base_without_a_named_architecture_is_looked_at(tiny_base, tmp_path, m
     with pytest.raises(LBRError, match=r"cannot be loaded: .*T5Config.*AutoModelForCausalLM"):
         build_model(str(tmp_path / "t5"), device="cpu")
     # What is loaded as one may have no head all the same.
-    monkeypatch.setattr("lbr_st.modules.causal_backbone.AutoModelForCausalLM", AutoModel)
+    monkeypatch.setattr("lbr_st.model.backbone.AutoModelForCausalLM", AutoModel)
     with pytest.raises(LBRError, match="LlamaModel is not a decoder-only language model with a head"):
         build_model(tiny_base("llama"), device="cpu")
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from lbr_st import registry
+from lbr_st import wheels as registry
 from lbr_st.domains import definitions, medicine
 from lbr_st.domains.definitions import Entity
 from lbr_st.domains.medicine import clean_definition, load_mondo, mondo_task, restates

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbr_st import registry
+from lbr_st import wheels as registry
 from lbr_st.data.texts import normalise
 from lbr_st.domains import chemistry, medicine
 from lbr_st.domains.names import Thing, alike, names_task, records, usable

@@ -4,20 +4,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
 from no_bottleneck import altered, new_model, own_ids
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import TEXTS, encode, perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lbr_st.adapters import TRAINED_ROWS
-from lbr_st.bottleneck import backbone_of
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import TRAINED_ROWS
+from lbr_st.publish.stock import release
 from lbr_st.recipe import LearnConfig
-from lbr_st.stages.release import release
-from lbr_st.stages.trainer import training_arguments
+from lbr_st.training.trainer import training_arguments
 
 
 def test_every_text_ends_with_end_of_text_once(any_base):

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 
-import lbr_st.attention
-from lbr_st.attention import Segment
-from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import build_model
-from lbr_st.losses import IBGenerativeLoss
+import lbr_st.model.mask
+from lbr_st.model.build import build_model
+from lbr_st.model.mask import Segment
 
 C, B, T = Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET
 ROW = [C] * 7 + [B] * 3 + [T] * 6
@@ -72,7 +72,7 @@ def layer_hooks(backbone, edit_input=None, edit_output=None):
 
 def patched(monkeypatch, without_bottleneck: bool, leaky: bool = False):
     """Use the real predicate, but hide the bottleneck from targets; or, leaky, a plain causal one that hides it."""
-    real = lbr_st.attention.bottleneck_mask_mod
+    real = lbr_st.model.mask.bottleneck_mask_mod
 
     def factory(segments, examples=None, *, window=None):
         inner = real(segments, examples, window=window)
@@ -87,7 +87,7 @@ def patched(monkeypatch, without_bottleneck: bool, leaky: bool = False):
 
         return allowed
 
-    monkeypatch.setattr(lbr_st.attention, "bottleneck_mask_mod", factory)
+    monkeypatch.setattr(lbr_st.model.mask, "bottleneck_mask_mod", factory)
 
 
 def test_context_reaches_targets_through_the_bottleneck(model):
@@ -108,7 +108,7 @@ def test_the_leak_test_sees_a_leak(model, monkeypatch):
 @pytest.mark.parametrize("strip", [False, True], ids=["whole", "stripped"])
 def test_a_packed_row_leaks_nothing(model, monkeypatch, strip):
     """Two examples in one row, on the path that builds no mask; then the same with the bottleneck taken away."""
-    real = lbr_st.attention.causal_spans
+    real = lbr_st.model.mask.causal_spans
 
     def without_bottleneck(segments, examples):
         return [(begin + skip, length - skip, 0) for begin, length, skip in real(segments, examples)]
@@ -117,10 +117,10 @@ def test_a_packed_row_leaks_nothing(model, monkeypatch, strip):
         inner = predicate(segments, examples, window=window)
         return lambda b, h, q, k: inner(b, h, q, k) & ~((segments[b, q] == T) & (segments[b, k] == B))
 
-    predicate = lbr_st.attention.bottleneck_mask_mod
+    predicate = lbr_st.model.mask.bottleneck_mask_mod
     if strip:
-        monkeypatch.setattr(lbr_st.attention, "causal_spans", without_bottleneck)
-        monkeypatch.setattr(lbr_st.attention, "bottleneck_mask_mod", no_bottleneck)  # for what only takes a mask
+        monkeypatch.setattr(lbr_st.model.mask, "causal_spans", without_bottleneck)
+        monkeypatch.setattr(lbr_st.model.mask, "bottleneck_mask_mod", no_bottleneck)  # for what only takes a mask
     backbone = model[0]
     ids, other = two_contexts(backbone)
     real_ones = SEGMENTS != 0

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lbr_st import registry
+from lbr_st import wheels as registry
 from lbr_st.data.texts import normalise
 from lbr_st.domains import definitions
 from lbr_st.domains.definitions import Entity, clean, group_entities, load_terms, make_task

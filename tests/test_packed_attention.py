@@ -13,13 +13,13 @@ import torch
 from conftest import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 
-from lbr_st import packed_attention
-from lbr_st.attention import Segment, attention_mask, causal_spans, dense_mask
-from lbr_st.bottleneck import backbone_of, pooler_of
-from lbr_st.build import build_model
-from lbr_st.losses import IBGenerativeLoss
-from lbr_st.packed_attention import IMPLEMENTATION, PackedMask, attention
+from lbr_st.model import packed_attention
+from lbr_st.model.build import build_model
+from lbr_st.model.mask import Segment, attention_mask, causal_spans, dense_mask
+from lbr_st.model.packed_attention import IMPLEMENTATION, PackedMask, attention
 
 P, C, B, T = Segment.PADDING, Segment.CONTEXT, Segment.BOTTLENECK, Segment.TARGET
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "an enzyme " * 9]
@@ -247,7 +247,7 @@ def test_on_a_gpu_the_packed_row_goes_to_flex_attention(tiny_base, monkeypatch):
     """What a GPU would do, on a CPU: the mask is a BlockMask, and our function hands it on."""
     from torch.nn.attention import flex_attention
 
-    monkeypatch.setattr("lbr_st.attention.use_flex", lambda device: True)
+    monkeypatch.setattr("lbr_st.model.packed_attention.use_flex", lambda device: True)
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=3, device="cpu")
     segments, examples = row_of([(9, 3, 9), (3, 3, 1)])
     config = backbone_of(model).model.config

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
-from lbr_st.learn_pairs import learn_pairs
+from lbr_st.pipeline import RunScores
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -22,8 +22,8 @@ from lbr_st.recipe import (
     load_recipe,
     recipe_without_places,
 )
-from lbr_st.run_data import evaluation_set, read_sources, without_evaluation
-from lbr_st.run_scores import RunScores
+from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
+from lbr_st.training.learn_pairs import learn_pairs
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 

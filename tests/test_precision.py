@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lbr_st.precision import encoding_options
+from lbr_st.compute import encoding_options
 
 
 @pytest.mark.parametrize("cuda", [False, True])

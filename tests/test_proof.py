@@ -9,7 +9,7 @@ import torch
 from proof_harness import PROOF
 
 from lbr_st.errors import LBRError
-from lbr_st.locks import alone
+from lbr_st.files import alone
 
 
 def test_every_trial_has_a_result_of_its_own(all_trials):

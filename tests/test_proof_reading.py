@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from lbr_st.build import build_model
-from lbr_st.run_data import RunData
+from lbr_st.model.build import build_model
+from lbr_st.training.data import RunData
 
 
 def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_have_the_same_pairs(

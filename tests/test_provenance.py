@@ -9,11 +9,11 @@ import pytest
 
 import lbr_st
 from lbr_st import pipeline
-from lbr_st.bundle import read_bundle
-from lbr_st.card import PROVENANCE, git_revision
+from lbr_st.files import installed_versions
+from lbr_st.publish.bundle import read_bundle
+from lbr_st.publish.card import PROVENANCE, git_revision
+from lbr_st.publish.stock import release
 from lbr_st.recipe import load_recipe
-from lbr_st.stages.release import release
-from lbr_st.versions import installed_versions
 
 
 @pytest.fixture

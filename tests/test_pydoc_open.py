@@ -1,14 +1,7 @@
 import pytest
 
 from lbr_st.data.texts import normalise
-from lbr_st.domains.python_docs import (
-    Function,
-    documentation,
-    functions_in,
-    later_passages,
-    make_pydoc_task,
-    opened,
-)
+from lbr_st.domains.python_docs import Function, documentation, functions_in, later_passages, make_pydoc_task, opened
 
 pytest.importorskip("datasets")
 

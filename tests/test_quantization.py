@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from lbr_st.bottleneck.passes.passes import backbone_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from lbr_st import pipeline, quantization
-from lbr_st.adapters import TRAINED_ROWS
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
-from lbr_st.card import CardInfo
+from lbr_st import pipeline
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.quantization import is_quantized
+from lbr_st.model import lora as quantization
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import TRAINED_ROWS, is_quantized
+from lbr_st.publish.card import CardInfo
+from lbr_st.publish.stock import release
 from lbr_st.recipe import LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe, save_recipe
-from lbr_st.stages.learn import learn
-from lbr_st.stages.release import release
-from lbr_st.stages.represent import represent
+from lbr_st.training.learn import learn
+from lbr_st.training.represent import represent
 
 WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
 
@@ -33,7 +33,7 @@ def no_download(monkeypatch):
     def fail(*_):
         raise AssertionError("the base was asked for")
 
-    monkeypatch.setattr("lbr_st.build.resolve_base", fail)
+    monkeypatch.setattr("lbr_st.model.bases.resolve_base", fail)
 
 
 def pretend(monkeypatch, *, bitsandbytes=True, gpu=True):

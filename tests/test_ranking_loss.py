@@ -12,9 +12,9 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 
-from lbr_st.build import build_model
-from lbr_st.losses import TokenBudgetRankingLoss
-from lbr_st.modules import CausalBackbone
+from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.build import build_model
+from lbr_st.training.ranking import TokenBudgetRankingLoss
 
 QUERIES = ["an acid", "the base", "a salt of it", "x", "an ester and a protein", "enzyme"]
 DOCUMENTS = ["the acid of a salt " * 4, "base", "an ester", "a protein and an enzyme", "the ester", "an acid"]

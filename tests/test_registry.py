@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lbr_st import registry
-from lbr_st.bases import BASES
-from lbr_st.data import ontology, pydoc
+from lbr_st import wheels as registry
+from lbr_st.domains import definitions as ontology
+from lbr_st.domains import python_docs as pydoc
 from lbr_st.errors import LBRError
+from lbr_st.model.bases import BASES
 
 NAME = "thing-1.0-py3-none-any.whl"
 

@@ -8,16 +8,16 @@ import sys
 import numpy as np
 import pytest
 from conftest import ARCHITECTURES
+from lbr_st.bottleneck.passes.reconstruct import reconstruct
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
-from lbr_st import bundle
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.stages import release as release_module
-from lbr_st.stages.reconstruct import reconstruct
-from lbr_st.stages.release import release, stock_form
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.publish import bundle
+from lbr_st.publish import stock as release_module
+from lbr_st.publish.stock import release, stock_form
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
 
@@ -146,7 +146,7 @@ def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
 
 
 def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path):
-    from lbr_st.card import CardInfo
+    from lbr_st.publish.card import CardInfo
     from lbr_st.recipe import Recipe
 
     info = CardInfo("lbr-toy", recipe=Recipe(name="lbr-toy"), licence="apache-2.0", data=["toy text, CC0"])
@@ -171,14 +171,14 @@ def test_loading_runs_no_code_and_refuses_foreign_modules(tiny_base, tmp_path, f
     (tmp_path / "m" / file).write_text("raise SystemExit")
     load_model(tmp_path / "m")  # nothing looks at the file
     listing = tmp_path / "m" / "modules.json"
-    listing.write_text(listing.read_text().replace("lbr_st.modules.bottleneck_pooler", "evil"))
+    listing.write_text(listing.read_text().replace("lbr_st.model.pooler", "evil"))
     with pytest.raises(LBRError, match="not ours to run"):
         load_model(tmp_path / "m")
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
-    from lbr_st.bottleneck import pooler_of
+    from lbr_st.bottleneck.passes.passes import pooler_of
 
     model = trained(tiny_base("llama"), lora_rank=4)
     if bottleneck == "embedding":

@@ -6,12 +6,12 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lbr_st.build import build_model
-from lbr_st.load import load_model
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.model.nll import Head
 from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.stages.learn import learn
-from lbr_st.stages.represent import represent
-from lbr_st.token_nll import Head
+from lbr_st.training.learn import learn
+from lbr_st.training.represent import represent
 
 WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
 

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from lbr_st import run_data as module
 from lbr_st.data import lines
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
-from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
-from lbr_st.run_data import evaluation_set, prepare, read_sources, recipe_columns, without_evaluation
+from lbr_st.training import data as module
+from lbr_st.training.data import evaluation_set, prepare, read_sources, recipe_columns, without_evaluation
+from lbr_st.training.learn_pairs import learn_pairs
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 

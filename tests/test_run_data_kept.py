@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import datasets
 import pytest
 
-from lbr_st import pipeline, run_data
+from lbr_st import pipeline
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
-from lbr_st.learn_pairs import learn_pairs
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
-from lbr_st.run_data import evaluation_set, prepare, read_sources, without_evaluation
+from lbr_st.training import data as run_data
+from lbr_st.training.data import evaluation_set, prepare, read_sources, without_evaluation
+from lbr_st.training.learn_pairs import learn_pairs
 
 
 def write_lines(path, rows):

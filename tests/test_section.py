@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from lbr_st.card import BEGIN, END, read_results, refresh_card, results_section
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import (
@@ -17,6 +16,7 @@ from lbr_st.evaluation import (
     write_record,
     write_results,
 )
+from lbr_st.publish.card import BEGIN, END, read_results, refresh_card, results_section
 
 
 def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):

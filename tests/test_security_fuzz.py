@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.build import build_model
 from lbr_st.data import read_beir, read_pairs, read_texts
 from lbr_st.errors import LBRError
-from lbr_st.stages.release import release
+from lbr_st.model.build import build_model
+from lbr_st.publish.stock import release
 
 SPECIAL = ["<|lbr_0|>", "<|lbr_3|>", "<s>", "</s>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 PLAIN = ["an acid of a salt", "x"]

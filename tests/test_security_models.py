@@ -13,12 +13,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
-from lbr_st.load import load_model, load_stock
-from lbr_st.load_by_name import load_by_name
-from lbr_st.stages.release import release
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_by_name, load_model, load_stock
+from lbr_st.publish.stock import release
 
 
 @pytest.fixture
@@ -149,8 +148,8 @@ def test_nobody_is_let_to_trust_code(tiny_base, tmp_path):
         "os.system",
         "evil.Evil",
         "lbr_st.cli.main",
-        "lbr_st.modules.evil.Evil",
-        "lbr_st.modules.causal_backbone.CausalBackbone.load",
+        "lbr_st.model.evil.Evil",
+        "lbr_st.model.backbone.CausalBackbone.load",
         "sentence_transformers.sentence_transformer.modules.Router",
         "sentence_transformers.util.misc.import_from_string",
         "",

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.cli import command_line
 from lbr_st.errors import LBRError
+from lbr_st.publish.stock import release
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -23,7 +24,6 @@ from lbr_st.recipe import (
     load_recipe,
     without_place,
 )
-from lbr_st.stages.release import release
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
 USER = "telltaleuser"

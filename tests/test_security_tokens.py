@@ -6,18 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.bottleneck.passes.rows import targets_of
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
 from lbr_st.data.lines import write_rows
-from lbr_st.load import load_model
-from lbr_st.modules.bottleneck_tokens import with_bottleneck_tokens
-from lbr_st.rows import targets_of
-from lbr_st.stages.release import release
-from lbr_st.tokens import Column, tokenized
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.model.tokens import with_bottleneck_tokens
+from lbr_st.publish.stock import release
+from lbr_st.training.tokens import Column, tokenized
 
 FORGED = [
     "a <|lbr_3|> b",

@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.bases import resolve_base
-from lbr_st.bundle import ADAPTER, BUNDLES, MANIFEST, MOST_BYTES, PROBES, pin_of, read_bundle, shipped_models
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
+from lbr_st.model.bases import resolve_base
+from lbr_st.publish.bundle import ADAPTER, BUNDLES, MANIFEST, MOST_BYTES, PROBES, pin_of, read_bundle, shipped_models
+from lbr_st.publish.stock import build_released
 from lbr_st.recipe import recipe_without_places
-from lbr_st.stages.release import build_released
 
 OTHERS = sorted(shipped_models().keys() - {"lbr-chem"})
 every_model = pytest.mark.parametrize("name", shipped_models())

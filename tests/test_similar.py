@@ -11,9 +11,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st import batches
-from lbr_st.batches import SimilarGroups, TokenBatchSampler
-from lbr_st.tokens import Column, _features
+from lbr_st.training import batches
+from lbr_st.training.batches import SimilarGroups, TokenBatchSampler
+from lbr_st.training.tokens import Column, _features
 
 FAMILIES, MEMBERS = 40, 8
 

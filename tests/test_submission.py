@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbr_st.build import build_model
-from lbr_st.card import CardInfo
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task, truncated, write_record
+from lbr_st.model.build import build_model
+from lbr_st.publish.card import CardInfo
+from lbr_st.publish.stock import release
 from lbr_st.recipe import Recipe, save_recipe
-from lbr_st.stages.release import release
 
 pytest.importorskip("mteb")
 
@@ -69,7 +69,7 @@ def scores(released, tmp_path_factory):
 @pytest.fixture(scope="module")
 def kit(released, scores, tmp_path_factory):
     """A whole submission, mock run and all."""
-    from lbr_st.submission import submission
+    from lbr_st.publish.leaderboard import submission
 
     return submission(
         released, org="some-org", output=tmp_path_factory.mktemp("kit"), results=scores, contacts=["someone"]
@@ -79,7 +79,7 @@ def kit(released, scores, tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """The mock run, passed without being run."""
-    import lbr_st.submission as module
+    import lbr_st.publish.leaderboard as module
 
     monkeypatch.setattr(module, "mock_run", lambda *_: (28, {}, "report\n"))
     return module.submission
@@ -129,7 +129,7 @@ def test_a_mock_task_that_fails_or_cannot_run_is_reported(kit, released, monkeyp
     from mteb.mocks.mock_run import MockRunResults
     from mteb.results.task_result import TaskError, TaskResult
 
-    from lbr_st.submission import mock_run
+    from lbr_st.publish.leaderboard import mock_run
 
     done = TaskResult.from_disk(kit.folder / "results_local" / "some-org__tiny" / kit.digest / "toy.json")
     statuses = {
@@ -258,7 +258,7 @@ def test_memory_and_type_follow_the_weights(released):
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from lbr_st.submission import model_meta
+    from lbr_st.publish.leaderboard import model_meta
 
     model = SentenceTransformer(str(released), device="cpu")
     decoder = model[0].model
@@ -277,7 +277,7 @@ def test_memory_and_type_follow_the_weights(released):
 
 
 def test_training_tasks_are_found_by_the_names_of_sources(tmp_path):
-    from lbr_st.submission import tasks_of, training_sources
+    from lbr_st.publish.leaderboard import tasks_of, training_sources
 
     assert tasks_of(["mteb/scifact"]) == tasks_of(["BeIR/scifact"]) == tasks_of(["scifact.jsonl"]) == {"SciFact"}
     assert tasks_of(["trec-covid", "mteb/nfcorpus"]) == {"TRECCOVID", "NFCorpus"}
@@ -368,7 +368,7 @@ def test_only_a_release_is_taken_and_nothing_foreign_is_written_over(released, t
 
 @pytest.mark.parametrize(("failures", "status"), [({}, 0), ({"MockSTSTask": "broken"}, 1)])
 def test_command(released, scores, tmp_path, monkeypatch, capsys, failures, status):
-    import lbr_st.submission as module
+    import lbr_st.publish.leaderboard as module
 
     monkeypatch.setattr(module, "mock_run", lambda *_: (28, failures, "report\n"))
     monkeypatch.chdir(tmp_path)  # where there is no folder "results"

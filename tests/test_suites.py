@@ -16,7 +16,7 @@ from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module
 from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
 from lbr_st.evaluation.systems import load_system
-from lbr_st.load_by_name import load_by_name
+from lbr_st.model.load import load_by_name
 
 mteb = pytest.importorskip("mteb")
 pytestmark = pytest.mark.usefixtures("datasets_cache")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lbr_st import token_nll
-from lbr_st.token_nll import Head, nll_each, nll_sum
+from lbr_st.model import nll as token_nll
+from lbr_st.model.nll import Head, nll_each, nll_sum
 
 COUNT, HIDDEN, VOCABULARY = 11, 6, 40
 

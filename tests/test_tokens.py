@@ -9,10 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lbr_st import tokens
-from lbr_st.build import build_model
 from lbr_st.data.texts import digest
-from lbr_st.tokens import Column, TokenCollator, tokenized
+from lbr_st.model.build import build_model
+from lbr_st.training import tokens
+from lbr_st.training.tokens import Column, TokenCollator, tokenized
 
 TEXTS = [
     "an acid",
@@ -136,7 +136,7 @@ def test_the_key_is_the_same_in_another_process(tmp_path):
         "import sys; from datasets import Dataset; from transformers import PreTrainedTokenizerFast as T;"
         "from tokenizers import Tokenizer, models;"
         "t = T(tokenizer_object=Tokenizer(models.WordLevel({'a': 0, '?': 1}, unk_token='?')));"
-        "from lbr_st.tokens import _key; print(_key(Dataset.from_dict({'q': ['a', 'b']}), t, {'q': {}}))"
+        "from lbr_st.training.tokens import _key; print(_key(Dataset.from_dict({'q': ['a', 'b']}), t, {'q': {}}))"
     )
     keys = {subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
             for _ in range(2)}  # fmt: skip

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of, trained_bottleneck
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tiny_models import TEXTS, K, encode, new_model, rows, train
 from transformers import AutoConfig
 
-from lbr_st.adapters import has_lora, merge_lora
-from lbr_st.bottleneck import backbone_of, pooler_of, trained_bottleneck
 from lbr_st.errors import LBRError
-from lbr_st.load import load_model
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import has_lora, merge_lora
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ def test_foreign_code_is_not_loaded(tiny_base, tmp_path):
     (tmp_path / "model" / "evil.py").write_text("raise SystemExit")
     listing = tmp_path / "model" / "modules.json"
     written = listing.read_text()
-    listing.write_text(written.replace("lbr_st.modules", "evil.modules"))
+    listing.write_text(written.replace("lbr_st.model", "evil.model"))
     with pytest.raises(LBRError, match=r"evil\.modules"):
         load_model(tmp_path / "model")
     # The classes move within the package; a folder of either time is read.

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
 from lbr_st.errors import LBRError
-from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
+from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.stages.learn import learn
-from lbr_st.stages.represent import represent
-from lbr_st.stages.trainer import LBRTrainer
+from lbr_st.training.learn import learn
+from lbr_st.training.ranking import TokenBudgetRankingLoss
+from lbr_st.training.represent import represent
+from lbr_st.training.trainer import LBRTrainer
 
 TERMS = ["acid", "base", "salt", "ester", "protein", "enzyme"]
 QUIET = {"show_progress_bar": False, "precision": "float32"}
@@ -297,7 +298,7 @@ def test_several_processes_gather_as_many_pairs_each(tiny_base, tmp_path, monkey
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
     made = []
     monkeypatch.setattr(LBRTrainer, "train", lambda self, **options: made.append(self))
-    monkeypatch.setattr("lbr_st.stages.represent.world_size", lambda: 2)
+    monkeypatch.setattr("lbr_st.compute.world_size", lambda: 2)
     represent(model, stage2, RepresentConfig(), output_dir=tmp_path, **QUIET)
     assert made[0].loss.gather_across_devices
     assert made[0].args.dataloader_drop_last
@@ -316,7 +317,7 @@ def test_a_second_run_tokenises_nothing(model, stage1, stage2, tmp_path, monkeyp
     def never(*args, **options):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr("lbr_st.tokens._tokenize", never)
+    monkeypatch.setattr("lbr_st.training.tokens._tokenize", never)
     learn(model, stage1, config, output_dir=tmp_path / "c", cache_dir=tmp_path / "data", **QUIET)
     represent(
         model, stage2, RepresentConfig(max_steps=1), output_dir=tmp_path / "d", cache_dir=tmp_path / "data", **QUIET

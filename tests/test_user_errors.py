@@ -14,7 +14,7 @@ import pytest
 
 import lbr_st
 from lbr_st.cli import exit_status, main
-from lbr_st.stages.release import release
+from lbr_st.publish.stock import release
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lbr_st.wrapped import in_forward_of, unwrapped
+from lbr_st.compute import in_forward_of, unwrapped
 
 
 class Wrapper(nn.Module):

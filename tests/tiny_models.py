@@ -1,11 +1,11 @@
 """Tiny models with bottleneck tokens, and a few steps of training, for tests."""
 
 import torch
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
-from lbr_st.losses import IBGenerativeLoss
+from lbr_st.model.build import build_model
 
 K = 3
 TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]

@@ -181,6 +181,6 @@ def install() -> None:
     Linear.forward = _forward
     modeling_llama.LlamaRMSNorm.forward = _norm
     modeling_llama.apply_rotary_pos_emb = _rotate
-    import lbr_st.stages.trainer
+    import lbr_st.training.trainer
 
-    lbr_st.stages.trainer.merged_while_training = grouped
+    lbr_st.model.lora.merged_while_training = grouped

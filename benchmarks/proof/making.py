@@ -13,15 +13,14 @@ from datasets import Dataset
 from reading import short, told_pairs
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.compute import use_bfloat16
 from lbr_st.files import write_whole
-from lbr_st.load import load_model
-from lbr_st.load_by_name import load_by_name, mean_pooling
-from lbr_st.pipeline import build
-from lbr_st.precision import use_bfloat16
+from lbr_st.model.load import load_by_name, load_model, mean_pooling
 from lbr_st.recipe import Recipe, RepresentConfig
-from lbr_st.run_data import RunData
-from lbr_st.stages.learn import learn
-from lbr_st.stages.represent import represent
+from lbr_st.training.data import RunData
+from lbr_st.training.learn import learn
+from lbr_st.training.model import model_from_recipe as build
+from lbr_st.training.represent import represent
 
 if TYPE_CHECKING:
     from trial import Trial

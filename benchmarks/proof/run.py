@@ -30,8 +30,8 @@ from studies import STUDIES, arms
 from tables import UNITS, not_run, table
 from trial import Trial, changed, prepare, run_trial
 
-from lbr_st.locks import alone
-from lbr_st.registry import fetch_wheel
+from lbr_st.files import alone
+from lbr_st.wheels import fetch_wheel
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))

@@ -16,14 +16,13 @@ from making import made
 from reading import prepared, told_pairs
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.compute import use_bfloat16
 from lbr_st.evaluation import bm25_system, embedding_system, evaluate_task, retrieval_task, truncated
 from lbr_st.evaluation.run import versions
 from lbr_st.evaluation.scores import TaskScore
-from lbr_st.files import write_whole
-from lbr_st.precision import use_bfloat16
+from lbr_st.files import notice, write_whole
 from lbr_st.recipe import Recipe, baseline
-from lbr_st.registry import notice
-from lbr_st.run_data import RunData
+from lbr_st.training.data import RunData
 
 CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lbr_st.domains.definitions import DomainTask, Entity, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.registry import read_member
+from lbr_st.wheels import read_member
 
 CHEBI = "CHEBI-ontology-2026-05-01.json.zst"
 CHEBI_LICENCE = "ChEBI: CC BY 4.0, https://www.ebi.ac.uk/chebi/ (carried by cellxgene-ontology-guide 1.11.1, MIT)"

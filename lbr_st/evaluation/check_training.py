@@ -17,7 +17,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
 from lbr_st.evaluation.suites import hub_reachable, plan
 from lbr_st.recipe import DataConfig, load_recipe
-from lbr_st.run_data import recipe_columns
+from lbr_st.training.data import recipe_columns
 
 
 def check_training(

@@ -12,13 +12,13 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbr_st.compute import Precision
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, quiet_mteb, retrieval_task
 from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system
-from lbr_st.load import load_stock
-from lbr_st.precision import Precision
-from lbr_st.versions import installed_versions
+from lbr_st.files import installed_versions
+from lbr_st.model.load import load_stock
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask, AbsTaskRetrieval

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lbr_st.compute import Precision
 from lbr_st.data import RetrievalSet, read_beir
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -16,8 +17,7 @@ from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_ta
 from lbr_st.evaluation.run import evaluate_task, run_beir
 from lbr_st.evaluation.scores import TaskScore, format_tasks
 from lbr_st.evaluation.systems import System, load_system, truncated
-from lbr_st.precision import Precision
-from lbr_st.registry import notice
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lbr_st.compute import Precision, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
-from lbr_st.precision import Precision, use_bfloat16
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -57,14 +57,14 @@ def load_system(
     """Load what is to be evaluated.
 
     Args:
-        model: ``bm25``, or what :func:`lbr_st.load_by_name.load_by_name` takes.
+        model: ``bm25``, or what :func:`lbr_st.model.load.load_by_name` takes.
         name: The name to file the scores under; default: the hub id, or ``local/<folder>``.
         revision: Names this version; default: the hub's commit, or a digest of the model.
         precision: See :func:`embedding_system`.
     """
     if model == "bm25":
         return bm25_system()
-    from lbr_st.load_by_name import load_by_name  # torch takes seconds to import, and tables do not need it
+    from lbr_st.model.load import load_by_name
 
     loaded, default, commit = load_by_name(model, precision)
     return embedding_system(

@@ -8,13 +8,14 @@
 
 import pytest
 import torch
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
 from sentence_transformers import SentenceTransformerTrainer
 from trajectories import HARD, assert_same, distance, learned, represented
 
-from lbr_st.build import build_model
+from lbr_st.bottleneck import loss as ib_generative
 from lbr_st.errors import LBRError
-from lbr_st.losses import IBGenerativeLoss, ib_generative
-from lbr_st.stages.trainer import LBRTrainer
+from lbr_st.model.build import build_model
+from lbr_st.training.trainer import LBRTrainer
 
 FORMS = {
     "attention": {},

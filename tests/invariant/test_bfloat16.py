@@ -9,7 +9,7 @@ differ by up to 6%; under LoRA, where few weights are trained, through the embed
 import pytest
 from trajectories import HARD, distance, learned, represented
 
-from lbr_st.build import build_model
+from lbr_st.model.build import build_model
 
 LORA = {"lora_rank": 4}
 

@@ -9,12 +9,13 @@ import copy
 
 import pytest
 import torch
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
 from trajectories import HARD, PAIRS, STEPS, learned, represented
 
-from lbr_st.adapters import merge_lora, trained_rows
-from lbr_st.bottleneck import backbone_of
-from lbr_st.build import build_model
-from lbr_st.losses import IBGenerativeLoss, TokenBudgetRankingLoss
+from lbr_st.model.build import build_model
+from lbr_st.model.lora import merge_lora, trained_rows
+from lbr_st.training.ranking import TokenBudgetRankingLoss
 
 TEXTS = PAIRS["context"][:9]
 KINDS = ["llama", "llama-untied", "gemma3"]

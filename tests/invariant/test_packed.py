@@ -3,7 +3,7 @@
 import pytest
 from trajectories import assert_same, learned
 
-from lbr_st.build import build_model
+from lbr_st.model.build import build_model
 
 FORMS = {"attention": {}, "embedding": {}, "none": {"context_weight": 0.5}}
 

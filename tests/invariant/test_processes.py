@@ -15,7 +15,7 @@ import torch
 from trajectories import Trajectory, assert_same, distance
 from two_processes import SCENARIOS
 
-from lbr_st.build import build_model
+from lbr_st.model.build import build_model
 
 KINDS = ["llama", "llama-untied"]
 HERE = Path(__file__).parent

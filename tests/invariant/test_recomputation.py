@@ -6,7 +6,7 @@ import torch
 from trajectories import HARD, Trajectory, learned, represented
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from lbr_st.build import build_model
+from lbr_st.model.build import build_model
 
 STAGES = {
     "attention": (learned, {}),

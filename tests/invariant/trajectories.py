@@ -11,8 +11,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.stages.learn import learn
-from lbr_st.stages.represent import represent
+from lbr_st.training.learn import learn
+from lbr_st.training.represent import represent
 
 STEPS = 6
 

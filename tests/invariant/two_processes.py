@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from trajectories import HARD, PAIRS, Trajectory, learned, represented
 
-from lbr_st.build import build_model
+from lbr_st.model.build import build_model
 
 
 def world() -> int:

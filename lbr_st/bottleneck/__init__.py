@@ -1,0 +1,1 @@
+"""Stage 1's mathematics: rows, passes, loss, gain, and decoding the bottleneck."""

@@ -1,0 +1,323 @@
+"""IBGenerativeLoss: stage 1, generative learning through an information bottleneck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from lbr_st.bottleneck.passes.passes import (
+    Bottleneck,
+    Prediction,
+    backbone_of,
+    pooler_of,
+    require_bottleneck,
+    through_attention,
+    through_embedding,
+    unhindered,
+)
+from lbr_st.bottleneck.passes.rows import Targets, assemble, targets_of
+from lbr_st.compute import in_forward_of
+from lbr_st.errors import LBRError
+from lbr_st.model.mask import Segment
+from lbr_st.model.nll import Head, nll_each, nll_sum
+
+CITATION = """@article{liang2026learn,
+  archiveprefix = {arXiv},
+  author = {Liang, Xiaoyu and Peng, Yuchen and Luo, Jiale and Wang, Wenhao and Hu, Haoji and Zhou, Xincheng},
+  eprint = {2601.11124},
+  journal = {arXiv preprint arXiv:2601.11124},
+  primaryclass = {cs.IR},
+  title = {Learn Before Represent: Bridging Generative and Contrastive Learning for Domain-Specific LLM Embeddings},
+  url = {https://arxiv.org/abs/2601.11124},
+  year = {2026},
+}"""
+
+
+class IBGenerativeLoss(nn.Module):
+    """Generative learning constrained by an information bottleneck ("learn" of Learn Before Represent).
+
+    The model reads a context, compresses it into its k bottleneck tokens, and generates the target from the
+    bottleneck alone. Its attention stays causal; no target token attends to a context token. What a later
+    contrastive stage refines is the state of the last of these same bottleneck tokens. Bottleneck tokens themselves
+    are never predicted and take no part in the softmax: it is over the tokens that texts are made of.
+
+    Args:
+        model: A training model from :func:`lbr_st.build_model`.
+        bottleneck: ``"attention"``: one pass in which a target reads the bottleneck's keys and values at every layer.
+            ``"embedding"``: a second pass decodes from the pooled embedding, mapped to soft prompt vectors by a
+            linear bridge (added to the pooler if it has none). Stricter, and twice the passes. ``"none"``: plain
+            causal language modelling, to compare with: one pass in which a target sees its whole context. For a
+            model with bottleneck tokens or without (``num_bottleneck_tokens=0``, where the target follows its context
+            at once and is predicted from the context's last token on).
+        context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
+            With ``bottleneck="none"`` it is the weight of a context token next to a target token in *one* mean over
+            all of them; at 1 that is the ordinary causal language-modelling loss of the rows.
+        rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
+            bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
+            the attention bottleneck nothing reads z, and the term would only erase the embedding.
+        target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
+            so that it cannot lean on its own prefix and ignore the bottleneck. Training only; not for ``"none"``.
+        bag_weight: Weight of a bag-of-words term: the state that becomes the embedding predicts the target's tokens by
+            itself, which no decoder can do without it. Not for ``"none"``.
+        max_target_tokens: Predict only this many tokens of each target; None for all.
+        packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
+            longest under dense masks, with the same loss and gradients.
+
+    References:
+        - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
+          generative learning are the paper's; the mask, the two bottlenecks and the weights are our choices.
+        - Variational information bottleneck: https://arxiv.org/abs/1612.00410
+        - Bag of words from the embedding: https://arxiv.org/abs/2312.15503 (LLaRA)
+        - Word dropout against an ignored latent: https://arxiv.org/abs/1511.06349
+
+    Requirements:
+        1. A model with a :class:`~lbr_st.model.backbone.CausalBackbone` and a
+           :class:`~lbr_st.model.pooler.BottleneckPooler`.
+        2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
+        3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is a text of its own then,
+           learnt once and as a whole, with <eos> as the only target token. Give a text that is to be reconstructed in
+           this form (:func:`lbr_st.learn` does); after itself in plain sight, it would teach nothing but copying.
+
+    Inputs:
+        +---------------------------+--------+
+        | Texts                     | Labels |
+        +===========================+========+
+        | (context, target) pairs   | none   |
+        +---------------------------+--------+
+
+    Returns of ``forward``:
+        A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target``,
+        ``bag`` and ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
+        ``bottleneck="none"``, ``target`` and ``context`` are the shares of the one weighted mean, to which they add up.
+
+    Several batches in one optimiser step:
+        Of accumulated batches, and of those of several processes, a trainer takes the mean of the losses. A mean of
+        means over unequal numbers of tokens is not the mean over the tokens, and a loss that is given one batch at a
+        time cannot know the others. :func:`lbr_st.learn` counts them first (:meth:`counts`) and has every sum divided
+        by the same number (:attr:`shared_counts`), so that 4 batches of 2 are one batch of 8. Plain
+        ``SentenceTransformerTrainer`` does not: there a token of a batch with few tokens weighs more.
+
+    Recommendations:
+        - Watch the *bottleneck gain* (:class:`~lbr_st.evaluation.BottleneckGainEvaluator`): at zero the decoder
+          ignores the bottleneck, however low the loss. Start with short targets and a large learning rate for the
+          new token rows.
+
+    Raises:
+        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens for the
+            bottleneck asked for, or a context or target is empty.
+
+    Example:
+        ::
+
+            import lbr_st
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from lbr_st.losses import IBGenerativeLoss
+
+            model = lbr_st.build_model("smollm2-135m", num_bottleneck_tokens=4)
+            pairs = Dataset.from_dict({
+                "context": ["query: aspirin"],
+                "target": ["A member of the class of benzoic acids that is salicylic acid ..."],
+            })
+            trainer = SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=IBGenerativeLoss(model))
+            trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        bottleneck: Bottleneck = "attention",
+        context_weight: float = 0.1,
+        rate_weight: float = 0.0,
+        target_dropout: float = 0.0,
+        bag_weight: float = 0.0,
+        max_target_tokens: int | None = None,
+        packed: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_options(bottleneck, context_weight, rate_weight, target_dropout, bag_weight, max_target_tokens)
+        backbone, pooler = backbone_of(model), pooler_of(model)
+        if bottleneck != "none":
+            require_bottleneck(model)
+        if bottleneck == "embedding" and pooler.bridge is None:
+            table = cast(Tensor, backbone.model.get_input_embeddings().weight).detach()
+            scale = float(table.float().square().mean().sqrt())
+            pooler.add_bridge(len(backbone.bottleneck_ids), scale)
+            pooler.to(backbone.model.device)
+        if rate_weight and not pooler.variational:
+            pooler.add_noise()
+            pooler.to(backbone.model.device)
+        self.model = model
+        self.bottleneck = bottleneck
+        self.context_weight = context_weight
+        self.rate_weight = rate_weight
+        self.target_dropout = target_dropout
+        self.bag_weight = bag_weight
+        self.max_target_tokens = max_target_tokens
+        self.packed = packed
+        self.shared_counts: dict[str, float] | None = None
+        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
+        return in_forward_of(self.model, self._terms, list(sentence_features))
+
+    def _terms(self, columns: list[dict[str, Any]]) -> dict[str, Tensor]:
+        context, target, rate = self.predictions(columns)
+        tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
+        counts = self.shared_counts or self._counts(len(tokens[1]), len(contexts[1]), len(columns[0]["input_ids"]))
+        terms = {"target": self._mean(self._sum(*tokens), counts["target"])}
+        if self.bag_weight:
+            bag = bag_nll_sum(context, target, backbone_of(self.model).head)
+            terms["bag"] = self.bag_weight * self._mean(bag, counts["target"])
+        if self.context_weight:
+            terms["context"] = self.context_weight * self._mean(self._sum(*contexts), counts["context"])
+        if self.rate_weight and rate is not None:
+            terms["rate"] = self.rate_weight * self._mean(rate.sum(), counts["rate"])
+        return terms
+
+    def counts(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """Return how many addends each term's sum has in a batch, from the token ids alone; ``forward`` divides by it.
+
+        The predicted tokens for ``target`` and ``context`` (with ``bottleneck="none"`` the one weighted number for
+        both), the examples for ``rate``.
+        """
+        columns = list(sentence_features)
+        contexts, targets = self._columns(columns)
+        backbone = backbone_of(self.model)
+        if self.bottleneck == "embedding":
+            context = assemble(backbone, contexts, None)
+            target = assemble(backbone, pooler_of(self.model).num_soft_tokens, targets)
+        else:
+            context = target = assemble(backbone, contexts, targets, bottleneck=self.bottleneck == "attention")
+        return self._counts(
+            int((target.predicts == Segment.TARGET).sum()),
+            int((context.predicts == Segment.CONTEXT).sum()),
+            len(columns[0]["input_ids"]),
+        )
+
+    def _counts(self, target: int, context: int, examples: int) -> dict[str, float]:
+        whole = target + self.context_weight * context
+        none = self.bottleneck == "none"
+        return {"target": whole if none else target, "context": whole if none else context, "rate": examples}
+
+    def predictions(self, sentence_features: Iterable[dict[str, Any]]) -> tuple[Prediction, Prediction, Tensor | None]:
+        """Run the model; return what predicts the contexts, what predicts the targets, and the rate per example."""
+        contexts, targets = self._columns(list(sentence_features))
+        backbone = backbone_of(self.model)
+        dropout = self.target_dropout if self.training else 0.0
+        if self.bottleneck == "embedding":
+            return through_embedding(self.model, contexts, targets, target_dropout=dropout, packed=self.packed)
+        if self.bottleneck == "none":
+            prediction = unhindered(backbone, contexts, targets, packed=self.packed)
+        else:
+            prediction = through_attention(backbone, contexts, targets, target_dropout=dropout, packed=self.packed)
+        return prediction, prediction, None
+
+    def _columns(self, columns: list[dict[str, Any]]) -> tuple[dict[str, Any], Targets]:
+        if len(columns) != 2:
+            raise LBRError(
+                f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
+                fix='Select them: dataset.select_columns(["context", "target"]).',
+            )
+        contexts, features = columns
+        empty = contexts if self.bottleneck == "none" else None
+        return contexts, targets_of(
+            backbone_of(self.model), features, max_tokens=self.max_target_tokens, contexts=empty
+        )
+
+    @torch.no_grad()
+    def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
+        """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
+        return in_forward_of(self.model, self._target_nll, list(sentence_features))
+
+    def _target_nll(self, columns: list[dict[str, Any]]) -> Tensor:
+        _, target, _ = self.predictions(columns)
+        hidden, labels = target.of(Segment.TARGET)
+        return nll_each(hidden, labels, backbone_of(self.model).head)
+
+    def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        return nll_sum(hidden, labels, backbone_of(self.model).head)
+
+    @staticmethod
+    def _mean(total: Tensor, count: float) -> Tensor:
+        """Return the mean; of nothing 0.
+
+        Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
+        """
+        return total / (count or 1)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return the options, for the model card."""
+        return {
+            "bottleneck": self.bottleneck,
+            "context_weight": self.context_weight,
+            "rate_weight": self.rate_weight,
+            "target_dropout": self.target_dropout,
+            "bag_weight": self.bag_weight,
+            "max_target_tokens": self.max_target_tokens,
+            "packed": self.packed,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX entry of the method."""
+        return CITATION
+
+
+def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
+    """Return the sum of the negative log-likelihoods of the target's tokens, each from the bottleneck's state alone.
+
+    A decoder that sees the target's beginning can do without the bottleneck; this term cannot.
+
+    Args:
+        source: The pass in which the bottleneck tokens were run.
+        target: What is predicted; the same pass, or with the embedding bottleneck the second one.
+        head: Projects the states. The logits of all examples are held at once, examples times vocabulary.
+
+    Returns:
+        A scalar in nats, float32.
+
+    References:
+        - Making Large Language Models A Better Foundation For Dense Retrieval (LLaRA): https://arxiv.org/abs/2312.15503
+    """
+    rows = target.rows
+    predicted = rows.predicts == Segment.TARGET
+    likelihoods = head.logits(source.closing()).float().log_softmax(dim=-1)
+    return -likelihoods[rows.examples[predicted], rows.labels[predicted]].sum()
+
+
+def _check_options(
+    bottleneck: str,
+    context_weight: float,
+    rate_weight: float,
+    target_dropout: float,
+    bag_weight: float,
+    max_target_tokens: int | None,
+) -> None:
+    if bottleneck not in get_args(Bottleneck):
+        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
+    if min(context_weight, rate_weight, bag_weight) < 0:
+        raise LBRError(
+            f"context_weight is {context_weight}, rate_weight {rate_weight} and bag_weight {bag_weight}; "
+            "none may be negative.",
+            fix="0 leaves a term out.",
+        )
+    if rate_weight and bottleneck != "embedding":
+        raise LBRError(
+            f"rate_weight is {rate_weight} with bottleneck={bottleneck!r}, where nothing is decoded from z.",
+            fix='Use bottleneck="embedding", or rate_weight=0.',
+        )
+    if not 0 <= target_dropout < 1:
+        raise LBRError(f"target_dropout is {target_dropout}.", fix="It is a share from 0 up to, not including, 1.")
+    if bottleneck == "none" and (target_dropout or bag_weight):
+        raise LBRError(
+            f"target_dropout is {target_dropout} and bag_weight {bag_weight} without a bottleneck, which they serve.",
+            fix='Set both to 0, or choose bottleneck="attention" or "embedding".',
+        )
+    if max_target_tokens is not None and max_target_tokens < 1:
+        raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

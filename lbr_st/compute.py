@@ -1,0 +1,156 @@
+"""How the computing is spread: processes, precision, and models inside wrappers."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+from lbr_st.errors import LBRError
+
+if TYPE_CHECKING:
+    import torch
+
+
+Result = TypeVar("Result")
+
+
+LONGEST_WAIT = timedelta(hours=12)
+
+
+"""How long processes wait for the first one while it prepares, scores or writes. The launcher ends them if it fails."""
+
+
+def start_processes() -> None:
+    """Connect this process to the others of its launch, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(timeout=LONGEST_WAIT)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the threads that talk to the other processes; Python would abort at its exit if one still ran."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Return the number of processes that train together."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that prepares, scores and writes."""
+    import torch.distributed as dist
+
+    return world_size() == 1 or dist.get_rank() == 0
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    import torch.distributed as dist
+
+    if world_size() > 1:
+        dist.barrier()  # accelerate's own does nothing for processes that share a CPU
+
+
+def first_alone(make: Callable[[], Result]) -> Result:
+    """Return what ``make`` returns, in each process. The first one runs it before the others, which find its files."""
+    result = make() if is_first() else None
+    wait()
+    return make() if result is None else result
+
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Tell whether to run under bfloat16 autocast; the weights stay float32.
+
+    Args:
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where ``device`` has instructions for it
+            (elsewhere autocast is slower than float32).
+        device: Where the model runs.
+
+    Raises:
+        LBRError: ``precision`` is none of these.
+    """
+    import torch
+
+    if precision not in ("float32", "bfloat16", "auto"):
+        raise LBRError(f"unknown precision {precision!r}.", where="precision", fix="Use float32, bfloat16 or auto.")
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for the question on a CPU before 2.13.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and probe is not None and bool(probe())
+
+
+def encoding_options(precision: str) -> dict[str, Any]:
+    """Return the ``model_kwargs`` with which Sentence Transformers encodes without padding, where it can.
+
+    It can with FlashAttention 2 on a GPU in bfloat16 (its ``unpad_inputs``).
+
+    Args:
+        precision: As for :func:`use_bfloat16`.
+    """
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    able = torch.cuda.is_available() and is_flash_attn_2_available() and use_bfloat16(precision, torch.device("cuda"))
+    return {"attn_implementation": "flash_attention_2"} if able else {}
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside its wrappers."""
+    while (inner := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+        model = inner
+    return model
+
+
+def in_forward_of(model: Any, compute: Callable[..., Result], *args: Any) -> Result:
+    """Return ``compute(*args)``, run as the forward pass of a model that may be wrapped.
+
+    DistributedDataParallel and FSDP prepare to reduce gradients, and gather sharded weights, in the forward pass of
+    what they wrap. A loss that uses the model's parts directly would bypass them, and each process would train a model
+    of its own. So the model's forward is replaced for one call, as PyTorch Lightning and TRL do. Compute the whole
+    loss in one call: weights used outside it are treated as unused, and their gradients are not synchronised.
+
+    Args:
+        model: What the trainer calls, or a bare model.
+        compute: May use any part of the model, also its own forward. Returns tensors, or dicts of them.
+        *args: For ``compute``. Some wrappers move tensors among them to the model's device.
+    """
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not torch.is_grad_enabled():
+        return compute(*args)  # an evaluator runs in one process; the wrapper's forward would wait for the others
+    if isinstance(model, torch.nn.DataParallel):
+        return compute(*args)  # the wrapper would run copies of the model on several GPUs; ``compute`` uses this one
+    inner = unwrapped(model)
+    before = inner.__dict__.get("forward")  # accelerate's, under autocast
+
+    def put_back() -> None:
+        inner.__dict__.pop("forward", None)
+        if before is not None:
+            inner.__dict__["forward"] = before
+
+    def forward(*args: Any) -> Result:
+        put_back()
+        return compute(*args)
+
+    inner.__dict__["forward"] = forward
+    try:
+        return model(*args)
+    finally:
+        put_back()

@@ -1,1 +1,0 @@
-"""A released model for a faster backend of Sentence Transformers, made in an environment of its own."""

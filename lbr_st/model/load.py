@@ -1,0 +1,186 @@
+"""Load a model: in training form, in stock form, or by what people call it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
+from transformers.utils import ADAPTER_CONFIG_NAME
+
+from lbr_st.compute import Precision, encoding_options
+from lbr_st.errors import LBRError
+from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.bases import BASES, resolve_base
+from lbr_st.model.lora import Quantize, check_quantize, loading_options
+from lbr_st.model.pooler import BottleneckPooler
+from lbr_st.model.safe import (
+    TRAINING_CLASSES,
+    explain_load_errors,
+    read_json,
+    read_modules,
+    refuse_pickles,
+    without_code,
+)
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    quantize: Quantize | None = None,
+    model_kwargs: dict[str, Any] | None = None,
+) -> SentenceTransformer:
+    """Load a training model that ``SentenceTransformer.save_pretrained`` wrote.
+
+    Sentence Transformers itself would ask for ``trust_remote_code=True``, which lets a folder name any code. Here the
+    classes come from a fixed table, and nothing of a folder runs, nor of its base.
+
+    Args:
+        folder: The saved model.
+        base: Where its base is, if it is saved as an adapter whose base is missing under the name it was saved with.
+        device: Where to put the model; None for Sentence Transformers' choice.
+        quantize: As for :func:`lbr_st.build_model`, to continue training in 4 bits. Left out, the base of a model that
+            was trained so is loaded in full precision, under the same adapters.
+        model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
+
+    Raises:
+        LBRError: The folder is no training model or is damaged, or its base is missing; or ``quantize`` for a model
+            without adapters, or without bitsandbytes or a GPU.
+    """
+    folder = Path(folder)
+    check_quantize(quantize, lora=(folder / ADAPTER_CONFIG_NAME).is_file(), device=device)
+    parts = _parts_of(folder)
+    settings = read_json(folder / "config_sentence_transformers.json")
+    modules: list[nn.Module] = []
+    with explain_load_errors(str(folder)):
+        for part, place in parts:
+            if part == "backbone":
+                kwargs = {**loading_options(quantize, device), **(model_kwargs or {})}
+                modules.append(
+                    CausalBackbone.load(str(folder), subfolder=place, adapter_base=base, model_kwargs=kwargs)
+                )
+            else:
+                kind = BottleneckPooler if part == "pooler" else Normalize
+                modules.append(kind.load(str(folder), subfolder=place))
+        return SentenceTransformer(
+            modules=modules,
+            prompts=settings.get("prompts"),
+            default_prompt_name=settings.get("default_prompt_name"),
+            similarity_fn_name=settings.get("similarity_fn_name"),
+            truncate_dim=settings.get("truncate_dim"),
+            device=device,
+        )
+
+
+def _parts_of(folder: Path) -> list[tuple[str, str]]:
+    """Return what a training model is made of and in which folders, all of it known and inside the model."""
+    listed = read_modules(folder)
+    if listed and all(kind.startswith("sentence_transformers.") for kind, _ in listed):
+        raise LBRError(
+            "not in training form: only what learn and represent write can be trained, released or decoded.",
+            where=str(folder),
+            fix="Give the model that this one was released from.",
+        )
+    for kind, place in listed:
+        if kind not in TRAINING_CLASSES:
+            raise LBRError(
+                f"module {kind!r} is not ours to run.",
+                where=str(folder / "modules.json"),
+                fix="Give a model in training form, as learn and represent write it.",
+            )
+        inside = (folder / place).resolve().is_relative_to(folder.resolve())
+        if (place and not re.fullmatch(r"\w[\w.-]*", place)) or not inside:
+            fix = "The model is damaged, or made to read other files; do not use it."
+            where = str(folder / "modules.json")
+            raise LBRError(f"the module folder {place!r} leads out of the model.", where=where, fix=fix)
+    return [(TRAINING_CLASSES[kind], place) for kind, place in listed]
+
+
+def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) -> SentenceTransformer:
+    """Load a model with plain Sentence Transformers: no code of its own, no pickled weights.
+
+    Args:
+        model: A folder or a hub id.
+        device: Where to put it; None for Sentence Transformers' choice.
+        **model_kwargs: For transformers' ``from_pretrained``.
+
+    Raises:
+        LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
+    """
+    refuse_pickles(model)
+    options = {**without_code(model_kwargs), "use_safetensors": True}
+    with explain_load_errors(model):
+        return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
+
+
+def load_by_name(model: str, precision: Precision = "float32") -> tuple[SentenceTransformer, str, str | None]:
+    """Load a model; return it, the name to file its scores under, and its commit on the hub (None for a local one).
+
+    Args:
+        model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
+            hub id); the folder of a model in stock or training form; or a hub id.
+        precision: What it will encode in; in bfloat16 on a GPU a stock model runs without padding where it can.
+
+    Raises:
+        LBRError: The model cannot be loaded.
+    """
+    folder, (prefix, _, base) = Path(model), model.partition(":")
+    if prefix == "untrained" and base:
+        return mean_pooling(base), f"baseline/{_safe(Path(base).name)}-mean-pooling", None
+    if model in BASES and not folder.exists():
+        raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
+    local = f"local/{_safe(folder.resolve().name)}"
+    if is_training_form(folder):
+        return load_model(folder), local, None
+    try:
+        loaded = load_stock(model, **encoding_options(precision))
+    except LBRError:
+        raise
+    except Exception as error:  # each of the libraries below raises its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LBRError(
+            f"the model cannot be loaded: {reason.rstrip('.')}.",
+            where=model,
+            fix="Give a Sentence Transformers folder, a hub id that can be reached, bm25, or untrained:BASE.",
+        ) from error
+    if loaded.tokenizer is not None and getattr(loaded.tokenizer, "pad_token", "") is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # a plain causal LM
+    if folder.is_dir():
+        return loaded, local, None
+    config = getattr(getattr(loaded[0], "model", None), "config", None)
+    return loaded, model if "/" in model else f"sentence-transformers/{model}", getattr(config, "_commit_hash", None)
+
+
+def is_training_form(folder: Path) -> bool:
+    """Whether a folder holds a model that :func:`lbr_st.load_model` reads, not plain Sentence Transformers."""
+    listing = folder / "modules.json"
+    return listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8")
+
+
+def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransformer:
+    """Load a base untrained, as people use one: the mean over its last hidden states, and no bottleneck.
+
+    Raises:
+        LBRError: The base is not available.
+    """
+    with explain_load_errors(base, "the base"):
+        transformer = Transformer(
+            resolve_base(base),
+            max_seq_length=max_seq_length,
+            model_kwargs={**without_code(None), "use_safetensors": True},
+            config_kwargs=without_code(None),
+            processor_kwargs=without_code(None),
+        )
+    if transformer.tokenizer.pad_token is None:
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    pooling = Pooling(transformer.get_embedding_dimension(), "mean")
+    return SentenceTransformer(modules=[transformer, pooling, Normalize()])
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-") or "model"

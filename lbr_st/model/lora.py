@@ -1,0 +1,404 @@
+"""LoRA with token rows: add, save, load and merge; one product a layer on a CPU; the base in 4 bits."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
+from sentence_transformers.util import get_device_name
+from torch import Tensor, nn
+from torch.nn import Module
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+
+from lbr_st.compute import world_size
+from lbr_st.errors import LBRError
+
+_PREFIX = "base_model.model."
+
+
+"""What peft's files put before every name: their own wrapper class."""
+
+
+_READ = (
+    "base_model_name_or_path",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "trainable_token_indices",
+)
+
+
+"""What is read of ``adapter_config.json``: what :func:`add_lora` sets. Some of peft's other keys name modules to be
+imported (``megatron_core``), and a folder may come from anybody."""
+
+
+TRAINED_ROWS = r"trainable_tokens_delta"
+
+
+"""Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
+
+
+def add_lora(
+    model: PreTrainedModel, token_ids: list[int], *, base: str, rank: int, alpha: int, dropout: float = 0.0
+) -> None:
+    """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
+
+    The rows are trained by peft's ``trainable_token_indices``, so that an adapter file holds k rows, not a whole
+    vocabulary. All other weights are frozen. What is trained is float32 whatever the base is in: small steps would be
+    lost in 16 bits.
+
+    Args:
+        model: The causal LM, its vocabulary grown already.
+        token_ids: Rows to train.
+        base: The base's name as the user gave it; saved adapters refer to it, so that they can be moved.
+        rank: Rank of each adapter.
+        alpha: Scale; alpha / rank multiplies an adapter's output.
+        dropout: Dropout on the adapters' inputs.
+
+    Raises:
+        LBRError: ``rank`` < 1.
+    """
+    if rank < 1:
+        raise LBRError(
+            f"lora_rank is {rank}.", where="lora_rank", fix="Give at least 1, or none to train every weight."
+        )
+    name = _name_of(model, model.get_input_embeddings())
+    model.add_adapter(
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            trainable_token_indices={name.split(".")[-1]: token_ids},
+        )
+    )
+    cast_adapter_dtype(model, "default")
+    model.peft_config["default"].base_model_name_or_path = base
+
+
+def has_lora(model: PreTrainedModel) -> bool:
+    """Tell whether the model carries adapters."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
+    """Return what peft's wrapper around an embedding holds: the plain embedding, the trained rows' ids, and the rows.
+
+    None if the table is not wrapped.
+    """
+    layer = getattr(table, "token_adapter", None)
+    if layer is None:
+        return None
+    (name,) = layer.active_adapters
+    return layer.base_layer, layer.token_indices[name], layer.trainable_tokens_delta[name]
+
+
+def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the adapters and the trained token rows as peft does: a safetensors file and a configuration.
+
+    transformers would also write the whole embedding matrix, because the vocabulary has grown, and fails where that
+    matrix is tied to the head.
+
+    Args:
+        model: The causal LM with its adapters.
+        folder: Where to write; created if missing.
+        dtype: Of the weights in the file; None for the one they were trained in.
+    """
+    tensors = {
+        name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
+        for name, tensor in _trained_state(model).items()
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    config: Any = copy.copy(model.peft_config["default"])
+    config.target_modules = sorted(config.target_modules)  # a set, which another process would write in another order
+    config.save_pretrained(str(folder))
+
+
+def read_lora_config(folder: str | Path) -> LoraConfig:
+    """Read the fields of a configuration that :func:`save_lora` wrote, and no other.
+
+    Raises:
+        LBRError: It is not one of LoRA, or not readable.
+    """
+    path = Path(folder) / ADAPTER_CONFIG_NAME
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank, base = given["peft_type"], given["r"], given["base_model_name_or_path"]
+        if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
+            raise ValueError(f"peft_type {kind}, rank {rank}, base {base}")
+        return LoraConfig(**{key: given[key] for key in _READ if key in given})
+    except (KeyError, TypeError, ValueError) as error:
+        raise LBRError(
+            f"not the configuration of a LoRA adapter on a base: {error}.", where=str(path), fix="Save it again."
+        ) from error
+
+
+def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
+    """Read what :func:`save_lora` wrote onto a base whose vocabulary has been grown already; trainable.
+
+    Raises:
+        LBRError: The file does not hold exactly the weights that the configuration asks for.
+    """
+    file, config = Path(folder) / ADAPTER_SAFE_WEIGHTS_NAME, read_lora_config(folder)
+    base = config.base_model_name_or_path
+    try:
+        model.add_adapter(config)
+    except ValueError as error:  # the base has no layers of these names
+        what = f"the adapter does not fit its base: {str(error).partition('. ')[0]}."
+        fix = "Use the base named in adapter_config.json."
+        raise LBRError(what, where=str(file.with_name(ADAPTER_CONFIG_NAME)), fix=fix) from error
+    cast_adapter_dtype(model, "default")
+    # add_adapter writes the folder there that the base was read from, which another machine does not have.
+    model.peft_config["default"].base_model_name_or_path = base
+    state = load_file(file)
+    # Compared first: for a missing token row, peft raises a bare KeyError; for another shape, torch names every weight.
+    wanted = _trained_state(model)
+    both = wanted.keys() & state.keys()
+    other = [name for name in both if state[name].shape != wanted[name].shape]
+    if state.keys() != wanted.keys() or other:
+        raise LBRError(
+            f"the adapter does not fit its base: {len(wanted.keys() - both)} weights missing, "
+            f"{len(state.keys() - both)} unknown, {len(other)} of another shape.",
+            where=str(file),
+            fix="Use the base named in adapter_config.json.",
+        )
+    set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()})
+
+
+def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the adapters and token rows under the names that peft's files use."""
+    state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    head = _name_of(model, model.get_output_embeddings())
+    tied = model.config.get_text_config().tie_word_embeddings
+    # A tied head's rows are the embedding's.
+    return {f"{_PREFIX}{name}": t for name, t in state.items() if not (tied and name.startswith(f"{head}."))}
+
+
+def merge_lora(model: PreTrainedModel) -> None:
+    """Merge the adapters and the trained token rows into the model's own weights, in place, and remove peft's layers.
+
+    peft offers this on its own wrapper class only, which Sentence Transformers and transformers do without.
+
+    Raises:
+        LBRError: A merged weight is not finite.
+    """
+    layers: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        nested = any(name.startswith(f"{outer}.") for outer in layers)
+        if isinstance(module, (AuxiliaryTrainingWrapper, BaseTunerLayer)) and not nested:
+            layers[name] = module
+    for name, module in layers.items():
+        if isinstance(module, AuxiliaryTrainingWrapper):  # the token rows
+            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        else:
+            try:
+                module.merge(safe_merge=True)
+            except ValueError as error:  # peft found NaNs
+                fix = "Go back to an earlier checkpoint, or train again with a lower learning rate."
+                raise LBRError(f"the trained weights of {name} are broken: {error}", fix=fix) from error
+            plain = module.get_base_layer()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False
+    # A tied head was a wrapper of its own; make it the embedding again.
+    model.tie_weights()
+
+
+def _name_of(model: PreTrainedModel, wanted: object) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
+
+
+Cast = tuple[Any, Tensor]
+
+
+FEWEST_TOKENS = 256
+
+
+"""Below this many rows, adding the adapter to the weight costs more than adding it to the output (our choice)."""
+
+
+@contextmanager
+def merged_while_training(model: nn.Module) -> Iterator[None]:
+    """Compute x(W + sBA)ᵀ instead of xWᵀ + s(xAᵀ)Bᵀ while adapters are trained in one CPU process.
+
+    The value and the gradients of A and B are those of peft's layer, up to rounding: W + sBA is rounded to bfloat16
+    once. This saves the passes over activations that scale and add an adapter's output and cast its input, which take
+    longer on a CPU than the products themselves.
+
+    It takes effect only under autocast, in layers without dropout; elsewhere peft's own forward runs.
+
+    Args:
+        model: Holds peft's layers; as it was afterwards.
+    """
+    layers = [module for module in model.modules() if type(module) is Linear] if world_size() == 1 else []
+    last: list[Cast] = []
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+        layer.__dict__["_last_cast"] = last  # one for all: query, key and value are given the same input
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+            layer.__dict__.pop("_last_cast", None)
+
+
+def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    adapter = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
+    plain = (
+        adapter in self.lora_A
+        and x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and x.numel() // x.shape[-1] >= FEWEST_TOKENS
+        and torch.is_grad_enabled()
+        and not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
+        and type(self.base_layer) is nn.Linear
+        and not self.base_layer.weight.requires_grad
+        and isinstance(self.lora_dropout[adapter], nn.Identity)
+    )
+    if not plain:
+        return type(self).forward(self, x, *args, **kwargs)
+    down, up = self.lora_A[adapter], self.lora_B[adapter]
+    return _MergedLinear.apply(
+        x, self.base_layer.weight, self.base_layer.bias, down.weight, up.weight, self.scaling[adapter], self._last_cast
+    )
+
+
+class _MergedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        last: list[Cast],
+    ) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch.autocast("cpu", enabled=False):
+            merged = torch.addmm(weight, up, down.to(weight.dtype), alpha=scale).to(dtype)
+            rows = _cast(x, dtype, last)
+            ctx.save_for_backward(rows, merged, down, up)
+            ctx.scale = scale
+            return nn.functional.linear(rows, merged, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, merged, down, up = ctx.saved_tensors
+        (outer,) = gradients
+        with torch.autocast("cpu", enabled=False):
+            flat = outer.reshape(-1, outer.shape[-1]).to(merged.dtype)
+            inner = rows.reshape(-1, rows.shape[-1])
+            of_down = (flat @ up.to(flat.dtype)).T @ inner
+            of_up = flat.T @ (inner @ down.to(flat.dtype).T)
+            of_x = (flat @ merged).view(rows.shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_down.float() * ctx.scale, of_up.float() * ctx.scale, None, None
+
+
+def _cast(x: Tensor, dtype: torch.dtype, last: list[Cast]) -> Tensor:
+    """Return ``x.to(dtype)``, made once for the layers that are given the very same tensor one after the other."""
+    if x.dtype == dtype:
+        return x
+    if last and last[0][0]() is x:
+        return last[0][1]
+    last[:] = [(weakref.ref(x), x.to(dtype))]
+    return last[0][1]
+
+
+Quantize = Literal["4bit"]
+
+
+def check_quantize(quantize: str | None, *, lora: bool, device: str | None = None) -> None:
+    """Refuse what cannot be trained in 4 bits, before anything is downloaded.
+
+    Args:
+        quantize: ``"4bit"``, or None for nothing to check.
+        lora: Whether adapters are trained: 4-bit weights themselves take no gradient.
+        device: Where the model is to go; None for Sentence Transformers' choice.
+
+    Raises:
+        LBRError: ``quantize`` is unknown, no adapters are trained, or bitsandbytes or the GPU is missing.
+    """
+    if quantize is None:
+        return
+    if quantize != "4bit":
+        raise LBRError(f"must be 4bit or none, not {quantize!r}.", where="quantize")
+    if not lora:
+        raise LBRError(
+            "4-bit weights cannot be trained themselves.",
+            where="quantize",
+            fix="Train LoRA adapters on them, or leave quantize out.",
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise LBRError("bitsandbytes is not installed.", where="quantize", fix='Run: pip install "lbr-st[qlora]"')
+    if not _has_gpu(device):
+        raise LBRError(
+            "training on a 4-bit base needs a CUDA GPU, and there is none here.",
+            where="quantize",
+            fix="Leave quantize out and train LoRA adapters in 16 bits, or run it on a machine with a GPU.",
+        )
+
+
+def _has_gpu(device: str | None) -> bool:
+    return torch.cuda.is_available() and (device or "cuda").startswith("cuda")
+
+
+def loading_options(quantize: Quantize | None, device: str | None = None) -> dict[str, Any]:
+    """Return the ``model_kwargs`` with which transformers quantises a base while it is loaded; none for None.
+
+    Linear layers become NF4 with quantised scales and compute in bfloat16. Embeddings, norms and the head are not
+    quantised: rows of the first are trained, and stage 1 predicts with the last.
+
+    Args:
+        quantize: ``"4bit"`` or None.
+        device: Where the model is to go; None for Sentence Transformers' choice.
+    """
+    if quantize is None:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    # Each of several processes quantises on its own GPU, not all on the first.
+    return {"quantization_config": config, "device_map": {"": device or get_device_name()}}
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    """Tell whether the model's linear layers are in 4 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a model's copy; on a 4-bit base only those that are trained, since the base is frozen.
+
+    Args:
+        model: The model, or one that holds it.
+        weights: The state of its copy.
+    """
+    in_4_bits = any(is_quantized(module) for module in model.modules() if isinstance(module, PreTrainedModel))
+    if in_4_bits:
+        weights = {name: weights[name] for name, weight in model.named_parameters() if weight.requires_grad}
+    model.load_state_dict(weights, strict=not in_4_bits)

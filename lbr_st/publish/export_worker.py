@@ -1,0 +1,303 @@
+"""Runs in an environment of its own, where lbr_st is not installed: exports a released model, or encodes with one.
+
+    python -I export_worker.py REQUEST.json
+
+The request is a JSON object: what to "do" ("versions", "encode" or "export"), the "backend", the file that the
+"answer" goes to, and what the function of that name reads. The answer is a JSON object. Where there is none, the
+traceback on standard error says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = {
+    "torch": (),
+    "openvino": ("optimum", "optimum-intel", "openvino", "nncf"),
+    "onnx": ("optimum", "optimum-onnx", "onnx", "onnxruntime"),
+}
+
+
+"""What a backend needs beside Sentence Transformers."""
+
+
+IMPORTS = {"torch": (), "openvino": ("optimum.intel.openvino", "nncf"), "onnx": ("optimum.onnxruntime", "onnx")}
+
+
+LOADING: dict[str, dict[str, Any]] = {
+    # Without it OpenVINO computes in bfloat16 wherever the processor can.
+    "openvino": {"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}},
+    # Sentence Transformers takes the first provider that onnxruntime lists, and that need not be the processor.
+    "onnx": {"provider": "CPUExecutionProvider"},
+}
+
+
+"""Arguments that a finished folder is loaded with, written into it so that nobody has to give them."""
+
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+LAST_PRODUCTS = ("down_proj", "dense_4h_to_h")
+
+
+"""What the last product of a feed-forward block is called: Llama, Mistral, Qwen and Gemma; GPT-NeoX."""
+
+
+NORMALIZE = "sentence_transformers.sentence_transformer.modules.Normalize"
+
+
+"""The one name of this module that Sentence Transformers 5 and 6 both know."""
+
+
+def versions(request: dict[str, Any]) -> dict[str, Any]:
+    """Return package → version; fails where the backend cannot be imported."""
+    for module in ("sentence_transformers", *IMPORTS[request["backend"]]):
+        importlib.import_module(module)
+    found = {"python": platform.python_version()}
+    for package in ("torch", "sentence-transformers", "transformers", *PACKAGES[request["backend"]]):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a build of another name, such as onnxruntime-openvino, imports all the same
+            continue
+    return found
+
+
+def encode(request: dict[str, Any]) -> dict[str, Any]:
+    """Encode "texts" as queries, then as documents; write [2 × texts, dimension] in float32 to "embeddings".
+
+    With the backend "torch", "model" is a release, of which a copy that suits these versions is made in "work". With
+    another it is a finished folder, read just as anybody would read it, without further arguments.
+    """
+    model_folder = Path(request["model"])
+    if request["backend"] == "torch":
+        model_folder = copy_release(model_folder, Path(request["work"]) / "release", weights=True)
+    model = load(model_folder, request["backend"])
+    rows = [
+        function(request["texts"], batch_size=request["batch_size"], show_progress_bar=False)
+        for function in (model.encode_query, model.encode_document)
+    ]
+    np.save(request["embeddings"], np.concatenate(rows).astype(np.float32))
+    return {"computes_in": computes_in(model, request["backend"])}
+
+
+def export(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the release "model" into the empty folder "output", in "precision"; "work" is for what is in between."""
+    release, output, work = (Path(request[key]) for key in ("model", "output", "work"))
+    copy_release(release, output, weights=False)
+    source = copy_release(release, work / "release", weights=True)
+    to_backend = {"openvino": to_openvino, "onnx": to_onnx}[request["backend"]]
+    to_backend(source, output, work, int8=request["precision"] == "int8", calibration=request["calibration"])
+    loading = {"model_kwargs": LOADING[request["backend"]]}
+    edit(output / "sentence_bert_config.json", lambda settings: {**settings, **loading})
+    return {}
+
+
+def load(folder: Path, backend: str, **model_kwargs: Any) -> Any:
+    """Load a folder on the processor, never asking a hub."""
+    from sentence_transformers import SentenceTransformer
+
+    options: dict[str, Any] = {"device": "cpu", "backend": backend, "local_files_only": True}
+    if model_kwargs:
+        options["model_kwargs"] = model_kwargs
+    return SentenceTransformer(str(folder), **options)
+
+
+def computes_in(model: Any, backend: str) -> str:
+    """Return the arithmetic a loaded model uses outside of its quantised products."""
+    if backend != "openvino":
+        return "float32"
+    model.transformers_model.compile()
+    return str(model.transformers_model.request.get_property("INFERENCE_PRECISION_HINT").to_string())
+
+
+def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
+    """Copy a release without its README.md into ``target``, in the words of this environment's versions.
+
+    With ``weights``, those of the transformer are linked. Without, they are left out.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for item in release.iterdir():
+        if item.name in ("openvino", "onnx") or item.name.startswith("."):  # earlier exports, version control
+            continue
+        heavy = any(item.match(pattern) for pattern in WEIGHTS)
+        if item.is_dir():
+            shutil.copytree(item, target / item.name)
+        elif heavy and weights:
+            (target / item.name).symlink_to(item.resolve())
+        elif not heavy and item.name != "README.md":
+            shutil.copyfile(item, target / item.name)
+    edit(target / "config.json", config_for_these_versions)
+    if int(version("transformers").split(".")[0]) < 5:
+        # The class only reads tokenizer.json; version 4 has it under its old name.
+        edit(target / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+    if int(version("sentence-transformers").split(".")[0]) < 6:
+        known = {"Normalize": NORMALIZE}
+        edit(
+            target / "modules.json",
+            lambda found: [m | {"type": known.get(m["type"].rpartition(".")[2], m["type"])} for m in found],
+        )
+    return target
+
+
+def edit(path: Path, change: Any) -> None:
+    """Change a JSON file's content."""
+    content = change(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config that loads in float32, and names the rotary base as transformers 4 does, if that reads it.
+
+    Version 4 ignores ``rope_parameters`` and takes its own default instead.
+    """
+    config = {**config, "dtype": "float32"}
+    rope = config.get("rope_parameters")
+    if int(version("transformers").split(".")[0]) >= 5 or not rope:
+        return config
+    if "full_attention" in rope:  # Gemma 3: one for each kind of layer
+        local = rope.get("sliding_attention", {})
+        config["rope_local_base_freq"] = local.get("rope_theta", rope["full_attention"]["rope_theta"])
+        rope = rope["full_attention"]
+    config["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    if config["model_type"] == "gpt_neox":
+        config["rotary_emb_base"] = rope["rope_theta"]
+        config["rotary_pct"] = rope.get("partial_rotary_factor", 1.0)
+    return config
+
+
+def to_openvino(source: Path, output: Path, work: Path, *, int8: bool, calibration: list[str]) -> None:
+    """Export to the file that is loaded by default."""
+    import openvino
+
+    # optimum compresses weights to int8 unasked from a billion parameters on.
+    model = load(source, "openvino", export=True, compile=False, load_in_8bit=False)
+    inner = model.transformers_model
+    count_positions_openvino(inner.model)
+    if int8:
+        quantize_openvino(model, calibration, work / "int8")
+        (work / "int8" / "openvino").rename(output / "openvino")
+        return
+    (output / "openvino").mkdir()
+    openvino.save_model(inner.model, output / "openvino" / "openvino_model.xml", compress_to_fp16=False)
+
+
+def count_positions_openvino(graph: Any) -> None:
+    """Compute positions inside of the graph.
+
+    optimum exports decoders with an input ``position_ids`` that its own encoder never feeds, and embeddings are wrong
+    or not numbers. Positions are 0, 1, 2, … as they are in torch without that input.
+    """
+    from openvino import opset13 as ops
+
+    inputs = {name: node for node in graph.get_parameters() for name in node.output(0).get_names()}
+    given = inputs.get("position_ids")
+    if given is None:
+        return
+    zero, one = (ops.constant(number, dtype=np.int64) for number in (0, 1))
+    shape = ops.shape_of(inputs["input_ids"])
+    counted = ops.range(zero, ops.gather(shape, one, zero), one, output_type="i64")
+    given.output(0).replace(ops.broadcast(counted, shape).output(0))
+    graph.remove_parameter(given)
+    graph.validate_nodes_and_infer_types()
+
+
+def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
+    """Write ``target/openvino`` in int8, weights and activations, whose scales come from running the calibration.
+
+    Fixed scales do not suit the last product of each block, where single tokens are a thousand times the rest. It gets
+    int8 weights alone, and its input is scaled as it comes. docs/EXPORT.md has what each way costs.
+    """
+    import nncf
+    import optimum.intel.openvino as ov
+
+    prompts = [model.prompts.get(name) or "" for name in ("query", "document")]
+    preprocess = getattr(model, "preprocess", None) or model.tokenize  # the name before Sentence Transformers 6
+    names = {name for node in model.transformers_model.model.inputs for name in node.get_names()}
+    samples = []
+    for number, text in enumerate(calibration):
+        features = preprocess([prompts[number % 2] + text])
+        samples.append({name: features[name].numpy() for name in names if name in features})
+    last = f".*({'|'.join(LAST_PRODUCTS)}).*"
+    config = ov.OVMixedQuantizationConfig(
+        weight_quantization_config=ov.OVWeightQuantizationConfig(
+            bits=8, ignored_scope={"patterns": [f"^(?!{last}).*$"], "validate": False}
+        ),
+        full_quantization_config=ov.OVQuantizationConfig(
+            num_samples=len(samples), ignored_scope={"patterns": [last], "validate": False}
+        ),
+        num_samples=len(samples),
+    )
+    quantizer = ov.OVQuantizer.from_pretrained(model.transformers_model)
+    quantizer.quantize(nncf.Dataset(samples), save_directory=target, ov_config=ov.OVConfig(quantization_config=config))
+
+
+def to_onnx(source: Path, output: Path, work: Path, *, int8: bool, calibration: list[str]) -> None:
+    """Export to the file that is loaded by default; int8 needs no calibration here."""
+    import onnx
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+    from sentence_transformers.backend import export_dynamic_quantized_onnx_model
+
+    exported = load(source, "onnx", export=True, **LOADING["onnx"])
+    exported.transformers_model.save_pretrained(work / "exported")  # Sentence Transformers puts it below onnx/
+    plain = copy_release(source, work / "float32", weights=False) if int8 else output
+    (work / "exported" / "onnx").rename(plain / "onnx")
+    count_positions_onnx(plain / "onnx" / "model.onnx")
+    if not int8:
+        return
+    config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    # As with OpenVINO, the last products are what int8 spoils; here they stay as they are.
+    products = onnx.load(plain / "onnx" / "model.onnx", load_external_data=False).graph.node
+    config.nodes_to_exclude = [node.name for node in products if any(name in node.name for name in LAST_PRODUCTS)]
+    model = load(plain, "onnx", **LOADING["onnx"])
+    export_dynamic_quantized_onnx_model(model, config, str(output), file_suffix="int8")
+    (output / "onnx" / "model_int8.onnx").rename(output / "onnx" / "model.onnx")
+
+
+def count_positions_onnx(path: Path) -> None:
+    """Compute positions inside of the graph; without them onnxruntime stops with an error."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    given = next((item for item in graph.input if item.name == "position_ids"), None)
+    if given is None:
+        return
+    graph.input.remove(given)
+    whole = onnx.TensorProto.INT64
+    constants = [helper.make_tensor(f"lbr_{name}", whole, [], [number]) for name, number in (("zero", 0), ("one", 1))]
+    graph.initializer.extend(constants)
+    nodes = [
+        helper.make_node("Shape", ["input_ids"], ["lbr_shape"]),
+        helper.make_node("Gather", ["lbr_shape", "lbr_one"], ["lbr_length"]),
+        helper.make_node("Range", ["lbr_zero", "lbr_length", "lbr_one"], ["lbr_counted"]),
+        helper.make_node("Expand", ["lbr_counted", "lbr_shape"], ["position_ids"]),
+    ]
+    for index, node in enumerate(nodes):
+        graph.node.insert(index, node)
+    onnx.save(model, path)
+
+
+def main() -> None:
+    """Do what the request says and write the answer."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    answer = {"versions": versions, "encode": encode, "export": export}[request["do"]](request)
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

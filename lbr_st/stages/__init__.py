@@ -1,1 +1,0 @@
-"""The stages of a run: learn, represent, release; and reconstruct, which looks into a bottleneck."""

@@ -1,0 +1,439 @@
+"""What a run trains on: sources are read, kept apart from the evaluation, paired for stage 1, and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from lbr_st.data import RetrievalSet, read_beir, read_pairs, read_texts
+from lbr_st.data.contamination import ContaminationCheck
+from lbr_st.data.contamination_report import ContaminationReport
+from lbr_st.data.hold_out import hold_out
+from lbr_st.data.lines import save_rows, scratch
+from lbr_st.data.sources import is_local
+from lbr_st.domains.definitions import DomainTask
+from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
+from lbr_st.errors import LBRError
+from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.recipe import EvaluateConfig, Recipe
+from lbr_st.training.learn_pairs import COMPARED, RECORDS, learn_pairs
+
+DATA = "data"
+
+
+"""The folder of a run's data in its work folder."""
+
+
+FORMAT = 2
+
+
+"""Of what is kept and how it is made. Raise it when a change of the code makes something else of a recipe."""
+
+
+FOLDER = "prepared"
+
+
+RECORD = "prepared.json"
+
+
+EVALUATION = "evaluation.json"
+
+
+FEWEST_PAIRS_TO_HOLD_OUT = 50
+
+
+"""With fewer pairs, a held-out set would say nothing. Then nothing is evaluated."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains on, memory-mapped from its folder, and what it is scored on, read when first asked for.
+
+    Args:
+        folder: Where it is kept. What is made of it can be kept next to it.
+        pairs: ``query`` and ``document`` for stage 2; None if the recipe has none.
+        learn_pairs: ``context`` and ``target`` for stage 1, mixed; None if stage 1 is not trained.
+        held_out: The same of texts that training never sees, for the bottleneck gain; None if there are too few.
+        licences: A line for each source.
+        contamination: For each source, what it had in common with the held-out queries, the dev queries and their
+            documents before anything was dropped; empty if there are none.
+        sources: Each source by its role (source, texts, pairs, also …): its ``name``, without where it lies, and the
+            SHA-256 of its ``content``.
+        evaluate: Which part of the held-out queries is evaluated.
+    """
+
+    folder: Path
+    pairs: Dataset | None
+    learn_pairs: Dataset | None
+    held_out: Dataset | None
+    licences: list[str]
+    contamination: list[ContaminationReport]
+    sources: dict[str, dict[str, Any]]
+    evaluate: EvaluateConfig
+
+    @cached_property
+    def test(self) -> RetrievalSet | None:
+        """What is evaluated on; None if there are no held-out queries.
+
+        Raises:
+            LBRError: The recipe evaluates on dev queries, and there are none.
+        """
+        kept = json.loads((self.folder / FOLDER / EVALUATION).read_text(encoding="utf-8"))
+        sets = {split: RetrievalSet(**whole) if whole else None for split, whole in kept.items()}
+        return _evaluated(sets["test"], sets["dev"], self.evaluate)
+
+
+class Part(NamedTuple):
+    """A table of a source: pairs, texts or records, and the source's name for messages and reports."""
+
+    kind: str
+    name: str
+    rows: Dataset
+
+
+class Sources(NamedTuple):
+    """What a recipe's data section names, as it lies there, without pairs that are held out for evaluation.
+
+    ``others`` are the queries of the tasks that are trained on next to the source. They are not evaluated, and not
+    trained on either.
+    """
+
+    parts: list[Part]
+    test: RetrievalSet | None
+    dev: RetrievalSet | None
+    others: list[RetrievalSet]
+    licences: list[str]
+
+
+def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> RunData:
+    """Read, check and pair what a recipe trains on, or take what was kept of that before.
+
+    What is kept is taken if it was made of the same recipe, as far as the data depend on it, and of the same content.
+    Local files are known by their SHA-256, wherever they are, and domain tasks by that of their wheels. A local source
+    that is missing now, as on another machine, is not needed again. A dataset of the hub is known by its id and split:
+    a run keeps the data that it began with.
+
+    Args:
+        recipe: The run.
+        folder: Where it is kept. It can be copied to another place or machine.
+        generative: Make pairs for stage 1; None if the recipe trains it.
+
+    Raises:
+        LBRError: A source is missing, empty or malformed, holds nothing but the evaluation's own texts, or cannot give
+            the pairs that the recipe asks for; or it is contaminated and the recipe refuses that.
+    """
+    folder = Path(folder)
+    if generative is None:
+        generative = recipe.learn.enabled and recipe.learn.max_steps > 0
+    key = _key(recipe, generative)
+    if (kept := _kept(recipe, folder, key)) is not None:
+        notice(f"Data: prepared before, taken from {folder}.")
+        for report in kept.contamination:
+            if report.rows:
+                notice(report.summary())
+        return kept
+    with alone(folder / FOLDER):
+        if (kept := _kept(recipe, folder, key)) is not None:  # made by another process of the same run
+            return kept
+        notice(f"Reading {recipe.data.source} …")
+        _make(recipe, folder, key, generative)
+    return _load(recipe, folder)
+
+
+def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
+    """Return what a recipe evaluates on, without reading more than holding out pairs takes.
+
+    Raises:
+        LBRError: As for :func:`prepare`, of what is read.
+    """
+    sources = read_sources(replace(recipe, data=replace(recipe.data, texts=None, also=[])))
+    return _evaluated(sources.test, sources.dev, recipe.evaluate)
+
+
+def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
+    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
+
+    They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
+
+    Raises:
+        LBRError: As for :func:`prepare`.
+    """
+    columns: dict[str, list[Dataset]] = {}
+    for part in read_sources(recipe).parts:
+        for column in _text_columns(part.rows):
+            columns.setdefault(column, []).append(part.rows.select_columns([column]))
+    return {column: concatenate_datasets(parts)[column] for column, parts in columns.items()}
+
+
+def read_sources(recipe: Recipe) -> Sources:
+    """Read what a recipe's data section names.
+
+    Tables of local files are on disk (see :mod:`lbr_st.data.lines`), never whole in memory. Sets of queries are.
+
+    Raises:
+        LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
+    """
+    config = recipe.data
+    beside = [domain_task(name) for name in config.also]
+    records: Dataset | None = None
+    if config.source not in DOMAIN_TASKS:
+        pairs, texts, test, dev = _read_own(recipe)
+        licences = [_short(name) for name in (config.source, config.pairs) if name]
+    elif config.pairs:
+        raise LBRError(
+            f"{config.source} brings its own pairs.",
+            where="data.pairs",
+            fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
+        )
+    else:
+        task = domain_task(config.source)
+        pairs, texts, records = _pairs_of(task, config.synonyms), task.train_texts, task.records
+        test, dev, licences = task.test, task.dev, [task.licence]
+    more = [task.train_texts for task in beside]
+    names = [*config.also]
+    if config.texts:
+        more.append(read_texts(config.texts, column=config.text_column, split=config.split))
+        names.append(_short(config.texts))
+    if pairs is not None:
+        pairs = _joined([pairs, *(_pairs_of(task, config.synonyms) for task in beside)])
+    found = [
+        ("pairs", _short(config.pairs or config.source), pairs),
+        ("texts", _short(config.source), texts),
+        ("texts", ", ".join(names), _joined(more)),
+    ]
+    if RECORDS in recipe.learn.pairs:
+        found.append((RECORDS, _short(config.source), records))
+        found.append((RECORDS, ", ".join(config.also), _joined(task.records for task in beside)))
+    licences += [*(task.licence for task in beside), *([names[-1]] if config.texts else [])]
+    return Sources(
+        [Part(kind, name, rows) for kind, name, rows in found if rows is not None],
+        test,
+        dev,
+        [one for task in beside for one in (task.test, task.dev)],
+        list(dict.fromkeys(licences)),
+    )
+
+
+def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Dataset], list[ContaminationReport]]:
+    """Treat rows that repeat an evaluation text as ``data.contamination`` says.
+
+    The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
+    The source's own records stay whatever they hold: the open regime is that they say what is asked for. Those of other
+    tasks may say what their own tasks ask for, but not what the source does.
+
+    Returns:
+        The tables to train on by kind (pairs, texts, records), and a report for each part of the sources.
+
+    Raises:
+        LBRError: A source holds nothing else, or is contaminated and the recipe refuses that.
+    """
+    own = [one for one in (sources.test, sources.dev) if one is not None]
+    against = [*own, *sources.others]
+    evaluation = ContaminationCheck(against) if against else None
+    kept: list[tuple[str, Dataset]] = []
+    reports: list[ContaminationReport] = []
+    for part in sources.parts:
+        rows, is_open = part.rows, part.kind == RECORDS and part.name == _short(recipe.data.source)
+        if part.kind == RECORDS and not is_open:
+            evaluation = ContaminationCheck(own) if own else None
+        if evaluation is not None:
+            columns = {column: rows[column] for column in _text_columns(rows)}
+            report = evaluation.check(columns, training=f"{part.kind} of {part.name}")
+            report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
+            if is_open:
+                notice(f"Open regime, nothing dropped: {report.summary()}")
+            else:
+                rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
+            reports.append(report)
+        kept.append((part.kind, rows))
+        if part.kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
+            kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
+    tables = {kind: _joined(rows for name, rows in kept if name == kind) for kind in COMPARED}
+    return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
+
+
+def _read_own(recipe: Recipe) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
+    """Return pairs, texts, test and dev of the user's own sources; no texts where they are the pairs' documents."""
+    config = recipe.data
+    texts = None
+    if config.pairs or not _needs_pairs(recipe):
+        texts = read_texts(config.source, column=config.text_column, split=config.split)
+    if not _needs_pairs(recipe):
+        return None, texts, None, None
+    source = config.pairs or config.source
+    pairs = read_pairs(
+        source, query_column=config.query_column, document_column=config.document_column, split=config.split
+    )
+    test, dev = (
+        read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
+        for split in ("test", "dev")
+    )
+    if test is None and len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
+        pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
+    return pairs, texts, test, dev if config.split != "dev" else None
+
+
+def _needs_pairs(recipe: Recipe) -> bool:
+    return recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs))
+
+
+def _pairs_of(task: DomainTask, synonyms: bool) -> Dataset:
+    if not synonyms or task.synonym_pairs is None:
+        return task.train_pairs
+    return concatenate_datasets([task.train_pairs, task.synonym_pairs])
+
+
+def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
+    """Return the part of the held-out sets that a recipe evaluates on."""
+    if evaluate.split == "dev":
+        if dev is None:
+            fix = "Evaluate on test, or give a BEIR folder with qrels/dev.tsv."
+            raise LBRError("the data has no dev queries.", where="evaluate.split", fix=fix)
+        test = dev
+    if test is None or not (evaluate.num_queries or evaluate.num_documents):
+        return test
+    return test.slice(
+        min(evaluate.num_queries or len(test.queries), len(test.queries)),
+        min(evaluate.num_documents or len(test.corpus), len(test.corpus)),
+    )
+
+
+def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dataset:
+    """Return the rows without those that the report says are dropped."""
+    if not (harmful := report.rows):
+        return rows
+    if refuse:
+        raise LBRError(
+            f"{replace(report, dropped=None).summary()} For example: {'; '.join(report.examples())}.",
+            where="data.contamination",
+            fix="Remove these rows, or set it to drop or report.",
+        )
+    notice(report.summary())
+    if not report.dropped:
+        return rows
+    if len(harmful) == len(rows):
+        raise LBRError(
+            "every training row repeats an evaluation query or its document.",
+            where=report.training,
+            fix="Give other training data.",
+        )
+    return rows.select(np.delete(np.arange(len(rows)), harmful))
+
+
+def _text_columns(rows: Dataset) -> list[str]:
+    return [column for column in rows.column_names if column != "side"]  # of a record
+
+
+def _short(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
+
+
+def _joined(tables: Iterable[Dataset | None]) -> Dataset | None:
+    parts = [part for part in tables if part is not None]
+    return concatenate_datasets(parts) if parts else None
+
+
+def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -> None:
+    for left in folder.glob(".reading.*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    # Next to what is kept: the system's temporary folder is often small, and in memory.
+    reading = TemporaryDirectory(prefix=".reading.", dir=folder, ignore_cleanup_errors=True)
+    # The scratch folder goes first: killed between the two, a run would leave it to one that has nothing to make.
+    with new_folder(folder / FOLDER, overwrite=True) as target, reading as aside, scratch(Path(aside)):
+        sources = read_sources(recipe)
+        tables, reports = without_evaluation(recipe, sources)
+        learn, held_out = learn_pairs(recipe, tables) if generative else (None, None)
+        made = {"pairs": tables.get("pairs"), "learn": learn, "held_out": held_out}
+        record: dict[str, Any] = {"key": key, "rows": {}, "licences": sources.licences}
+        for name, rows in made.items():
+            if rows is not None:
+                save_rows(rows, target / name)
+                record["rows"][name] = len(rows)
+        record["contamination"] = [report.to_dict() for report in reports]
+        sets = {"test": sources.test, "dev": sources.dev}
+        whole = {split: vars(one) if one else None for split, one in sets.items()}
+        (target / EVALUATION).write_text(json.dumps(whole), encoding="utf-8")
+        (target / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def _kept(recipe: Recipe, folder: Path, key: dict[str, Any]) -> RunData | None:
+    """Return what is kept if it fits and can be read."""
+    try:
+        record = json.loads((folder / FOLDER / RECORD).read_text(encoding="utf-8"))
+        return _load(recipe, folder) if _fits(record["key"], key) else None
+    except Exception:  # json, pyarrow and datasets raise their own
+        return None
+
+
+def _load(recipe: Recipe, folder: Path) -> RunData:
+    place = folder / FOLDER
+    record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+    tables = {name: Dataset.load_from_disk(str(place / name), keep_in_memory=False) for name in record["rows"]}
+    return RunData(
+        folder,
+        tables.get("pairs"),
+        tables.get("learn"),
+        tables.get("held_out"),
+        record["licences"],
+        [ContaminationReport.from_dict(report) for report in record["contamination"]],
+        {
+            role: {part: source[part] for part in ("name", "content")}
+            for role, source in record["key"]["sources"].items()
+        },
+        recipe.evaluate,
+    )
+
+
+def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
+    """Return everything that what is kept depends on."""
+    named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs")}
+    options = {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")}
+    sources = {**named, **{f"also {name}": name for name in recipe.data.also}}
+    made = {
+        "pairs": recipe.learn.pairs,
+        "num_eval_pairs": recipe.learn.num_eval_pairs,
+        "prompts": [recipe.model.query_prompt, recipe.model.document_prompt],
+        "seed": recipe.seed,
+    }
+    return {
+        "format": FORMAT,
+        "data": options,
+        "with_pairs": _needs_pairs(recipe),
+        "learn": made if generative else None,
+        "sources": {name: _source(given) for name, given in sources.items() if given},
+    }
+
+
+def _source(given: str) -> dict[str, Any]:
+    """Return what a source is known by. Its name counts, since reports and the held-out set are named after it."""
+    path = Path(given)
+    if given in DOMAIN_TASKS:
+        return {"kind": "task", "given": given, "name": given, "content": pinned_wheels(given)}
+    if path.is_file():
+        return {"kind": "local", "given": given, "name": path.name, "content": sha256_of(path)}
+    if path.is_dir():
+        files = [path / "corpus.jsonl", path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
+        content = {file.relative_to(path).as_posix(): sha256_of(file) for file in files if file.is_file()}
+        return {"kind": "local", "given": given, "name": path.resolve().name, "content": content}
+    return {"kind": "local" if is_local(given) else "hub", "given": given, "name": given, "content": None}
+
+
+def _fits(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
+    before, now = kept["sources"], asked["sources"]
+    others_fit = {**kept, "sources": None} == {**asked, "sources": None}
+    return others_fit and before.keys() == now.keys() and all(_same(before[name], now[name]) for name in now)
+
+
+def _same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
+    if kept["kind"] == "local" and not Path(asked["given"]).exists():
+        return bool(kept["given"] == asked["given"])
+    return {**kept, "given": None} == {**asked, "given": None}

@@ -1,0 +1,86 @@
+"""A run's model: built from the recipe, kept after a stage, and found again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.compute import is_first, wait
+from lbr_st.files import clear_leftovers, new_folder, notice
+from lbr_st.model.build import build_model
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import Quantize
+from lbr_st.publish.card import PROVENANCE
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
+
+RECIPE = "recipe.yaml"
+
+
+LOG = "training_log.json"
+
+
+def checkpoints_of(folder: Path) -> Path:
+    """Return where the checkpoints of a stage go until it is done."""
+    return folder.with_name(f"{folder.name}-checkpoints")
+
+
+def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
+    """Tell whether there are checkpoints of this very recipe; those of another are removed."""
+    if is_first():
+        kept = checkpoints / RECIPE
+        if not (kept.is_file() and load_recipe(kept) == recipe):
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            checkpoints.mkdir(parents=True)
+            save_recipe(recipe, kept)
+    wait()
+    return any(checkpoints.glob("checkpoint-*"))
+
+
+def keep(
+    model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
+) -> None:
+    """Save a stage's model with its recipe, log and provenance. The folder appears whole, and means that it is done."""
+    if is_first():
+        with new_folder(folder, overwrite=True) as aside:
+            model.save_pretrained(str(aside), create_model_card=False)
+            save_recipe(recipe, aside / RECIPE)
+            (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
+            (aside / PROVENANCE).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+        shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
+    wait()
+
+
+def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTransformer | None:
+    """Return the model that a stage left; None if the stage must still run."""
+    if is_first():
+        clear_leftovers(folder)
+    wait()
+    if not folder.is_dir():
+        return None
+    if is_first():
+        shutil.rmtree(checkpoints_of(folder), ignore_errors=True)
+    notice(f"{folder.name}: done before, taken from {folder}.")
+    return load_model(folder, quantize=quantize)
+
+
+def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
+    """Build the training model that a recipe describes."""
+    config = recipe.model
+    return build_model(
+        config.base,
+        num_bottleneck_tokens=config.num_bottleneck_tokens,
+        token_init=config.token_init,
+        projection_dim=config.projection_dim,
+        max_seq_length=config.max_seq_length,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
+        lora_rank=config.lora_rank if config.lora else None,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        quantize=config.quantize,
+        seed=recipe.seed,
+    )

@@ -1,0 +1,177 @@
+"""Stage 2, represent: contrastive refinement of the compressed representation."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.util import mine_hard_negatives
+from torch import nn
+
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.compute import Precision, start_processes, world_size
+from lbr_st.errors import LBRError
+from lbr_st.recipe import RepresentConfig
+from lbr_st.training.batches import TokenBatchSampler
+from lbr_st.training.ranking import TokenBudgetRankingLoss
+from lbr_st.training.tokens import Column, tokenized
+from lbr_st.training.trainer import train
+
+DEPTH = 1000
+
+
+"""How far down a query's ranking hard negatives are searched. A model before stage 2 may rank the right answer low, and
+near misses lie below it: a smaller depth would leave out just the hardest queries."""
+
+
+def represent(
+    model: SentenceTransformer,
+    pairs: Dataset,
+    config: RepresentConfig | None = None,
+    *,
+    evaluator: SentenceEvaluator | None = None,
+    output_dir: Path | str,
+    precision: Precision = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    cache_dir: Path | str | None = None,
+    **overrides: Any,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place to put queries next to their documents.
+
+    :class:`~lbr_st.training.ranking.TokenBudgetRankingLoss` on the embedding that stage 1 filled, with the model's own
+    query and document prompts and no text twice in a batch.
+
+    Two processes with 32 pairs each, whose documents are gathered, are one with 64. Accumulated batches
+    (``gradient_accumulation_steps``) are *not* a larger batch, since each has its own documents as negatives only. For
+    many negatives in little memory, set ``mini_batch_tokens``.
+
+    Args:
+        model: A training model, after :func:`~lbr_st.training.learn.learn` or fresh.
+        pairs: Columns ``query``, ``document`` and optionally ``negative``.
+        config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
+        evaluator: Runs every ``config.eval_steps`` steps.
+        output_dir: Where checkpoints go.
+        precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
+        seed: Seed of data order and dropout.
+        resume: Resume from the last checkpoint in ``output_dir``.
+        cache_dir: Where the tokenised pairs are kept for a second run; None keeps them in memory.
+        **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
+
+    Returns:
+        The trainer's log: a dict per logged step.
+
+    Raises:
+        LBRError: A loss is not finite, or an option does not fit the model or the pairs.
+    """
+    start_processes()
+    config = config or RepresentConfig()
+    names = ["query", "document", *(["negative"] if "negative" in pairs.column_names else [])]
+    pairs = pairs.select_columns(names)
+    if config.num_hard_negatives:
+        pairs = with_hard_negatives(model, pairs, config.num_hard_negatives)
+    prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
+    columns = {name: Column(prompt) for name, prompt in prompts.items()}
+    sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
+    return train(
+        model,
+        _ranking_loss(model, config),
+        tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir),
+        config,
+        evaluator=evaluator,
+        output_dir=output_dir,
+        precision=precision,
+        seed=seed,
+        resume=resume,
+        # Processes that gather each other's embeddings need as many each.
+        **{"batch_sampler": sampler, "dataloader_drop_last": world_size() > 1, **overrides},
+    )
+
+
+def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
+    loss = TokenBudgetRankingLoss(
+        model,
+        scale=1.0 / config.temperature,
+        mini_batch_num_tokens=config.mini_batch_tokens,
+        gather_across_devices=config.gather_negatives and world_size() > 1,
+    )
+    if not config.matryoshka_dims:
+        return loss
+    size = model.get_embedding_dimension()
+    if size is None or max(config.matryoshka_dims) >= size:
+        raise LBRError(
+            f"{config.matryoshka_dims} are not all smaller than the embedding, which has {size} numbers.",
+            where="represent.matryoshka_dims",
+            fix="Name smaller sizes only; the whole embedding is always trained.",
+        )
+    return loss.matryoshka([size, *config.matryoshka_dims])
+
+
+def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
+    """Add to each pair the documents of other pairs that come nearest below its own.
+
+    Documents within 5% of the right answer's score or above it are left out, and so is the nearest of all: they may be
+    right answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
+
+    Args:
+        model: Encodes queries and documents.
+        pairs: Columns ``query`` and ``document``, both strings.
+        count: Negatives per query, at least 1, in columns ``negative_1`` to ``negative_<count>``. Pairs with fewer near
+            misses are left out.
+
+    Raises:
+        LBRError: There are too few documents, or no pair has so many near misses.
+    """
+    try:
+        mined = mine_hard_negatives(
+            pairs.select_columns(["query", "document"]),
+            cast(SentenceTransformer, _Centred(model)),
+            anchor_column_name="query",
+            positive_column_name="document",
+            query_prompt_name="query",
+            corpus_prompt_name="document",
+            num_negatives=count,
+            relative_margin=0.05,
+            range_min=1,
+            range_max=DEPTH,
+            output_format="n-tuple",
+            verbose=False,
+        )
+        why = "" if len(mined) else f"no query has {count} near misses among the documents of the pairs."
+    except ValueError as error:
+        why = f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}."
+    if why:
+        raise LBRError(why, where="represent.num_hard_negatives", fix="Lower it, or give more pairs.")
+    return mined
+
+
+class _Centred:
+    """A model whose embeddings have had their mean subtracted, of queries and of documents each.
+
+    Before stage 2 all embeddings point nearly the same way: cosines between queries and documents, right and wrong
+    ones, lay between 0.92 and 0.98 after stage 1. Every document was within 5% of the right answer, and no query had a
+    near miss. Without what they share the margin means what it means for a trained model (Mu and Viswanath, 2018,
+    arXiv 1702.01417).
+    """
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_query(self, texts: list[str], **options: Any) -> np.ndarray:
+        return _centred(self._model.encode_query(texts, **options))
+
+    def encode_document(self, texts: list[str], **options: Any) -> np.ndarray:
+        return _centred(self._model.encode_document(texts, **options))
+
+
+def _centred(embeddings: np.ndarray) -> np.ndarray:
+    centred = embeddings - embeddings.mean(axis=0)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)

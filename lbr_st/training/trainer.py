@@ -1,0 +1,415 @@
+"""The trainer of both stages: resumable, in one process or many, and stopping before it spoils a model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import save_fsdp_optimizer
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.compute import Precision, first_alone, is_first, use_bfloat16, wait, world_size
+from lbr_st.errors import Interrupted, LBRError
+from lbr_st.files import is_marked_whole, mark_whole, notice
+from lbr_st.model.load import load_model
+from lbr_st.model.lora import TRAINED_ROWS, load_weights, merged_while_training
+from lbr_st.recipe import LearnConfig, RepresentConfig
+from lbr_st.training.tokens import TokenCollator
+
+ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
+
+
+"""Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
+
+
+SECONDS_TO_A_SECOND_ONE = 1.0
+
+
+"""A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
+
+
+def train(
+    model: SentenceTransformer,
+    loss: nn.Module,
+    dataset: Dataset,
+    config: LearnConfig | RepresentConfig,
+    *,
+    output_dir: Path | str,
+    eval_dataset: Dataset | None = None,
+    evaluator: Any = None,
+    resume: bool = False,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place on token rows, as either stage; return the trainer's log.
+
+    With ``eval_dataset`` or ``evaluator`` the held-out loss or another score is measured every ``config.eval_steps``
+    steps. All other arguments are those of :func:`training_arguments`.
+    """
+    evaluate = evaluator is not None or eval_dataset is not None
+    trainer = LBRTrainer(
+        model=model,
+        args=training_arguments(model, loss, output_dir, config, evaluate=evaluate, **options),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        loss=loss,
+        evaluator=evaluator,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer.state.log_history
+
+
+def training_arguments(
+    model: SentenceTransformer,
+    loss: nn.Module,
+    output_dir: Path | str,
+    config: LearnConfig | RepresentConfig,
+    *,
+    evaluate: bool,
+    precision: Precision = "auto",
+    seed: int = 0,
+    show_progress_bar: bool = True,
+    **overrides: Any,
+) -> SentenceTransformerTrainingArguments:
+    """Return the training arguments of a stage.
+
+    Args:
+        model: The model to train. Its device and parameters decide precision and learning-rate groups.
+        loss: The loss, which may have parameters of its own.
+        output_dir: Where checkpoints go, every ``config.eval_steps`` steps.
+        config: Steps, batch size, learning rates. The rates rise linearly over the warmup and fall to zero along a
+            cosine. ``token_learning_rate`` is for :data:`ALL_NEW_PARAMETERS`. A model without bottleneck tokens has
+            none: its trained row is the base's own end-of-text row, which keeps the ordinary rate.
+        evaluate: Evaluate every ``config.eval_steps`` steps.
+        precision: See :func:`~lbr_st.compute.use_bfloat16`.
+        seed: Seed of data order and dropout.
+        show_progress_bar: Show steps, losses and remaining time.
+        **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
+    """
+    any_new = bool(backbone_of(model).bottleneck_ids) and any(
+        re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters()
+    )
+    return SentenceTransformerTrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            "max_steps": config.max_steps,
+            "per_device_train_batch_size": config.batch_size,
+            "per_device_eval_batch_size": config.batch_size,
+            "learning_rate": config.learning_rate,
+            "learning_rate_mapping": {ALL_NEW_PARAMETERS: config.token_learning_rate} if any_new else {},
+            "warmup_steps": min(config.warmup_steps, config.max_steps),
+            "lr_scheduler_type": "cosine",
+            "max_grad_norm": 1.0,
+            "bf16": use_bfloat16(precision, model.device),
+            "use_cpu": model.device.type == "cpu",
+            "seed": seed,
+            "data_seed": seed,
+            "eval_strategy": "steps" if evaluate else "no",
+            "eval_steps": config.eval_steps,
+            "save_strategy": "steps",
+            "save_steps": config.eval_steps,
+            "save_total_limit": 2,
+            "logging_steps": max(1, min(10, config.max_steps // 10)),
+            "logging_first_step": True,
+            # A NaN must be seen, not smoothed over.
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "dataloader_pin_memory": model.device.type == "cuda",
+            "disable_tqdm": not show_progress_bar,
+            **overrides,
+        }
+    )
+
+
+class LBRTrainer(SentenceTransformerTrainer):
+    """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which can be stopped and resumed.
+
+    - The generative loss is the mean over all tokens of a step, in however many accumulated batches and processes. A
+      plain trainer takes the mean of the batches' means, where a token of a batch with few tokens weighs more.
+    - It stops before the optimiser steps if a loss or gradient is not finite, and names the step and some rows. Neither
+      the weights nor the last checkpoint are touched.
+    - SIGINT and SIGTERM end it after the current step, which is saved. A resumed run gives the same weights to the bit.
+    - Under FSDP2 the first process saves whole checkpoints, which any number of processes can resume from. The model
+      stays spread; :func:`whole_model` returns it whole.
+
+    Datasets are those of :func:`lbr_st.training.tokens.tokenized`.
+
+    Raises:
+        LBRError: A loss or gradient is NaN or infinite, or FSDP cannot spread the model.
+        Interrupted: It was asked to stop.
+    """
+
+    def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
+        prepare_sharding(model)
+        # FSDP takes the model apart in place. The first process keeps another one, to put what is saved into.
+        self._whole = copy.deepcopy(model).to("cpu") if shards() and is_first() else None
+        collator = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
+        super().__init__(model=model, data_collator=collator, **kwargs)
+        self.add_callback(_FiniteGradients(self))
+        self._features: list[dict[str, Any]] = []
+        self._mean_counts: dict[str, float] | None = None
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave out Sentence Transformers' own card, which quotes training texts. A release writes its own."""
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure on every held-out row; under DDP training leaves out a last batch that is not full."""
+        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = before
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as Sentence Transformers does; with ``resume_from_checkpoint`` True, from :func:`newest_checkpoint`."""
+        if resume_from_checkpoint is True:
+            found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
+            resume_from_checkpoint = str(found) if found else None
+        if resume_from_checkpoint and self._take_if_complete(Path(str(resume_from_checkpoint))):
+            return None
+        decoder = backbone_of(self.model).model
+        try:
+            with stop_between_steps() as request, merged_while_training(self.model):
+                self.add_callback(request)
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
+                self.remove_callback(request)
+        finally:
+            # accelerate leaves its autocast around the model's forward. A later encode would silently run in
+            # bfloat16, and differ from the same model read from disk.
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            model.__dict__.pop("forward", None)
+            if self.args.gradient_checkpointing:
+                decoder.gradient_checkpointing_disable()
+        if request.stopped:
+            raise Interrupted(
+                f"step {self.state.global_step} of {self.state.max_steps} is saved in {self.args.output_dir}; "
+                "run the same command again to continue from it."
+            )
+        return result
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the batches of an optimiser step, and count each loss term's tokens in them."""
+        fetched = super().get_batch_samples(*args, **kwargs)
+        batches: list[dict[str, Any]] = fetched[0]
+        self._mean_counts = None  # the loss counts a single batch itself
+        if isinstance(self.loss, IBGenerativeLoss) and len(batches) * world_size() > 1:
+            counts = [self.loss.counts(self.collect_features(dict(batch))[0]) for batch in batches]
+            totals = torch.tensor([[1.0, *count.values()] for count in counts], dtype=torch.float64).sum(0)
+            if world_size() > 1:
+                totals = totals.to(self.args.device)
+                dist.all_reduce(totals)
+            number, *sums = totals.tolist()
+            self._mean_counts = {term: total / number for term, total in zip(counts[0], sums, strict=True)}
+        return fetched
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as Sentence Transformers does, with the counts of the whole step, and check it."""
+        self._features, _ = self.collect_features(inputs)
+        training = self.model.training
+        generative = self.loss if isinstance(self.loss, IBGenerativeLoss) else None
+        if generative is not None and training:
+            # Every batch divides its sums by the mean count of a batch. The mean of these is the mean over all tokens.
+            generative.shared_counts = self._mean_counts
+        try:
+            # accelerate casts inside the model's own forward only, and stage 1 calls the decoder below it.
+            with self.accelerator.autocast():
+                result = super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            if generative is not None:
+                generative.shared_counts = None
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        if training and not torch.isfinite(loss):
+            raise self.broken(f"the loss is {loss.item()}")
+        return result
+
+    def broken(self, what: str) -> LBRError:
+        """Return the error that says what broke, at which step and on which rows."""
+        folder = str(self.args.output_dir)
+        checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        rows = [ids for features in self._features[:1] for ids in features["input_ids"][:4]]
+        texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
+        return LBRError(
+            f"{what}. Rows of this batch: {'; '.join(repr(text[:80]) for text in texts)}. "
+            + (f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written yet."),
+            where=f"step {self.state.global_step + 1}",
+            fix="Lower the learning rate, use float32, or look at these rows.",
+        )
+
+    def _take_if_complete(self, checkpoint: Path) -> bool:
+        """Take the last checkpoint of a training as its result; transformers would train one step beyond it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
+            return False
+        load_weights(self.model, load_model(checkpoint, device="cpu").state_dict())
+        self.state = state
+        return True
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        wait()
+        super()._save_checkpoint(model, trial)
+        wait()
+        if self.args.should_save:
+            mark_whole(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if self.args.should_save:
+            model = self._whole or self.model
+            if self._whole:
+                model.load_state_dict(state_dict, strict=False)  # a tied head is not among them
+            model.save_pretrained(output_dir or str(self.args.output_dir), create_model_card=False)
+
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
+        weights = load_model(checkpoint_path, device="cpu").state_dict()  # not next to the model on its device
+        if not self.is_fsdp_enabled:
+            load_weights(self.model, weights)
+            return
+        # A weight with two names, such as a tied head, is spread under the first and not found under the second.
+        names = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        weights = {name: tensor for name, tensor in weights.items() if name in names}
+        set_model_state_dict(self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # transformers would save the weights a second time, pickled.
+        plugin = self.accelerator.state.fsdp_plugin
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        if self.args.should_save:
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+
+def newest_checkpoint(folder: Path | str) -> Path | None:
+    """Return the newest whole checkpoint, if there is one, and remove newer ones: cut off, or of an older format."""
+    found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if is_marked_whole(checkpoint) and (checkpoint / SCHEDULER_NAME).is_file():
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+# --- FSDP2 ------------------------------------------------------------------------------------------------------------
+
+
+def shards() -> bool:
+    """Tell whether this launch spreads the weights of one model over its processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def prepare_sharding(model: SentenceTransformer) -> None:
+    """Tell FSDP how to spread this model: by layers of the decoder, which Sentence Transformers does not name.
+
+    Raises:
+        LBRError: The launch is for the first version of FSDP, or the base does not name its layers.
+    """
+    if not shards():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise LBRError("is 1, which lbr-st does not train with.", where="fsdp_version", fix="Set it to 2.")
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    layers = named or ",".join(sorted(getattr(backbone_of(model).model, "_no_split_modules", None) or ()))
+    if not layers:
+        raise LBRError(
+            "the base does not name its layers, which FSDP puts together one at a time.",
+            where="fsdp_transformer_layer_cls_to_wrap",
+            fix="Give the class of its decoder layers there, in the configuration of accelerate.",
+        )
+    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = layers
+    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # checkpoints that any number of processes can read
+    # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
+    cast(Any, model).base_model_prefix = "0"
+
+
+def whole_model(model: SentenceTransformer, output_dir: Path | str) -> SentenceTransformer:
+    """Return a trained model that every process can use by itself; after FSDP, its last checkpoint."""
+    if not shards():
+        return model
+    wait()
+    checkpoint = newest_checkpoint(output_dir)
+    assert checkpoint is not None  # the last step is always saved
+    return load_model(checkpoint)
+
+
+# --- when to stop -----------------------------------------------------------------------------------------------------
+
+
+class _FiniteGradients(TrainerCallback):
+    """Stops the training before it takes a step along a gradient that is not finite."""
+
+    def __init__(self, trainer: LBRTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        groups = kwargs["optimizer"].param_groups
+        norm = nn.utils.get_total_norm([p.grad for group in groups for p in group["params"] if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, dist.tensor.DTensor) else norm
+        if not torch.isfinite(norm):
+            raise self.trainer.broken(f"the gradient norm is {norm.item()}")
+
+
+class StopRequest(TrainerCallback):
+    """Ends a training after the step during which it was asked to stop, and has that step saved."""
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+        self.stopped = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal: the first asks for a stop, a second Ctrl-C ends everything at once."""
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+            notice("\nInterrupted: this step is finished and saved first. Ctrl-C again ends at once.")
+        elif number == signal.SIGINT and time.monotonic() - self.asked_at > SECONDS_TO_A_SECOND_ONE:
+            raise Interrupted("the last checkpoint stays; run the same command again to continue from it.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop if any of the processes was asked to."""
+        asked = self.asked_at is not None
+        if args.world_size > 1:
+            flag = torch.tensor(int(asked), device=args.device)
+            dist.all_reduce(flag)
+            asked = bool(flag)
+        if asked:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM of the block into a request. Only the main thread can handle signals."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
