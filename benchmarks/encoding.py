@@ -77,9 +77,8 @@ def serve(model: str) -> None:
 
 def against_backbone(command: str, *, pairs: int, count: int) -> Row:
     """Measure a release against ``Transformer + Pooling("mean")`` on the same backbone."""
-    from lbr_st.bottleneck.passes.passes import backbone_of
-
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
 
     model = lbr_st.build_model("smollm2-135m", max_seq_length=256)
     texts = documents(backbone_of(model).tokenizer, count)

@@ -131,9 +131,8 @@ def utilisation(base: str, examples: list[Example], size: int, steps: int, rate:
 
     Attention itself does not count, nor does anything computed twice.
     """
-    from lbr_st.bottleneck.passes.passes import backbone_of
-
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
 
     model = lbr_st.build_model(base, max_seq_length=1024).train()
     backbone = backbone_of(model)

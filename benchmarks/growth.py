@@ -21,11 +21,11 @@ POINTS = HERE / "growth.json"
 
 def point(context: int, batch: int, k: int) -> dict[str, float]:
     """Measure one setting: examples of ``context`` + 64 tokens, as many as make up ``batch`` tokens."""
-    from lbr_st.bottleneck.passes.passes import backbone_of
     from memory import peak_gib
     from stage1 import Training, ours
 
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
 
     longest = context + k + TARGET
     model = lbr_st.build_model(

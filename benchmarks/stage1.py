@@ -110,8 +110,8 @@ class Training:
 
 def ours(model: Any, **options: Any) -> Callable[[list[Example]], torch.Tensor]:
     """Return the loss of stage 1 on examples."""
-    from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-    from lbr_st.bottleneck.passes.passes import backbone_of
+    from lbr_st.bottleneck.loss import IBGenerativeLoss
+    from lbr_st.bottleneck.passes import backbone_of
 
     loss, backbone = IBGenerativeLoss(model, **options).train(), backbone_of(model)
     return lambda examples: torch.stack(list(loss(features(backbone, examples)).values())).sum()
@@ -137,11 +137,11 @@ def plain(model: Any, eos: int, row: int) -> Callable[[list[Example]], torch.Ten
 
 def against_plain(name: str, command: str, *, lora: bool, pairs: int) -> Row:
     """Measure stage 1 on ChEBI against plain causal language modelling of the same tokens."""
-    from lbr_st.bottleneck.passes.passes import backbone_of
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
 
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
     from lbr_st.model.bases import resolve_base
 
     base, size = "smollm2-135m", 32
@@ -164,9 +164,8 @@ def against_plain(name: str, command: str, *, lora: bool, pairs: int) -> Row:
 
 def one_product_against_peft(command: str) -> Row:
     """Measure adapters added to the weight against peft's own layers, which add them to the output."""
-    from lbr_st.bottleneck.passes.passes import backbone_of
-
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
 
     size = 64
     model = lbr_st.build_model("smollm2-135m", lora_rank=16, max_seq_length=64).train()
@@ -184,9 +183,8 @@ def one_product_against_peft(command: str) -> Row:
 
 def packed_against_padded(lengths: str, command: str, *, pairs: int, size: int, longest: int) -> Row:
     """Measure packed rows against padded ones under dense masks, at a dataset's lengths."""
-    from lbr_st.bottleneck.passes.passes import backbone_of
-
     import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
 
     model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=longest + 8).train()
     examples = examples_of_lengths(lengths, 512, min(backbone_of(model).bottleneck_ids), longest)

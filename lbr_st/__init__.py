@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-    from lbr_st.bottleneck.passes.reconstruct import reconstruct
+    from lbr_st.bottleneck.loss import IBGenerativeLoss
+    from lbr_st.bottleneck.reconstruct import reconstruct
     from lbr_st.errors import LBRError
     from lbr_st.model.build import build_model
     from lbr_st.model.load import load_model

@@ -143,7 +143,7 @@ def reconstruct(model: str, text: list[str], *, max_new_tokens: int = 64) -> Non
         text: Text to compress and decode again.
         max_new_tokens: Longest decoded text in tokens.
     """
-    from lbr_st.bottleneck.passes.reconstruct import main
+    from lbr_st.bottleneck.reconstruct import main
 
     main(model, text, max_new_tokens)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from tiny_models import K, new_model
 
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.model.mask import Segment
 from lbr_st.model.nll import nll_each
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lbr_st.bottleneck.passes.passes import backbone_of
-from lbr_st.bottleneck.passes.rows import IGNORE
 from sentence_transformers import SentenceTransformer
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.bottleneck.rows import IGNORE
 from lbr_st.model.build import build_model
 
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "document: an enzyme, whole"]

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
-from lbr_st.bottleneck.passes.rows import targets_of
 from no_bottleneck import PAIRS, QUIET, causal_lm_loss, new_model
 from sentence_transformers import SentenceTransformer
 from tiny_models import encode
 
 from lbr_st import pipeline
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.bottleneck.rows import targets_of
 from lbr_st.data import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model

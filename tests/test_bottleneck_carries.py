@@ -4,9 +4,9 @@ import random
 
 import pytest
 from datasets import Dataset
-from lbr_st.bottleneck.passes.gain import BottleneckGainEvaluator
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
 
+from lbr_st.bottleneck.gain import BottleneckGainEvaluator
+from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
@@ -18,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lbr_st
 from lbr_st import pipeline
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.model import bases

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from lbr_st.bottleneck.passes.passes import backbone_of
 from transformers.models.llama import modeling_llama
 
 import lbr_st.training.trainer
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.learn import learn

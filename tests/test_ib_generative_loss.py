@@ -5,12 +5,12 @@ import torch
 from conftest import ARCHITECTURES
 from datasets import Dataset
 from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token, pieces
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
-from lbr_st.bottleneck.passes.rows import IGNORE, assemble, targets_of
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from tiny_models import K, new_model
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.bottleneck.rows import IGNORE, assemble, targets_of
 from lbr_st.model.mask import Segment
 
 

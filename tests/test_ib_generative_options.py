@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from ib_reference import CONTEXTS, TARGETS, columns, log_likelihoods, per_token, pieces
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import K, new_model
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.mask import Segment

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lbr_st.bottleneck.passes.passes import backbone_of
-from lbr_st.training.trainer import prepare_sharding
 from safetensors.numpy import load_file
 
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
+from lbr_st.training.trainer import prepare_sharding
 
 PROGRAM = str(Path(__file__).with_name("launched.py"))
 

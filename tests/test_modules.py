@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.passes import backbone_of
 from tiny_models import TEXTS, K, encode, new_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer, ByT5Tokenizer
 
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.build import build_model

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of, trained_bottleneck
-from lbr_st.bottleneck.passes.reconstruct import reconstruct
-from lbr_st.bottleneck.passes.rows import IGNORE, assemble, targets_of
 from no_bottleneck import CONTEXTS, TARGETS, causal_lm_loss, columns, new_model, own_ids
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of, pooler_of, trained_bottleneck
+from lbr_st.bottleneck.reconstruct import reconstruct
+from lbr_st.bottleneck.rows import IGNORE, assemble, targets_of
 from lbr_st.errors import LBRError
 from lbr_st.model.mask import Segment
 from lbr_st.model.nll import nll_each

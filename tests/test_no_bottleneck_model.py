@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
 from no_bottleneck import altered, new_model, own_ids
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny_models import TEXTS, encode, perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS

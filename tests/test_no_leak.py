@@ -5,10 +5,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 
 import lbr_st.model.mask
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.model.build import build_model
 from lbr_st.model.mask import Segment
 

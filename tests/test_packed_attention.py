@@ -13,9 +13,9 @@ import torch
 from conftest import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.model import packed_attention
 from lbr_st.model.build import build_model
 from lbr_st.model.mask import Segment, attention_mask, causal_spans, dense_mask

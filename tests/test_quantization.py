@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from lbr_st.bottleneck.passes.passes import backbone_of
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lbr_st import pipeline
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.model import lora as quantization
 from lbr_st.model.build import build_model

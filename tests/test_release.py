@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.reconstruct import reconstruct
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
+from lbr_st.bottleneck.reconstruct import reconstruct
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
@@ -178,7 +178,7 @@ def test_loading_runs_no_code_and_refuses_foreign_modules(tiny_base, tmp_path, f
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
-    from lbr_st.bottleneck.passes.passes import pooler_of
+    from lbr_st.bottleneck.passes import pooler_of
 
     model = trained(tiny_base("llama"), lora_rank=4)
     if bottleneck == "embedding":

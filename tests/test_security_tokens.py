@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from lbr_st.bottleneck.passes.passes import backbone_of
-from lbr_st.bottleneck.passes.rows import targets_of
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.bottleneck.rows import targets_of
 from lbr_st.data.lines import write_rows
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model

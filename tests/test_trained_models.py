@@ -3,13 +3,13 @@
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of, trained_bottleneck
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tiny_models import TEXTS, K, encode, new_model, rows, train
 from transformers import AutoConfig
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of, pooler_of, trained_bottleneck
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora

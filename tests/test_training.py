@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.recipe import LearnConfig, RepresentConfig

@@ -1,10 +1,10 @@
 """Tiny models with bottleneck tokens, and a few steps of training, for tests."""
 
 import torch
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.model.build import build_model
 
 K = 3

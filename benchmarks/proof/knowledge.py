@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
 from scipy.stats import pearsonr, rankdata, spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from tables import units
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.compute import use_bfloat16
 from lbr_st.domains.tasks import domain_task
 from lbr_st.files import write_whole

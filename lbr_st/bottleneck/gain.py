@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
+from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.errors import LBRError
 
 

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from lbr_st.bottleneck.passes.passes import (
+from lbr_st.bottleneck.passes import (
     Bottleneck,
     Prediction,
     backbone_of,
@@ -19,7 +19,7 @@ from lbr_st.bottleneck.passes.passes import (
     through_embedding,
     unhindered,
 )
-from lbr_st.bottleneck.passes.rows import Targets, assemble, targets_of
+from lbr_st.bottleneck.rows import Targets, assemble, targets_of
 from lbr_st.compute import in_forward_of
 from lbr_st.errors import LBRError
 from lbr_st.model.mask import Segment

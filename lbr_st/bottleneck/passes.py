@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lbr_st.bottleneck.passes.rows import Rows, Targets, assemble
+from lbr_st.bottleneck.rows import Rows, Targets, assemble
 from lbr_st.compute import unwrapped
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone

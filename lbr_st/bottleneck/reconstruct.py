@@ -9,14 +9,14 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from lbr_st.bottleneck.passes.passes import (
+from lbr_st.bottleneck.passes import (
     backbone_of,
     require_bottleneck,
     through_attention,
     through_embedding,
     trained_bottleneck,
 )
-from lbr_st.bottleneck.passes.rows import Targets
+from lbr_st.bottleneck.rows import Targets
 from lbr_st.data.lines import check_characters
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model

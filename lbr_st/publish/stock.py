@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from torch import nn
 from transformers import PreTrainedModel
 
-from lbr_st.bottleneck.passes.passes import backbone_of, pooler_of
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
 from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model

@@ -10,9 +10,9 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.bottleneck.passes.gain import BottleneckGainEvaluator
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import Bottleneck, backbone_of
+from lbr_st.bottleneck.gain import BottleneckGainEvaluator
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import Bottleneck, backbone_of
 from lbr_st.compute import Precision, start_processes
 from lbr_st.recipe import LearnConfig
 from lbr_st.training.batches import TokenBatchSampler

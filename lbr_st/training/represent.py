@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from sentence_transformers.util import mine_hard_negatives
 from torch import nn
 
-from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.compute import Precision, start_processes, world_size
 from lbr_st.errors import LBRError
 from lbr_st.recipe import RepresentConfig

@@ -30,8 +30,8 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.compute import Precision, first_alone, is_first, use_bfloat16, wait, world_size
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.files import is_marked_whole, mark_whole, notice

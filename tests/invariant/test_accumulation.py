@@ -8,11 +8,11 @@
 
 import pytest
 import torch
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
 from sentence_transformers import SentenceTransformerTrainer
 from trajectories import HARD, assert_same, distance, learned, represented
 
 from lbr_st.bottleneck import loss as ib_generative
+from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.training.trainer import LBRTrainer

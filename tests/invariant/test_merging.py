@@ -9,10 +9,10 @@ import copy
 
 import pytest
 import torch
-from lbr_st.bottleneck.passes.loss import IBGenerativeLoss
-from lbr_st.bottleneck.passes.passes import backbone_of
 from trajectories import HARD, PAIRS, STEPS, learned, represented
 
+from lbr_st.bottleneck.loss import IBGenerativeLoss
+from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.model.build import build_model
 from lbr_st.model.lora import merge_lora, trained_rows
 from lbr_st.training.ranking import TokenBudgetRankingLoss
