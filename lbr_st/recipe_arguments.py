@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser
 
-from lbr_st.errors import LBRError
+from lbr_st.errors import LBRError, UsageError
 from lbr_st.files import notice
 
 if TYPE_CHECKING:
@@ -84,11 +84,6 @@ def fits(hint: Any, value: Any) -> bool:
         return _is_number(hint, value) and math.isfinite(value) and hint(value) == value
     except (ValueError, OverflowError):
         return False
-
-
-def is_out_of_bounds(hint: Any, value: Any) -> bool:
-    """Return whether a value is a number as a field takes one, but too small, too large or not finite."""
-    return not fits(hint, value) and any(_is_number(kind, value) for kind in (hint, *get_args(hint)))
 
 
 def _is_number(hint: Any, value: Any) -> bool:
@@ -236,32 +231,35 @@ def _say_retired(names: list[str], where: str = "") -> None:
     notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
 
 
-def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str]) -> tuple[LBRError, bool]:
-    """Return jsonargparse's complaint in plain words, and whether it is about a number that is out of bounds.
+def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str], command: str) -> LBRError:
+    """Return jsonargparse's complaint in plain words; one about a number out of bounds is no :class:`UsageError`.
 
     Args:
         error: What jsonargparse raised.
         hints: Types of the arguments by the names under which they are parsed.
         argv: The command line, in which the refused value stands.
+        command: The command's name.
     """
     message = " ".join(str(error).split())
     key = message.partition('Parser key "')[2].partition('"')[0]
     if key not in hints:
-        return LBRError(message), False
+        return UsageError(message, command=command)
     hint = hints[key]
     words = _given(key.replace("_", "-") if "." not in key else key, argv)
     value: Any = " ".join(words if "list" in str(hint) else words[:1])
     with suppress(yaml.YAMLError):
         value = as_number(hint, yaml.safe_load(value))
-    return wrong_value(key, hint, value), is_out_of_bounds(hint, value)
+    wrong = wrong_value(key, hint, value)
+    bounded = any(_is_number(kind, value) for kind in (hint, *get_args(hint)))
+    return wrong if bounded else UsageError(str(wrong), command=command)
 
 
 def _given(flag: str, argv: Sequence[str]) -> list[str]:
     """Return the words that follow a flag; where there is no such flag, the command's first argument."""
-    found = argv[1:2]
+    found = list(argv[1:2])
     for index, given in enumerate(argv):
         name, equals, value = given.partition("=")
         if name == f"--{flag}":
             following = takewhile(lambda word: not word.startswith("--"), argv[index + 1 :])
             found = [value] if equals else list(following)
-    return list(found)
+    return found

@@ -18,9 +18,9 @@ def test_unpadded_only_where_flash_attention_can_run(monkeypatch, cuda, flash, p
 
 def test_the_options_reach_the_model(monkeypatch, tiny_base, tmp_path):
     import lbr_st
-    from lbr_st import scoring
+    from lbr_st.model import load
 
     released = str(lbr_st.release(lbr_st.build_model(tiny_base("llama"), device="cpu"), tmp_path / "released"))
-    monkeypatch.setattr(scoring, "encoding_options", lambda precision: {"attn_implementation": precision})
-    loaded, _, _ = scoring.load_by_name(released, "eager")
+    monkeypatch.setattr(load, "encoding_options", lambda precision: {"attn_implementation": precision})
+    loaded, _, _ = load.load_by_name(released, "eager")
     assert loaded[0].model.config._attn_implementation == "eager"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbr_st import pipeline
-from lbr_st.cli import recipe_script
+from lbr_st.commands import recipe_script
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.suites import SUITES
@@ -61,7 +61,7 @@ def test_an_error_ends_it_with_a_line_and_a_status(monkeypatch, capsys):
 
 def test_older_scripts_still_find_it():
     found = {}
-    exec("from lbr_st.cli.recipe_script import quick_form, recipe_script", found)
+    exec("from lbr_st.commands.recipe_script import quick_form, recipe_script", found)
     assert found["recipe_script"] is recipe_script
 
 

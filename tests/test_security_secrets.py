@@ -11,7 +11,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.cli import command_line
+from lbr_st.commands import command_line
 from lbr_st.errors import LBRError
 from lbr_st.publish.stock import release
 from lbr_st.recipe import (

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import lbr_st
-from lbr_st.cli import exit_status, main
+from lbr_st.cli import main
+from lbr_st.errors import exit_status
 from lbr_st.publish.stock import release
 
 
