@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lbr_st.errors import LBRError, exit_status
-from lbr_st.recipe import SECTIONS, EvaluateConfig, LearnConfig, Recipe, RepresentConfig, without_place
+from lbr_st.files import command_line
+from lbr_st.recipe import SECTIONS, Recipe, quick_form
+from lbr_st.recipe import baseline as baseline_of
 from lbr_st.recipe_arguments import did_you_mean
+
+__all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
 # Older recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
 sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
@@ -32,8 +34,7 @@ class Command(NamedTuple):
     sections: tuple[str, ...]
 
 
-COMMANDS: dict[str, Command] = {}
-"""The commands by name, in the order of the help."""
+COMMANDS: dict[str, Command] = {}  # in the order of the help
 
 
 def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -81,7 +82,6 @@ def train(
         baseline: Run a baseline of the recipe: without stage 1, or with plain language modelling instead of it.
     """
     from lbr_st.pipeline import run
-    from lbr_st.recipe import baseline as baseline_of
 
     recipe = baseline_of(recipe, baseline) if baseline else recipe
     run(recipe, output, overwrite=overwrite, work_folder=work_folder, command=command_line())
@@ -236,17 +236,17 @@ def compare(
     found = [find_system(scores, name) for name in system]
     if tasks:
         known = {score.task for scored in found for score in scored}
-        if unknown := [task for task in tasks if task not in known]:
-            fix = did_you_mean(unknown[0], known) or f"There are: {', '.join(sorted(known))}."
-            raise LBRError(f"none of these systems has scores on {unknown[0]!r}.", where="tasks", fix=fix)
+        for task in sorted(set(tasks) - known):
+            fix = did_you_mean(task, known) or f"There are: {', '.join(sorted(known))}."
+            raise LBRError(f"none of these systems has scores on {task!r}.", where="tasks", fix=fix)
         found = [[score for score in scored if score.task in tasks] for scored in found]
-        if without := [name for name, scored in zip(system, found, strict=True) if not scored]:
-            fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
-            raise LBRError(f"{without[0]!r} has scores on none of these tasks.", where="tasks", fix=fix)
+        for name, scored in zip(system, found, strict=True):
+            if not scored:
+                fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
+                raise LBRError(f"{name!r} has scores on none of these tasks.", where="tasks", fix=fix)
     comparison = compare_systems(found, resamples=resamples, seed=seed)
     path = comparison.write(output)
-    print(format_comparison(comparison))
-    print(f"\nWritten: {path}, with comparison.json and changed_queries next to it.")
+    print(f"{format_comparison(comparison)}\n\nWritten: {path}, with comparison.json and changed_queries next to it.")
 
 
 @_command("lbr-st plot --results results --training my-model-work --output plots")
@@ -261,17 +261,14 @@ def plot(*, results: str = "results", training: str | None = None, output: str =
     from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
     from lbr_st.evaluation.scores import read_records
 
-    def whole() -> list[Any]:  # cut embeddings have a plot of their own
-        scores = read_records(results)
-        return [score for score in scores if "truncate_dim" not in score.experiment] or scores
+    def tasks(path: Path) -> list[Path]:
+        scores = read_records(results)  # cut embeddings have a plot of their own
+        return plot_tasks([score for score in scores if "truncate_dim" not in score.experiment] or scores, path)
 
-    plots: dict[str, Callable[[Path], list[Path]]] = {
-        "tasks": lambda path: plot_tasks(whole(), path),
-        "embedding_size": lambda path: plot_embedding_size(read_records(results), path),
-    }
-    reasons = []
+    plots = {"tasks": tasks, "embedding_size": lambda path: plot_embedding_size(read_records(results), path)}
     if training:
         plots["training"] = lambda path: plot_training(training, path)
+    reasons = []
     for name, draw in plots.items():
         try:
             print("\n".join(map(str, draw(Path(output) / name))))
@@ -374,8 +371,7 @@ def submission(
     given = {key: value for key, value in locals().items() if key != "model"}
     from lbr_st.publish.leaderboard import submission as prepare
 
-    if results == "results" and not Path(results).is_dir():
-        given["results"] = None  # the default; one that was named must exist
+    given["results"] = None if results == "results" and not Path(results).is_dir() else results  # named: it must exist
     made = prepare(model, **given)
     print(f"{made.state}\n- `STEPS.md`: what is left for a person.\nAll of it is in {made.folder}.")
     if made.failures or not made.total:
@@ -442,55 +438,6 @@ def bundle(
     print(write(run, name, into=into, base=base, results=results, overwrite=overwrite))
 
 
-def command_line() -> str:
-    """Return the command line of this process as a person would type it, for records and cards.
-
-    It does not say where this machine keeps its files.
-    """
-    program, *arguments = sys.argv
-    name, folder = Path(program).name, Path(program).parent.name
-    script = name.endswith(".py") and name != "__main__.py"
-    words = ["python", f"{folder}/{name}" if folder else name] if script else ["lbr-st"]
-    for word in arguments:
-        flag, equals, value = word.partition("=")
-        named = equals and flag.startswith("--")
-        words.append(f"{flag}={without_place(value)}" if named else without_place(word))
-    return shlex.join(words)
-
-
-def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> Recipe:
-    """Return a recipe's quick form: the same machine on its main source, in minutes on two CPU cores.
-
-    Args:
-        full: The recipe. It is not changed.
-        max_seq_length: Longest text in tokens; with ``learn_batch_size``, what decides how many minutes.
-        learn_batch_size: Pairs in a step of stage 1.
-    """
-    return Recipe(
-        name=f"{full.name}-quick",
-        seed=full.seed,
-        model=replace(full.model, max_seq_length=max_seq_length, lora_rank=8, lora_alpha=16),
-        data=replace(full.data, also=[], synonyms=False),
-        # No context loss, to save time: its logits span the whole vocabulary at every position.
-        learn=LearnConfig(
-            max_steps=12,
-            batch_size=learn_batch_size,
-            learning_rate=5e-4,
-            token_learning_rate=3e-3,
-            warmup_steps=3,
-            eval_steps=12,
-            num_eval_pairs=16,
-            max_target_tokens=24,
-            context_weight=0.0,
-        ),
-        represent=RepresentConfig(
-            max_steps=16, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
-        ),
-        # A fixed slice of the test queries, so that it ends while you wait; the table names it.
-        evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32, precision="auto"),
-    )
-
-
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Run the quick or the full recipe, as the command line says, and return the exit status.
 
@@ -500,10 +447,9 @@ def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequ
         quick: Its :func:`quick_form`, or another; chosen by ``--quick``.
         arguments: The command line; None for this process's.
     """
-    name = full.name
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run that ends in minutes on two CPU cores")
-    parser.add_argument("--output", default=name, help=f"folder of the released model (default: {name})")
+    parser.add_argument("--output", default=full.name, help="folder of the released model (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args(arguments)

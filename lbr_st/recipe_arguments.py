@@ -1,7 +1,4 @@
-"""The values that a recipe's fields take: their types, their flags, their keys in a file, and errors in plain words.
-
-Importing this module stays cheap: no torch, transformers, sentence_transformers or datasets.
-"""
+"""The values that a recipe's fields take: their types, their flags, their keys in a file, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -32,13 +29,7 @@ if TYPE_CHECKING:
     PositiveInt: TypeAlias = int
     Seed: TypeAlias = int
 else:
-    from jsonargparse.typing import (
-        NonNegativeFloat,
-        NonNegativeInt,
-        PositiveFloat,
-        PositiveInt,
-        restricted_number_type,
-    )
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
     Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
@@ -53,17 +44,12 @@ _BOUNDS: dict[Any, str] = {
 }
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
+# Keys of older recipes; they are read and ignored.
 RETIRED = ("learn.nll_kernel", "represent.batch_tokens", "represent.mini_batch_size", "represent.replay_weight")
-"""Keys of older recipes; they are read and ignored."""
 
 
 def add_recipe_arguments(parser: ArgumentParser, sections: Mapping[str | None, type]) -> None:
-    """Add the fields of some sections as flags, each section under its own title.
-
-    Args:
-        parser: The parser to add to.
-        sections: The section's dataclass by its name; None for the run's own fields.
-    """
+    """Add fields as flags, those of each section (name → dataclass; None for the run's own) under its own title."""
     for key, kind in sections.items():
         title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
         # as_group would add a `--model CONFIG` option for a file of the section.
@@ -92,11 +78,7 @@ def _is_number(hint: Any, value: Any) -> bool:
 
 
 def check_value(key: str, hint: Any, value: Any) -> None:
-    """Check one field of a recipe.
-
-    Raises:
-        LBRError: The value is of the wrong type or out of range, or a text that names something is empty or odd.
-    """
+    """Raise :class:`LBRError` if a field's value is of the wrong type, out of range, or a text that is empty or odd."""
     if not fits(hint, value):
         raise wrong_value(key, hint, value)
     if isinstance(value, list) and any(item in value[:index] for index, item in enumerate(value)):
@@ -138,13 +120,7 @@ def _describe(hint: Any, value: Any = None) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | None:
-    """Return "Did you mean …?" for the closest known words, or None if none is close.
-
-    Args:
-        word: The word that is not known.
-        known: The known words.
-        prefix: Written before each word of the answer.
-    """
+    """Return "Did you mean …?" for the closest known words, each with ``prefix``, or None if none is close."""
     known = list(known)
     last = word.rpartition(".")[2]
     # The right name in the wrong section is closer than any likeness of letters.
@@ -153,7 +129,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | Non
 
 
 def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
-    """Return the values of a recipe file by dotted key, without retired ones; they are not checked.
+    """Return the values of a YAML file by dotted key, without retired ones; they are not checked.
 
     Args:
         path: The YAML file.
@@ -161,8 +137,7 @@ def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str])
         sections: Names of the sections.
 
     Raises:
-        LBRError: The file is no YAML, or a key is unknown.
-        OSError: The file cannot be read.
+        LBRError: The file is not YAML, or a key is unknown.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -176,9 +151,8 @@ def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str])
             values |= {f"{key}.{name}": item for name, item in _items(value, f"{path}: {key}")}
         else:
             values[key] = value
-    if retired := [key for key in RETIRED if key in values]:
-        _say_retired(retired, f"{path}: ")
-        values = {key: value for key, value in values.items() if key not in RETIRED}
+    _say_retired([key for key in values if key in RETIRED], f"{path}: ")
+    values = {key: value for key, value in values.items() if key not in RETIRED}
     for key in values:
         if key not in hints:
             fix = did_you_mean(key, [*hints, *sections]) or "Remove it. lbr-st train --help lists every key."
@@ -207,8 +181,8 @@ def plain(value: Any) -> Any:
     """Return a parsed value with jsonargparse's bounded numbers as the plain ones of Python."""
     if isinstance(value, list):
         return [plain(item) for item in value]
-    bounded = isinstance(value, int | float) and not isinstance(value, bool)
-    return (int if isinstance(value, int) else float)(value) if bounded else value
+    kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+    return kind(value) if kind else value
 
 
 def without_retired(argv: Sequence[str]) -> list[str]:
@@ -216,23 +190,23 @@ def without_retired(argv: Sequence[str]) -> list[str]:
     words, kept, retired = iter(argv), [], []
     for word in words:
         flag, equals, _ = word.partition("=")
-        if flag not in [f"--{key}" for key in RETIRED]:
+        if flag.removeprefix("--") not in RETIRED:
             kept.append(word)
-        else:
-            retired.append(flag)
-            if not equals:
-                next(words, None)
-    if retired:
-        _say_retired(retired)
+            continue
+        retired.append(flag)
+        if not equals:
+            next(words, None)
+    _say_retired(retired)
     return kept
 
 
 def _say_retired(names: list[str], where: str = "") -> None:
-    notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
+    if names:
+        notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
 
 
 def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str], command: str) -> LBRError:
-    """Return jsonargparse's complaint in plain words; one about a number out of bounds is no :class:`UsageError`.
+    """Return jsonargparse's complaint in plain words: a :class:`UsageError` unless a number is out of bounds.
 
     Args:
         error: What jsonargparse raised.

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from lbr_st.cli import _parse, main
-from lbr_st.commands import COMMANDS, command_line
+from lbr_st.commands import COMMANDS
 from lbr_st.errors import LBRError
+from lbr_st.files import command_line
 from lbr_st.recipe import Recipe, field_types, save_recipe
 
 
