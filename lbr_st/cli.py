@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 import lbr_st
-from lbr_st.commands import COMMANDS, Command
+from lbr_st.commands import COMMANDS, SHARED, Command
 from lbr_st.errors import UsageError, exit_status
 from lbr_st.recipe import SECTIONS, Recipe, RunConfig, field_types, load_recipe
 from lbr_st.recipe_arguments import add_recipe_arguments, did_you_mean, explain, plain, without_retired
@@ -113,12 +113,11 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    texts = {item.arg_name: item.description for item in _docstring(command).params}
+    texts = SHARED | {item.arg_name: item.description for item in _docstring(command).params}
     for item in parameters:
         options: dict[str, Any] = {"help": texts[item.name]}
-        listed = next(
-            (hint for hint in (item.annotation, *get_args(item.annotation)) if get_origin(hint) is list), None
-        )
+        hints = (item.annotation, *get_args(item.annotation))
+        listed = next((hint for hint in hints if get_origin(hint) is list), None)
         if item.annotation is bool:
             options["action"] = "store_true"
         elif listed:

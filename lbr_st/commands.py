@@ -35,6 +35,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {}  # in the order of the help
+SHARED = {"output": "Folder to write.", "overwrite": "Replace the output if it exists."}  # help of common flags
 
 
 def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -52,14 +53,12 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
     Args:
         name: A trained model of this package, or the folder of a bundle.
         output: Folder to write; null takes the model's name in the current folder.
-        overwrite: Replace the output if it exists.
         base: Folder of the base, if its name does not lead to it.
     """
     from lbr_st.publish.stock import build_released
 
     written = build_released(name, output, base=base, overwrite=overwrite)
-    print(f"{written} is ready. In Python:\n")
-    print("from sentence_transformers import SentenceTransformer")
+    print(f"{written} is ready. In Python:\n\nfrom sentence_transformers import SentenceTransformer")
     print(f'embeddings = SentenceTransformer({json.dumps(str(written))}).encode_query(["your text"])')
 
 
@@ -75,9 +74,6 @@ def train(
     """Run a whole recipe: learn, represent, release, evaluate.
 
     Args:
-        recipe: What to run.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         work_folder: Folder for checkpoints, from which an interrupted run resumes; null picks one.
         baseline: Run a baseline of the recipe: without stage 1, or with plain language modelling instead of it.
     """
@@ -89,13 +85,7 @@ def train(
 
 @_command("lbr-st learn --data.source chebi --output after-learn", "model", "data", "learn")
 def learn(recipe: Recipe, *, output: str, overwrite: bool = False) -> None:
-    """Run stage 1 only: train the base to generate text through the bottleneck.
-
-    Args:
-        recipe: What to run.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
-    """
+    """Run stage 1 only: train the base to generate text through the bottleneck."""
     from lbr_st.pipeline import run_learn
 
     run_learn(recipe, output, overwrite=overwrite)
@@ -106,10 +96,7 @@ def represent(recipe: Recipe, model_folder: str | None = None, *, output: str, o
     """Run stage 2 only: train the compressed representation contrastively.
 
     Args:
-        recipe: What to run.
         model_folder: A trained model in training form, such as learn writes; without it, starts from the base.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
     """
     from lbr_st.pipeline import run_represent
 
@@ -124,8 +111,6 @@ def release(
 
     Args:
         model: Folder of a trained model in training form.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         adapter_only: Write the adapter and its new token rows, without the base model.
         base: Folder of an adapter's base, if it is not where the adapter says.
     """
@@ -175,7 +160,6 @@ def evaluate(
     """Measure a model on a domain's suite, a BEIR folder, or any MTEB task or benchmark.
 
     Args:
-        recipe: The data and how to score it.
         model: What to evaluate: a folder, a hub id, bm25, or untrained:BASE (a causal LM as it is, with mean pooling).
         suite: chem, medical, code or law; a BEIR folder; chebi, mondo or pydoc; or an MTEB benchmark's or task's name.
             Without it, the recipe's held-out queries.
@@ -240,10 +224,9 @@ def compare(
             fix = did_you_mean(task, known) or f"There are: {', '.join(sorted(known))}."
             raise LBRError(f"none of these systems has scores on {task!r}.", where="tasks", fix=fix)
         found = [[score for score in scored if score.task in tasks] for scored in found]
-        for name, scored in zip(system, found, strict=True):
-            if not scored:
-                fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
-                raise LBRError(f"{name!r} has scores on none of these tasks.", where="tasks", fix=fix)
+        if [] in found:
+            what = f"{system[found.index([])]!r} has scores on none of these tasks."
+            raise LBRError(what, where="tasks", fix="Leave it out, or run `lbr-st evaluate` with it on one of them.")
     comparison = compare_systems(found, resamples=resamples, seed=seed)
     path = comparison.write(output)
     print(f"{format_comparison(comparison)}\n\nWritten: {path}, with comparison.json and changed_queries next to it.")
@@ -295,9 +278,7 @@ def check_contamination(
     """Find training rows that repeat evaluation queries or documents, word for word or nearly.
 
     Args:
-        recipe: Columns and splits of the data.
-        train: Training data: a .jsonl, .csv or .parquet file, a BEIR folder, a hub dataset, chebi, mondo, pydoc, or a
-            recipe in YAML.
+        train: Training data: a file, a BEIR folder, a hub dataset, chebi, mondo, pydoc, or a recipe in YAML.
         against: Evaluation data: a suite (without the hub, its local tasks only), a BEIR folder, or an MTEB task.
         output: Folder for the report.
         threshold: Jaccard similarity from which two texts are near duplicates.
@@ -354,7 +335,6 @@ def submission(
     Args:
         model: Folder of a released model.
         org: Organisation or user on the hub to publish under.
-        output: Folder to write.
         results: Folder that lbr-st evaluate wrote.
         revision: Commit of the model on the hub, 40 hexadecimal digits, once it is there.
         name: Name of the model on the hub; the folder's by default.
@@ -395,12 +375,10 @@ def export(
 
     Args:
         model: Folder of a released model.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         backend: Backend of Sentence Transformers to export for.
         precision: Precision of weights and products.
-        calibration: File of JSON lines with a "text" each, like those to be encoded, from which int8 with openvino
-            takes its scales; by default documentation of Python's standard library.
+        calibration: File of JSON lines with a "text" each, like those to be encoded, for int8 with openvino; by default
+            documentation of Python's standard library.
         python: Interpreter of an environment to export in; by default one is made once in the cache.
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "output")}
@@ -444,7 +422,7 @@ def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequ
     Args:
         text: The script's docstring, shown by ``--help``.
         full: What is trained where there is a GPU, or time.
-        quick: Its :func:`quick_form`, or another; chosen by ``--quick``.
+        quick: What ``--quick`` chooses, such as its :func:`quick_form`.
         arguments: The command line; None for this process's.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

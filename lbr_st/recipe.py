@@ -126,7 +126,8 @@ class LearnConfig:
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge.
         warmup_steps: Steps over which the learning rates rise from zero.
-        context_weight: Weight of plain language modelling on the context; with bottleneck none, of a context token.
+        context_weight: Weight of plain language modelling on the context; with bottleneck none, of a context token
+            compared with a target token.
         rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
         target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
         bag_weight: Weight of a bag-of-words term, in which the embedding's state names the target's tokens by itself.

@@ -190,7 +190,7 @@ def without_retired(argv: Sequence[str]) -> list[str]:
     words, kept, retired = iter(argv), [], []
     for word in words:
         flag, equals, _ = word.partition("=")
-        if flag.removeprefix("--") not in RETIRED:
+        if flag not in [f"--{key}" for key in RETIRED]:
             kept.append(word)
             continue
         retired.append(flag)
