@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, given = _parse(words)
         COMMANDS[name].run(**given)
 
-    return exit_status(work, debug="--debug" in words)
+    return exit_status(work, debug="--debug" in words[1:])
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
