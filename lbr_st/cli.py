@@ -46,6 +46,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """jsonargparse's help with types and defaults, and our own line breaks in descriptions."""
 
 
+_STYLE: dict[str, Any] = {"formatter_class": _Formatter, "exit_on_error": False, "allow_abbrev": False}
+
+
 def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the command's name and its arguments: command line before recipe file before defaults."""
     if argv[:1] in (["-h"], ["--help"], ["--version"]):
@@ -95,9 +98,7 @@ def _overview() -> ArgumentParser:
         "Exit status: 0 all went well, 1 an error to fix, 2 wrong usage, 130 interrupted.",
         epilog="\n".join(["commands, each with its own help (lbr-st COMMAND --help):", *listed]),
         version=lbr_st.__version__,
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
+        **_STYLE,
     )
 
 
@@ -109,9 +110,7 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
         # Without a usage of its own, help lists every field of the recipe before its first sentence.
         usage=" ".join([f"lbr-st {name}", *map(_usage, required), "[options]"]),
         description=f"{_docstring(command).short_description}\n\nexample:\n  {command.example}",
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        allow_abbrev=False,
+        **_STYLE,
     )
     texts = SHARED | {item.arg_name: item.description for item in _docstring(command).params}
     for item in parameters:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -165,8 +165,8 @@ class RepresentConfig:
         enabled: Run this stage.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
         batch_size: Pairs per step and process; the other documents of a batch are a query's negatives.
-        mini_batch_tokens: A larger batch is encoded in pieces of this many tokens with the cached loss, to bound the
-            memory with equal results; null encodes it whole.
+        mini_batch_tokens: Encode a larger batch in pieces of this many tokens, to bound the memory with equal results;
+            null encodes it whole.
         gather_negatives: With several processes, take the documents of all as negatives.
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows.
@@ -216,15 +216,6 @@ class EvaluateConfig:
     batch_size: PositiveInt = 64
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     beside: str | None = None
-
-
-SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "learn": LearnConfig,
-    "represent": RepresentConfig,
-    "evaluate": EvaluateConfig,
-}
 
 
 @dataclass
@@ -293,6 +284,9 @@ class Recipe(RunConfig):
             yield "learn.pairs", "is empty.", "Name at least one kind of pair."
         if data.source in data.also:
             yield "data.also", f"names the source {data.source} again.", "Leave it out."
+
+
+SECTIONS: dict[str, Any] = {key: kind for key, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}
 
 
 @cache

@@ -3,14 +3,13 @@
 import math
 import subprocess
 import sys
-from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe import SECTIONS, Recipe, field_types, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, field_types, load_recipe, save_recipe
 from lbr_st.recipe_arguments import RETIRED
 
 
@@ -198,10 +197,6 @@ def test_a_bottleneck_without_tokens_is_refused_where_it_would_be_trained(bottle
     changed(**none).validate()
     with pytest.raises(LBRError, match=r"model\.max_seq_length: 1 tokens leave no room"):
         changed(**none, model__max_seq_length=1).validate()
-
-
-def test_sections_match_the_recipe():
-    assert [item.name for item in fields(Recipe)][3:] == list(SECTIONS)
 
 
 def test_import_is_cheap():
