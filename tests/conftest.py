@@ -121,44 +121,24 @@ def _model(kind, tokenizer, vocab_size, seed):
         **ids,
     }
     grouped = {**common, "num_key_value_heads": 1, "head_dim": 16}
-    mixed = {
-        **grouped,
-        "sliding_window": WINDOW,
-        "layer_types": ["sliding_attention", "full_attention"],
-        "query_pre_attn_scalar": 16,
-    }
+    layers = ["sliding_attention", "full_attention"]
+    mixed = {**grouped, "sliding_window": WINDOW, "layer_types": layers, "query_pre_attn_scalar": 16}
+    t5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    config = {
+        "llama": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=True),
+        "llama-untied": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=False),
+        "mistral": lambda: t.MistralConfig(**grouped, sliding_window=WINDOW, tie_word_embeddings=False),
+        "qwen2": lambda: t.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True),
+        "qwen3": lambda: t.Qwen3Config(**grouped, tie_word_embeddings=True),
+        "gpt-neox": lambda: t.GPTNeoXConfig(**common, tie_word_embeddings=False),
+        "gemma2": lambda: t.Gemma2Config(**mixed, final_logit_softcapping=2.0, attn_logit_softcapping=20.0),
+        "gemma3": lambda: t.Gemma3TextConfig(**mixed),
+        "bert": lambda: t.BertConfig(**common),
+        "t5": lambda: t.T5Config(vocab_size=vocab_size, **t5, **ids),
+    }[kind]()
     torch.manual_seed(seed)
-    if kind == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=True))
-    if kind == "llama-untied":
-        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=False))
-    if kind == "mistral":
-        return t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=WINDOW, tie_word_embeddings=False))
-    if kind == "qwen2":
-        return t.Qwen2ForCausalLM(t.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True))
-    if kind == "qwen3":
-        return t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, tie_word_embeddings=True))
-    if kind == "gpt-neox":
-        return t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**common, tie_word_embeddings=False))
-    if kind == "gemma2":
-        return t.Gemma2ForCausalLM(t.Gemma2Config(**mixed, final_logit_softcapping=2.0, attn_logit_softcapping=20.0))
-    if kind == "gemma3":
-        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**mixed))
-    if kind == "bert":
-        return t.BertModel(t.BertConfig(**common))
-    if kind == "t5":
-        config = t.T5Config(
-            vocab_size=vocab_size,
-            d_model=32,
-            d_kv=16,
-            d_ff=48,
-            num_layers=1,
-            num_heads=2,
-            decoder_start_token_id=0,
-            **ids,
-        )
-        return t.T5ForConditionalGeneration(config)
-    raise ValueError(kind)
+    auto = {"bert": t.AutoModel, "t5": t.AutoModelForSeq2SeqLM}.get(kind, t.AutoModelForCausalLM)
+    return auto.from_config(config)
 
 
 @pytest.fixture

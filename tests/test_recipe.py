@@ -63,18 +63,12 @@ rate = st.floats(0, exclude_min=True, allow_infinity=False)
             "model__projection_dim": st.none() | positive,
             "model__lora": st.booleans(),
             "model__lora_dropout": share,
-            "data__source": line,
             "data__texts": st.none() | line,
-            "data__pairs": st.none() | line,
             "learn__pairs": st.lists(
                 st.sampled_from(["natural", "reverse", "reconstruct", "continue"]), min_size=1, unique=True
             ),
             "learn__learning_rate": rate,
             "learn__context_weight": weight,
-            "learn__max_target_tokens": st.none() | positive,
-            "represent__batch_size": positive,
-            "represent__temperature": rate,
-            "evaluate__num_queries": st.none() | positive,
         },
     )
 )
