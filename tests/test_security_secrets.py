@@ -11,8 +11,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.cli import command_line
 from lbr_st.errors import LBRError
+from lbr_st.files import command_line, without_place
 from lbr_st.publish.stock import release
 from lbr_st.recipe import (
     DataConfig,
@@ -22,7 +22,6 @@ from lbr_st.recipe import (
     Recipe,
     RepresentConfig,
     load_recipe,
-    without_place,
 )
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
