@@ -13,7 +13,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.compute import first_alone, is_first, start_processes, wait
-from lbr_st.data import RetrievalSet
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.data import RetrievalSet
 from lbr_st.data import contamination as module
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.contamination import ContaminationCheck, NearIndex, rows_per_band
-from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.origins import PRETRAINING, TASK_ORIGINS, known_overlaps
+from lbr_st.data.contamination_report import PRETRAINING, TASK_ORIGINS, ContaminationReport, known_overlaps
 from lbr_st.data.texts import jaccard, normalise, plain, shingles
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError

@@ -5,9 +5,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbr_st.data import RetrievalSet, lines
 from lbr_st.data import hold_out as module
-from lbr_st.data.beir import stable_order
+from lbr_st.data import lines
+from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.hold_out import hold_out
 from lbr_st.domains.definitions import Entity, group_entities
 from lbr_st.errors import LBRError

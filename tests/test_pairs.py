@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.data import continue_pairs, lines, mix, natural_pairs, reconstruct_pairs
+from lbr_st.data import lines
+from lbr_st.data.pairs import continue_pairs, mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 
 datasets = pytest.importorskip("datasets")

@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from beir_folder import write_beir
 
-from lbr_st.data import RetrievalSet, read_beir, write_beir
-from lbr_st.data.beir import stable_order
+from lbr_st.data.beir import RetrievalSet, read_beir, stable_order
 from lbr_st.errors import LBRError
 
 

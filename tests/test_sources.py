@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from beir_folder import write_beir
 
-from lbr_st.data import RetrievalSet, read_pairs, read_texts, write_beir
+from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.errors import LBRError
 
 
