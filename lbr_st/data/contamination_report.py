@@ -20,13 +20,15 @@ KINDS = {"exact": "equals", "contains": "contains", "near": "nearly equals"}
 """How a training text repeats it."""
 CUT = 240
 
+_TOPICS = (
+    "BioMetChem BiolumNeurochem ChemEngSpecialties ChemFields ChemistryTopics CompChemSpectroscopy "
+    "CryobiologySeparation CrystallographyAnalytical GreenhouseEnantiopure IsotopesFission Luminescence "
+    "OrganicInorganic SaltsSemiconductors SolidStateColloidal TheoreticalApplied"
+)
 _TASKS = {
     "Wikipedia": "WikipediaChemistryTopicsClustering WikipediaSpecialtiesInChemistryClustering "
     "PubChemWikiPairClassification PubChemWikiParagraphsPC "
-    + " ".join(
-        f"Wikipedia{topic}Classification"
-        for topic in ["BioMetChem", "BiolumNeurochem", "ChemEngSpecialties", "ChemFields", "ChemistryTopics", "CompChemSpectroscopy", "CryobiologySeparation", "CrystallographyAnalytical", "GreenhouseEnantiopure", "IsotopesFission", "Luminescence", "OrganicInorganic", "SaltsSemiconductors", "SolidStateColloidal", "TheoreticalApplied"]
-    ),
+    + " ".join(f"Wikipedia{topic}Classification" for topic in _TOPICS.split()),
     "Natural Questions": "ChemNQRetrieval",
     "HotpotQA": "ChemHotpotQARetrieval",
     "ChemRxiv": "ChemRxivRetrieval",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,11 @@ def load_terms(member: str, clean_definition: Callable[[str], str] | None = None
     Raises:
         LBRError: The ``zstandard`` package is missing, the wheel is not available, or its data are not as expected.
     """
-    if importlib.util.find_spec("zstandard") is None:
-        raise LBRError(
-            "the zstandard package is needed to read an ontology.", where=member, fix='Run: pip install "lbr-st[chem]"'
-        )
-    import zstandard
+    try:
+        import zstandard
+    except ImportError as error:
+        what = "the zstandard package is needed to read an ontology."
+        raise LBRError(what, where=member, fix='Run: pip install "lbr-st[chem]"') from error
 
     def read(path: Path) -> dict[str, dict[str, Any]]:
         try:
@@ -115,18 +114,17 @@ def make_task(
     name: str,
     description: str,
     licence: str,
-    seed: int,
-    num_documents: int,
-    num_dev: int,
-    num_test: int,
+    seed: int = 0,
+    num_documents: int | None = 15000,
+    num_dev: int = 500,
+    num_test: int = 1000,
 ) -> DomainTask:
     """Return the task: which definition belongs to this name?
 
-    Entities that share a name, a synonym or a definition, up to case, space and punctuation, are one group, and a
-    whole group goes to one side. Dev and test ask only for entities that share none of these with any other, so each
-    query has one right answer. Nor does a name that is asked for appear in its definition, so this is no word search.
-    No definition is in the corpus twice. Definitions of the training side may still *mention* a test entity's name, as
-    a textbook would.
+    Dev and test ask only for entities that share no name, synonym or definition with any other, up to case, space and
+    punctuation. So each query has one right answer, and nothing that is asked for is trained on. Nor does a name that
+    is asked for appear in its definition, so this is no word search. No definition is in the corpus twice. Definitions
+    of the training side may still *mention* a test entity's name, as a textbook would.
 
     Args:
         entities: What to ask for, and what to train on.
@@ -134,21 +132,19 @@ def make_task(
         description: One sentence on what is asked and what is found.
         licence: The licence of the texts, and whom to name.
         seed: Another seed draws another split and another corpus.
-        num_documents: Definitions in the corpus, those of dev and test among them.
+        num_documents: Definitions in the corpus, those of dev and test among them; None for all.
         num_dev: Dev queries.
         num_test: Test queries.
 
     Raises:
         LBRError: A number is below 1, or more than the entities allow.
     """
-    from datasets import Dataset
-
     by_id = {entity.id: entity for entity in sorted(entities, key=lambda entity: entity.id)}
-    alone = [group[0] for group in group_entities(by_id.values()) if len(group) == 1]
-    askable = [entity.id for entity in alone if entity.name.casefold() not in entity.definition.casefold()]
+    askable = [one.id for one in alone(by_id.values()) if one.name.casefold() not in one.definition.casefold()]
     definitions: dict[str, str] = {}
     for entity in by_id.values():
         definitions.setdefault(normalise(entity.definition), entity.id)
+    num_documents = len(definitions) if num_documents is None else num_documents
     num_asked = num_dev + num_test
     if min(num_dev, num_test) < 1 or num_asked > len(askable) or not num_asked <= num_documents <= len(definitions):
         raise LBRError(
@@ -174,56 +170,30 @@ def make_task(
         for split in ("test", "dev")
     )
     train = [entity for key, entity in by_id.items() if key not in held_out]
-    texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
     synonyms = [(other, entity.definition) for entity in train for other in _other_names(entity)]
     return DomainTask(
         test,
         dev,
-        pair_table((entity.name, entity.definition) for entity in train),
-        Dataset.from_dict({"text": texts}),
+        table(((entity.name, entity.definition) for entity in train), "query", "document"),
+        table(((by_id[key].definition,) for key in definitions.values() if key not in held_out), "text"),
         licence,
-        synonym_pairs=pair_table(synonyms) if synonyms else None,
+        synonym_pairs=table(synonyms, "query", "document") if synonyms else None,
     )
 
 
-def pair_table(pairs: Iterable[tuple[str, str]]) -> Dataset:
-    """Return pairs of a query and its document as the columns ``query`` and ``document``."""
-    return _table(pairs, ("query", "document"))
-
-
-def record_table(records: Iterable[tuple[str, str, str]]) -> Dataset:
-    """Return what is said of things as the columns ``name``, ``text`` and ``side``; see :attr:`DomainTask.records`."""
-    return _table(records, ("name", "text", "side"))
-
-
-def _table(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> Dataset:
+def table(rows: Iterable[tuple[str, ...]], *columns: str) -> Dataset:
+    """Return rows of texts as a dataset with these columns."""
     from datasets import Dataset
 
     kept = list(rows)
     return Dataset.from_dict({name: [row[place] for row in kept] for place, name in enumerate(columns)})
 
 
-def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
-    """Return the entities in groups that share, directly or along a chain, a normalised name or definition."""
-    sharing: defaultdict[str, list[Entity]] = defaultdict(list)
-    group_of: dict[str, list[Entity]] = {}
-    for entity in entities:
-        group_of[entity.id] = [entity]
-        # Not a set: which entity comes first in a group would change from one program run to the next.
-        for text in dict.fromkeys((entity.name, entity.definition, *entity.synonyms)):
-            if key := normalise(text):
-                sharing[key].append(entity)
-    for first, *rest in sharing.values():
-        for entity in rest:
-            into, away = group_of[first.id], group_of[entity.id]
-            if into is away:
-                continue
-            if len(into) < len(away):
-                into, away = away, into
-            into.extend(away)
-            group_of.update((member.id, into) for member in away)
-    unique = {id(group): group for group in group_of.values()}
-    return list(unique.values())
+def alone(entities: Iterable[Entity]) -> list[Entity]:
+    """Return the entities that share no name, synonym or definition with another, up to case, space and punctuation."""
+    texts = [(one, {normalise(text) for text in (one.name, one.definition, *one.synonyms)} - {""}) for one in entities]
+    times = Counter(text for _, own in texts for text in own)
+    return [one for one, own in texts if all(times[text] == 1 for text in own)]
 
 
 def _other_names(entity: Entity) -> list[str]:

