@@ -65,16 +65,17 @@ class EvaluationText:
 class ContaminationCheck:
     """Finds training rows that repeat evaluation texts; made once, it checks several training tables.
 
-    A training text can repeat an evaluation text in three ways, the first that holds counting: ``exact`` (the same
-    letters and digits, in whatever case, spacing and punctuation), ``contains`` (a query of eight words or more, or a
-    judged document of five or more, stands in it), ``near`` (the Jaccard similarity of their sets of shingles, runs of
-    words, is at least ``threshold``). MinHash only proposes near duplicates, the sets themselves decide: none is
-    reported wrongly, and of those right at the threshold about one in a thousand is missed.
+    A training text can repeat an evaluation text in three ways, of which the first that holds counts:
 
-    *Harmful* are rows that repeat a query or a judged document (relevance above 0 in any of the sets). Rows equal to
+    - ``exact``: the same letters and digits, in whatever case, spacing and punctuation.
+    - ``contains``: a query of eight words or more, or a judged document of five or more, stands in it.
+    - ``near``: the Jaccard similarity of their sets of shingles (runs of words) is at least ``threshold``. MinHash only
+      proposes, the sets decide. None is reported wrongly; right at the threshold about one in a thousand is missed.
+
+    Rows that repeat a query or a judged document (relevance above 0 in any of the sets) are *harmful*. Rows equal to
     other documents of the corpus are only counted, since whoever indexes a corpus may also train on it.
 
-    Not looked for: parts of an evaluation document in a shorter training text, paraphrases and translations.
+    It does not find parts of an evaluation document in a shorter training text, paraphrases or translations.
 
     Args:
         against: The retrieval sets.
@@ -107,7 +108,9 @@ class ContaminationCheck:
                 text.parts.pop("corpus", None)  # judged in one set is judged in all
             words = text.plain.count(" ") + 1
             if any(words >= LEAST_CONTAINED.get(part, sys.maxsize) for part in text.parts):
-                self._anchors[_anchor(text.plain)].append(number)
+                # The shingle of most letters, since long words are rare.
+                anchor = max(shingles(text.plain, ANCHOR_WORDS), key=lambda shingle: (len(shingle), shingle))
+                self._anchors[anchor].append(number)
             if words >= FEWEST:
                 (short if words < SHORT else long).append(number)
         # A text of many words is no near duplicate of one below SHORT, whichever they are: not worth signing.
@@ -296,11 +299,6 @@ def _sign(sets: list[set[str]]) -> list[MinHash]:
 
 def _letters(words: str) -> int:
     return digest(words.replace(" ", ""))
-
-
-def _anchor(words: str) -> str:
-    """Return the shingle to find a text by: the one of most letters, since long words are rare."""
-    return max(shingles(words, ANCHOR_WORDS), key=lambda shingle: (len(shingle), shingle))
 
 
 def _hits(texts: list[str], rows: list[int]) -> dict[str, list[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -138,7 +139,7 @@ class ContaminationReport:
         counts: What was found; what was not found is left out.
         harmful: Training column → its rows, ascending, that repeat a query or a judged document.
         samples: The first few of each count.
-        parameters: Threshold, shingle size, signature length and seed.
+        parameters: Threshold, shingle size and signature length.
         dropped: Whether the harmful rows were then left out of training; None if nobody trained.
         seconds: How long it took.
     """
@@ -157,11 +158,11 @@ class ContaminationReport:
 
     @property
     def rows(self) -> list[int]:
-        """Return the harmful rows of all columns together, ascending; of use for columns of one table only."""
+        """Return the harmful rows of all columns together, ascending. The columns must be of one table."""
         return sorted({row for rows in self.harmful.values() for row in rows})
 
     def summary(self) -> str:
-        """Return one sentence for a person who waits, or for the model card."""
+        """Return one sentence, for the terminal and the model card."""
         if len(set(self.columns.values())) == 1:
             count, size, what = len(self.rows), max(self.columns.values()), "rows"
         else:  # columns of several tables: a row number of one says nothing of another
@@ -192,30 +193,24 @@ class ContaminationReport:
 
     def to_markdown(self, samples: bool = True) -> str:
         """Return the report as a section for people, without samples of the texts if they are not wanted."""
-        sets = ", ".join(
-            f"{one['name']} ({one['queries']:,} queries, {one['documents']:,} documents, "
-            f"revision {one['revision'][:12]})"
-            for one in self.against
-        )
+        described = "{name} ({queries:,} queries, {documents:,} documents, revision {revision:.12})"
+        sets = ", ".join(described.format(**one) for one in self.against)
         rows = ", ".join(f"{name} {count:,}" for name, count in self.columns.items())
         lines = [
             f"**{_safe(self.summary())}**",
             "",
-            f"Checked: {_safe(rows)} texts, against {_safe(sets)}. *Equals* ignores case, spaces and punctuation; "
-            f"*nearly equals* is a Jaccard similarity of at least {self.parameters['threshold']} between sets of "
-            f"{self.parameters['shingle_words']}-word runs (of words for an evaluation text of fewer than nine); "
-            "*contains* is a whole evaluation text inside a longer training text (a query of eight words or more, a "
-            "judged document of five or more). Rows that repeat only "
-            "other documents of the corpus do no harm and are only counted.",
+            f"Checked: {_safe(rows)} texts, against {_safe(sets)}. *Equals* ignores case, spaces and punctuation. "
+            f"*Nearly equals* is a Jaccard similarity of at least {self.parameters['threshold']} between sets of "
+            f"{self.parameters['shingle_words']}-word runs (of words for an evaluation text of fewer than nine). "
+            "*Contains* is a whole evaluation text inside a longer training text (a query of eight words or more, a "
+            "judged document of five or more). Rows that repeat only other documents of the corpus do no harm.",
             "",
         ]
         if self.counts:
             lines += ["| training column | | | rows | evaluation texts | |", "|---|---|---|---:|---:|---|"]
             for c in self.counts:
-                note = "harmful" if c.harmful else "only counted"
-                lines.append(
-                    f"| {_safe(c.column)} | {KINDS[c.kind]} | {PARTS[c.part]} | {c.rows:,} | {c.items:,} | {note} |"
-                )
+                cells = KINDS[c.kind], PARTS[c.part], f"{c.rows:,}", f"{c.items:,}"
+                lines.append(f"| {' | '.join((_safe(c.column), *cells, 'harmful' if c.harmful else 'only counted'))} |")
             lines.append("")
         hit = ", ".join(f"{self.hit[part]:,} of {total:,} ({PARTS[part]})" for part, total in self.totals.items())
         lines.append(f"Evaluation texts repeated in any way: {hit}.")
@@ -223,11 +218,8 @@ class ContaminationReport:
             lines.append("")
             for s in self.samples:
                 how = KINDS[s.kind] + (f" ({s.similarity:.2f})" if s.kind == "near" else "")
-                where = f"{PARTS[s.part]} {s.id} of {s.evaluation}"
-                lines.append(
-                    f"- {_safe(s.column)}, row {s.row}: “{_safe(s.text)}” {how} the {_safe(where)}: "
-                    f"“{_safe(s.evaluation_text)}”"
-                )
+                where = _safe(f"{PARTS[s.part]} {s.id} of {s.evaluation}: “{s.evaluation_text}”")
+                lines.append(f"- {_safe(s.column)}, row {s.row}: “{_safe(s.text)}” {how} the {where}")
         return "\n".join(lines) + "\n"
 
     def write(self, folder: str | Path) -> None:
@@ -258,38 +250,33 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
     sentences = []
     for source in dict.fromkeys(training_sources):
         own = _closure(origin for pattern, origin in _SOURCES if re.search(pattern, source.casefold()))
-        sharing: dict[str, list[str]] = {}
+        sharing: defaultdict[str, list[str]] = defaultdict(list)
         for task in tasks:
             common = own & _closure(TASK_ORIGINS.get(task, ()))
             # Natural Questions says more than the Wikipedia that it is made from.
             for origin in common - {above for one in common for above in _closure([one]) - {one}}:
-                sharing.setdefault(origin, []).append(task)
+                sharing[origin].append(task)
         for origin, shared in sorted(sharing.items()):
             sentences.append(
                 f"The training source {source} and the evaluation {'tasks' if len(shared) > 1 else 'task'} "
-                f"{', '.join(shared)} both draw on {origin}; mteb's zero-shot figure, which "
-                "goes by the names of tasks, does not show it."
+                f"{', '.join(shared)} both draw on {origin}. mteb's zero-shot figure goes by the names of tasks and does "
+                "not show it."
             )
-    return [*sentences, *_from_wikipedia(tasks), PRETRAINING]
-
-
-def _from_wikipedia(tasks: Iterable[str]) -> list[str]:
-    """Return a sentence on the tasks made from Wikipedia, which every base of the web has read."""
-    through: dict[str, list[str]] = {}
+    through: defaultdict[str, list[str]] = defaultdict(list)
     for task in tasks:
         for origin in TASK_ORIGINS.get(task, ()):
             if "Wikipedia" in _closure([origin]):
-                through.setdefault(origin, []).append(task)
-    parts = [
-        f"{', '.join(named)} from {origin}{'' if origin == 'Wikipedia' else ', itself from Wikipedia'}"
-        for origin, named in sorted(through.items())
-    ]
-    if not parts:
-        return []
-    return [
-        f"Made from Wikipedia are, of this domain's evaluation tasks: {'; '.join(parts)}. mteb's zero-shot figure does "
-        "not count a base model's reading of it, nor training on a collection of another name, against them."
-    ]
+                through[origin].append(task)
+    if through:
+        made = [
+            f"{', '.join(named)} from {origin}{', itself from Wikipedia' if origin != 'Wikipedia' else ''}"
+            for origin, named in sorted(through.items())
+        ]
+        sentences.append(
+            f"These evaluation tasks are made from Wikipedia: {'; '.join(made)}. mteb's zero-shot figure does not count "
+            "a base model's reading of it, nor training on a collection of another name."
+        )
+    return [*sentences, PRETRAINING]
 
 
 def _closure(origins: Iterable[str]) -> set[str]:

@@ -173,7 +173,7 @@ def map_rows(
 
     Args:
         rows: The table.
-        function: From a batch (column → list) to a batch. A function of a module, so that other processes find it.
+        function: From a batch (column → list) to a batch.
         columns: Name → Arrow type of what it returns.
         **options: For :meth:`datasets.Dataset.map`.
     """

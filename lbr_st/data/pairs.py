@@ -39,7 +39,7 @@ def reconstruct_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Datas
     Raises:
         LBRError: There is no text.
     """
-    return _made(_table(texts, ["text"]), _prompted, prompt=prompt, context="text", target="text")
+    return _made(_table(texts, ["text"]), lambda rows: ((prompt + text, text) for text in rows["text"]))
 
 
 def continue_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
@@ -56,8 +56,15 @@ def continue_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
     Raises:
         LBRError: No passage is long enough.
     """
+
+    def halves(rows: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+        for text in map(str.strip, rows["text"]):
+            if len(text.split()) >= FEWEST_WORDS:
+                cut = _cut(text)
+                yield prompt + text[:cut].rstrip(), text[cut:].lstrip()
+
     passages = _table(texts, ["text"])
-    pairs = _made(passages, _continued, prompt=prompt)
+    pairs = _made(passages, halves)
     skipped = len(passages) - len(pairs)
     if not len(pairs):
         raise LBRError(f"all {skipped} passages have fewer than {FEWEST_WORDS} words.", fix="Use longer passages.")
@@ -79,7 +86,10 @@ def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = ""
         LBRError: There is no pair, or a row lacks a column.
     """
     context, target = ("document", "query") if reverse else ("query", "document")
-    return _made(_table(pairs, ["query", "document"]), _prompted, prompt=prompt, context=context, target=target)
+    return _made(
+        _table(pairs, ["query", "document"]),
+        lambda rows: ((prompt + one, other) for one, other in zip(rows[context], rows[target], strict=True)),
+    )
 
 
 def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str = "") -> Dataset:
@@ -94,7 +104,13 @@ def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str 
     Raises:
         LBRError: There is no record.
     """
-    return _made(records, _recorded, prompts={"query": query_prompt, "document": document_prompt})
+    prompts = {"query": query_prompt, "document": document_prompt}
+
+    def said(rows: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+        for side, name, text in zip(rows["side"], rows["name"], rows["text"], strict=True):
+            yield prompts[side] + name, text
+
+    return _made(records, said)
 
 
 KINDS: dict[str, tuple[str, Callable[[Dataset, str, str], Dataset]]] = {
@@ -190,28 +206,16 @@ def _cut(text: str) -> int:
     return min(ends or [match.end() for match in SPACE.finditer(text)], key=lambda end: abs(end - middle))
 
 
-def _prompted(rows: dict[str, list[str]], prompt: str, context: str, target: str) -> dict[str, list[str]]:
-    return {"context": [prompt + text for text in rows[context]], "target": rows[target]}
-
-
-def _continued(rows: dict[str, list[str]], prompt: str) -> dict[str, list[str]]:
-    passages = [text.strip() for text in rows["text"]]
-    cuts = [(text, _cut(text)) for text in passages if len(text.split()) >= FEWEST_WORDS]
-    return {
-        "context": [prompt + text[:cut].rstrip() for text, cut in cuts],
-        "target": [text[cut:].lstrip() for text, cut in cuts],
-    }
-
-
-def _recorded(rows: dict[str, list[str]], prompts: dict[str, str]) -> dict[str, list[str]]:
-    named = zip(rows["side"], rows["name"], strict=True)
-    return {"context": [prompts[side] + name for side, name in named], "target": rows["text"]}
-
-
-def _made(rows: Dataset, make: Callable[..., dict[str, list[str]]], **options: Any) -> Dataset:
+def _made(rows: Dataset, make: Callable[[dict[str, list[str]]], Iterable[tuple[str, str]]]) -> Dataset:
+    """Return what ``make`` gives for batches of rows: contexts and targets."""
     if not len(rows):
         raise LBRError("there is no text to make pairs of.", fix="Give at least one.")
-    return map_rows(rows, make, {"context": "string", "target": "string"}, fn_kwargs=options, desc="Making pairs")
+
+    def batch(given: dict[str, list[str]]) -> dict[str, list[str]]:
+        made = list(make(given))
+        return {"context": [context for context, _ in made], "target": [target for _, target in made]}
+
+    return map_rows(rows, batch, {"context": "string", "target": "string"}, desc="Making pairs")
 
 
 def _table(rows: Any, columns: list[str]) -> Dataset:

@@ -65,30 +65,26 @@ def is_local(source: str | Path) -> bool:
 
 def _read(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
     """Return ``columns`` (new name → name in the source) of a folder, a file or a hub dataset."""
-    path = Path(source)
+    path, wanted = Path(source), list(columns.values())
     if path.is_dir():
         if not (path / "corpus.jsonl").is_file():
             fix = "Give a BEIR folder, or one file."
             raise LBRError("no corpus.jsonl in this folder.", where=str(source), fix=fix)
         table = beir_texts(path) if "text" in columns else beir_pairs(path, split)
     else:
-        records = _records(source, list(columns.values()), split)
+        if not is_local(source):
+            records = _hub_records(str(source), wanted, split)
+        elif not path.is_file():
+            raise LBRError("no such file.", where=str(path), fix="Check the path.")
+        elif path.suffix not in READABLE:
+            kind = path.suffix or "a file without a suffix"
+            raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
+        else:
+            records = READABLE[path.suffix](path, wanted)
         table = write_rows(({new: row[old] for new, old in columns.items()} for _, row in records), columns)
     if not len(table):
         raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
     return table
-
-
-def _records(source: str | Path, columns: Sequence[str], split: str) -> Records:
-    path = Path(source)
-    if not is_local(source):
-        return _hub_records(str(source), columns, split)
-    if not path.is_file():
-        raise LBRError("no such file.", where=str(path), fix="Check the path.")
-    if path.suffix not in READABLE:
-        kind = path.suffix or "a file without a suffix"
-        raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
-    return READABLE[path.suffix](path, columns)
 
 
 def _hub_records(name: str, columns: Sequence[str], split: str) -> Records:
