@@ -210,7 +210,8 @@ class ContaminationReport:
             lines += ["| training column | | | rows | evaluation texts | |", "|---|---|---|---:|---:|---|"]
             for c in self.counts:
                 cells = KINDS[c.kind], PARTS[c.part], f"{c.rows:,}", f"{c.items:,}"
-                lines.append(f"| {' | '.join((_safe(c.column), *cells, 'harmful' if c.harmful else 'only counted'))} |")
+                note = "harmful" if c.harmful else "only counted"
+                lines.append(f"| {' | '.join((_safe(c.column), *cells, note))} |")
             lines.append("")
         hit = ", ".join(f"{self.hit[part]:,} of {total:,} ({PARTS[part]})" for part, total in self.totals.items())
         lines.append(f"Evaluation texts repeated in any way: {hit}.")
@@ -259,8 +260,8 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
         for origin, shared in sorted(sharing.items()):
             sentences.append(
                 f"The training source {source} and the evaluation {'tasks' if len(shared) > 1 else 'task'} "
-                f"{', '.join(shared)} both draw on {origin}. mteb's zero-shot figure goes by the names of tasks and does "
-                "not show it."
+                f"{', '.join(shared)} both draw on {origin}. mteb's zero-shot figure goes by the names of tasks: "
+                "it does not show this."
             )
     through: defaultdict[str, list[str]] = defaultdict(list)
     for task in tasks:
@@ -273,8 +274,8 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
             for origin, named in sorted(through.items())
         ]
         sentences.append(
-            f"These evaluation tasks are made from Wikipedia: {'; '.join(made)}. mteb's zero-shot figure does not count "
-            "a base model's reading of it, nor training on a collection of another name."
+            f"These evaluation tasks are made from Wikipedia: {'; '.join(made)}. mteb's zero-shot figure counts "
+            "neither a base model's reading of it nor training on a collection of another name."
         )
     return [*sentences, PRETRAINING]
 

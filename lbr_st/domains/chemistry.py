@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from lbr_st.domains.definitions import DomainTask, Entity, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 CHEBI = "CHEBI-ontology-2026-05-01.json.zst"
 CHEBI_LICENCE = "ChEBI: CC BY 4.0, https://www.ebi.ac.uk/chebi/ (carried by cellxgene-ontology-guide 1.11.1, MIT)"
@@ -45,7 +44,13 @@ def chebi_task(**numbers: Any) -> DomainTask:
 
 def load_compounds() -> list[Thing]:
     """Return the 1,800 commonest compounds: the systematic name as the document, its other names, its formula."""
-    return read_member(WHEEL, FILE, lambda path: list(_compounds(path.read_text(encoding="utf-8").splitlines())))
+    things = []
+    for line in (fetch_wheel(*WHEEL) / FILE).read_text(encoding="utf-8").splitlines():
+        fields = line.split("\t")
+        if fields[SYSTEMATIC]:
+            names = (name for name in fields[FIRST_NAME:] if not CODE.search(name))
+            things.append(Thing(fields[0], fields[SYSTEMATIC], tuple(names), fields[FORMULA]))
+    return things
 
 
 def compounds_task() -> DomainTask:
@@ -58,11 +63,3 @@ def compounds_task() -> DomainTask:
         num_dev=170,
         num_test=400,
     )
-
-
-def _compounds(lines: list[str]) -> Iterator[Thing]:
-    for line in lines:
-        fields = line.split("\t")
-        if fields[SYSTEMATIC]:
-            names = (name for name in fields[FIRST_NAME:] if not CODE.search(name))
-            yield Thing(fields[0], fields[SYSTEMATIC], tuple(names), fields[FORMULA])

