@@ -74,12 +74,12 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(TAG.sub("", text)).split())
 
 
-def load_terms(member: str, clean_definition: Callable[[str], str] = clean) -> list[Entity]:
+def load_terms(member: str, definition_of: Callable[[str], str] = clean) -> list[Entity]:
     """Return the current and named terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id.
 
     Args:
         member: The file's name in the wheel's data folder.
-        clean_definition: Makes the definition of a term's description, which is empty where the ontology has none.
+        definition_of: Makes the definition of a term's description, which is empty where the ontology has none.
 
     Raises:
         LBRError: The ``zstandard`` package is missing, or the wheel is not available.
