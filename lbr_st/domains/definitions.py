@@ -92,9 +92,7 @@ def load_terms(member: str, definition_of: Callable[[str], str] = clean) -> list
     with (fetch_wheel(*WHEEL) / FOLDER / member).open("rb") as file:
         terms = json.load(zstandard.ZstdDecompressor().stream_reader(file))
     return [
-        Entity(
-            key, name, clean_definition(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ()))
-        )
+        Entity(key, name, definition_of(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ())))
         for key, term in sorted(terms.items())
         if not term.get("deprecated") and (name := clean(term.get("label") or ""))
     ]
