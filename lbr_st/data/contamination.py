@@ -126,8 +126,7 @@ class ContaminationCheck:
         """Return which rows of a training table repeat what.
 
         Args:
-            columns: Column → its texts, of one table. Columns of a dataset are read batch by batch, large ones in
-                several processes.
+            columns: Column → its texts. Columns of a dataset are read batch by batch, large ones in several processes.
             training: What to call the training data in the report.
             samples: Samples for each count.
 
@@ -241,12 +240,9 @@ class ContaminationCheck:
 
 
 class NearIndex:
-    """Texts that others are compared with, by the Jaccard similarity of their sets of shingles.
+    """Texts, as :func:`~lbr_st.data.texts.plain` gives them, found by the Jaccard similarity of sets of shingles.
 
-    Args:
-        texts: Texts as :func:`~lbr_st.data.texts.plain` gives them.
-        size: Words in a shingle; a text with fewer words is like no other.
-        threshold: The least similarity that counts, above 0 and at most 1.
+    A shingle has ``size`` words; a text with fewer words is like no other.
     """
 
     def __init__(self, texts: Sequence[str], size: int, threshold: float) -> None:

@@ -78,8 +78,7 @@ def read_csv_records(path: Path, columns: Sequence[str]) -> Records:
     """Yield each row of a CSV file with a header. All values are texts, as written.
 
     Raises:
-        LBRError: The file is missing or not UTF-8, or a row has an empty text, more fields than the header, or quotes
-            that do not match.
+        LBRError: As for :func:`read_json_records`, or a row has more fields than the header, or unmatched quotes.
     """
     csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
     reader = csv.DictReader((f"{line}\n" for _, line in read_lines(path)), strict=True)
@@ -171,11 +170,8 @@ def map_rows(
 ) -> Dataset:
     """Return the table that ``function`` makes of batches of rows, on disk; it may have more or fewer rows.
 
-    Args:
-        rows: The table.
-        function: From a batch (column → list) to a batch.
-        columns: Name → Arrow type of what it returns.
-        **options: For :meth:`datasets.Dataset.map`.
+    A batch is column → list. ``columns`` are the Arrow types of what the function returns, and ``options`` are for
+    :meth:`datasets.Dataset.map`.
     """
     from datasets import Dataset
 

@@ -1,4 +1,7 @@
-"""Stage 1's pairs: a context to compress, and a target to generate from what was kept of it."""
+"""Stage 1's pairs: a ``context`` to compress, and a ``target`` to generate from what was kept of it.
+
+Each function puts its prompt before the context, exactly as ``encode`` does, and refuses to make pairs of nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,28 +33,16 @@ COMPARED = {"pairs": "document", "texts": "text", RECORDS: "text"}
 
 
 def reconstruct_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
-    """Return (prompt + text → text) with the columns ``context`` and ``target``.
-
-    Args:
-        texts: Texts, or a dataset with a column ``text``.
-        prompt: Put before the context, exactly as ``encode`` puts it.
-
-    Raises:
-        LBRError: There is no text.
-    """
+    """Return (prompt + text → text) of texts, or of a dataset with a column ``text``."""
     return _made(_table(texts, ["text"]), lambda rows: ((prompt + text, text) for text in rows["text"]))
 
 
 def continue_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
-    """Return (prompt + a passage's first part → the rest) with the columns ``context`` and ``target``.
+    """Return (prompt + a passage's first part → the rest) of texts, or of a dataset with a column ``text``.
 
     A passage is cut at the sentence boundary nearest to its middle, else at the nearest word boundary. A sentence
     boundary counts only where both parts keep a tenth of the passage ("Fig. 3 shows …" ends no sentence). Passages of
     fewer than 16 words are left out; how many is logged.
-
-    Args:
-        texts: Passages, or a dataset with a column ``text``.
-        prompt: Put before the context, exactly as ``encode`` puts it.
 
     Raises:
         LBRError: No passage is long enough.
@@ -74,16 +65,9 @@ def continue_pairs(texts: Dataset | Iterable[str], prompt: str = "") -> Dataset:
 
 
 def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = "", reverse: bool = False) -> Dataset:
-    """Return (prompt + query → document) with the columns ``context`` and ``target``.
+    """Return (query prompt + query → document), or with ``reverse`` (document prompt + document → query).
 
-    Args:
-        pairs: Rows with ``query`` and ``document``, as :func:`lbr_st.data.sources.read_pairs` gives them.
-        prompt: Put before the context, exactly as ``encode`` puts it: the query prompt, or the document prompt
-            with ``reverse``.
-        reverse: Make it (prompt + document → query).
-
-    Raises:
-        LBRError: There is no pair, or a row lacks a column.
+    ``pairs`` are rows with ``query`` and ``document``, as :func:`lbr_st.data.sources.read_pairs` gives them.
     """
     context, target = ("document", "query") if reverse else ("query", "document")
     return _made(
@@ -93,16 +77,10 @@ def natural_pairs(pairs: Dataset | Iterable[Mapping[str, str]], prompt: str = ""
 
 
 def record_pairs(records: Dataset, query_prompt: str = "", document_prompt: str = "") -> Dataset:
-    """Return (prompt + name → what the domain's text says of it) with the columns ``context`` and ``target``.
+    """Return (prompt + name → what the domain's text says of it).
 
-    Args:
-        records: ``name``, ``text`` and ``side`` ("query" or "document", which names the prompt), as a domain task has
-            them.
-        query_prompt: Put before a name that will be a query, exactly as ``encode`` puts it.
-        document_prompt: Put before one that will be a document.
-
-    Raises:
-        LBRError: There is no record.
+    ``records`` have ``name``, ``text`` and ``side`` ("query" or "document", which names the prompt), as a domain task
+    has them.
     """
     prompts = {"query": query_prompt, "document": document_prompt}
 

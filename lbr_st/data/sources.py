@@ -39,8 +39,7 @@ def read_pairs(
     """Return pairs as a dataset with the columns ``query`` and ``document``.
 
     Args:
-        source: As for :func:`read_texts`; of a BEIR folder, each query of ``qrels/<split>.tsv`` with each
-            document judged relevant to it.
+        source: As for :func:`read_texts`; of a BEIR folder, the queries with each document judged relevant to them.
         query_column: The column that holds the query.
         document_column: The column that holds a document that answers it.
         split: The split of a hub dataset or a BEIR folder.
