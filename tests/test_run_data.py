@@ -15,7 +15,7 @@ from lbr_st.errors import LBRError
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, Recipe, RepresentConfig
 from lbr_st.training import data as module
 from lbr_st.training.data import evaluation_set, prepare, read_sources, recipe_columns, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -248,7 +248,7 @@ def test_synonyms_are_further_queries(toy_task, monkeypatch):
 def test_a_source_without_records_is_named(toy_task):
     recipe = recipe_for("toy")
     recipe.learn.pairs = ["records"]
-    with pytest.raises(LBRError, match="'records' pairs need records, and toy has none"):
+    with pytest.raises(LBRError, match="'records' pairs need records, and the data has none"):
         learn_pairs(recipe, training_data(recipe).tables)
 
 

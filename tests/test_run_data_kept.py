@@ -15,7 +15,7 @@ from lbr_st.errors import LBRError
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 from lbr_st.training import data as run_data
 from lbr_st.training.data import evaluation_set, prepare, read_sources, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 
 
 def write_lines(path, rows):

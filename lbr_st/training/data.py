@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.data import RetrievalSet, read_beir, read_pairs, read_texts
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.lines import save_rows, scratch
-from lbr_st.data.sources import is_local
+from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
+from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
 from lbr_st.recipe import EvaluateConfig, Recipe
-from lbr_st.training.learn_pairs import COMPARED, RECORDS, learn_pairs
 
 DATA = "data"
 
@@ -261,6 +261,13 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
     return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
 
 
+def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
+    """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
+    model, learn = recipe.model, recipe.learn
+    prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
+    return learn_pairs(tables, learn.pairs, **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
+
+
 def _read_own(recipe: Recipe) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
     """Return pairs, texts, test and dev of the user's own sources; no texts where they are the pairs' documents."""
     config = recipe.data
@@ -351,7 +358,7 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
     with new_folder(folder / FOLDER, overwrite=True) as target, reading as aside, scratch(Path(aside)):
         sources = read_sources(recipe)
         tables, reports = without_evaluation(recipe, sources)
-        learn, held_out = learn_pairs(recipe, tables) if generative else (None, None)
+        learn, held_out = pairs_to_learn(recipe, tables) if generative else (None, None)
         made = {"pairs": tables.get("pairs"), "learn": learn, "held_out": held_out}
         record: dict[str, Any] = {"key": key, "rows": {}, "licences": sources.licences}
         for name, rows in made.items():
