@@ -225,12 +225,11 @@ class IBGenerativeLoss(nn.Module):
     @torch.no_grad()
     def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
         """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
-        return in_forward_of(self.model, self._target_nll, list(sentence_features))
 
-    def _target_nll(self, columns: list[dict[str, Any]]) -> Tensor:
-        _, target, _ = self.predictions(columns)
-        hidden, labels = target.of(Segment.TARGET)
-        return nll_each(hidden, labels, backbone_of(self.model).head)
+        def run(columns: list[dict[str, Any]]) -> Tensor:
+            return nll_each(*self.predictions(columns)[1].of(Segment.TARGET), backbone_of(self.model).head)
+
+        return in_forward_of(self.model, run, list(sentence_features))
 
     def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return nll_sum(hidden, labels, backbone_of(self.model).head)

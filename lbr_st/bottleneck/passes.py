@@ -113,9 +113,8 @@ def through_embedding(
 ) -> tuple[Prediction, Prediction, Tensor | None]:
     """Encode, then decode from the embedding alone.
 
-    Returns:
-        What predicts the contexts (in the first pass), what predicts the targets (in the second), and the pooler's
-        rate, if it has one.
+    Returns what predicts the contexts (in the first pass), what predicts the targets (in the second), and the pooler's
+    rate, None if it is not variational.
     """
     backbone, pooler = backbone_of(model), pooler_of(model)
     encoder = assemble(backbone, contexts, None, packed=packed)
@@ -124,7 +123,6 @@ def through_embedding(
     encoded: dict[str, Any] = {"token_embeddings": pooled, "attention_mask": torch.ones_like(pooled[..., 0])}
     for module in list(unwrapped(model))[1:]:
         encoded = module(encoded)
-
     soft = pooler.soft_prompt(encoded["sentence_embedding"])
     decoder = _drop(backbone, assemble(backbone, soft.shape[1], targets, packed=packed), target_dropout)
     inputs = backbone.embed(decoder.input_ids)

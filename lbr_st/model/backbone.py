@@ -60,7 +60,12 @@ class CausalBackbone(Transformer):
         super().__init__(model_name_or_path, **kwargs)
         read_as_text(self.tokenizer)  # models of older versions were saved without this option
         self.base = base or model_name_or_path
-        self._let_end_of_text_learn()
+        # Where the base also pads with its end-of-text token (SmolLM2, among many), transformers drops the gradient of
+        # that row. Padding is masked out anyway, and without a bottleneck this token's state is the embedding.
+        table = self.model.get_input_embeddings()
+        table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
+        if getattr(table, "padding_idx", None) == self.tokenizer.eos_token_id:
+            table.padding_idx = None
         if hasattr(config := self.model.config.get_text_config(), "use_cache"):
             # Set here, not in a trainer: a model in hand and its copy on disk give the same release, byte for byte.
             config.use_cache = False
@@ -105,21 +110,9 @@ class CausalBackbone(Transformer):
         options = {"dtype": torch.float32, **kwargs}
         model = load_causal_lm(self._base_of(model_name_or_path), config=config, **options)
         trained = cast(dict[str, list[int]], adapter.trainable_token_indices or {})
-        rows = [row for ids in trained.values() for row in ids]
-        make_room(model, max(rows, default=-1) + 1)
+        make_room(model, max((row for ids in trained.values() for row in ids), default=-1) + 1)
         load_lora(model, model_name_or_path)
         return model
-
-    def _let_end_of_text_learn(self) -> None:
-        """Let the end-of-text row take gradients where the base also pads with it (SmolLM2, among many).
-
-        transformers sets ``padding_idx``, which drops that row's gradient. Padding is masked out anyway, and without a
-        bottleneck this token's state is the embedding.
-        """
-        table = self.model.get_input_embeddings()
-        table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
-        if getattr(table, "padding_idx", None) == self.tokenizer.eos_token_id:
-            table.padding_idx = None
 
     def use_bottleneck_tokens(self, num_tokens: int) -> list[int]:
         """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.

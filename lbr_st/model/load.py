@@ -113,7 +113,8 @@ def load_by_name(model: str, precision: Precision = "float32") -> tuple[Sentence
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
     local = f"local/{_safe(folder.resolve().name)}"
-    if is_training_form(folder):
+    listing = folder / "modules.json"
+    if listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8"):
         return load_model(folder), local, None
     loaded = load_stock(model, **encoding_options(precision))
     _let_pad(loaded.tokenizer)  # a plain causal LM
@@ -121,12 +122,6 @@ def load_by_name(model: str, precision: Precision = "float32") -> tuple[Sentence
         return loaded, local, None
     config = getattr(getattr(loaded[0], "model", None), "config", None)
     return loaded, model if "/" in model else f"sentence-transformers/{model}", getattr(config, "_commit_hash", None)
-
-
-def is_training_form(folder: Path) -> bool:
-    """Whether a folder holds a model that :func:`lbr_st.load_model` reads, not plain Sentence Transformers."""
-    listing = folder / "modules.json"
-    return listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8")
 
 
 def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransformer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from lbr_st.compute import world_size
 from lbr_st.errors import LBRError
+from lbr_st.model.safe import read_json
 
 _PREFIX = "base_model.model."
 """What peft's files put before every name: their own wrapper class."""
@@ -117,15 +117,12 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
         LBRError: It is not readable, or not that of a LoRA adapter.
     """
     path = Path(folder) / ADAPTER_CONFIG_NAME
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        kind, rank, base = given["peft_type"], given["r"], given["base_model_name_or_path"]
-        if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
-            raise ValueError(f"peft_type {kind}, rank {rank}, base {base}")
-        return LoraConfig(**{key: given[key] for key in _READ if key in given})
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"not the configuration of a LoRA adapter on a base: {error}."
-        raise LBRError(what, where=str(path), fix="Save it again.") from error
+    given = read_json(path)
+    kind, rank, base = (given.get(key) for key in ("peft_type", "r", "base_model_name_or_path"))
+    if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
+        what = f"not the configuration of a LoRA adapter on a base: peft_type {kind}, rank {rank}, base {base}."
+        raise LBRError(what, where=str(path), fix="Save it again.")
+    return LoraConfig(**{key: given[key] for key in _READ if key in given})
 
 
 def load_lora(model: PreTrainedModel, folder: str | Path) -> None:

@@ -123,8 +123,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers calls it: ``sdpa``, except where the mask is a packed row's.
 
-    Shapes are (batch, heads, length, head dimension); ``key`` and ``value`` may have fewer heads. Returns the outputs of
-    shape (batch, length, heads, head dimension), and None.
+    Shapes are (batch, heads, length, head dimension); ``key`` and ``value`` may have fewer heads. Returns the outputs,
+    of shape (batch, length, heads, head dimension), and None.
     """
     if isinstance(attention_mask, PackedMask):
         return _by_buckets(module, query, key, value, attention_mask, **options), None
