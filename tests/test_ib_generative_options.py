@@ -123,9 +123,9 @@ def test_features_of_a_foreign_tokenizer_are_refused(llama, tiny_base, bottlenec
     ("options", "message"),
     [
         ({"bottleneck": "magic"}, "magic.*attention"),
-        ({"context_weight": -0.1}, "negative"),
-        ({"bottleneck": "embedding", "rate_weight": -1.0}, "negative"),
-        ({"rate_weight": 0.1}, "attention.*embedding"),
+        ({"context_weight": -0.1}, "context_weight is -0.1.*negative"),
+        ({"bottleneck": "embedding", "rate_weight": -1.0}, "rate_weight is -1.0.*negative"),
+        ({"rate_weight": 0.1}, "rate_weight is 0.1.*embedding"),
         ({"target_dropout": 1.0}, "target_dropout is 1.0"),
         ({"target_dropout": -0.5}, "target_dropout is -0.5"),
         ({"bottleneck": "none", "target_dropout": 0.1}, "target_dropout is 0.1"),

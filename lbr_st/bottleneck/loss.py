@@ -134,7 +134,17 @@ class IBGenerativeLoss(nn.Module):
         packed: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(bottleneck, context_weight, rate_weight, target_dropout, bag_weight, max_target_tokens)
+        self.model = model
+        self.bottleneck = bottleneck
+        self.context_weight = context_weight
+        self.rate_weight = rate_weight
+        self.target_dropout = target_dropout
+        self.bag_weight = bag_weight
+        self.max_target_tokens = max_target_tokens
+        self.packed = packed
+        self.shared_counts: dict[str, float] | None = None
+        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+        self._check_options()
         backbone, pooler = backbone_of(model), pooler_of(model)
         if bottleneck != "none":
             require_bottleneck(model)
@@ -146,16 +156,23 @@ class IBGenerativeLoss(nn.Module):
         if rate_weight and not pooler.variational:
             pooler.add_noise()
             pooler.to(backbone.model.device)
-        self.model = model
-        self.bottleneck = bottleneck
-        self.context_weight = context_weight
-        self.rate_weight = rate_weight
-        self.target_dropout = target_dropout
-        self.bag_weight = bag_weight
-        self.max_target_tokens = max_target_tokens
-        self.packed = packed
-        self.shared_counts: dict[str, float] | None = None
-        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+
+    def _check_options(self) -> None:
+        if self.bottleneck not in get_args(Bottleneck):
+            raise LBRError(f"bottleneck is {self.bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
+        for name in ("context_weight", "rate_weight", "bag_weight"):
+            if (weight := getattr(self, name)) < 0:
+                raise LBRError(f"{name} is {weight}.", fix="It may not be negative; 0 leaves the term out.")
+        if not 0 <= (share := self.target_dropout) < 1:
+            raise LBRError(f"target_dropout is {share}.", fix="Give a share from 0 up to, not including, 1.")
+        if self.rate_weight and self.bottleneck != "embedding":
+            what = f"rate_weight is {self.rate_weight}, but without an embedding bottleneck nothing is decoded from z."
+            raise LBRError(what, fix='Use bottleneck="embedding", or rate_weight=0.')
+        if self.bottleneck == "none" and (share or self.bag_weight):
+            what = f"target_dropout is {share} and bag_weight {self.bag_weight}, which serve a bottleneck."
+            raise LBRError(what, fix='Set both to 0, or choose bottleneck="attention" or "embedding".')
+        if self.max_target_tokens is not None and self.max_target_tokens < 1:
+            raise LBRError(f"max_target_tokens is {self.max_target_tokens}.", fix="Give at least 1, or None for all.")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
@@ -267,28 +284,3 @@ def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
     predicted = rows.predicts == Segment.TARGET
     likelihoods = head.logits(source.closing()).float().log_softmax(dim=-1)
     return -likelihoods[rows.examples[predicted], rows.labels[predicted]].sum()
-
-
-def _check_options(
-    bottleneck: str,
-    context_weight: float,
-    rate_weight: float,
-    target_dropout: float,
-    bag_weight: float,
-    max_target_tokens: int | None,
-) -> None:
-    if bottleneck not in get_args(Bottleneck):
-        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
-    if min(context_weight, rate_weight, bag_weight) < 0:
-        what = f"context_weight is {context_weight}, rate_weight {rate_weight} and bag_weight {bag_weight}."
-        raise LBRError(what, fix="None may be negative; 0 leaves a term out.")
-    if rate_weight and bottleneck != "embedding":
-        what = f"rate_weight is {rate_weight} with bottleneck={bottleneck!r}, where nothing is decoded from z."
-        raise LBRError(what, fix='Use bottleneck="embedding", or rate_weight=0.')
-    if not 0 <= target_dropout < 1:
-        raise LBRError(f"target_dropout is {target_dropout}.", fix="Give a share from 0 up to, not including, 1.")
-    if bottleneck == "none" and (target_dropout or bag_weight):
-        what = f"target_dropout is {target_dropout} and bag_weight {bag_weight}, which serve a bottleneck."
-        raise LBRError(what, fix='Set both to 0, or choose bottleneck="attention" or "embedding".')
-    if max_target_tokens is not None and max_target_tokens < 1:
-        raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

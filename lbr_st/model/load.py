@@ -90,9 +90,9 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
     """
-    refuse_pickles(model)
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_load_errors(model):
+        refuse_pickles(model)
         return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
 
 

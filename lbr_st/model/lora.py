@@ -306,11 +306,8 @@ def check_quantize(quantize: str | None, *, lora: bool, device: str | None = Non
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LBRError("bitsandbytes is not installed.", where="quantize", fix='Run: pip install "lbr-st[qlora]"')
     if not _has_gpu(device):
-        raise LBRError(
-            "training on a 4-bit base needs a CUDA GPU, and there is none here.",
-            where="quantize",
-            fix="Leave quantize out and train LoRA adapters in 16 bits, or run it on a machine with a GPU.",
-        )
+        fix = "Leave quantize out and train LoRA adapters in 16 bits, or run it on a machine with a GPU."
+        raise LBRError("training on a 4-bit base needs a CUDA GPU, and there is none here.", where="quantize", fix=fix)
 
 
 def _has_gpu(device: str | None) -> bool:

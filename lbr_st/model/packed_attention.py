@@ -24,10 +24,8 @@ from transformers.masking_utils import sdpa_mask
 IMPLEMENTATION = "lbr_sdpa"
 """Name of the attention implementation, as transformers knows it; without a packed row it is ``sdpa``."""
 
-
 ALIKE = 0.6
 """Spans go through together if the shortest is at least this share of the longest (measured)."""
-
 
 SHORT = 256
 """Up to this length two batched products and a softmax are faster than the fused kernel, whose backward pass is slow

@@ -21,10 +21,8 @@ TRAINING_CLASSES: dict[str, str] = {
 }
 """Class in ``modules.json``, as any version wrote it → the module of a training model. No other class is loaded."""
 
-
 PICKLED = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
 """Pickled weights → the file to read instead."""
-
 
 _DAMAGED = "The model is damaged: save or download it again."
 
