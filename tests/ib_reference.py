@@ -18,6 +18,16 @@ def llama(tiny_base):
     return new_model(tiny_base("llama"))
 
 
+@pytest.fixture
+def uncompiled_flex(monkeypatch):
+    """FlexAttention in plain PyTorch: the same arithmetic without half a minute of tracing and C++."""
+    from torch.nn.attention import flex_attention
+
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @pytest.fixture(params=BOTTLENECKS)
 def bottleneck(request):
     return request.param

@@ -1,8 +1,12 @@
+"""Base models by name: embedded ones are converted once, folders and hub ids taken as they are."""
+
 import json
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lbr_st import wheels as registry
 from lbr_st.errors import LBRError
 from lbr_st.model import bases
 
@@ -12,7 +16,6 @@ WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ", "bc"]
 def write_gguf(path):
     """Write a tiny Llama as GGUF, with the metadata that a converted model carries."""
     gguf = pytest.importorskip("gguf")
-    np = pytest.importorskip("numpy")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Odd Name Lc100K")
     writer.add_context_length(32)
@@ -60,9 +63,6 @@ def wheel(monkeypatch, tmp_path):
 
 
 def test_converts_a_gguf_once(wheel, tmp_path, capsys):
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     weights = write_gguf(tmp_path / "pack" / "tiny.gguf")
     folder = bases.resolve_base("tiny")
     assert folder == str(tmp_path / "cache" / "bases" / "tiny-abababab")
@@ -80,7 +80,6 @@ def test_converts_a_gguf_once(wheel, tmp_path, capsys):
     for unwanted in (str(tmp_path), "Odd Name", "quantization_config", "is_local"):
         assert unwanted not in saved
     model.save_pretrained(tmp_path / "again")
-
     assert bases.resolve_base("tiny") == folder
     assert len(wheel) == 1
 
@@ -103,22 +102,11 @@ def test_missing_gguf_package_is_said_before_anything_is_fetched(wheel, monkeypa
     assert wheel == []
 
 
-def test_a_local_folder_needs_a_config(tmp_path):
+def test_folders_and_hub_ids_are_taken_as_they_are(tmp_path):
     with pytest.raises(LBRError, match=r"config\.json"):
         bases.resolve_base(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({}))
     assert bases.resolve_base(str(tmp_path)) == str(tmp_path)
-
-
-def test_anything_else_is_a_hub_id_but_not_a_missing_path(tmp_path):
     assert bases.resolve_base("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
     with pytest.raises(LBRError, match="smollm2-135m"):
         bases.resolve_base(str(tmp_path / "nothing"))
-
-
-def test_embedded_bases_are_pinned():
-    for base in bases.BASES.values():
-        assert len(bytes.fromhex(base.sha256)) == 32
-        assert "==" in base.requirement
-        assert base.licence
-    assert bases.fetch_wheel is registry.fetch_wheel

@@ -8,6 +8,7 @@ from ib_reference import CONTEXTS, TARGETS, columns, log_likelihoods, per_token,
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import K, new_model
+from transformers import AutoTokenizer
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
@@ -46,19 +47,7 @@ def test_noise_is_for_training_only(tiny_base):
     assert noisy[0] != noisy[1]
 
 
-def test_target_dropout_is_for_training_only(llama, bottleneck):
-    plain = IBGenerativeLoss(llama, bottleneck=bottleneck)
-    loss = IBGenerativeLoss(llama, bottleneck=bottleneck, target_dropout=0.5)
-    features = columns(llama)
-    expected, _ = per_token(plain.eval(), features)
-    assert torch.equal(per_token(loss.eval(), features)[0], expected)
-    torch.manual_seed(1)
-    dropped, _ = per_token(loss.train(), features)
-    assert dropped.shape == expected.shape
-    assert not torch.allclose(dropped, expected)
-
-
-def test_target_dropout_hides_inputs_and_keeps_labels(llama, bottleneck, monkeypatch):
+def test_target_dropout_hides_inputs_and_keeps_labels_in_training_only(llama, bottleneck, monkeypatch):
     ran = []
     real = CausalBackbone.hidden_states
 
@@ -67,7 +56,10 @@ def test_target_dropout_hides_inputs_and_keeps_labels(llama, bottleneck, monkeyp
         return real(self, input_ids, segments, *args, **options)
 
     monkeypatch.setattr(CausalBackbone, "hidden_states", spy)
-    loss = IBGenerativeLoss(llama, bottleneck=bottleneck, target_dropout=0.5).train()
+    loss = IBGenerativeLoss(llama, bottleneck=bottleneck, target_dropout=0.5)
+    quiet = per_token(loss.eval(), columns(llama))[0]
+    assert torch.equal(quiet, per_token(IBGenerativeLoss(llama, bottleneck=bottleneck).eval(), columns(llama))[0])
+    loss.train()
     target = "an acid of the base and a salt " * 6
     with torch.no_grad():
         _, prediction, _ = loss.predictions(columns(llama, ["x"], [target]))
@@ -104,16 +96,12 @@ def test_contexts_of_one_token_give_no_nan(tiny_base, bottleneck):
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_target_is_named(llama, bottleneck):
-    loss = IBGenerativeLoss(llama, bottleneck=bottleneck)
-    with pytest.raises(LBRError, match=r"row 1.*target is empty"):
-        loss(columns(llama, ["x", "y"], ["salt", ""]))
-
-
 @pytest.mark.parametrize("bos", [True, False])
-def test_an_empty_context_is_named(tiny_base, bottleneck, bos):
+def test_an_empty_text_is_named(tiny_base, bottleneck, bos):
     model = new_model(tiny_base("llama", bos=bos))
     loss = IBGenerativeLoss(model, bottleneck=bottleneck)
+    with pytest.raises(LBRError, match=r"row 1.*target is empty"):
+        loss(columns(model, ["x", "y"], ["salt", ""]))
     with pytest.raises(LBRError, match=r"row 2.*context is empty"):
         loss(columns(model, ["x", "y", ""], TARGETS))
 
@@ -125,8 +113,6 @@ def test_a_wrong_number_of_columns_is_refused(llama, count):
 
 
 def test_features_of_a_foreign_tokenizer_are_refused(llama, tiny_base, bottleneck):
-    from transformers import AutoTokenizer
-
     plain = AutoTokenizer.from_pretrained(tiny_base("llama"))
     context = dict(plain(CONTEXTS, padding=True, return_tensors="pt"))
     with pytest.raises(LBRError, match=r"row 0.*does not end with the bottleneck tokens"):
@@ -137,11 +123,14 @@ def test_features_of_a_foreign_tokenizer_are_refused(llama, tiny_base, bottlenec
     ("options", "message"),
     [
         ({"bottleneck": "magic"}, "magic.*attention"),
-        ({"context_weight": -0.1}, "negative"),
-        ({"bottleneck": "embedding", "rate_weight": -1.0}, "negative"),
-        ({"rate_weight": 0.1}, "attention.*embedding"),
+        ({"context_weight": -0.1}, "context_weight is -0.1.*negative"),
+        ({"bottleneck": "embedding", "rate_weight": -1.0}, "rate_weight is -1.0.*negative"),
+        ({"rate_weight": 0.1}, "rate_weight is 0.1.*embedding"),
         ({"target_dropout": 1.0}, "target_dropout is 1.0"),
         ({"target_dropout": -0.5}, "target_dropout is -0.5"),
+        ({"bottleneck": "none", "target_dropout": 0.1}, "target_dropout is 0.1"),
+        ({"bottleneck": "none", "bag_weight": 0.1}, "bag_weight 0.1"),
+        ({"bottleneck": "none", "rate_weight": 0.1}, "rate_weight is 0.1"),
         ({"max_target_tokens": 0}, "max_target_tokens is 0"),
     ],
 )

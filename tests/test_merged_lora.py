@@ -1,20 +1,19 @@
 """Training adapters in one product a layer: the value and gradients of peft's own layers, and nothing left behind."""
 
-from __future__ import annotations
-
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear
-from torch import Tensor, nn
+from torch import nn
 
-from lbr_st.model import lora as merged_lora
+from lbr_st.model import lora
 from lbr_st.model.lora import FEWEST_TOKENS, merged_while_training
 
 
-def adapted(*, bias: bool = False, dropout: float = 0.0) -> nn.Module:
+def adapted(*, bias=False, dropout=0.0):
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout)
     layer = Linear(nn.Linear(48, 80, bias=bias), "default", config=config, r=4, lora_alpha=8, lora_dropout=dropout)
@@ -24,32 +23,27 @@ def adapted(*, bias: bool = False, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(layer)
 
 
-def step(model: nn.Module, x: Tensor, *, merged: bool) -> dict[str, Tensor]:
+def step(model, x, *, merged):
     model, x = copy.deepcopy(model), x.clone().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        if merged:
-            with merged_while_training(model):
-                out = model(x)
-                assert any("Merged" in type(node).__name__ for node in nodes(out)) == (len(x) >= FEWEST_TOKENS)
-        else:
-            out = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16), merged_while_training(model) if merged else nullcontext():
+        out = model(x)
+    assert merges(out) == (merged and len(x) >= FEWEST_TOKENS)
     out.float().square().mean().backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"out": out.detach(), "x": x.grad, **found}
 
 
-def nodes(out: Tensor) -> list[object]:
-    seen, todo = [], [out.grad_fn]
-    while todo:
-        node = todo.pop()
-        seen.append(node)
+def merges(out):
+    """Whether one product a layer made this output."""
+    todo = [out.grad_fn]
+    for node in todo:
         todo += [following for following, _ in node.next_functions if following is not None]
-    return seen
+    return any("Merged" in type(node).__name__ for node in todo)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_value_and_gradients(bias: bool, dtype: torch.dtype) -> None:
+def test_the_same_value_and_gradients(bias, dtype):
     model = adapted(bias=bias)
     x = torch.randn(FEWEST_TOKENS, 48).to(dtype)
     one, other = step(model, x, merged=False), step(model, x, merged=True)
@@ -66,7 +60,7 @@ def test_the_same_value_and_gradients(bias: bool, dtype: torch.dtype) -> None:
             assert (other[name] - parameter.grad).norm() / parameter.grad.norm() < 0.02
 
 
-def test_few_tokens_dropout_and_float32_run_pefts_own_forward() -> None:
+def test_few_tokens_dropout_and_float32_run_pefts_own_forward():
     x = torch.randn(FEWEST_TOKENS - 1, 48)
     model = adapted()
     assert step(model, x, merged=True)["out"].equal(step(model, x, merged=False)["out"])
@@ -75,10 +69,10 @@ def test_few_tokens_dropout_and_float32_run_pefts_own_forward() -> None:
         assert model(long).equal(type(model[0]).forward(model[0], long))  # no autocast
     dropping = adapted(dropout=0.5)
     with merged_while_training(dropping), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not any("Merged" in type(node).__name__ for node in nodes(dropping(long)))
+        assert not merges(dropping(long))
 
 
-def test_the_input_is_cast_once_for_layers_that_share_it() -> None:
+def test_the_input_is_cast_once_for_layers_that_share_it():
     model = nn.ModuleList([adapted(), adapted()])
     x = torch.randn(FEWEST_TOKENS, 48)
     with merged_while_training(model), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -92,12 +86,12 @@ def test_the_input_is_cast_once_for_layers_that_share_it() -> None:
     assert first.equal(second)
 
 
-def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch):
     model = adapted()
     before = dict(model[0].__dict__)
     with merged_while_training(model):
         assert "forward" in model[0].__dict__
     assert model[0].__dict__.keys() == before.keys()
-    monkeypatch.setattr(merged_lora, "world_size", lambda: 2)
+    monkeypatch.setattr(lora, "world_size", lambda: 2)
     with merged_while_training(model):
         assert model[0].__dict__.keys() == before.keys()

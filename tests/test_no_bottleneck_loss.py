@@ -95,13 +95,10 @@ def test_a_batch_without_a_target_token_is_no_nan(tiny_base, weight):
         torch.testing.assert_close(terms["context"], full["context"])
 
 
-def test_an_empty_target_needs_no_bottleneck_and_a_context_is_never_empty(tiny_base):
-    model = new_model(tiny_base("llama"), 2)
-    with pytest.raises(LBRError, match="target is empty"):
-        IBGenerativeLoss(model)(columns(model, ["x"], [""]))
-    for each in (model, new_model(tiny_base("llama"))):
-        with pytest.raises(LBRError, match="context is empty"):
-            IBGenerativeLoss(each, bottleneck="none")(columns(each, [""], ["x"]))
+def test_a_context_is_never_empty(tiny_base):
+    model = new_model(tiny_base("llama"))
+    with pytest.raises(LBRError, match="context is empty"):
+        IBGenerativeLoss(model, bottleneck="none")(columns(model, [""], ["x"]))
 
 
 def test_the_targets_loss_reaches_the_contexts_tokens(tiny_base):
@@ -115,18 +112,11 @@ def test_the_targets_loss_reaches_the_contexts_tokens(tiny_base):
 def test_a_model_without_bottleneck_tokens_has_nothing_to_decode_from(tiny_base):
     model = new_model(tiny_base("llama"))
     assert trained_bottleneck(model) == "none"
-    for bottleneck in ("attention", "embedding"):
-        with pytest.raises(LBRError, match="no bottleneck"):
-            IBGenerativeLoss(model, bottleneck=bottleneck)
-        assert pooler_of(model).bridge is None
+    with pytest.raises(LBRError, match="no bottleneck"):
+        IBGenerativeLoss(model, bottleneck="embedding")
+    assert pooler_of(model).bridge is None
     with pytest.raises(LBRError, match="no bottleneck"):
         reconstruct(model, ["an acid"])
-
-
-@pytest.mark.parametrize("options", [{"target_dropout": 0.1}, {"rate_weight": 0.1}, {"bag_weight": 0.1}])
-def test_options_of_a_bottleneck_are_refused_without_one(tiny_base, options):
-    with pytest.raises(LBRError, match=next(iter(options))):
-        IBGenerativeLoss(new_model(tiny_base("llama"), 2), bottleneck="none", **options)
 
 
 def test_a_context_of_another_model_is_refused(tiny_base):

@@ -70,22 +70,14 @@ def layer_hooks(backbone, edit_input=None, edit_output=None):
             handle.remove()
 
 
-def patched(monkeypatch, without_bottleneck: bool, leaky: bool = False):
+def without_bottleneck(monkeypatch, leaky: bool = False):
     """Use the real predicate, but hide the bottleneck from targets; or, leaky, a plain causal one that hides it."""
     real = lbr_st.model.mask.bottleneck_mask_mod
 
     def factory(segments, examples=None, *, window=None):
-        inner = real(segments, examples, window=window)
-        if leaky:
-            inner = real(torch.where(segments == T, int(C), segments), examples, window=window)
-
-        def allowed(batch, head, query, key):
-            seen = inner(batch, head, query, key)
-            if without_bottleneck:
-                seen = seen & ~((segments[batch, query] == T) & (segments[batch, key] == B))
-            return seen
-
-        return allowed
+        seen_as = torch.where(segments == T, int(C), segments) if leaky else segments
+        inner = real(seen_as, examples, window=window)
+        return lambda b, h, q, k: inner(b, h, q, k) & ~((segments[b, q] == T) & (segments[b, k] == B))
 
     monkeypatch.setattr(lbr_st.model.mask, "bottleneck_mask_mod", factory)
 
@@ -95,12 +87,12 @@ def test_context_reaches_targets_through_the_bottleneck(model):
 
 
 def test_nothing_is_left_without_the_bottleneck(model, monkeypatch):
-    patched(monkeypatch, without_bottleneck=True)
+    without_bottleneck(monkeypatch)
     assert change(model[0], *two_contexts(model[0])) == 0
 
 
 def test_the_leak_test_sees_a_leak(model, monkeypatch):
-    patched(monkeypatch, without_bottleneck=True, leaky=True)
+    without_bottleneck(monkeypatch, leaky=True)
     assert change(model[0], *two_contexts(model[0])) > 1e-3
 
 
@@ -110,17 +102,12 @@ def test_a_packed_row_leaks_nothing(model, monkeypatch, strip):
     """Two examples in one row, on the path that builds no mask; then the same with the bottleneck taken away."""
     real = lbr_st.model.mask.causal_spans
 
-    def without_bottleneck(segments, examples):
+    def bare_spans(segments, examples):
         return [(begin + skip, length - skip, 0) for begin, length, skip in real(segments, examples)]
 
-    def no_bottleneck(segments, examples=None, *, window=None):
-        inner = predicate(segments, examples, window=window)
-        return lambda b, h, q, k: inner(b, h, q, k) & ~((segments[b, q] == T) & (segments[b, k] == B))
-
-    predicate = lbr_st.model.mask.bottleneck_mask_mod
     if strip:
-        monkeypatch.setattr(lbr_st.model.mask, "causal_spans", without_bottleneck)
-        monkeypatch.setattr(lbr_st.model.mask, "bottleneck_mask_mod", no_bottleneck)  # for what only takes a mask
+        monkeypatch.setattr(lbr_st.model.mask, "causal_spans", bare_spans)
+        without_bottleneck(monkeypatch)  # for what only takes a mask
     backbone = model[0]
     ids, other = two_contexts(backbone)
     real_ones = SEGMENTS != 0

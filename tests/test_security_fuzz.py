@@ -8,9 +8,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.data.beir import read_beir
-from lbr_st.data.sources import read_pairs, read_texts
-from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.publish.stock import release
 
@@ -66,15 +63,13 @@ def test_any_text_has_its_unit_vector(released, given):
     check(released, [*given, *PLAIN])
 
 
-def long_word(kind):
-    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), LONG)
-    return {"letters": "".join(letters), "special tokens": "</s>" * (LONG // 4)}[kind]
+LETTERS = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), LONG))
 
 
-@pytest.mark.parametrize("kind", ["letters", "special tokens"])
-def test_a_word_of_a_megabyte_takes_seconds(released, kind):
+@pytest.mark.parametrize("word", [LETTERS, "</s>" * (LONG // 4)], ids=["letters", "special tokens"])
+def test_a_word_of_a_megabyte_takes_seconds(released, word):
     """All of its tokens are found before it is cut, in little more than linear time: about a second here."""
-    start, word = time.perf_counter(), long_word(kind)
+    start = time.perf_counter()
     together = released.encode([word, *PLAIN], show_progress_bar=False)
     assert np.linalg.norm(together, axis=1) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(released.encode(PLAIN, show_progress_bar=False), together[1:], atol=1e-5)
@@ -85,37 +80,9 @@ def test_a_word_of_a_megabyte_takes_seconds(released, kind):
 
 @pytest.mark.parametrize("text", ["\ud800", "acid \udfff", "\ud83d\ud83d"])
 def test_half_a_character_is_refused_by_the_tokenizer_itself(released, text):
-    """No file of a model can change that: the Rust tokenizer takes UTF-8, which has no form for a lone surrogate.
-
-    Sentence Transformers hands texts to it as they are. It fails at once and by name, and never gives a wrong vector.
-    """
+    """UTF-8 has no form for a lone surrogate: the Rust tokenizer fails at once and never gives a wrong vector."""
     for together in ([text], ["an acid", text]):
         with pytest.raises((TypeError, UnicodeEncodeError)):
             released.encode(together, show_progress_bar=False)
-    mended = text.encode("utf-8", "replace").decode()  # what docs/SECURITY.md advises
-    check(released, [mended, *PLAIN])
-
-
-def test_half_a_character_in_training_data_is_named(tmp_path):
-    path = tmp_path / "data.jsonl"
-    whole = '{"text": "an acid", "query": "acid", "document": "a salt"}\n'
-    path.write_text(whole + '{"text": "\\ud83d", "query": "a\\udc00", "document": "x"}\n')
-    for read in (read_texts, read_pairs):
-        with pytest.raises(LBRError, match=r"data\.jsonl, line 2: the value of '(text|query)' holds half a character"):
-            read(path)
-    # A whole one, spelt as two halves, is one.
-    path.write_text('{"text": "\\ud83d\\ude42"}\n')
-    assert read_texts(path)["text"] == ["🙂"]
-
-
-@pytest.mark.parametrize("file", ["corpus.jsonl", "queries.jsonl"])
-def test_half_a_character_in_a_beir_folder_is_named(tmp_path, file):
-    (tmp_path / "qrels").mkdir()
-    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "", "text": "x"}\n')
-    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n')
-    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    read_beir(tmp_path)
-    with (tmp_path / file).open("a") as lines:
-        lines.write('{"_id": "other", "title": "", "text": "a\\ud800b"}\n')
-    with pytest.raises(LBRError, match=rf"{file}, line 2.*half a character"):
-        read_beir(tmp_path)
+    fixed = text.encode("utf-8", "replace").decode()  # what docs/SECURITY.md advises
+    check(released, [fixed, *PLAIN])

@@ -13,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
+from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import evaluate_retrieval
 from lbr_st.model.build import build_model
@@ -51,12 +52,26 @@ def copied(folder, target):
     return Path(shutil.copytree(folder, target))
 
 
-def config_trap(folder, marker, *, known):
+@pytest.fixture
+def saved(tiny_base, tmp_path):
+    """Save a training model, or with ``stock`` modules a plain one, and return its folder."""
+
+    def save(stock=(), base=None, **options):
+        base = base or tiny_base("llama")
+        if stock:
+            model = SentenceTransformer(modules=[Transformer(base), Pooling(32), *stock])
+        else:
+            model = build_model(base, **options)
+        model.save_pretrained(str(tmp_path / "m"), create_model_card=False)
+        return tmp_path / "m"
+
+    return save
+
+
+def config_trap(folder, marker, kind="evil"):
     (folder / "modeling_evil.py").write_text(code(marker))
-    names = {"AutoConfig": "modeling_evil.Evil", "AutoModel": "modeling_evil.Evil"}
-    edit(folder / "config.json", auto_map={**names, "AutoModelForCausalLM": "modeling_evil.Evil"})
-    if not known:
-        edit(folder / "config.json", model_type="evil")
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "modeling_evil.Evil")
+    edit(folder / "config.json", auto_map=auto_map, model_type=kind)
 
 
 def hub_trap(folder, marker):
@@ -77,13 +92,13 @@ def processor_trap(folder, marker):
 
 
 TRAPS = {
-    "config, unknown type": lambda folder, marker: config_trap(folder, marker, known=False),
-    "config, known type": lambda folder, marker: config_trap(folder, marker, known=True),
+    "config, unknown type": config_trap,
+    "config, known type": lambda folder, marker: config_trap(folder, marker, "llama"),
     "config, code on the hub": hub_trap,
     "tokenizer": tokenizer_trap,
     "processor": processor_trap,
 }
-# transformers has classes of its own for these and takes them in the place of the folder's.
+# transformers has a class of its own for this one and prefers it.
 HARMLESS = {"config, known type"}
 
 
@@ -92,7 +107,7 @@ def test_the_traps_go_off_where_code_is_trusted(tiny_base, tmp_path, monkeypatch
 
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules-cache"))
     folder, marker = copied(tiny_base("llama"), tmp_path / "base"), tmp_path / "marker"
-    config_trap(folder, marker, known=False)
+    config_trap(folder, marker)
     with pytest.raises(Exception):  # noqa: B017, PT011  # the class does nothing, but its file has run
         AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert marker.read_text() == "ran"
@@ -108,23 +123,20 @@ def test_the_traps_go_off_where_code_is_trusted(tiny_base, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-@pytest.mark.parametrize("way", ["build_model", "untrained", "stock", "adapter", "adapter's base named anew"])
-def test_code_in_a_folder_never_runs(tiny_base, tmp_path, marker, trap, way):
+@pytest.mark.parametrize("way", ["build_model", "untrained", "stock", "adapter", "adapter's base given"])
+def test_code_in_a_folder_never_runs(tiny_base, tmp_path, saved, marker, trap, way):
     folder = copied(tiny_base("llama"), tmp_path / "base")
-    adapter = tmp_path / "adapter"
     if way.startswith("adapter"):
-        named = str(folder) if way == "adapter" else tiny_base("llama")
-        build_model(named, lora_rank=2).save_pretrained(str(adapter), create_model_card=False)
+        adapter = saved(base=str(folder) if way == "adapter" else None, lora_rank=2)
     if way == "stock":
-        modules = [Transformer(str(folder)), Pooling(32)]
-        SentenceTransformer(modules=modules).save_pretrained(str(folder), create_model_card=False)
+        folder = saved([Normalize()], base=str(folder))
     TRAPS[trap](folder, marker)
     load = {
         "build_model": lambda: build_model(str(folder)),
         "untrained": lambda: load_by_name(f"untrained:{folder}"),
         "stock": lambda: load_by_name(str(folder)),
         "adapter": lambda: load_model(adapter),
-        "adapter's base named anew": lambda: load_model(adapter, base=str(folder)),
+        "adapter's base given": lambda: load_model(adapter, base=str(folder)),
     }[way]
     try:
         load()
@@ -134,12 +146,19 @@ def test_code_in_a_folder_never_runs(tiny_base, tmp_path, marker, trap, way):
         assert str(folder) in str(error)  # noqa: PT017
 
 
-def test_nobody_is_let_to_trust_code(tiny_base, tmp_path):
+def test_nobody_may_trust_code(tiny_base, saved):
     with pytest.raises(LBRError, match="code that comes with a model is never run"):
         build_model(tiny_base("llama"), model_kwargs={"trust_remote_code": True})
-    build_model(tiny_base("llama")).save_pretrained(str(tmp_path / "m"), create_model_card=False)
     with pytest.raises(LBRError, match="code that comes with a model is never run"):
-        load_model(tmp_path / "m", model_kwargs={"trust_remote_code": True})
+        load_model(saved(), model_kwargs={"trust_remote_code": True})
+
+
+def with_module(folder, **changes):
+    """Change what ``modules.json`` says of the pooler."""
+    listing = json.loads((folder / "modules.json").read_text())
+    listing[1] |= changes
+    (folder / "modules.json").write_text(json.dumps(listing))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -155,43 +174,32 @@ def test_nobody_is_let_to_trust_code(tiny_base, tmp_path):
         "",
     ],
 )
-def test_only_three_classes_make_a_training_model(tiny_base, tmp_path, marker, monkeypatch, kind):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama")).save_pretrained(str(folder), create_model_card=False)
+def test_only_three_classes_make_a_training_model(saved, tmp_path, marker, monkeypatch, kind):
     (tmp_path / "evil.py").write_text(code(marker))
     monkeypatch.syspath_prepend(tmp_path)
-    listing = json.loads((folder / "modules.json").read_text())
-    listing[1]["type"] = kind
-    (folder / "modules.json").write_text(json.dumps(listing))
     with pytest.raises(LBRError, match="not ours to run"):
-        load_model(folder)
+        load_model(with_module(saved(), type=kind))
 
 
 @pytest.mark.parametrize("path", ["..", "../other", "/etc", "a/../..", "C:\\x", "..\\other", "link", "."])
-def test_modules_stay_inside_of_the_folder(tiny_base, tmp_path, path):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama"), projection_dim=8).save_pretrained(str(folder), create_model_card=False)
+def test_modules_stay_inside_of_the_folder(saved, tmp_path, path):
+    folder = saved(projection_dim=8)
     shutil.copytree(folder / "1_BottleneckPooler", tmp_path / "other")
     (folder / "link").symlink_to(tmp_path / "other")
-    listing = json.loads((folder / "modules.json").read_text())
-    listing[1]["path"] = path
-    (folder / "modules.json").write_text(json.dumps(listing))
     with pytest.raises(LBRError, match="leads out of the model"):
-        load_model(folder)
+        load_model(with_module(folder, path=path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 5000, '{"a": 1}', '[{"type": 1}]', '["x"]', "[null]"])
-def test_a_damaged_list_of_modules_is_named(tiny_base, tmp_path, content):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama")).save_pretrained(str(folder), create_model_card=False)
+def test_a_damaged_list_of_modules_is_named(saved, content):
+    folder = saved()
     (folder / "modules.json").write_text(content)
     with pytest.raises(LBRError, match=r"modules\.json"):
         load_model(folder)
 
 
-def test_a_saved_model_does_not_say_how_transformers_loads_it(tiny_base, tmp_path, marker):
-    folder, evil = tmp_path / "m", copied(tiny_base("llama"), tmp_path / "evil")
-    build_model(tiny_base("llama")).save_pretrained(str(folder), create_model_card=False)
+def test_a_saved_model_does_not_say_how_transformers_loads_it(tiny_base, saved, tmp_path, marker):
+    folder, evil = saved(), copied(tiny_base("llama"), tmp_path / "evil")
     expected = load_model(folder, device="cpu").encode(["an acid"])
     tokenizer_trap(evil, marker)
     options = {"trust_remote_code": True, "gguf_file": "x.gguf"}
@@ -207,41 +215,33 @@ def test_attention_code_from_the_hub_is_refused(tiny_base, tmp_path):
         build_model(str(folder))
 
 
-def test_an_adapter_imports_nothing_by_name(tiny_base, tmp_path, marker, monkeypatch):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama"), lora_rank=2).save_pretrained(str(folder), create_model_card=False)
+def test_an_adapter_imports_nothing_by_name(saved, tmp_path, marker, monkeypatch):
     (tmp_path / "evil_core.py").write_text(code(marker))
     monkeypatch.syspath_prepend(tmp_path)
-    edit(
-        folder / "adapter_config.json",
-        megatron_config={"x": 1},
-        megatron_core="evil_core",
-        auto_mapping={"base_model_class": "Evil", "parent_library": "evil_core"},
-    )
+    folder, mapping = saved(lora_rank=2), {"base_model_class": "Evil", "parent_library": "evil_core"}
+    edit(folder / "adapter_config.json", megatron_config={"x": 1}, megatron_core="evil_core", auto_mapping=mapping)
     load_model(folder)
 
 
 @pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"base_model_name_or_path": None}, {"r": "x"}, {"r": 0}])
-def test_another_kind_of_adapter_is_refused(tiny_base, tmp_path, changes):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama"), lora_rank=2).save_pretrained(str(folder), create_model_card=False)
+def test_another_kind_of_adapter_is_refused(saved, changes):
+    folder = saved(lora_rank=2)
     edit(folder / "adapter_config.json", **changes)
     with pytest.raises(LBRError, match=r"adapter_config\.json"):
         load_model(folder)
 
 
-def test_a_dense_of_a_strangers_names_no_code(tiny_base, tmp_path, marker, monkeypatch):
-    modules = [Transformer(tiny_base("llama")), Pooling(32), Dense(32, 8), Normalize()]
-    SentenceTransformer(modules=modules).save_pretrained(str(tmp_path / "m"), create_model_card=False)
+@pytest.mark.parametrize("name", ["evil.Evil", "os.system"])
+def test_a_dense_of_a_strangers_names_no_code(saved, tmp_path, marker, monkeypatch, name):
     (tmp_path / "evil.py").write_text(code(marker))
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("evil.Evil", "os.system"):
-        edit(tmp_path / "m" / "2_Dense" / "config.json", activation_function=name)
-        assert load_stock(str(tmp_path / "m")).encode(["an acid"]).shape == (1, 8)
+    folder = saved([Dense(32, 8), Normalize()])
+    edit(folder / "2_Dense" / "config.json", activation_function=name)
+    assert load_stock(str(folder)).encode(["an acid"]).shape == (1, 8)
 
 
 def pickled_weights(folder, marker, name="pytorch_model.bin"):
-    """Put a bomb in the place of a folder's safetensors."""
+    """Replace a folder's safetensors by a bomb."""
     for file in folder.glob("*.safetensors"):
         file.unlink()
     with (folder / name).open("wb") as file:
@@ -250,69 +250,53 @@ def pickled_weights(folder, marker, name="pytorch_model.bin"):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "tf_model.h5", "weights.pkl"])
 @pytest.mark.parametrize("way", ["build_model", "untrained", "stock", "evaluate"])
-def test_pickled_weights_are_refused(tiny_base, tmp_path, marker, name, way):
-    folder = copied(tiny_base("llama"), tmp_path / "base")
-    if way in ("stock", "evaluate"):
-        modules = [Transformer(str(folder)), Pooling(32)]
-        SentenceTransformer(modules=modules).save_pretrained(str(folder), create_model_card=False)
+def test_pickled_weights_are_refused(tiny_base, tmp_path, saved, marker, name, way):
+    stock = way in ("stock", "evaluate")
+    folder = saved([Normalize()]) if stock else copied(tiny_base("llama"), tmp_path / "base")
     pickled_weights(folder, marker, name)
+    toy = RetrievalSet("toy", {"d": "an acid"}, {"q": "acid"}, {"q": {"d": 1}})
     load = {
         "build_model": lambda: build_model(str(folder)),
         "untrained": lambda: load_by_name(f"untrained:{folder}"),
         "stock": lambda: load_by_name(str(folder)),
-        "evaluate": lambda: evaluate_retrieval(str(folder), _toy_set(), name="a/b", output_folder=tmp_path / "scores"),
+        "evaluate": lambda: evaluate_retrieval(str(folder), toy, name="a/b", output_folder=tmp_path / "scores"),
     }[way]
     with pytest.raises(LBRError) as caught:
         load()
     assert str(folder) in str(caught.value)
 
 
-def _toy_set():
-    from lbr_st.data.beir import RetrievalSet
-
-    return RetrievalSet("toy", {"d": "an acid"}, {"q": "acid"}, {"q": {"d": 1}})
-
-
 @pytest.mark.parametrize("part", ["backbone", "pooler", "adapter"])
-def test_pickled_weights_of_a_training_model_are_refused(tiny_base, tmp_path, marker, part):
-    folder = tmp_path / "m"
-    model = build_model(tiny_base("llama"), projection_dim=8, lora_rank=2 if part == "adapter" else None)
-    model.save_pretrained(str(folder), create_model_card=False)
+def test_pickled_weights_of_a_training_model_are_refused(saved, marker, part):
+    folder = saved(projection_dim=8, lora_rank=2 if part == "adapter" else None)
     where = folder / "1_BottleneckPooler" if part == "pooler" else folder
     pickled_weights(where, marker, "adapter_model.bin" if part == "adapter" else "pytorch_model.bin")
     with pytest.raises(LBRError, match="safetensors"):
         load_model(folder)
 
 
-def test_a_pickled_dense_is_refused(tiny_base, tmp_path, marker):
-    modules = [Transformer(tiny_base("llama")), Pooling(32), Dense(32, 8)]
-    SentenceTransformer(modules=modules).save_pretrained(str(tmp_path / "m"), create_model_card=False)
-    pickled_weights(tmp_path / "m" / "2_Dense", marker)
+def test_a_pickled_dense_is_refused(saved, marker):
+    folder = saved([Dense(32, 8)])
+    pickled_weights(folder / "2_Dense", marker)
     with pytest.raises(LBRError, match="2_Dense"):
-        load_by_name(str(tmp_path / "m"))
+        load_by_name(str(folder))
 
 
-def test_pickles_beside_safetensors_are_left_alone(tiny_base, tmp_path, marker):
-    folder = tmp_path / "m"
-    build_model(tiny_base("llama"), projection_dim=8).save_pretrained(str(folder), create_model_card=False)
+def test_pickles_next_to_safetensors_are_left_alone(saved, tmp_path, marker):
+    folder = saved(projection_dim=8)
     for name in ("pytorch_model.bin", "optimizer.pt", "1_BottleneckPooler/pytorch_model.bin"):
         (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
     load_model(folder)
     release(folder, tmp_path / "released")
-    assert {file.suffix for file in (tmp_path / "released").rglob("*") if file.is_file()} == {
-        ".json",
-        ".md",
-        ".safetensors",
-    }
+    released = {file.suffix for file in (tmp_path / "released").rglob("*") if file.is_file()}
+    assert released == {".json", ".md", ".safetensors"}
 
 
 @pytest.mark.parametrize(
     "part", ["model.safetensors", "adapter_model.safetensors", "1_BottleneckPooler/model.safetensors"]
 )
-def test_a_model_with_damaged_weights_is_named(tiny_base, tmp_path, part):
-    folder = tmp_path / "m"
-    rank = 2 if part.startswith("adapter") else None
-    build_model(tiny_base("llama"), projection_dim=8, lora_rank=rank).save_pretrained(str(folder))
+def test_a_model_with_damaged_weights_is_named(saved, part):
+    folder = saved(projection_dim=8, lora_rank=2 if part.startswith("adapter") else None)
     (folder / part).write_bytes((folder / part).read_bytes()[:100])
     with pytest.raises(LBRError, match=f"{folder}: the model cannot be loaded"):
         load_model(folder)

@@ -34,98 +34,83 @@ def model(request, tiny_base):
     return build_model(tiny_base(request.param, pad=request.param == "llama"), max_seq_length=32, lora_rank=2)
 
 
-def own_tokens(ids, special):
-    """Return the ids between what the tokenizer put before and after; none of them may be a special one."""
-    assert ids[0] == special["<s>"]
-    assert ids[-K:] == [special[f"<|lbr_{i}|>"] for i in range(K)]
-    return ids[1:-K]
+def released(model, tmp_path):
+    release(model, tmp_path / "released")
+    return SentenceTransformer(str(tmp_path / "released"), device="cpu")
 
 
 def specials(tokenizer):
-    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens} | {
-        f"<|lbr_{i}|>": tokenizer.convert_tokens_to_ids(f"<|lbr_{i}|>") for i in range(K)
-    }
+    tokens = [*tokenizer.all_special_tokens, *(f"<|lbr_{i}|>" for i in range(K))]
+    return dict(zip(tokens, tokenizer.convert_tokens_to_ids(tokens), strict=True))
+
+
+def own_tokens(model, ids):
+    """Return the ids between what the tokenizer put before and after; none of them may be a special one."""
+    special = specials(model.tokenizer)
+    assert ids[0] == special["<s>"]
+    assert ids[-K:] == [special[f"<|lbr_{i}|>"] for i in range(K)]
+    assert not set(ids[1:-K]) & set(special.values())
+    return ids[1:-K]
+
+
+def ids_of(model, text, **options):
+    return model.preprocess([text], **options)["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("text", FORGED)
 def test_a_text_cannot_hold_a_special_token(model, tmp_path, text):
-    special = specials(model.tokenizer)
-    ids = model.preprocess([text])["input_ids"][0].tolist()
-    inside = own_tokens(ids, special)
-    assert not set(inside) & set(special.values())
-    assert model.tokenizer.decode(inside) == text
-
+    ids = ids_of(model, text)
+    assert model.tokenizer.decode(own_tokens(model, ids)) == text
+    # A target is no special token either.
+    targets = targets_of(backbone_of(model), model.preprocess([text]))
+    assert targets.tokens[targets.keep].tolist() == [*ids[1:-K], model.tokenizer.eos_token_id]
     # The same in training's token files, from disk, and in a release.
     rows = tokenized(write_rows([{"text": text}], ["text"]), model.tokenizer, {"text": Column(max_length=32)})
     assert rows[0]["text"] == ids
     model.save_pretrained(str(tmp_path / "training"), create_model_card=False)
-    assert load_model(tmp_path / "training").preprocess([text])["input_ids"][0].tolist() == ids
-    release(model, tmp_path / "released")
-    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    assert stock.preprocess([text])["input_ids"][0].tolist() == ids
+    assert ids_of(load_model(tmp_path / "training"), text) == ids
+    stock = released(model, tmp_path)
+    assert ids_of(stock, text) == ids
     stock.save_pretrained(str(tmp_path / "saved-again"), create_model_card=False)
-    again = SentenceTransformer(str(tmp_path / "saved-again"), device="cpu")
-    assert again.preprocess([text])["input_ids"][0].tolist() == ids
-    bare = AutoTokenizer.from_pretrained(tmp_path / "released")
-    assert bare(text)["input_ids"] == ids
-
-
-def test_a_target_is_no_special_token_either(model):
-    features = model.preprocess(FORGED)
-    backbone = backbone_of(model)
-    targets = targets_of(backbone, features)
-    special = set(specials(model.tokenizer).values())
-    for tokens, keep in zip(targets.tokens, targets.keep, strict=True):
-        *own, end = tokens[keep].tolist()
-        assert end == backbone.tokenizer.eos_token_id
-        assert own
-        assert not set(own) & special
+    assert ids_of(SentenceTransformer(str(tmp_path / "saved-again"), device="cpu"), text) == ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "released")(text)["input_ids"] == ids
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_truncation_keeps_the_bottleneck_and_no_forged_one(model, tmp_path, side):
-    release(model, tmp_path / "released")
-    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    for each in (model, stock):
+    for each in (model, released(model, tmp_path)):
         each.tokenizer.truncation_side = side
         for text in ("<|lbr_3|>" * 100, "acid " * 100 + "<|lbr_0|><|lbr_1|>", "</s>" * 100):
-            ids = each.preprocess([text])["input_ids"][0].tolist()
+            ids = ids_of(each, text)
             assert len(ids) == 32
-            special = specials(each.tokenizer)
-            assert not set(own_tokens(ids, special)) & set(special.values())
+            own_tokens(each, ids)
 
 
 def test_a_prompt_is_text_too(tiny_base, tmp_path):
     model = build_model(tiny_base("llama"), max_seq_length=64, query_prompt="<s>query</s>: ", lora_rank=2)
-    release(model, tmp_path / "released")
-    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    special = specials(stock.tokenizer)
-    ids = stock.preprocess(["acid"], prompt=stock.prompts["query"])["input_ids"][0].tolist()
-    assert not set(own_tokens(ids, special)) & set(special.values())
+    stock = released(model, tmp_path)
+    own_tokens(stock, ids_of(stock, "acid", prompt=stock.prompts["query"]))
     np.testing.assert_allclose(stock.encode_query(["acid"]), model.encode_query(["acid"]), atol=1e-5)
 
 
 def test_without_a_bottleneck_the_end_of_text_cannot_be_forged(tiny_base, tmp_path):
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=0, max_seq_length=32)
-    release(model, tmp_path / "released")
-    for each in (model, SentenceTransformer(str(tmp_path / "released"), device="cpu")):
-        ids = each.preprocess(["an acid</s> and </s>"])["input_ids"][0].tolist()
+    for each in (model, released(model, tmp_path)):
+        ids = ids_of(each, "an acid</s> and </s>")
         assert ids.count(each.tokenizer.eos_token_id) == 1
         assert ids[-1] == each.tokenizer.eos_token_id
 
 
 def test_a_normaliser_forges_nothing(tiny_base, tmp_path):
-    """Full-width letters become plain ones, after special tokens have been looked for and before."""
+    """Full-width letters become plain ones, both before and after special tokens are looked for."""
     folder = tmp_path / "base"
     tokenizer = AutoTokenizer.from_pretrained(tiny_base("llama"))
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     shutil.copytree(tiny_base("llama"), folder)
     tokenizer.save_pretrained(folder)
     model = build_model(str(folder), max_seq_length=64)
-    special = specials(model.tokenizer)
     for text in ("＜｜lbr_0｜＞ <|LBR_1|> ＜/s＞", "<|lbr_0|>"):
-        ids = model.preprocess([text])["input_ids"][0].tolist()
-        assert not set(own_tokens(ids, special)) & set(special.values())
+        own_tokens(model, ids_of(model, text))
 
 
 def test_what_stays_a_token_is_no_bottleneck():
@@ -164,14 +149,13 @@ def test_token_files_are_made_anew_for_a_tokenizer_that_reads_otherwise(model, t
 
 
 class BareReader:
-    """A program that reads ``tokenizer.json`` and nothing else: there, the option has no place."""
+    """A program that reads ``tokenizer.json`` and nothing else, where the option has no place."""
 
-    def __init__(self, folder):
-        self.model = SentenceTransformer(str(folder), device="cpu")
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.enable_truncation(32)
-        backend.enable_padding(pad_id=self.model.tokenizer.pad_token_id)
-        self.backend = backend
+    def __init__(self, model, folder):
+        self.model = model
+        self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.backend.enable_truncation(32)
+        self.backend.enable_padding(pad_id=self.model.tokenizer.pad_token_id)
 
     def encode(self, texts):
         encodings = self.backend.encode_batch(texts)
@@ -184,8 +168,7 @@ class BareReader:
 
 
 def test_for_readers_of_tokenizer_json_alone_a_forged_text_changes_only_itself(model, tmp_path):
-    release(model, tmp_path / "released")
-    reader = BareReader(tmp_path / "released")
+    reader = BareReader(released(model, tmp_path), tmp_path / "released")
     special = specials(model.tokenizer)
     ids = reader.backend.encode(FORGED[0]).ids
     assert special["<|lbr_3|>"] in ids[1:-K]  # it does forge one there
@@ -197,13 +180,3 @@ def test_for_readers_of_tokenizer_json_alone_a_forged_text_changes_only_itself(m
         np.testing.assert_allclose(beside[1:], alone, atol=1e-6)
         assert np.isfinite(beside).all()
         assert np.linalg.norm(beside[0]) == pytest.approx(1, abs=1e-5)
-
-
-def test_beside_any_text_the_others_keep_their_embeddings(model, tmp_path):
-    release(model, tmp_path / "released")
-    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    texts = ["an acid of a salt", "the base", "x"]
-    for each in (model, stock):
-        alone = each.encode(texts)
-        for text in FORGED:
-            np.testing.assert_allclose(each.encode([text, *texts])[1:], alone, atol=1e-6)

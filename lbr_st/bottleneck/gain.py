@@ -17,15 +17,14 @@ class BottleneckGainEvaluator(SentenceEvaluator):
     """Measure how much of a target a model generates from its own context's bottleneck.
 
     The bottleneck gain is the target's negative log-likelihood given *another* example's context, minus that given
-    its own, in nats per target token. Zero means that the decoder ignores the bottleneck (posterior collapse) and
-    stage 1 taught language modelling and nothing about compression. Negative log-likelihoods alone do not show that.
-    With ``bottleneck="none"`` the same figure says how much a context in plain sight helps; :func:`lbr_st.learn` leaves
-    it out.
+    its own, in nats per target token. At zero the decoder ignores the bottleneck (posterior collapse): stage 1 then
+    teaches language modelling and no compression, which negative log-likelihoods alone do not show. With
+    ``bottleneck="none"`` it says how much a context in plain sight helps.
 
     Args:
         contexts: Held-out contexts, prompts included; at least two different ones.
         targets: Their targets, in the same order.
-        loss: The loss in training; its bottleneck and target length are used.
+        loss: The loss in training, for its bottleneck and target length.
         batch_size: How many pairs go through the model at once.
         name: Prefix of the metrics.
 
@@ -43,11 +42,9 @@ class BottleneckGainEvaluator(SentenceEvaluator):
     ) -> None:
         super().__init__()
         if len(contexts) != len(targets) or len(contexts) < 2:
-            raise LBRError(
-                f"the bottleneck gain needs at least two pairs; there are {len(contexts)} contexts "
-                f"and {len(targets)} targets.",
-                fix="Hold out more pairs, or do without this evaluator.",
-            )
+            found = f"{len(contexts)} contexts and {len(targets)} targets"
+            what = f"the bottleneck gain needs at least two pairs; there are {found}."
+            raise LBRError(what, fix="Hold out more pairs, or do without this evaluator.")
         self.contexts, self.targets = list(contexts), list(targets)
         self.loss, self.batch_size, self.name = loss, batch_size, name
         self.primary_metric = "bottleneck_gain"

@@ -41,31 +41,28 @@ class IBGenerativeLoss(nn.Module):
     """Generative learning constrained by an information bottleneck ("learn" of Learn Before Represent).
 
     The model reads a context, compresses it into its k bottleneck tokens, and generates the target from the
-    bottleneck alone. Its attention stays causal; no target token attends to a context token. What a later
-    contrastive stage refines is the state of the last of these same bottleneck tokens. Bottleneck tokens themselves
-    are never predicted and take no part in the softmax: it is over the tokens that texts are made of.
+    bottleneck alone: attention is causal, and no target token attends to a context token. A later contrastive stage
+    refines the state of the last of these bottleneck tokens. The softmax is over the tokens that texts are made of;
+    bottleneck tokens are never predicted.
 
     Args:
         model: A training model from :func:`lbr_st.build_model`.
         bottleneck: ``"attention"``: one pass in which a target reads the bottleneck's keys and values at every layer.
             ``"embedding"``: a second pass decodes from the pooled embedding, mapped to soft prompt vectors by a
             linear bridge (added to the pooler if it has none). Stricter, and twice the passes. ``"none"``: plain
-            causal language modelling, to compare with: one pass in which a target sees its whole context. For a
-            model with bottleneck tokens or without (``num_bottleneck_tokens=0``, where the target follows its context
-            at once and is predicted from the context's last token on).
-        context_weight: Weight of the context's own next-token loss, plain causal language modelling; 0 leaves it out.
-            With ``bottleneck="none"`` it is the weight of a context token next to a target token in *one* mean over
-            all of them; at 1 that is the ordinary causal language-modelling loss of the rows.
-        rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves the
-            bottleneck structural only. Needs ``bottleneck="embedding"``, where the target is decoded from z; under
-            the attention bottleneck nothing reads z, and the term would only erase the embedding.
-        target_dropout: Share of the target's input tokens hidden from the decoder (replaced by the padding token),
-            so that it cannot lean on its own prefix and ignore the bottleneck. Training only; not for ``"none"``.
-        bag_weight: Weight of a bag-of-words term: the state that becomes the embedding predicts the target's tokens by
-            itself, which no decoder can do without it. Not for ``"none"``.
+            causal language modelling, to compare with: a target sees its whole context, and is predicted from the
+            context's last token on. It needs no bottleneck tokens and ignores those that the model has.
+        context_weight: Weight of the context's own next-token loss; 0 leaves it out. With ``bottleneck="none"``, the
+            weight of a context token next to a target token in *one* mean over both; 1 is the ordinary loss.
+        rate_weight: Weight of the variational information-bottleneck term, KL(q(z|c) ‖ N(0, I)); 0 leaves it out. Needs
+            ``bottleneck="embedding"``: only there is the target decoded from z.
+        target_dropout: Share of the target's input tokens replaced by the padding token while training, so that the
+            decoder cannot lean on the target's prefix and ignore the bottleneck. Not for ``"none"``.
+        bag_weight: Weight of a bag-of-words term: the state that becomes the embedding predicts all of the target's
+            tokens by itself. Not for ``"none"``.
         max_target_tokens: Predict only this many tokens of each target; None for all.
         packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
-            longest under dense masks, with the same loss and gradients.
+            longest, with the same loss and gradients.
 
     References:
         - Learn Before Represent: https://arxiv.org/abs/2601.11124. Only the two stages and the bottleneck inside
@@ -78,9 +75,8 @@ class IBGenerativeLoss(nn.Module):
         1. A model with a :class:`~lbr_st.model.backbone.CausalBackbone` and a
            :class:`~lbr_st.model.pooler.BottleneckPooler`.
         2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
-        3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is a text of its own then,
-           learnt once and as a whole, with <eos> as the only target token. Give a text that is to be reconstructed in
-           this form (:func:`lbr_st.learn` does); after itself in plain sight, it would teach nothing but copying.
+        3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is then a whole text, learnt
+           once, with <eos> as its only target token. :func:`lbr_st.learn` gives texts to reconstruct in this form.
 
     Inputs:
         +---------------------------+--------+
@@ -90,25 +86,24 @@ class IBGenerativeLoss(nn.Module):
         +---------------------------+--------+
 
     Returns of ``forward``:
-        A dict of weighted terms, scalars; Sentence Transformers adds them up and logs each: ``target``,
-        ``bag`` and ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
-        ``bottleneck="none"``, ``target`` and ``context`` are the shares of the one weighted mean, to which they add up.
+        A dict of weighted scalar terms, which Sentence Transformers adds up and logs: ``target``, ``bag`` and
+        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
+        ``bottleneck="none"``, ``target`` and ``context`` are the two shares of the one weighted mean.
 
     Several batches in one optimiser step:
-        Of accumulated batches, and of those of several processes, a trainer takes the mean of the losses. A mean of
-        means over unequal numbers of tokens is not the mean over the tokens, and a loss that is given one batch at a
-        time cannot know the others. :func:`lbr_st.learn` counts them first (:meth:`counts`) and has every sum divided
-        by the same number (:attr:`shared_counts`), so that 4 batches of 2 are one batch of 8. Plain
+        A trainer averages the losses of accumulated batches and of several processes. A mean of means over unequal
+        numbers of tokens is not the mean over the tokens. :func:`lbr_st.learn` counts them first (:meth:`counts`) and
+        divides every sum by the same number (:attr:`shared_counts`), so that 4 batches of 2 are one batch of 8. Plain
         ``SentenceTransformerTrainer`` does not: there a token of a batch with few tokens weighs more.
 
     Recommendations:
-        - Watch the *bottleneck gain* (:class:`~lbr_st.evaluation.BottleneckGainEvaluator`): at zero the decoder
+        - Watch the *bottleneck gain* (:class:`~lbr_st.bottleneck.gain.BottleneckGainEvaluator`): at zero the decoder
           ignores the bottleneck, however low the loss. Start with short targets and a large learning rate for the
           new token rows.
 
     Raises:
-        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens for the
-            bottleneck asked for, or a context or target is empty.
+        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens, or a context
+            or target is empty.
 
     Example:
         ::
@@ -139,7 +134,17 @@ class IBGenerativeLoss(nn.Module):
         packed: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(bottleneck, context_weight, rate_weight, target_dropout, bag_weight, max_target_tokens)
+        self.model = model
+        self.bottleneck = bottleneck
+        self.context_weight = context_weight
+        self.rate_weight = rate_weight
+        self.target_dropout = target_dropout
+        self.bag_weight = bag_weight
+        self.max_target_tokens = max_target_tokens
+        self.packed = packed
+        self.shared_counts: dict[str, float] | None = None
+        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+        self._check_options()
         backbone, pooler = backbone_of(model), pooler_of(model)
         if bottleneck != "none":
             require_bottleneck(model)
@@ -151,16 +156,23 @@ class IBGenerativeLoss(nn.Module):
         if rate_weight and not pooler.variational:
             pooler.add_noise()
             pooler.to(backbone.model.device)
-        self.model = model
-        self.bottleneck = bottleneck
-        self.context_weight = context_weight
-        self.rate_weight = rate_weight
-        self.target_dropout = target_dropout
-        self.bag_weight = bag_weight
-        self.max_target_tokens = max_target_tokens
-        self.packed = packed
-        self.shared_counts: dict[str, float] | None = None
-        """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+
+    def _check_options(self) -> None:
+        if self.bottleneck not in get_args(Bottleneck):
+            raise LBRError(f"bottleneck is {self.bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
+        for name in ("context_weight", "rate_weight", "bag_weight"):
+            if (weight := getattr(self, name)) < 0:
+                raise LBRError(f"{name} is {weight}.", fix="It may not be negative; 0 leaves the term out.")
+        if not 0 <= (share := self.target_dropout) < 1:
+            raise LBRError(f"target_dropout is {share}.", fix="Give a share from 0 up to, not including, 1.")
+        if self.rate_weight and self.bottleneck != "embedding":
+            what = f"rate_weight is {self.rate_weight}, but without an embedding bottleneck nothing is decoded from z."
+            raise LBRError(what, fix='Use bottleneck="embedding", or rate_weight=0.')
+        if self.bottleneck == "none" and (share or self.bag_weight):
+            what = f"target_dropout is {share} and bag_weight {self.bag_weight}, which serve a bottleneck."
+            raise LBRError(what, fix='Set both to 0, or choose bottleneck="attention" or "embedding".')
+        if self.max_target_tokens is not None and self.max_target_tokens < 1:
+            raise LBRError(f"max_target_tokens is {self.max_target_tokens}.", fix="Give at least 1, or None for all.")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
@@ -183,8 +195,8 @@ class IBGenerativeLoss(nn.Module):
     def counts(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, float]:
         """Return how many addends each term's sum has in a batch, from the token ids alone; ``forward`` divides by it.
 
-        The predicted tokens for ``target`` and ``context`` (with ``bottleneck="none"`` the one weighted number for
-        both), the examples for ``rate``.
+        Predicted tokens for ``target`` and ``context`` (with ``bottleneck="none"`` one weighted number for both), and
+        examples for ``rate``.
         """
         columns = list(sentence_features)
         contexts, targets = self._columns(columns)
@@ -220,48 +232,34 @@ class IBGenerativeLoss(nn.Module):
 
     def _columns(self, columns: list[dict[str, Any]]) -> tuple[dict[str, Any], Targets]:
         if len(columns) != 2:
-            raise LBRError(
-                f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}.",
-                fix='Select them: dataset.select_columns(["context", "target"]).',
-            )
+            what = f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}."
+            raise LBRError(what, fix='Select them: dataset.select_columns(["context", "target"]).')
         contexts, features = columns
-        empty = contexts if self.bottleneck == "none" else None
-        return contexts, targets_of(
-            backbone_of(self.model), features, max_tokens=self.max_target_tokens, contexts=empty
-        )
+        whole = contexts if self.bottleneck == "none" else None
+        backbone = backbone_of(self.model)
+        return contexts, targets_of(backbone, features, max_tokens=self.max_target_tokens, contexts=whole)
 
     @torch.no_grad()
     def target_nll(self, sentence_features: Iterable[dict[str, Any]]) -> Tensor:
         """Return the negative log-likelihood of each target token, in nats, float32 of shape (count,); no gradients."""
-        return in_forward_of(self.model, self._target_nll, list(sentence_features))
 
-    def _target_nll(self, columns: list[dict[str, Any]]) -> Tensor:
-        _, target, _ = self.predictions(columns)
-        hidden, labels = target.of(Segment.TARGET)
-        return nll_each(hidden, labels, backbone_of(self.model).head)
+        def run(columns: list[dict[str, Any]]) -> Tensor:
+            return nll_each(*self.predictions(columns)[1].of(Segment.TARGET), backbone_of(self.model).head)
+
+        return in_forward_of(self.model, run, list(sentence_features))
 
     def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
         return nll_sum(hidden, labels, backbone_of(self.model).head)
 
     @staticmethod
     def _mean(total: Tensor, count: float) -> Tensor:
-        """Return the mean; of nothing 0.
-
-        Contexts of one token each predict nothing, and neither does an empty target after a context that was cut.
-        """
+        """Return the mean; 0 of nothing: contexts of one token, or an empty target after a cut context."""
         return total / (count or 1)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        return {
-            "bottleneck": self.bottleneck,
-            "context_weight": self.context_weight,
-            "rate_weight": self.rate_weight,
-            "target_dropout": self.target_dropout,
-            "bag_weight": self.bag_weight,
-            "max_target_tokens": self.max_target_tokens,
-            "packed": self.packed,
-        }
+        names = ("context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed")
+        return {"bottleneck": self.bottleneck, **{name: getattr(self, name) for name in names}}
 
     @property
     def citation(self) -> str:
@@ -270,54 +268,19 @@ class IBGenerativeLoss(nn.Module):
 
 
 def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
-    """Return the sum of the negative log-likelihoods of the target's tokens, each from the bottleneck's state alone.
+    """Return the sum of the target tokens' negative log-likelihoods, each from the bottleneck's state alone.
 
-    A decoder that sees the target's beginning can do without the bottleneck; this term cannot.
+    The logits of all examples are held at once, examples times vocabulary.
 
     Args:
         source: The pass in which the bottleneck tokens were run.
         target: What is predicted; the same pass, or with the embedding bottleneck the second one.
-        head: Projects the states. The logits of all examples are held at once, examples times vocabulary.
+        head: Projects the states.
 
     Returns:
         A scalar in nats, float32.
-
-    References:
-        - Making Large Language Models A Better Foundation For Dense Retrieval (LLaRA): https://arxiv.org/abs/2312.15503
     """
     rows = target.rows
     predicted = rows.predicts == Segment.TARGET
     likelihoods = head.logits(source.closing()).float().log_softmax(dim=-1)
     return -likelihoods[rows.examples[predicted], rows.labels[predicted]].sum()
-
-
-def _check_options(
-    bottleneck: str,
-    context_weight: float,
-    rate_weight: float,
-    target_dropout: float,
-    bag_weight: float,
-    max_target_tokens: int | None,
-) -> None:
-    if bottleneck not in get_args(Bottleneck):
-        raise LBRError(f"bottleneck is {bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
-    if min(context_weight, rate_weight, bag_weight) < 0:
-        raise LBRError(
-            f"context_weight is {context_weight}, rate_weight {rate_weight} and bag_weight {bag_weight}; "
-            "none may be negative.",
-            fix="0 leaves a term out.",
-        )
-    if rate_weight and bottleneck != "embedding":
-        raise LBRError(
-            f"rate_weight is {rate_weight} with bottleneck={bottleneck!r}, where nothing is decoded from z.",
-            fix='Use bottleneck="embedding", or rate_weight=0.',
-        )
-    if not 0 <= target_dropout < 1:
-        raise LBRError(f"target_dropout is {target_dropout}.", fix="It is a share from 0 up to, not including, 1.")
-    if bottleneck == "none" and (target_dropout or bag_weight):
-        raise LBRError(
-            f"target_dropout is {target_dropout} and bag_weight {bag_weight} without a bottleneck, which they serve.",
-            fix='Set both to 0, or choose bottleneck="attention" or "embedding".',
-        )
-    if max_target_tokens is not None and max_target_tokens < 1:
-        raise LBRError(f"max_target_tokens is {max_target_tokens}.", fix="Give at least 1, or None for all.")

@@ -1,10 +1,9 @@
 """The two bottlenecks, and none: what a target may see of its context.
 
-``attention``: one pass over context, bottleneck and target under the bottleneck mask; the target reads the keys and
-values of the k bottleneck positions at every layer. ``embedding``: the pooled embedding itself, mapped by the
-pooler's bridge to soft prompt vectors, is all that a second pass decodes from; what is decoded is exactly what is
-stored in an index. Which one is our choice, not the paper's; both are ablated. ``none``, the baseline: the target
-sees its whole context, as in plain causal language modelling.
+``attention``: one pass under the bottleneck mask; the target reads the keys and values of the k bottleneck positions at
+every layer. ``embedding``: a second pass decodes from the pooled embedding alone, which is what an index stores, mapped
+by the pooler's bridge to soft prompt vectors. ``none``, the baseline: plain causal language modelling. Which one is our
+choice, not the paper's.
 """
 
 from __future__ import annotations
@@ -59,34 +58,23 @@ def _module(model: SentenceTransformer, kind: type) -> Any:
     for module in unwrapped(model):
         if isinstance(module, kind):
             return module
-    raise LBRError(
-        f"the model has no {kind.__name__}.",
-        fix="Build one with lbr_st.build_model; a released model is in stock form and cannot be trained on or decoded.",
-    )
+    fix = "Build one with lbr_st.build_model; a released model is in stock form and cannot be trained on or decoded."
+    raise LBRError(f"the model has no {kind.__name__}.", fix=fix)
 
 
 def trained_bottleneck(model: SentenceTransformer) -> Bottleneck:
-    """Return which bottleneck the model's stage 1 used, as far as the model tells.
-
-    "none" without bottleneck tokens; "embedding" with a bridge, which is there for no other.
-    """
+    """Return which bottleneck stage 1 used: "none" without bottleneck tokens, "embedding" with a bridge."""
     if not backbone_of(model).bottleneck_ids:
         return "none"
     return "embedding" if pooler_of(model).bridge is not None else "attention"
 
 
 def require_bottleneck(model: SentenceTransformer) -> None:
-    """Refuse a model without bottleneck tokens, from which nothing can be decoded.
-
-    Raises:
-        LBRError: The model was built with ``num_bottleneck_tokens=0``.
-    """
+    """Raise :class:`LBRError` for a model without bottleneck tokens, from which nothing can be decoded."""
     if not backbone_of(model).bottleneck_ids:
-        raise LBRError(
-            "the model has no bottleneck tokens, so there is no bottleneck to decode from.",
-            where="num_bottleneck_tokens",
-            fix='Build it with at least 1, or learn with bottleneck="none".',
-        )
+        what = "the model has no bottleneck tokens, so there is no bottleneck to decode from."
+        fix = 'Build it with at least 1, or learn with bottleneck="none".'
+        raise LBRError(what, where="num_bottleneck_tokens", fix=fix)
 
 
 def through_attention(
@@ -97,14 +85,9 @@ def through_attention(
     target_dropout: float = 0.0,
     packed: bool = True,
 ) -> Prediction:
-    """One pass under the bottleneck mask.
+    """Run contexts, bottlenecks and targets in one pass under the bottleneck mask.
 
-    Args:
-        backbone: The model's.
-        contexts: The tokenised contexts.
-        targets: What is to be predicted from their bottlenecks.
-        target_dropout: Share of the target's input tokens hidden from the decoder.
-        packed: Put all examples into one row; see :class:`~lbr_st.bottleneck.rows.Rows`.
+    ``target_dropout`` is the share of the target's input tokens hidden from the decoder.
     """
     rows = _drop(backbone, assemble(backbone, contexts, targets, packed=packed), target_dropout)
     return Prediction(_run(backbone, rows), rows)
@@ -113,12 +96,9 @@ def through_attention(
 def unhindered(
     backbone: CausalBackbone, contexts: dict[str, Any], targets: Targets, *, packed: bool = True
 ) -> Prediction:
-    """One pass over plain text, the target in sight of its context.
-
-    Bottleneck tokens that the model has do not come in: this is what ordinary language modelling would read.
-    """
+    """Run plain text in one pass, the target in sight of its context; bottleneck tokens are left out."""
     rows = assemble(backbone, contexts, targets, bottleneck=False, packed=packed)
-    # As though the whole row were a context: nothing is hidden but what is to come.
+    # As though the whole row were a context: only what follows is hidden.
     seen = rows.segments.clamp(max=int(Segment.CONTEXT))
     return Prediction(_run(backbone, replace(rows, segments=seen)), rows)
 
@@ -133,9 +113,8 @@ def through_embedding(
 ) -> tuple[Prediction, Prediction, Tensor | None]:
     """Encode, then decode from the embedding alone.
 
-    Returns:
-        What predicts the contexts (in the first pass), what predicts the targets (in the second), and the pooler's
-        rate, if it has one.
+    Returns what predicts the contexts (in the first pass), what predicts the targets (in the second), and the pooler's
+    rate, None if it is not variational.
     """
     backbone, pooler = backbone_of(model), pooler_of(model)
     encoder = assemble(backbone, contexts, None, packed=packed)
@@ -144,7 +123,6 @@ def through_embedding(
     encoded: dict[str, Any] = {"token_embeddings": pooled, "attention_mask": torch.ones_like(pooled[..., 0])}
     for module in list(unwrapped(model))[1:]:
         encoded = module(encoded)
-
     soft = pooler.soft_prompt(encoded["sentence_embedding"])
     decoder = _drop(backbone, assemble(backbone, soft.shape[1], targets, packed=packed), target_dropout)
     inputs = backbone.embed(decoder.input_ids)

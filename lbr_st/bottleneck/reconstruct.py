@@ -26,16 +26,15 @@ from lbr_st.model.load import load_model
 def reconstruct(
     model: SentenceTransformer, texts: Sequence[str], *, prompt_name: str | None = "document", max_new_tokens: int = 64
 ) -> list[str]:
-    """Generate from each text's bottleneck alone, greedily.
+    """Generate from each text's bottleneck alone, greedily; the decoder does not see the text itself.
 
-    The text itself is hidden from the decoder: whatever comes back went through the bottleneck. This uses no
-    key-value cache; it is for looking, not for bulk.
+    It uses no key-value cache: it is for looking at a few texts.
 
     Args:
         model: A training model (a release has no head to decode with).
         texts: What to compress.
         prompt_name: Which of the model's prompts goes before them, as in ``encode``; None for none.
-        max_new_tokens: Where to stop at the latest.
+        max_new_tokens: Longest decoded text in tokens.
 
     Returns:
         One text each, in order.
@@ -63,7 +62,7 @@ def reconstruct(
     written = torch.empty(len(texts), 0, dtype=torch.long, device=model.device)
     done = torch.zeros(len(texts), dtype=torch.bool, device=model.device)
     for _ in range(max_new_tokens):
-        # One token more than there is stands where the next one will.
+        # One more token, in the place of the next one.
         tokens = torch.nn.functional.pad(written, (0, 1), value=backbone.tokenizer.pad_token_id)
         targets = Targets(tokens, torch.ones_like(tokens, dtype=torch.bool))
         if embedding:

@@ -1,9 +1,8 @@
 """Token rows of stage 1: ``c_1 … c_n  b_1 … b_k  t_1 … t_m <eos>``, with segments and labels.
 
-Rows are packed, all examples of a batch one after another in a single row without padding, or padded, an example a
-row. Everything is made with a handful of operations on whole columns, since a GPU would wait for a loop over examples.
-
-Without a bottleneck k is 0: the target follows its context at once, and t_1 is predicted at c_n.
+Rows are packed (all examples of a batch in a single row, without padding) or padded (a row each). They are made with a
+few operations on whole columns, since a GPU would wait for a loop over examples. Without a bottleneck k is 0: t_1 is
+predicted at c_n.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ class Rows:
         input_ids: Token ids, int64.
         segments: :class:`~lbr_st.model.mask.Segment` of each position.
         examples: Number of the example that a position belongs to, from 0; of padding, that of the position before.
-        labels: The token to be predicted *from* each position, or -100. Bottleneck tokens are never labels, so the
-            last position of a context that a bottleneck follows and every bottleneck position but the last carry none.
-        predicts: The segment that the label stands in, one position further on: t_1 is of the target, at b_k as at
-            c_n. ``Segment.PADDING`` where there is no label.
+        labels: The token to predict *from* each position, or -100. Bottleneck tokens are never labels, so neither the
+            last context position before a bottleneck nor any bottleneck position but the last has one.
+        predicts: The segment of the label, one position further on: t_1 belongs to the target. ``Segment.PADDING``
+            where there is no label.
         last: Whether a position is the last one of its example.
         packed: Whether all examples share one row.
     """
@@ -50,11 +49,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Targets:
-    """Each example's target with what follows it, as tokens to be predicted: the last one is a label but no input.
+    """Each example's target with what follows it, as tokens to predict: the last one is a label but no input.
 
     Attributes:
         tokens: Ids, int64 of shape (examples, longest).
-        keep: Which of them are there, booleans of the same shape.
+        keep: Which of them count, booleans of the same shape.
     """
 
     tokens: Tensor
@@ -62,11 +61,7 @@ class Targets:
 
 
 def check_contexts(backbone: CausalBackbone, features: dict[str, Any]) -> None:
-    """Refuse contexts that another model tokenised, or that are empty.
-
-    Raises:
-        LBRError: A row does not end with the bottleneck tokens (or the end-of-text token), or a context is empty.
-    """
+    """Raise :class:`LBRError` for a context that another model tokenised (its ending differs), or that is empty."""
     ids, mask = features["input_ids"], features["attention_mask"].bool()
     closing = torch.tensor(backbone.closing_ids, device=ids.device)
     lengths = mask.sum(dim=1)
@@ -75,15 +70,12 @@ def check_contexts(backbone: CausalBackbone, features: dict[str, Any]) -> None:
     right = torch.zeros_like(complete)
     if complete.any():
         right[complete] = (ids[complete][ends[complete]].view(-1, len(closing)) == closing).all(dim=1)
-    closing_name = "bottleneck tokens" if backbone.bottleneck_ids else "end-of-text token"
     before, after = backbone.affixes
     empty = lengths <= before + after
+    name = "bottleneck tokens" if backbone.bottleneck_ids else "end-of-text token"
+    foreign = f"the context does not end with the {name}."
     for wrong, what, fix in (
-        (
-            ~right,
-            f"the context does not end with the {closing_name}.",
-            "Tokenise it with this model's own preprocess (its tokenizer appends them).",
-        ),
+        (~right, foreign, "Tokenise it with this model's own preprocess (its tokenizer appends them)."),
         (empty, "the context is empty.", "Remove such pairs from the data."),
     ):
         if wrong.any():
@@ -107,7 +99,7 @@ def targets_of(
     Args:
         backbone: Tells what the tokenizer added, which does not belong to a target.
         features: The tokenised column.
-        max_tokens: Keep this many tokens; a target that was cut is not followed by <eos>, for it does not end there.
+        max_tokens: Keep this many tokens. No <eos> follows a target that was cut.
         contexts: The tokenised contexts, if targets may be empty. An empty target's context is a whole text: only <eos>
             is left to predict, at the context's last token, and nothing if the context was cut.
 
@@ -130,13 +122,13 @@ def targets_of(
         cut = cut | (sizes > max_tokens)
         sizes = sizes.clamp(max=max_tokens)
     keep = mask & (place >= before) & (place < before + sizes[:, None])
-    # One more column, for <eos>; it stands apart from the text, and what is not kept between is left out later.
+    # One more column, for <eos>. It stands apart from the text; assemble leaves out what is not kept between.
     eos = torch.full_like(ids[:, :1], backbone.tokenizer.eos_token_id)
     return Targets(torch.cat([ids, eos], dim=1), torch.cat([keep, ~cut[:, None]], dim=1))
 
 
 def _was_cut(backbone: CausalBackbone, lengths: Tensor) -> Tensor:
-    """Tell whether texts (of that many ids, special tokens included) filled the maximum length, as longer ones do."""
+    """Tell whether texts of that many ids (special tokens included) fill the maximum length, as longer ones do."""
     limit = backbone.max_seq_length
     return torch.zeros_like(lengths, dtype=torch.bool) if limit is None else lengths >= limit
 
@@ -175,7 +167,7 @@ def assemble(
     is_input = pad(follows, (0, 1), value=False)
     if targets is None:
         is_input = torch.ones_like(is_input)
-    else:  # an example of one token has nothing to predict, and stays so that the others keep their numbers
+    else:  # an example of one token predicts nothing, but stays so that the others keep their numbers
         is_input |= ~is_input & ~pad(follows, (1, 0), value=False)
     ids, segments, owner, labels, predicts = (one[is_input] for one in (ids, segments, owner, labels, predicts))
     last = pad(owner[1:] != owner[:-1], (0, 1), value=True)
@@ -209,20 +201,11 @@ def _before_targets(
 def _to_one_row(backbone: CausalBackbone, columns: tuple[Tensor, ...]) -> list[Tensor]:
     """Return columns of shape (1, length).
 
-    On a GPU the length is rounded up by 3% at most: with few lengths, kernels that are compiled for a shape, and the
-    memory that is cached for it, are used again.
+    On a GPU the length is rounded up, by 3% at most: kernels compiled for a shape and memory cached for it serve again.
     """
     ids, _, owner, *_ = columns
-    missing = 0
-    if ids.is_cuda:
-        step = max(128, 1 << max(0, len(ids).bit_length() - 6))
-        missing = -len(ids) % step
-    fill = (
-        backbone.tokenizer.pad_token_id,
-        int(Segment.PADDING),
-        int(owner[-1]) if missing else 0,
-        IGNORE,
-        int(Segment.PADDING),
-        0,
-    )
+    step = max(128, 1 << max(0, len(ids).bit_length() - 6)) if ids.is_cuda else 1
+    missing = -len(ids) % step
+    padding = int(Segment.PADDING)
+    fill = (backbone.tokenizer.pad_token_id, padding, int(owner[-1]) if missing else 0, IGNORE, padding, 0)
     return [pad(column, (0, missing), value=value)[None] for column, value in zip(columns, fill, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,15 +27,14 @@ _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_s
 class CausalBackbone(Transformer):
     """A causal language model as a Sentence Transformers input module, its attention causal and its head kept.
 
-    It differs from :class:`~sentence_transformers.models.Transformer` in two ways: it loads
-    ``AutoModelForCausalLM``, so that stage 1 can predict tokens, and it runs under the bottleneck mask where a loss
-    asks for it. ``forward`` gives the token embeddings of the stock module, so that a release can be in stock form.
-    Any architecture that ``AutoModelForCausalLM`` knows works; there is no code per model.
+    Unlike :class:`~sentence_transformers.models.Transformer` it loads ``AutoModelForCausalLM``, so that stage 1 can
+    predict tokens, and it runs under the bottleneck mask where a loss asks for it. ``forward`` gives the token
+    embeddings of the stock module, so that a release can be in stock form. It has no code for single architectures.
 
     Build one with :func:`lbr_st.build_model`, which adds the bottleneck tokens.
 
-    Whatever a folder says, nothing of it runs: ``trust_remote_code`` is off for the configuration, the weights and
-    the tokenizer, of the model as of its adapter's base; weights come from safetensors.
+    Nothing in a folder runs: ``trust_remote_code`` is off for the configuration, the weights and the tokenizer, and for
+    an adapter's base. Weights come from safetensors.
 
     Args:
         model_name_or_path: A folder or hub id whose tokenizer carries bottleneck tokens, or will once
@@ -44,7 +44,7 @@ class CausalBackbone(Transformer):
         **kwargs: Passed to :class:`~sentence_transformers.models.Transformer`.
 
     Raises:
-        LBRError: The checkpoint is not a causal LM, its head is of an unknown form, or ``trust_remote_code`` is given.
+        LBRError: The checkpoint is not a causal LM, or ``trust_remote_code`` is given.
     """
 
     config_keys: list[str] = [*Transformer.config_keys, "base"]
@@ -58,20 +58,23 @@ class CausalBackbone(Transformer):
             kwargs[options] = without_code(kwargs.get(options))
         self._adapter_base = adapter_base
         super().__init__(model_name_or_path, **kwargs)
-        read_as_text(self.tokenizer)  # also one that was saved before this was an option
+        read_as_text(self.tokenizer)  # models of older versions were saved without this option
         self.base = base or model_name_or_path
-        self._affixes: tuple[int, int] | None = None
-        self._bottleneck_ids: list[int] | None = None
-        self._let_end_of_text_learn()
+        # Where the base also pads with its end-of-text token (SmolLM2, among many), transformers drops the gradient of
+        # that row. Padding is masked out anyway, and without a bottleneck this token's state is the embedding.
+        table = self.model.get_input_embeddings()
+        table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
+        if getattr(table, "padding_idx", None) == self.tokenizer.eos_token_id:
+            table.padding_idx = None
         if hasattr(config := self.model.config.get_text_config(), "use_cache"):
-            # Here and not in a trainer, so that a model in hand and its copy on disk are released byte for byte alike.
+            # Set here, not in a trainer: a model in hand and its copy on disk give the same release, byte for byte.
             config.use_cache = False
         if self.model.config._attn_implementation == "sdpa":
-            # sdpa that can also run packed rows. No file on disk names it.
+            # Our sdpa also runs packed rows. No file on disk names it.
             self.model.set_attn_implementation(IMPLEMENTATION)
 
     def _load_config(self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]) -> tuple[Any, bool]:
-        """Find a saved adapter's base by the name the user gave, embedded bases included."""
+        """Read the configuration, for a saved adapter that of its base, which may be an embedded one."""
         is_adapter = (Path(model_name_or_path) / ADAPTER_CONFIG_NAME).is_file()
         if is_adapter:
             base = self._base_of(model_name_or_path)
@@ -80,15 +83,12 @@ class CausalBackbone(Transformer):
         else:
             config, is_adapter = super()._load_config(model_name_or_path, backend, config_kwargs)
         if "/" in (getattr(config, "_attn_implementation", None) or ""):
-            raise LBRError(
-                f"config.json asks for code from the hub ({config._attn_implementation}), which is never run.",
-                where=model_name_or_path,
-                fix="Take attn_implementation out of it.",
-            )
+            what = f"config.json asks for code from the hub ({config._attn_implementation}), which is never run."
+            raise LBRError(what, where=model_name_or_path, fix="Remove attn_implementation from it.")
         return config, is_adapter
 
     def _base_of(self, adapter: str) -> str:
-        """Return what ``from_pretrained`` takes for a saved adapter's base."""
+        """Return the folder or hub id of a saved adapter's base."""
         return resolve_base(self._adapter_base or str(read_lora_config(adapter).base_model_name_or_path))
 
     def _load_model(
@@ -104,40 +104,26 @@ class CausalBackbone(Transformer):
         if not is_peft_model:
             return load_causal_lm(model_name_or_path, config=config, **kwargs)
         adapter = read_lora_config(model_name_or_path)
-        # These say where the adapter is, not its base.
-        kwargs.pop("subfolder", None)
-        kwargs.pop("revision", None)
-        # In float32, as build_model loads it, whatever the base's file is in: adapters take the type of their base.
+        for of_adapter in ("subfolder", "revision"):
+            kwargs.pop(of_adapter, None)
+        # In float32, as build_model loads it: adapters take the type of their base.
         options = {"dtype": torch.float32, **kwargs}
         model = load_causal_lm(self._base_of(model_name_or_path), config=config, **options)
         trained = cast(dict[str, list[int]], adapter.trainable_token_indices or {})
-        rows = [row for ids in trained.values() for row in ids]
-        make_room(model, max(rows, default=-1) + 1)
+        make_room(model, max((row for ids in trained.values() for row in ids), default=-1) + 1)
         load_lora(model, model_name_or_path)
         return model
-
-    def _let_end_of_text_learn(self) -> None:
-        """Let the end-of-text row take gradients where the base also pads with it (SmolLM2, among many).
-
-        transformers builds the embedding with ``padding_idx``, which drops that row's gradient everywhere. Padding is
-        masked out, so nothing needs that; without a bottleneck, this token's state is the embedding.
-        """
-        table = self.model.get_input_embeddings()
-        table = getattr(table, "original_module", table)  # under LoRA, peft's wrapper asks the table it wraps
-        if getattr(table, "padding_idx", None) == self.tokenizer.eos_token_id:
-            table.padding_idx = None
 
     def use_bottleneck_tokens(self, num_tokens: int) -> list[int]:
         """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.
 
-        The rows' values are the caller's to set. With 0 the tokenizer appends the end-of-text token, which has a row.
-
-        Raises:
-            LBRError: See :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
+        The caller sets the rows' values. With 0 the tokenizer appends the end-of-text token, which has a row. Raises
+        as :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
         """
         self.processor = with_bottleneck_tokens(self.tokenizer, num_tokens)
         self.input_formatter.processor = self.processor
-        self._affixes = self._bottleneck_ids = None
+        for kept in ("affixes", "bottleneck_ids"):
+            self.__dict__.pop(kept, None)
         make_room(self.model, max(self.closing_ids) + 1)
         return self.bottleneck_ids
 
@@ -146,27 +132,20 @@ class CausalBackbone(Transformer):
         """The tokenizer; it appends the bottleneck tokens, or without a bottleneck the end-of-text token."""
         return cast(PreTrainedTokenizerFast, self.processor)
 
-    @property
+    @cached_property  # a fast tokenizer copies its whole vocabulary each time it is asked
     def bottleneck_ids(self) -> list[int]:
         """Vocabulary ids of the bottleneck tokens, in order; k of them, none without a bottleneck."""
-        if self._bottleneck_ids is None:  # kept: a fast tokenizer copies its whole vocabulary each time it is asked
-            self._bottleneck_ids = bottleneck_token_ids(self.tokenizer)
-        return self._bottleneck_ids
+        return bottleneck_token_ids(self.tokenizer)
 
     @property
     def closing_ids(self) -> list[int]:
-        """Ids that end every encoding; the state of the last one is the embedding.
-
-        The bottleneck tokens, or without a bottleneck the end-of-text token.
-        """
+        """Ids that end every encoding: the bottleneck tokens, or without a bottleneck the end-of-text token."""
         return self.bottleneck_ids or [cast(int, self.tokenizer.eos_token_id)]
 
-    @property
+    @cached_property
     def affixes(self) -> tuple[int, int]:
         """How many tokens the tokenizer adds before and after a text, :attr:`closing_ids` included."""
-        if self._affixes is None:
-            self._affixes = affixes(self.tokenizer)
-        return self._affixes
+        return affixes(self.tokenizer)
 
     @property
     def decoder(self) -> nn.Module:
@@ -176,8 +155,8 @@ class CausalBackbone(Transformer):
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look tokens up as the decoder does: ids of shape (…) to vectors of shape (…, hidden).
 
-        Under LoRA the trained rows replace their tokens' vectors. peft's own layer would copy the whole vocabulary in
-        each pass, and its gradient.
+        Under LoRA the trained rows replace their tokens' vectors. peft's own layer would copy the whole vocabulary, and
+        its gradient, in each pass.
         """
         table = self.model.get_input_embeddings()
         if not (trained := trained_rows(table)):
@@ -193,7 +172,7 @@ class CausalBackbone(Transformer):
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read what :meth:`save_config` wrote and nothing else: no file says how transformers is to load a model."""
+        """Read what :meth:`save_config` wrote and nothing else, so that no file decides how transformers loads."""
         config = super().load_config(*args, **kwargs)
         return {key: value for key, value in config.items() if key in cls.config_keys}
 
@@ -201,14 +180,8 @@ class CausalBackbone(Transformer):
     def load(  # type: ignore[override]
         cls, model_name_or_path: str, *, adapter_base: str | None = None, **kwargs: Any
     ) -> Self:
-        """Load a saved backbone; ``adapter_base`` as for the class, and nothing in the folder is run as code.
-
-        Args:
-            model_name_or_path: A folder or hub id.
-            adapter_base: Where a saved adapter's base is, if not where ``adapter_config.json`` says.
-            **kwargs: As for :meth:`~sentence_transformers.models.Transformer.load`.
-        """
-        kwargs["trust_remote_code"] = False  # plain Sentence Transformers must have it on to come this far
+        """Load a saved backbone from a folder or the hub; ``adapter_base`` as for the class."""
+        kwargs["trust_remote_code"] = False  # plain Sentence Transformers only gets here with it on
         defaults = {**(kwargs.pop("init_defaults", None) or {}), "adapter_base": adapter_base}
         return super().load(model_name_or_path, init_defaults=defaults, **kwargs)
 
@@ -224,7 +197,7 @@ class CausalBackbone(Transformer):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add ``token_embeddings``, the decoder's last hidden states of shape (batch, length, hidden).
 
-        On a CPU a batch of texts runs as one packed row, so that padding costs nothing. Padding's states are zero then.
+        On a CPU a batch of texts runs as one packed row, so that padding costs nothing; its states are then zero.
         """
         mask = features.get("attention_mask")
         if mask is not None and mask.dim() == 2 and "input_ids" in features and self.packs_on(mask.device):
@@ -240,7 +213,7 @@ class CausalBackbone(Transformer):
         return features
 
     def packs_on(self, device: torch.device) -> bool:
-        """Tell whether :meth:`forward` runs a batch there as one packed row."""
+        """Tell whether :meth:`forward` runs a batch on this device as one packed row."""
         return device.type == "cpu" and self.model.config._attn_implementation == IMPLEMENTATION
 
     def hidden_states(
@@ -256,9 +229,8 @@ class CausalBackbone(Transformer):
         Args:
             input_ids: Token ids of shape (batch, length).
             segments: :class:`~lbr_st.model.mask.Segment` of each position, of the same shape.
-            examples: For a packed row, of shape (1, length) then, the example that each position belongs to; None
-                where each row is one example. Positions are numbered straight through each example, from its first
-                real token, on whichever side the padding is.
+            examples: For a packed row, of shape (1, length), the example that each position belongs to. None where each
+                row is one example, padded on either side.
             inputs_embeds: Vectors of shape (batch, length, hidden) to run instead of the tokens'.
 
         Returns:
@@ -282,18 +254,15 @@ class CausalBackbone(Transformer):
     def head(self) -> Head:
         """The language-modelling head over the tokens that text is made of.
 
-        Rows of the vocabulary from the first bottleneck token on are left out: no text holds these tokens, so they
-        are never to be predicted and take no part in the softmax. Under LoRA the head then has no trained row.
+        Rows from the first bottleneck token on are left out: no text holds these tokens, so none is ever predicted or
+        takes part in the softmax. Under LoRA the head then has no trained row.
         """
         config = self.model.config.get_text_config()
         layer = self.model.get_output_embeddings()
         layer = getattr(layer, "original_module", None) or layer  # under LoRA, a tied head is in peft's wrapper
         if not isinstance(layer, nn.Linear):
-            raise LBRError(
-                f"the language-modelling head is a {type(layer).__name__}, not a plain linear layer.",
-                where=self.base,
-                fix="Leave it out of the adapters.",
-            )
+            what = f"the language-modelling head is a {type(layer).__name__}, not a plain linear layer."
+            raise LBRError(what, where=self.base, fix="Choose another base.")
         size = min(self.bottleneck_ids, default=len(layer.weight))
         return Head(
             layer.weight[:size],
@@ -324,20 +293,16 @@ class CausalBackbone(Transformer):
             difference = (found - expected[..., : found.shape[-1]]).abs().max().item()
         self.model.train(was_training)
         if not difference <= 1e-2 * max(1.0, expected.abs().max().item()):
-            raise LBRError(
-                f"the language-modelling head of {type(self.model).__name__} is of a form that lbr-st does not know "
-                f"(its logits differ by {difference:.3g}).",
-                where=self.base,
-                fix="Choose another base, or report this one.",
-            )
+            kind = type(self.model).__name__
+            what = f"unknown form of language-modelling head: {kind}'s logits differ by {difference:.3g}."
+            raise LBRError(what, where=self.base, fix="Choose another base, or report this one.")
 
 
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
 
     Raises:
-        LBRError: ``name`` is not one (an encoder, an encoder-decoder, or a checkpoint without a trained head), or some
-            of its weights are missing.
+        LBRError: ``name`` is an encoder or an encoder-decoder, or some of its weights are missing.
     """
     architectures = getattr(kwargs.get("config"), "architectures", None) or []
     if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
@@ -346,9 +311,6 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    if getattr(model.config, "is_encoder_decoder", False) or model.get_output_embeddings() is None:
-        what = f"{type(model).__name__} is not a decoder-only language model with a head."
-        raise LBRError(what, where=name, fix="Give a decoder-only base, such as Qwen/Qwen3-0.6B.")
     if missing := sorted(info["missing_keys"]):
         # transformers would fill them with random numbers and only warn.
         what = f"{len(missing)} of its weights are missing, such as {missing[0]}."
@@ -359,8 +321,8 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
 def make_room(model: PreTrainedModel, num_tokens: int) -> None:
     """Grow the vocabulary to ``num_tokens`` rows where it is smaller (many bases have spare rows already).
 
-    New rows become the mean of the old ones, in the head as well. Nothing random: a base that is grown again, for a
-    saved adapter, must be the base that the adapter was trained on.
+    New rows become the mean of the old ones, in the head as well. Nothing is random: a base that is grown again for a
+    saved adapter must equal the one that the adapter was trained on.
     """
     old = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if num_tokens <= old:

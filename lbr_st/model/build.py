@@ -42,8 +42,7 @@ def build_model(
     Args:
         base: ``"smollm2-135m"`` (embedded, from the package registry), a hub id, or a local folder.
         num_bottleneck_tokens: k, the special tokens appended to every text; the embedding is the last one's state.
-            0 builds a model without a bottleneck, to compare with: the base's own end-of-text token is appended in
-            their place and pooled, and under LoRA its input row is trained as theirs are.
+            0 builds a model without a bottleneck, to compare with: its own end-of-text token is appended and pooled.
         token_init: New token rows start as the mean of the vocabulary, as the end-of-text row, or random with the
             vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two.
         projection_dim: Size of the embedding; None keeps the backbone's hidden size.
@@ -53,9 +52,9 @@ def build_model(
         lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
         lora_alpha: Scale of the adapters; None for twice the rank.
         lora_dropout: Dropout on the adapters' inputs.
-        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA), which
-            takes about a fourth of the memory, a GPU, and ``pip install "lbr-st[qlora]"``. What is saved are adapters
-            and token rows; what is released is the full-precision base with these, see :func:`lbr_st.release`.
+        quantize: ``"4bit"`` keeps the base's linear layers in 4 bits while adapters are trained on them (QLoRA). This
+            takes about a fourth of the memory, a GPU, and ``pip install "lbr-st[qlora]"``. A release is the
+            full-precision base with the trained adapters, see :func:`lbr_st.release`.
         seed: Of the new rows, the projection and the adapters.
         device: Where to put the model; None for Sentence Transformers' choice.
         model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
@@ -64,8 +63,8 @@ def build_model(
         A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``.
 
     Raises:
-        LBRError: k < 0; the base is not a causal LM, or already has bottleneck tokens, or has no room for the text;
-            ``quantize`` without ``lora_rank``, bitsandbytes or a GPU, which is said before anything is downloaded.
+        LBRError: k < 0; the base is not a causal LM, has an unknown head, already has bottleneck tokens or has no room
+            for the text; ``quantize`` without ``lora_rank``, bitsandbytes or a GPU (said before any download).
 
     Example:
         ::
@@ -94,8 +93,8 @@ def build_model(
             alpha=lora_alpha or 2 * lora_rank,
             dropout=lora_dropout,
         )
-        # The adapter holds the rows now and covers those below it. A base that is read again has these as they were,
-        # so the model in hand and its copy on disk are equal to the last bit, and so are their digests.
+        # The adapter holds the rows now. A base that is read again has them as they were, so that the model in hand and
+        # its copy on disk have the same digest.
         with torch.no_grad():
             rows[ids] = untouched
     return SentenceTransformer(
@@ -108,33 +107,21 @@ def build_model(
 
 def _check_length(backbone: CausalBackbone, num_bottleneck_tokens: int) -> None:
     appended = num_bottleneck_tokens or 1  # the end-of-text token, where there is no bottleneck
-    max_seq_length = backbone.max_seq_length
+    length, where = backbone.max_seq_length, "max_seq_length"
     longest = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    if max_seq_length is not None and longest is not None and max_seq_length > longest:
-        raise LBRError(
-            f"{max_seq_length} is more than the {longest} tokens that {backbone.base} was made for.",
-            where="max_seq_length",
-            fix=f"Give at most {longest}.",
-        )
-    if max_seq_length is not None and max_seq_length <= appended:
-        raise LBRError(
-            f"max_seq_length {max_seq_length} leaves no room next to {appended} appended tokens.",
-            where="max_seq_length",
-            fix="Give at least a few dozen tokens.",
-        )
+    if length is not None and longest is not None and length > longest:
+        what = f"{length} is more than the {longest} tokens that {backbone.base} was made for."
+        raise LBRError(what, where=where, fix=f"Give at most {longest}.")
+    if length is not None and length <= appended:
+        what = f"{length} leaves no room next to {appended} appended tokens."
+        raise LBRError(what, where=where, fix="Give at least a few dozen tokens.")
 
 
 def init_token_rows(model: PreTrainedModel, ids: list[int], how: TokenInit, eos_id: int) -> None:
-    """Set the rows of the new tokens in the input embeddings. A head of its own needs none: they are never labels.
-
-    Args:
-        model: The causal LM.
-        ids: Rows to set.
-        how: See :func:`build_model`.
-        eos_id: The end-of-text row.
+    """Set the rows of the new tokens in the input embeddings. The head needs none: they are never labels.
 
     Raises:
-        LBRError: ``how`` is unknown.
+        LBRError: ``how``, the ``token_init`` of :func:`build_model`, is unknown.
     """
     if how not in get_args(TokenInit):
         raise LBRError(f"token_init is {how!r}.", fix=f"Choose one of {', '.join(get_args(TokenInit))}.")

@@ -38,14 +38,14 @@ def load_model(
     """Load a training model that ``SentenceTransformer.save_pretrained`` wrote.
 
     Sentence Transformers itself would ask for ``trust_remote_code=True``, which lets a folder name any code. Here the
-    classes come from a fixed table, and nothing of a folder runs, nor of its base.
+    classes come from a fixed table, and no code of the folder or its base runs.
 
     Args:
         folder: The saved model.
-        base: Where its base is, if it is saved as an adapter whose base is missing under the name it was saved with.
+        base: Where the base of a saved adapter is, if it is missing under the name it was saved with.
         device: Where to put the model; None for Sentence Transformers' choice.
-        quantize: As for :func:`lbr_st.build_model`, to continue training in 4 bits. Left out, the base of a model that
-            was trained so is loaded in full precision, under the same adapters.
+        quantize: As for :func:`lbr_st.build_model`, to continue training in 4 bits. Left out, the base is loaded in
+            full precision, under the same adapters.
         model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
 
     Raises:
@@ -56,65 +56,43 @@ def load_model(
     check_quantize(quantize, lora=(folder / ADAPTER_CONFIG_NAME).is_file(), device=device)
     parts = _parts_of(folder)
     settings = read_json(folder / "config_sentence_transformers.json")
-    modules: list[nn.Module] = []
+    kinds: dict[str, Any] = {"backbone": CausalBackbone, "pooler": BottleneckPooler, "normalize": Normalize}
+    of_backbone = {"adapter_base": base, "model_kwargs": {**loading_options(quantize, device), **(model_kwargs or {})}}
     with explain_load_errors(str(folder)):
-        for part, place in parts:
-            if part == "backbone":
-                kwargs = {**loading_options(quantize, device), **(model_kwargs or {})}
-                modules.append(
-                    CausalBackbone.load(str(folder), subfolder=place, adapter_base=base, model_kwargs=kwargs)
-                )
-            else:
-                kind = BottleneckPooler if part == "pooler" else Normalize
-                modules.append(kind.load(str(folder), subfolder=place))
-        return SentenceTransformer(
-            modules=modules,
-            prompts=settings.get("prompts"),
-            default_prompt_name=settings.get("default_prompt_name"),
-            similarity_fn_name=settings.get("similarity_fn_name"),
-            truncate_dim=settings.get("truncate_dim"),
-            device=device,
-        )
+        modules: list[nn.Module] = [
+            kinds[part].load(str(folder), subfolder=place, **(of_backbone if part == "backbone" else {}))
+            for part, place in parts
+        ]
+        names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
+        return SentenceTransformer(modules=modules, device=device, **{name: settings.get(name) for name in names})
 
 
 def _parts_of(folder: Path) -> list[tuple[str, str]]:
-    """Return what a training model is made of and in which folders, all of it known and inside the model."""
-    listed = read_modules(folder)
+    """Return the parts of a training model and their folders, all of them known and inside the model."""
+    listed, listing = read_modules(folder), str(folder / "modules.json")
     if listed and all(kind.startswith("sentence_transformers.") for kind, _ in listed):
-        raise LBRError(
-            "not in training form: only what learn and represent write can be trained, released or decoded.",
-            where=str(folder),
-            fix="Give the model that this one was released from.",
-        )
+        what = "not in training form: only what learn and represent write can be trained, released or decoded."
+        raise LBRError(what, where=str(folder), fix="Give the model that this one was released from.")
     for kind, place in listed:
         if kind not in TRAINING_CLASSES:
-            raise LBRError(
-                f"module {kind!r} is not ours to run.",
-                where=str(folder / "modules.json"),
-                fix="Give a model in training form, as learn and represent write it.",
-            )
+            fix = "Give a model in training form, as learn and represent write it."
+            raise LBRError(f"module {kind!r} is not ours to run.", where=listing, fix=fix)
         inside = (folder / place).resolve().is_relative_to(folder.resolve())
         if (place and not re.fullmatch(r"\w[\w.-]*", place)) or not inside:
             fix = "The model is damaged, or made to read other files; do not use it."
-            where = str(folder / "modules.json")
-            raise LBRError(f"the module folder {place!r} leads out of the model.", where=where, fix=fix)
+            raise LBRError(f"the module folder {place!r} leads out of the model.", where=listing, fix=fix)
     return [(TRAINING_CLASSES[kind], place) for kind, place in listed]
 
 
 def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) -> SentenceTransformer:
-    """Load a model with plain Sentence Transformers: no code of its own, no pickled weights.
-
-    Args:
-        model: A folder or a hub id.
-        device: Where to put it; None for Sentence Transformers' choice.
-        **model_kwargs: For transformers' ``from_pretrained``.
+    """Load a model, a folder or a hub id, with plain Sentence Transformers: no code of its own, no pickled weights.
 
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
     """
-    refuse_pickles(model)
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_load_errors(model):
+        refuse_pickles(model)
         return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
 
 
@@ -124,7 +102,7 @@ def load_by_name(model: str, precision: Precision = "float32") -> tuple[Sentence
     Args:
         model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
             hub id); the folder of a model in stock or training form; or a hub id.
-        precision: What it will encode in; in bfloat16 on a GPU a stock model runs without padding where it can.
+        precision: What it will encode in. In bfloat16 on a GPU, a stock model runs without padding where it can.
 
     Raises:
         LBRError: The model cannot be loaded.
@@ -135,51 +113,40 @@ def load_by_name(model: str, precision: Precision = "float32") -> tuple[Sentence
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
     local = f"local/{_safe(folder.resolve().name)}"
-    if is_training_form(folder):
+    listing = folder / "modules.json"
+    if listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8"):
         return load_model(folder), local, None
-    try:
-        loaded = load_stock(model, **encoding_options(precision))
-    except LBRError:
-        raise
-    except Exception as error:  # each of the libraries below raises its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LBRError(
-            f"the model cannot be loaded: {reason.rstrip('.')}.",
-            where=model,
-            fix="Give a Sentence Transformers folder, a hub id that can be reached, bm25, or untrained:BASE.",
-        ) from error
-    if loaded.tokenizer is not None and getattr(loaded.tokenizer, "pad_token", "") is None:
-        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # a plain causal LM
+    loaded = load_stock(model, **encoding_options(precision))
+    _let_pad(loaded.tokenizer)  # a plain causal LM
     if folder.is_dir():
         return loaded, local, None
     config = getattr(getattr(loaded[0], "model", None), "config", None)
     return loaded, model if "/" in model else f"sentence-transformers/{model}", getattr(config, "_commit_hash", None)
 
 
-def is_training_form(folder: Path) -> bool:
-    """Whether a folder holds a model that :func:`lbr_st.load_model` reads, not plain Sentence Transformers."""
-    listing = folder / "modules.json"
-    return listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8")
-
-
 def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransformer:
-    """Load a base untrained, as people use one: the mean over its last hidden states, and no bottleneck.
+    """Load a base untrained, as people use one: the mean over its last hidden states, without a bottleneck.
 
     Raises:
         LBRError: The base is not available.
     """
+    plain = without_code(None)
     with explain_load_errors(base, "the base"):
         transformer = Transformer(
             resolve_base(base),
             max_seq_length=max_seq_length,
-            model_kwargs={**without_code(None), "use_safetensors": True},
-            config_kwargs=without_code(None),
-            processor_kwargs=without_code(None),
+            model_kwargs={**plain, "use_safetensors": True},
+            config_kwargs=plain,
+            processor_kwargs=plain,
         )
-    if transformer.tokenizer.pad_token is None:
-        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
+    _let_pad(transformer.tokenizer)
     pooling = Pooling(transformer.get_embedding_dimension(), "mean")
     return SentenceTransformer(modules=[transformer, pooling, Normalize()])
+
+
+def _let_pad(tokenizer: Any) -> None:
+    if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _safe(name: str) -> str:

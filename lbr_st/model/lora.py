@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,37 +19,29 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
 from sentence_transformers.util import get_device_name
 from torch import Tensor, nn
-from torch.nn import Module
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from lbr_st.compute import world_size
 from lbr_st.errors import LBRError
+from lbr_st.model.safe import read_json
 
 _PREFIX = "base_model.model."
-
-
 """What peft's files put before every name: their own wrapper class."""
 
-
-_READ = (
-    "base_model_name_or_path",
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "trainable_token_indices",
-)
-
-
-"""What is read of ``adapter_config.json``: what :func:`add_lora` sets. Some of peft's other keys name modules to be
-imported (``megatron_core``), and a folder may come from anybody."""
-
+_READ = ("base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules", "trainable_token_indices")
+"""What is read of ``adapter_config.json``. Others of peft's keys name modules to import (``megatron_core``), and a
+folder may come from anybody."""
 
 TRAINED_ROWS = r"trainable_tokens_delta"
-
-
 """Matches the parameters that hold the new token rows under LoRA; a key for ``learning_rate_mapping``."""
+
+FEWEST_TOKENS = 256
+"""Below this many tokens, adding the adapter to the weight costs more than adding it to the output (our choice)."""
+
+Quantize = Literal["4bit"]
+
+Cast = tuple[Any, Tensor]
 
 
 def add_lora(
@@ -58,14 +49,13 @@ def add_lora(
 ) -> None:
     """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
 
-    The rows are trained by peft's ``trainable_token_indices``, so that an adapter file holds k rows, not a whole
-    vocabulary. All other weights are frozen. What is trained is float32 whatever the base is in: small steps would be
-    lost in 16 bits.
+    An adapter file then holds k rows, not a vocabulary. All other weights are frozen. What is trained is float32
+    whatever the base is in: 16 bits would lose small steps.
 
     Args:
         model: The causal LM, its vocabulary grown already.
         token_ids: Rows to train.
-        base: The base's name as the user gave it; saved adapters refer to it, so that they can be moved.
+        base: The base's name as the user gave it. Saved adapters refer to it, so that they can be moved.
         rank: Rank of each adapter.
         alpha: Scale; alpha / rank multiplies an adapter's output.
         dropout: Dropout on the adapters' inputs.
@@ -74,19 +64,16 @@ def add_lora(
         LBRError: ``rank`` < 1.
     """
     if rank < 1:
-        raise LBRError(
-            f"lora_rank is {rank}.", where="lora_rank", fix="Give at least 1, or none to train every weight."
-        )
-    name = _name_of(model, model.get_input_embeddings())
-    model.add_adapter(
-        LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules="all-linear",
-            trainable_token_indices={name.split(".")[-1]: token_ids},
-        )
+        raise LBRError(f"must be at least 1, not {rank}.", where="lora_rank", fix="Leave it out to train every weight.")
+    table = _name_of(model, model.get_input_embeddings()).split(".")[-1]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        trainable_token_indices={table: token_ids},
     )
+    model.add_adapter(config)
     cast_adapter_dtype(model, "default")
     model.peft_config["default"].base_model_name_or_path = base
 
@@ -96,11 +83,8 @@ def has_lora(model: PreTrainedModel) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
-    """Return what peft's wrapper around an embedding holds: the plain embedding, the trained rows' ids, and the rows.
-
-    None if the table is not wrapped.
-    """
+def trained_rows(table: Any) -> tuple[nn.Module, list[int], Tensor] | None:
+    """Return what peft's wrapper holds: the plain embedding, the trained rows' ids and the rows; None if unwrapped."""
     layer = getattr(table, "token_adapter", None)
     if layer is None:
         return None
@@ -109,15 +93,10 @@ def trained_rows(table: Any) -> tuple[Module, list[int], Tensor] | None:
 
 
 def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write the adapters and the trained token rows as peft does: a safetensors file and a configuration.
+    """Write the adapters and the trained token rows to a folder as peft does, with weights in ``dtype``.
 
     transformers would also write the whole embedding matrix, because the vocabulary has grown, and fails where that
     matrix is tied to the head.
-
-    Args:
-        model: The causal LM with its adapters.
-        folder: Where to write; created if missing.
-        dtype: Of the weights in the file; None for the one they were trained in.
     """
     tensors = {
         name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
@@ -127,7 +106,7 @@ def save_lora(model: PreTrainedModel, folder: str | Path, *, dtype: torch.dtype 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     config: Any = copy.copy(model.peft_config["default"])
-    config.target_modules = sorted(config.target_modules)  # a set, which another process would write in another order
+    config.target_modules = sorted(config.target_modules)  # a set, whose order differs between processes
     config.save_pretrained(str(folder))
 
 
@@ -135,19 +114,15 @@ def read_lora_config(folder: str | Path) -> LoraConfig:
     """Read the fields of a configuration that :func:`save_lora` wrote, and no other.
 
     Raises:
-        LBRError: It is not one of LoRA, or not readable.
+        LBRError: It is not readable, or not that of a LoRA adapter.
     """
     path = Path(folder) / ADAPTER_CONFIG_NAME
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        kind, rank, base = given["peft_type"], given["r"], given["base_model_name_or_path"]
-        if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
-            raise ValueError(f"peft_type {kind}, rank {rank}, base {base}")
-        return LoraConfig(**{key: given[key] for key in _READ if key in given})
-    except (KeyError, TypeError, ValueError) as error:
-        raise LBRError(
-            f"not the configuration of a LoRA adapter on a base: {error}.", where=str(path), fix="Save it again."
-        ) from error
+    given = read_json(path)
+    kind, rank, base = (given.get(key) for key in ("peft_type", "r", "base_model_name_or_path"))
+    if kind != "LORA" or not isinstance(rank, int) or rank < 1 or not isinstance(base, str):
+        what = f"not the configuration of a LoRA adapter on a base: peft_type {kind}, rank {rank}, base {base}."
+        raise LBRError(what, where=str(path), fix="Save it again.")
+    return LoraConfig(**{key: given[key] for key in _READ if key in given})
 
 
 def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
@@ -161,25 +136,23 @@ def load_lora(model: PreTrainedModel, folder: str | Path) -> None:
     try:
         model.add_adapter(config)
     except ValueError as error:  # the base has no layers of these names
-        what = f"the adapter does not fit its base: {str(error).partition('. ')[0]}."
-        fix = "Use the base named in adapter_config.json."
-        raise LBRError(what, where=str(file.with_name(ADAPTER_CONFIG_NAME)), fix=fix) from error
+        raise _misfit(str(error).partition(". ")[0], file.with_name(ADAPTER_CONFIG_NAME)) from error
     cast_adapter_dtype(model, "default")
     # add_adapter writes the folder there that the base was read from, which another machine does not have.
     model.peft_config["default"].base_model_name_or_path = base
-    state = load_file(file)
+    state, wanted = load_file(file), _trained_state(model)
     # Compared first: for a missing token row, peft raises a bare KeyError; for another shape, torch names every weight.
-    wanted = _trained_state(model)
     both = wanted.keys() & state.keys()
-    other = [name for name in both if state[name].shape != wanted[name].shape]
-    if state.keys() != wanted.keys() or other:
-        raise LBRError(
-            f"the adapter does not fit its base: {len(wanted.keys() - both)} weights missing, "
-            f"{len(state.keys() - both)} unknown, {len(other)} of another shape.",
-            where=str(file),
-            fix="Use the base named in adapter_config.json.",
-        )
+    missing, unknown = len(wanted.keys() - both), len(state.keys() - both)
+    other = sum(state[name].shape != wanted[name].shape for name in both)
+    if missing or unknown or other:
+        raise _misfit(f"{missing} weights missing, {unknown} unknown, {other} of another shape", file)
     set_peft_model_state_dict(model, {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()})
+
+
+def _misfit(why: str, file: Path) -> LBRError:
+    what = f"the adapter does not fit its base: {why}."
+    return LBRError(what, where=str(file), fix="Use the base named in adapter_config.json.")
 
 
 def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -192,9 +165,9 @@ def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Merge the adapters and the trained token rows into the model's own weights, in place, and remove peft's layers.
+    """Merge adapters and trained token rows into the model's own weights, in place, and remove peft's layers.
 
-    peft offers this on its own wrapper class only, which Sentence Transformers and transformers do without.
+    peft itself does this only for its own wrapper class, which transformers does without.
 
     Raises:
         LBRError: A merged weight is not finite.
@@ -227,27 +200,13 @@ def _name_of(model: PreTrainedModel, wanted: object) -> str:
     return next(name for name, module in model.named_modules() if module is wanted)
 
 
-Cast = tuple[Any, Tensor]
-
-
-FEWEST_TOKENS = 256
-
-
-"""Below this many rows, adding the adapter to the weight costs more than adding it to the output (our choice)."""
-
-
 @contextmanager
 def merged_while_training(model: nn.Module) -> Iterator[None]:
     """Compute x(W + sBA)ᵀ instead of xWᵀ + s(xAᵀ)Bᵀ while adapters are trained in one CPU process.
 
     The value and the gradients of A and B are those of peft's layer, up to rounding: W + sBA is rounded to bfloat16
-    once. This saves the passes over activations that scale and add an adapter's output and cast its input, which take
-    longer on a CPU than the products themselves.
-
-    It takes effect only under autocast, in layers without dropout; elsewhere peft's own forward runs.
-
-    Args:
-        model: Holds peft's layers; as it was afterwards.
+    once. On a CPU, scaling, adding and casting an adapter's activations takes longer than the products themselves.
+    Takes effect only under autocast, in layers without dropout; elsewhere peft's own forward runs.
     """
     layers = [module for module in model.modules() if type(module) is Linear] if world_size() == 1 else []
     last: list[Cast] = []
@@ -326,16 +285,13 @@ def _cast(x: Tensor, dtype: torch.dtype, last: list[Cast]) -> Tensor:
     return last[0][1]
 
 
-Quantize = Literal["4bit"]
-
-
 def check_quantize(quantize: str | None, *, lora: bool, device: str | None = None) -> None:
     """Refuse what cannot be trained in 4 bits, before anything is downloaded.
 
     Args:
         quantize: ``"4bit"``, or None for nothing to check.
         lora: Whether adapters are trained: 4-bit weights themselves take no gradient.
-        device: Where the model is to go; None for Sentence Transformers' choice.
+        device: Where to put the model; None for Sentence Transformers' choice.
 
     Raises:
         LBRError: ``quantize`` is unknown, no adapters are trained, or bitsandbytes or the GPU is missing.
@@ -345,19 +301,13 @@ def check_quantize(quantize: str | None, *, lora: bool, device: str | None = Non
     if quantize != "4bit":
         raise LBRError(f"must be 4bit or none, not {quantize!r}.", where="quantize")
     if not lora:
-        raise LBRError(
-            "4-bit weights cannot be trained themselves.",
-            where="quantize",
-            fix="Train LoRA adapters on them, or leave quantize out.",
-        )
+        what, fix = "4-bit weights cannot be trained themselves.", "Train LoRA adapters on them, or leave quantize out."
+        raise LBRError(what, where="quantize", fix=fix)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise LBRError("bitsandbytes is not installed.", where="quantize", fix='Run: pip install "lbr-st[qlora]"')
     if not _has_gpu(device):
-        raise LBRError(
-            "training on a 4-bit base needs a CUDA GPU, and there is none here.",
-            where="quantize",
-            fix="Leave quantize out and train LoRA adapters in 16 bits, or run it on a machine with a GPU.",
-        )
+        fix = "Leave quantize out and train LoRA adapters in 16 bits, or run it on a machine with a GPU."
+        raise LBRError("training on a 4-bit base needs a CUDA GPU, and there is none here.", where="quantize", fix=fix)
 
 
 def _has_gpu(device: str | None) -> bool:
@@ -365,14 +315,10 @@ def _has_gpu(device: str | None) -> bool:
 
 
 def loading_options(quantize: Quantize | None, device: str | None = None) -> dict[str, Any]:
-    """Return the ``model_kwargs`` with which transformers quantises a base while it is loaded; none for None.
+    """Return the ``model_kwargs`` with which transformers quantises a base while loading it; none for None.
 
     Linear layers become NF4 with quantised scales and compute in bfloat16. Embeddings, norms and the head are not
     quantised: rows of the first are trained, and stage 1 predicts with the last.
-
-    Args:
-        quantize: ``"4bit"`` or None.
-        device: Where the model is to go; None for Sentence Transformers' choice.
     """
     if quantize is None:
         return {}
@@ -392,12 +338,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights of a model's copy; on a 4-bit base only those that are trained, since the base is frozen.
-
-    Args:
-        model: The model, or one that holds it.
-        weights: The state of its copy.
-    """
+    """Load the state of a model's copy; on a 4-bit base only what is trained, since the base is frozen."""
     in_4_bits = any(is_quantized(module) for module in model.modules() if isinstance(module, PreTrainedModel))
     if in_4_bits:
         weights = {name: weights[name] for name, weight in model.named_parameters() if weight.requires_grad}

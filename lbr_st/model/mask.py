@@ -1,10 +1,9 @@
 """The bottleneck mask, written once as a predicate.
 
 An example is a context, its bottleneck and a target: ``c_1 … c_n  b_1 … b_k  t_1 … t_m``. Attention is causal, stays
-inside the example, and a target position never attends to a context position, so that whatever the target knows of
-the context went through the bottleneck. The predicate has the signature of FlexAttention's ``mask_mod``; the dense
-mask evaluates the same function, and :mod:`lbr_st.model.packed_attention` is tested against it, so they cannot drift
-apart.
+inside the example, and no target position attends to a context position: what the target knows of the context went
+through the bottleneck. The predicate has the signature of FlexAttention's ``mask_mod``. The dense mask evaluates it,
+and :mod:`lbr_st.model.packed_attention` is tested against it, so that they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def bottleneck_mask_mod(segments: Tensor, examples: Tensor | None = None, *, win
 
     Args:
         segments: :class:`Segment` of each position, integers of shape (batch, length).
-        examples: Which example of its row a position belongs to, integers of the same shape; None where a row holds
-            one example.
+        examples: Which example of its row a position belongs to, of the same shape; None where a row holds one.
         window: Sliding-window size in tokens of a backbone's local layers; None for global attention.
 
     A padding position attends to itself alone: nothing reads it, and a softmax over no key would give NaN.
@@ -59,12 +57,7 @@ def bottleneck_mask_mod(segments: Tensor, examples: Tensor | None = None, *, win
 
 
 def dense_mask(segments: Tensor, examples: Tensor | None = None, *, window: int | None = None) -> Tensor:
-    """Evaluate the predicate everywhere.
-
-    Args:
-        segments: Integers of shape (batch, length).
-        examples: See :func:`bottleneck_mask_mod`.
-        window: See :func:`bottleneck_mask_mod`.
+    """Evaluate the predicate everywhere; arguments as for :func:`bottleneck_mask_mod`.
 
     Returns:
         Booleans of shape (batch, 1, length, length); True where the query (third axis) may see the key (fourth).
@@ -83,14 +76,14 @@ def attention_mask(
 
     Args:
         segments: Integers of shape (batch, length).
-        config: The backbone's configuration; its attention implementation must be eager, sdpa (or ours on top of it,
+        config: The backbone's configuration. Its attention implementation must be eager, sdpa (or ours on top of it,
             see :mod:`lbr_st.model.packed_attention`) or flex_attention.
         dtype: The backbone's dtype, for eager attention, which adds the mask to the scores.
         examples: For packed rows, which example each position belongs to.
 
     Returns:
         A tensor of shape (batch, 1, length, length) (boolean for sdpa, 0/-inf-like floats for eager), a FlexAttention
-        ``BlockMask``, or a :class:`~lbr_st.model.packed_attention.PackedMask`; for backbones that mix local and global
+        ``BlockMask``, or a :class:`~lbr_st.model.packed_attention.PackedMask`. For backbones that mix local and global
         layers, a dict of these by layer type.
 
     Raises:
@@ -121,8 +114,8 @@ def causal_spans(segments: Tensor, examples: Tensor) -> list[tuple[int, int, int
         examples: Which example each position belongs to, of the same shape.
 
     Returns:
-        A tuple (begin, length, skip) for each span: the span's outputs count from its position ``skip`` on. Every
-        position that is no padding counts in exactly one span.
+        A tuple (begin, length, skip) for each span, whose outputs count from its position ``skip`` on. Every position
+        except padding counts in exactly one span.
     """
     kinds, owner = segments[0].cpu(), examples[0].cpu()
     real = int((kinds != Segment.PADDING).sum())
@@ -152,16 +145,14 @@ def _one_mask(
 
         batch, length = segments.shape
         mask_mod = bottleneck_mask_mod(segments, examples, window=window)
-        # Compiled on a GPU: uncompiled it would evaluate the predicate everywhere, which is what blocks are to avoid.
+        # Compiled on a GPU: uncompiled it would evaluate the predicate everywhere, which blocks should avoid.
         return create_block_mask(
             mask_mod, batch, None, length, length, device=segments.device, _compile=segments.is_cuda
         )
     if implementation not in (IMPLEMENTATION, "sdpa", "eager"):
-        raise LBRError(
-            f"attention implementation {implementation!r} takes no bottleneck mask.",
-            where="attn_implementation",
-            fix='Train with "sdpa", "flex_attention" or "eager"; the released model may run with any.',
-        )
+        what = f"attention implementation {implementation!r} takes no bottleneck mask."
+        fix = 'Train with "sdpa", "flex_attention" or "eager"; the released model may run with any.'
+        raise LBRError(what, where="attn_implementation", fix=fix)
     mask = dense_mask(segments, examples, window=window)
     if implementation != "eager":
         return mask

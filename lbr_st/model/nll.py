@@ -1,9 +1,8 @@
 """Next-token negative log-likelihoods without the logits of all positions at once.
 
 The logits of the whole vocabulary take most of the memory of generative training. Here a few hundred positions are
-projected at a time, and their gradient with respect to the hidden states is taken at once, so that no logits wait for
-the backward pass. (torch 2.13's ``torch.nn.functional.linear_cross_entropy`` is slower on a CPU and less exact in
-bfloat16 on this task, and older torch lacks it.)
+projected at a time, and their gradients are taken at once, so that no logits wait for the backward pass. (torch 2.13's
+``linear_cross_entropy`` is slower on a CPU and less exact in bfloat16 on this task, and older torch lacks it.)
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 ON_CPU, ON_GPU = 2**23, 2**27
-
-
 """Logits made at once: 32 MB and 512 MB in float32."""
 
 
@@ -28,8 +25,8 @@ class Head:
     Args:
         weight: Shape (vocabulary, hidden).
         bias: Shape (vocabulary,).
-        scale: What the logits are multiplied by.
-        softcap: The largest logit, by absolute value, that ``tanh`` squashes them to; None for no cap.
+        scale: Factor of the logits.
+        softcap: Largest absolute logit, to which ``tanh`` squashes them; None for no cap.
     """
 
     weight: Tensor
@@ -69,10 +66,7 @@ def nll_sum(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
 
 @torch.no_grad()
 def nll_each(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-    """Return the negative log-likelihood of each token, float32 of shape (count,), without gradients.
-
-    Arguments are those of :func:`nll_sum`.
-    """
+    """Return each token's negative log-likelihood, float32 of shape (count,); arguments as for :func:`nll_sum`."""
     if not len(labels):
         return hidden.new_zeros(0, dtype=torch.float32)
     parts = [

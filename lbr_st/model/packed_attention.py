@@ -1,9 +1,9 @@
 """Attention over packed rows: many examples in one row, nothing spent on padding.
 
 transformers hands each layer's queries, keys and values to a registered function. Ours is PyTorch's scaled dot-product
-attention, except for packed rows. There, on a CPU, the row is cut into spans in each of which plain causal attention
-is the bottleneck mask; spans of about the same length go through together, so that attention costs what the examples'
-own lengths cost, and no mask is built. On a GPU FlexAttention skips the blocks that the mask leaves empty.
+attention, except for packed rows. On a CPU it cuts such a row into spans in each of which plain causal attention is the
+bottleneck mask, and runs spans of about the same length together: no mask is built, and attention costs what the
+examples' own lengths cost. On a GPU FlexAttention skips the blocks that the mask leaves empty.
 """
 
 from __future__ import annotations
@@ -22,20 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 IMPLEMENTATION = "lbr_sdpa"
-
-
 """Name of the attention implementation, as transformers knows it; without a packed row it is ``sdpa``."""
 
-
 ALIKE = 0.6
-
-
 """Spans go through together if the shortest is at least this share of the longest (measured)."""
 
-
 SHORT = 256
-
-
 """Up to this length two batched products and a softmax are faster than the fused kernel, whose backward pass is slow
 on a CPU in bfloat16 (measured)."""
 
@@ -55,8 +47,8 @@ class Bucket:
     Args:
         count: How many spans.
         length: Of the longest.
-        index: Row position of each token of each span, int64 of shape (count * length,). A span shorter than the
-            longest is followed by whatever stands behind it in the row: causal attention never looks that way.
+        index: Row position of each token of each span, int64 of shape (count * length,). A short span is filled up with
+            what follows it in the row, where causal attention never looks.
         window: Additive mask of shape (length, length) for a sliding window; None where causal attention is enough.
     """
 
@@ -67,10 +59,7 @@ class Bucket:
 
 
 class PackedMask(Tensor):
-    """The spans of a packed row to run, in buckets; passed where transformers passes a mask.
-
-    A tensor of shape (1, 1, 1, 1), because transformers passes on unchanged what has four axes.
-    """
+    """The spans of a packed row, in buckets: a tensor of four axes, since transformers passes such masks unchanged."""
 
     buckets: list[Bucket]
     order: Tensor
@@ -78,17 +67,15 @@ class PackedMask(Tensor):
 
     @classmethod
     def of(cls, spans: Sequence[tuple[int, int, int]], row: Tensor, window: int | None = None) -> Self:
-        """Make the mask of a row.
+        """Make the mask of a row from :func:`lbr_st.model.mask.causal_spans`.
 
-        Args:
-            spans: (begin, length, skip) of each, see :func:`lbr_st.model.mask.causal_spans`.
-            row: Any tensor of shape (1, row length), for the length and the device.
-            window: Sliding-window size in tokens; None for global attention.
+        ``row`` is any tensor of shape (1, row length), for the length and the device; ``window`` is the sliding-window
+        size in tokens, None for global attention.
         """
         size, device = row.shape[1], row.device
         mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device).as_subclass(cls)
         mask.buckets = []
-        # Padding at the end of a row belongs to no span; what it reads does not matter, as long as it is finite.
+        # Padding at the end of a row belongs to no span; what it reads only has to be finite.
         order = torch.zeros(size, dtype=torch.long)
         offset = 0
         for bucket in _alike(spans):
@@ -132,18 +119,10 @@ def _causal_bias(length: int, group: int, dtype: torch.dtype) -> Tensor:
 def attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers calls it: ``sdpa``, but for packed rows.
+    """Attention as transformers calls it: ``sdpa``, except where the mask is a packed row's.
 
-    Args:
-        module: The layer.
-        query: Shape (batch, heads, length, head dimension).
-        key: Shape (batch, key-value heads, length, head dimension).
-        value: The same shape as ``key``.
-        attention_mask: What ``sdpa`` takes, a :class:`PackedMask`, or a FlexAttention ``BlockMask``.
-        **options: ``dropout``, ``scaling`` and what else transformers passes.
-
-    Returns:
-        The outputs of shape (batch, length, heads, head dimension), and None.
+    Shapes are (batch, heads, length, head dimension); ``key`` and ``value`` may have fewer heads. Returns the outputs,
+    of shape (batch, length, heads, head dimension), and None.
     """
     if isinstance(attention_mask, PackedMask):
         return _by_buckets(module, query, key, value, attention_mask, **options), None
@@ -165,7 +144,7 @@ def _by_buckets(
     **options: Any,
 ) -> Tensor:
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # rotary embeddings leave float32 behind; sdpa would cast them as well
+    if torch.is_autocast_enabled(kind):  # rotary embeddings leave float32 behind, which sdpa casts as well
         query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
     heads, dimension = query.shape[1], query.shape[3]
     scaling = dimension**-0.5 if scaling is None else scaling
@@ -195,7 +174,7 @@ def _by_buckets(
 def _by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: Tensor | None) -> Tensor:
     """Causal attention of short sequences by batched matrix products; shapes (count, length, heads, dimension).
 
-    Query heads that share a key-value head become one longer query of it, so that keys and values are not repeated.
+    Query heads that share a key-value head become one longer query, so that keys and values are not repeated.
     """
     count, length, heads, dimension = query.shape
     shared = key.shape[2]
@@ -211,6 +190,4 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, scaling: float, wind
 
 
 AttentionInterface.register(IMPLEMENTATION, attention)
-
-
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -15,18 +15,15 @@ from lbr_st.model.safe import pickled
 class BottleneckPooler(Module):
     """Pool the last bottleneck token, optionally project it, and add variational noise while training.
 
-    Without a bottleneck the last token of every encoding is the end-of-text token, which is pooled in the same way.
-
-    In a release it becomes stock ``Pooling("lasttoken")`` and, with a projection, a stock ``Dense``; noise and bridge
-    exist in training only.
+    Without a bottleneck the last token of every encoding is the end-of-text token. In a release the pooler becomes
+    stock ``Pooling("lasttoken")`` and, with a projection, a stock ``Dense``; noise and bridge exist in training only.
 
     Args:
         hidden_dimension: Size of the backbone's hidden states.
         projection_dimension: Size of the embedding if it is to differ; None keeps the hidden state as it is.
         variational: Make the embedding z ~ N(μ, σ²) while training, with σ predicted from the hidden state, and add
             ``rate``: KL(N(μ, σ²) ‖ N(0, I)) in nats, shape (batch,). In evaluation z = μ.
-        num_soft_tokens: With the "embedding" bottleneck, how many soft prompt vectors the bridge maps an embedding
-            to; 0 for no bridge.
+        num_soft_tokens: How many soft prompt vectors the bridge of the "embedding" bottleneck gives; 0 for no bridge.
     """
 
     config_keys: list[str] = ["hidden_dimension", "projection_dimension", "variational", "num_soft_tokens"]
@@ -71,8 +68,8 @@ class BottleneckPooler(Module):
 
         Args:
             num_soft_tokens: How many vectors.
-            scale: Root mean square of the backbone's token embeddings. A unit-length embedding is mapped to vectors
-                of that size, so that the decoder first meets something of the size it is used to.
+            scale: Their root mean square for a unit-length embedding: that of the backbone's token embeddings, so that
+                the decoder first meets something of the size it is used to.
         """
         self.bridge = nn.Linear(self.get_embedding_dimension(), num_soft_tokens * self.hidden_dimension)
         nn.init.normal_(self.bridge.weight, std=scale)
@@ -80,8 +77,7 @@ class BottleneckPooler(Module):
 
     def soft_prompt(self, embedding: Tensor) -> Tensor:
         """Map embeddings of shape (batch, dimension) to soft prompts of shape (batch, num_soft_tokens, hidden)."""
-        if self.bridge is None:
-            raise ValueError("This pooler has no bridge: call add_bridge first.")
+        assert self.bridge is not None, "call add_bridge first"
         return self.bridge(embedding).unflatten(-1, (-1, self.hidden_dimension))
 
     def forward(self, features: dict[str, Tensor | Any], **kwargs: Any) -> dict[str, Tensor | Any]:
@@ -110,11 +106,7 @@ class BottleneckPooler(Module):
     def load(  # type: ignore[override]
         cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
     ) -> Self:
-        """Load a saved pooler from a folder or the hub; its weights from safetensors.
-
-        Raises:
-            LBRError: It should have weights and has no ``model.safetensors``.
-        """
+        """Load a saved pooler; raise :class:`LBRError` if its ``model.safetensors`` is missing."""
         hub = {key: kwargs[key] for key in ("token", "cache_folder", "revision", "local_files_only") if key in kwargs}
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
         pooler = cls(**{key: value for key, value in config.items() if key in cls.config_keys})

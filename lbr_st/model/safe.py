@@ -1,7 +1,4 @@
-"""What is read of a model, one's own or a stranger's: safetensors, JSON and text. Its code never runs.
-
-``docs/SECURITY.md`` has the whole picture.
-"""
+"""Safe reading of models, one's own or a stranger's: safetensors, JSON and text; their code never runs."""
 
 from __future__ import annotations
 
@@ -10,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from lbr_st.errors import LBRError
 
@@ -24,56 +19,42 @@ TRAINING_CLASSES: dict[str, str] = {
     "sentence_transformers.sentence_transformer.modules.Normalize": "normalize",
     "sentence_transformers.models.Normalize": "normalize",
 }
-
-
-"""Class in ``modules.json`` → which of the three modules of a training model it is. No other class is ever loaded."""
-
+"""Class in ``modules.json``, as any version wrote it → the module of a training model. No other class is loaded."""
 
 PICKLED = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
-
-
-"""Files of weights that unpickling would read → what is read instead."""
-
+"""Pickled weights → the file to read instead."""
 
 _DAMAGED = "The model is damaged: save or download it again."
 
 
 def without_code(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return options of ``from_pretrained`` with ``trust_remote_code`` off; left out, transformers asks at a terminal.
+    """Return options of ``from_pretrained`` with ``trust_remote_code`` off; without it, transformers asks the user.
 
     Raises:
         LBRError: They ask for ``trust_remote_code``.
     """
     options = dict(options or {})
     if options.get("trust_remote_code"):
-        raise LBRError(
-            "code that comes with a model is never run.",
-            where="trust_remote_code",
-            fix="Choose a model of an architecture that transformers knows.",
-        )
+        fix = "Choose a model of an architecture that transformers knows."
+        raise LBRError("code that comes with a model is never run.", where="trust_remote_code", fix=fix)
     return {**options, "trust_remote_code": False}
 
 
 @contextmanager
 def explain_load_errors(name: str, what: str = "the model") -> Iterator[None]:
-    """Turn a library's error about a model that it cannot load into an :class:`LBRError` that names the model.
-
-    Args:
-        name: The model, as the user named it.
-        what: What it is: "the base" or "the model".
-    """
+    """Turn a library's error into an :class:`LBRError` that names the model, or ``what`` else cannot be loaded."""
     try:
         yield
     except LBRError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # transformers, Sentence Transformers, safetensors and the hub each raise their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         fix = "Check the name, the network and the model's files."
         raise LBRError(f"{what} cannot be loaded: {reason}.", where=name, fix=fix) from error
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """Return what a JSON file of a model holds, an object or a list.
+    """Return what a JSON file of a model holds, an object or a list (``kind``).
 
     Raises:
         LBRError: It cannot be read, or holds something else.
@@ -88,10 +69,10 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Return the modules of a Sentence Transformers model: the names of their classes, and their folders within it.
+    """Return the class names of a Sentence Transformers model's modules, each with its folder within the model.
 
     Raises:
-        LBRError: There is no such folder, or it has no ``modules.json``, or a damaged one.
+        LBRError: The folder or its ``modules.json`` is missing or damaged.
     """
     listing = folder / "modules.json"
     if not folder.is_dir():
@@ -102,25 +83,20 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     try:
         return [(str(module["type"]), str(module["path"])) for module in read_json(listing, list)]
     except (KeyError, TypeError) as error:
-        raise LBRError("a module without a type and a path.", where=str(listing), fix=_DAMAGED) from error
+        raise LBRError("a module has no type or no path.", where=str(listing), fix=_DAMAGED) from error
 
 
 def pickled(where: str) -> LBRError:
     """Return the error for a model without weights in safetensors."""
-    return LBRError(
-        "there are no weights in safetensors; pickled ones (.bin, .pt, .ckpt) can run code and are never opened.",
-        where=where,
-        fix="Use a model that has them, or convert this one where you trust it: load it, then save_pretrained.",
-    )
+    what = "there are no weights in safetensors; pickled ones (.bin, .pt, .ckpt) can run code and are never opened."
+    fix = "Use a model that has them, or convert this one where you trust it: load it, then save_pretrained."
+    return LBRError(what, where=where, fix=fix)
 
 
 def refuse_pickles(model: str) -> None:
-    """Refuse a model of which a part has its weights pickled only.
+    """Refuse a model, a folder or a hub id, of which a part has pickled weights only.
 
-    transformers has ``use_safetensors`` for that; Sentence Transformers would open a pickled ``Dense``.
-
-    Args:
-        model: A folder or a hub id.
+    transformers has ``use_safetensors`` for that, but Sentence Transformers would open a pickled ``Dense``.
 
     Raises:
         LBRError: It has such a part.

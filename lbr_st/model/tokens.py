@@ -1,14 +1,10 @@
-"""Bottleneck tokens: k special tokens that the tokenizer itself appends to every text.
+"""Bottleneck tokens: k special tokens that the tokenizer's post-processor appends to every text.
 
-Because the *tokenizer's post-processor* appends them, a released model needs no code of ours: every consumer of
-``tokenizer.json`` (Sentence Transformers, MTEB, ONNX pipelines, inference servers) gets them for free, and truncation
-makes room for them. A model without a bottleneck (k = 0, as the baselines are) ends every text with the base's own
-end-of-text token instead.
+So a released model needs no code of ours: every consumer of ``tokenizer.json`` appends them, and truncation makes room
+for them. A model without a bottleneck (k = 0) ends every text with the base's own end-of-text token instead.
 """
 
 from __future__ import annotations
-
-import json
 
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -35,42 +31,30 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
 
     With ``num_tokens`` 0 it ends every encoding with the end-of-text token, once, also if it already does.
 
-    The copy has no chat template, because with one Sentence Transformers renders each text as a chat message and the
-    post-processor is skipped. It is of the generic fast class, because model-specific classes (Llama, Gemma) rebuild
-    their post-processor when they are loaded and would drop the bottleneck. It pads on the right, so that with causal
-    attention the padding cannot reach any text.
+    The copy has no chat template: with one, Sentence Transformers renders each text as a chat message and skips the
+    post-processor. It is of the generic fast class: model-specific ones (Llama, Gemma) rebuild their post-processor
+    when they are loaded and would drop the bottleneck. It pads on the right, where causal attention never looks.
 
     Args:
         tokenizer: A fast tokenizer. It is not changed.
         num_tokens: k, at least 0.
 
     Raises:
-        LBRError: k < 0, the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
+        LBRError: k < 0, or the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if num_tokens < 0:
-        raise LBRError(
-            f"num_bottleneck_tokens is {num_tokens}; it must be at least 0.",
-            fix="4 is a good start; 0 builds a model without a bottleneck.",
-        )
+        fix = "4 is a good start; 0 builds a model without a bottleneck."
+        raise LBRError(f"must be at least 0, not {num_tokens}.", where="num_bottleneck_tokens", fix=fix)
     if not tokenizer.is_fast:
-        raise LBRError(
-            "the tokenizer is a slow (pure Python) one, without a post-processor.",
-            where=name,
-            fix="Use a base that ships a tokenizer.json.",
-        )
+        what = "the tokenizer is a slow (pure Python) one, without a post-processor."
+        raise LBRError(what, where=name, fix="Use a base that ships a tokenizer.json.")
     if bottleneck_token_ids(tokenizer):
-        raise LBRError(
-            f"the tokenizer already has the bottleneck token {bottleneck_token(0)}.",
-            where=name,
-            fix="This is an lbr-st model, not a plain base: load it with lbr_st.load_model, or start from its base.",
-        )
+        fix = "This is an lbr-st model, not a plain base: load it with lbr_st.load_model, or start from its base."
+        raise LBRError(f"the tokenizer already has the bottleneck token {bottleneck_token(0)}.", where=name, fix=fix)
     if tokenizer.eos_token_id is None:
-        raise LBRError(
-            "the tokenizer has no end-of-text (eos) token, which ends every target.",
-            where=name,
-            fix="Set tokenizer.eos_token and save the base again.",
-        )
+        what = "the tokenizer has no end-of-text (eos) token, which ends every target."
+        raise LBRError(what, where=name, fix="Set tokenizer.eos_token and save the base again.")
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
@@ -85,7 +69,7 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
         **{key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
     )
     if copy.pad_token is None:
-        # Padding is masked out everywhere, so reusing eos is harmless and adds no row to the vocabulary.
+        # Padding is masked out everywhere, so eos may pad as well; the vocabulary needs no row for it.
         copy.pad_token = copy.eos_token
     read_as_text(copy)
     tokens = [bottleneck_token(index) for index in range(num_tokens)]
@@ -93,7 +77,7 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
         copy.add_tokens(tokens, special_tokens=True)
     elif copy("a")["input_ids"][-1:] == [copy.eos_token_id]:
         return copy
-    _append_on_every_encoding(copy, tokens or [copy.eos_token])
+    _append(copy, tokens or [copy.eos_token])
     return copy
 
 
@@ -101,14 +85,14 @@ def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer read ``<|lbr_0|>``, ``</s>`` or ``<|im_start|>`` inside a text as the characters they are.
 
     Then no text can forge a bottleneck or another control token; what the post-processor adds is not affected. The
-    option is transformers' own and is saved in ``tokenizer_config.json``, so plain Sentence Transformers follows it.
-    Words that a base has added to its vocabulary without calling them special, such as Qwen's ``<think>``, stay words.
+    option is transformers' own and saved in ``tokenizer_config.json``, so plain Sentence Transformers follows it. Words
+    that a base added without calling them special, such as Qwen's ``<think>``, stay words.
     """
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs["split_special_tokens"] = True  # what save_pretrained writes
 
 
-def _append_on_every_encoding(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> None:
+def _append(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> None:
     suffix = " ".join(f"{token}:0" for token in tokens)
     template = processors.TemplateProcessing(
         single=f"$A:0 {suffix}",
@@ -130,8 +114,5 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     for before in range(len(full) - len(plain) + 1):
         if full[before : before + len(plain)] == plain:
             return before, len(full) - before - len(plain)
-    raise LBRError(
-        f"cannot tell a text's own tokens from the ones the tokenizer adds: {json.dumps(full)} for 'a'.",
-        where=tokenizer.name_or_path,
-        fix="Report this base; its post-processor changes the text's tokens.",
-    )
+    what = f"cannot tell a text's own tokens from the ones the tokenizer adds: {full} for 'a'."
+    raise LBRError(what, where=tokenizer.name_or_path, fix="Report this base; its post-processor changes tokens.")

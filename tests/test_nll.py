@@ -1,17 +1,10 @@
-"""Negative log-likelihoods without materialised logits. Invariants:
-
-1. Sum and gradients (hidden states, weight, bias) are those of the cross-entropy of all logits, whatever the chunks,
-   scale, soft cap and bias.
-2. Under autocast the softmax is of float32: the sum is near the float32 one.
-3. Only what is trained gets a gradient; nothing to predict costs nothing.
-4. Logits of a chunk are all that is ever there: a tensor of (count, vocabulary) is never made.
-"""
+"""Negative log-likelihoods without materialised logits: the cross-entropy of all logits, whatever the chunks."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lbr_st.model import nll as token_nll
+from lbr_st.model import nll
 from lbr_st.model.nll import Head, nll_each, nll_sum
 
 COUNT, HIDDEN, VOCABULARY = 11, 6, 40
@@ -42,7 +35,7 @@ def reference(hidden, labels, head):
     "options", [{}, {"bias": True}, {"scale": 0.3}, {"softcap": 2.0}, {"bias": True, "scale": 1.7, "softcap": 3.0}]
 )
 def test_sum_and_gradients_are_those_of_cross_entropy(monkeypatch, options, at_once):
-    monkeypatch.setattr(token_nll, "ON_CPU", at_once)
+    monkeypatch.setattr(nll, "ON_CPU", at_once)
     hidden, labels, head = make(**options)
     wanted = reference(hidden, labels, head)
     torch.testing.assert_close(nll_each(hidden, labels, head), wanted, rtol=1e-5, atol=1e-6)
@@ -115,7 +108,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_all_logits_are_never_there_at_once(monkeypatch):
-    monkeypatch.setattr(token_nll, "ON_CPU", 2 * VOCABULARY)
+    monkeypatch.setattr(nll, "ON_CPU", 2 * VOCABULARY)
     hidden, labels, head = make()
     frozen = Head(head.weight.detach())
     with Largest() as largest:
