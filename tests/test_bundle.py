@@ -114,7 +114,7 @@ def test_the_release_built_from_a_bundle_is_the_runs_own(run, made, tmp_path):
     assert ((own * again).sum(axis=1) >= 0.9999).all()
     # That says something: training moved the embeddings, and each stage did.
     for other in (
-        pipeline.build(recipe_of(tmp_path, projection_dim=16)),
+        model_from_recipe(recipe_of(tmp_path, projection_dim=16)),
         load_model(run.parent / "out-work" / "learn"),
     ):
         assert ((own * encodings(other)).sum(axis=1) < 0.99).any()

@@ -164,7 +164,7 @@ def test_a_file_is_told_by_its_name(name, told):
 
 
 def test_an_adapter_asks_for_its_base_by_name_and_takes_it_from_where_it_is(toy, tiny_base, machine, tmp_path):
-    model = pipeline.build(toy)
+    model = model_from_recipe(toy)
     release(model, tmp_path / "adapter", adapter_only=True)
     with pytest.raises(LBRError, match=r"my-base: the base cannot be loaded.*--base FOLDER"):
         release(tmp_path / "adapter", tmp_path / "released")
