@@ -192,7 +192,7 @@ def test_what_is_no_release_is_refused(tiny_base, released, tmp_path):
         export_model(tmp_path / "training", tmp_path / "out")
     exported = tmp_path / "exported"
     worker.copy_release(released, exported, weights=False)
-    with pytest.raises(LBRError, match="not an export of it"):
+    with pytest.raises(LBRError, match="An export cannot be exported again"):
         export_model(exported, tmp_path / "out")
 
 

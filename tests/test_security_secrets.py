@@ -24,6 +24,7 @@ from lbr_st.recipe import (
     load_recipe,
     without_place,
 )
+from lbr_st.training.model import model_from_recipe
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
 USER = "telltaleuser"

@@ -1,4 +1,4 @@
-"""Where exports run: an environment for each backend, made once below the cache, and the worker called in it."""
+"""Export a release for another backend: in an environment of its own, by a worker, and proven by its embeddings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,51 @@ from lbr_st.publish.bundle import PROBE_TEXTS, cosines, encode_probes
 
 WORKER = Path(__file__).with_name("export_worker.py")
 
-
 UNWANTED = {"openvino": ("torchvision",), "onnx": ()}
-
-
 """Packages that are removed again. optimum-intel requires torchvision, which a text model does not need. Where torch is
-a build for the processor and torchvision is not, every import of transformers fails."""
+a CPU build and torchvision is not, every import of transformers fails."""
+
+BACKENDS = {"openvino": "OpenVINO", "onnx": "ONNX"}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Cosines between an export's embeddings and the release's, of the same texts: the lowest, and their mean."""
+
+    lowest: float
+    mean: float
+
+    def __str__(self) -> str:
+        return f"lowest {self.lowest:.6f}, mean {self.mean:.6f}"
+
+
+LEAST = {"float32": Parity(0.999, 0.999), "int8": Parity(0.9, 0.95)}
+"""Precision → the lowest and the mean cosine an export must reach; below, nothing is written."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export that passed.
+
+    Args:
+        backend: One of :data:`BACKENDS`.
+        precision: One of :data:`LEAST`.
+        computes_in: The arithmetic outside of quantised products, as the loaded model reports it.
+        parity: Its cosines with the release, as the release's own environment encodes.
+        torch_parity: The same of the release, run by torch in the exporting environment.
+        versions: Package → version in the exporting environment.
+        release_versions: The same in the release's.
+        calibration: Where int8 scales come from; "" if none were needed.
+    """
+
+    backend: str
+    precision: str
+    computes_in: str
+    parity: Parity
+    torch_parity: Parity
+    versions: dict[str, str] = field(default_factory=dict)
+    release_versions: dict[str, str] = field(default_factory=dict)
+    calibration: str = ""
 
 
 def requirements(backend: str) -> str:
@@ -44,11 +84,7 @@ def requirements(backend: str) -> str:
 def environment(backend: str) -> Path:
     """Return the Python interpreter of a backend's environment, which is made the first time, whole or not at all.
 
-    The environment's folder bears a hash of the requirements and this Python's version, so another list is another
-    environment.
-
-    Args:
-        backend: ``"openvino"`` or ``"onnx"``.
+    The folder's name holds this Python's version and a hash of the requirements, so another list gets another one.
 
     Raises:
         LBRError: The environment cannot be made: no ``venv``, or no package registry.
@@ -102,13 +138,13 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **request: Any) -> Any:
-    """Return the worker's answer: it runs as a process of another environment, and is asked through files.
+    """Run the worker as a process of another environment, ask it through files, and return its answer.
 
     Args:
         python: The environment's interpreter.
-        what: ``"versions"``, ``"export"`` or ``"encode"``, see the worker's functions of these names.
+        what: ``"versions"``, ``"export"`` or ``"encode"``: the worker's function of that name.
         backend: ``"openvino"`` or ``"onnx"``, or ``"torch"`` to encode with a release.
-        place: Folder for what lies in between; None for the system's temporary folder.
+        place: Folder for temporary files; None for the system's.
         **request: What the worker's function reads.
 
     Raises:
@@ -141,66 +177,16 @@ def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **r
 def encode(python: Path, folder: Path, backend: str, texts: Sequence[str]) -> tuple[np.ndarray, str]:
     """Encode texts as queries and then as documents in another environment, four at once.
 
-    Args:
-        python: The environment's interpreter.
-        folder: An exported folder, which is loaded as anybody would; with the backend ``"torch"`` a release.
-        backend: As for :func:`ask`.
-        texts: The texts.
+    The folder is an export, loaded as anybody would, or a release with the backend ``"torch"``.
 
     Returns:
-        Embeddings of shape (2 × texts, dimension) in float32, and the arithmetic used outside of quantised products,
-        such as ``"float32"``.
+        Embeddings of shape (2 × texts, dimension) in float32, and the arithmetic outside of quantised products.
     """
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "embeddings.npy"
         options: dict[str, Any] = {"texts": list(texts), "batch_size": 4, "embeddings": str(path)}
         answer = ask(python, "encode", backend, model=str(folder.resolve()), **options)
         return np.load(path), answer["computes_in"]
-
-
-BACKENDS = {"openvino": "OpenVINO", "onnx": "ONNX"}
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Cosines between an export's embeddings and the release's, of the same texts: the lowest, and their mean."""
-
-    lowest: float
-    mean: float
-
-    def __str__(self) -> str:
-        return f"lowest {self.lowest:.6f}, mean {self.mean:.6f}"
-
-
-LEAST = {"float32": Parity(0.999, 0.999), "int8": Parity(0.9, 0.95)}
-
-
-"""Precision → the lowest and the mean cosine an export must reach; below, nothing is written."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """An export that passed.
-
-    Args:
-        backend: One of :data:`BACKENDS`.
-        precision: One of :data:`LEAST`.
-        computes_in: The arithmetic outside of quantised products, as the loaded model reports it.
-        parity: Its cosines with the release, as the release's own environment encodes.
-        torch_parity: The same of the release, run by torch in the exporting environment.
-        versions: Package → version in the exporting environment.
-        release_versions: The same in the release's.
-        calibration: Where int8 scales come from; "" if none were needed.
-    """
-
-    backend: str
-    precision: str
-    computes_in: str
-    parity: Parity
-    torch_parity: Parity
-    versions: dict[str, str] = field(default_factory=dict)
-    release_versions: dict[str, str] = field(default_factory=dict)
-    calibration: str = ""
 
 
 def export_model(
@@ -242,12 +228,10 @@ def export_model(
         what = f"{backend} in {precision} takes no calibration texts."
         raise LBRError(what, where="calibration", fix="Leave it out; they are for int8 with openvino.")
     foreign = [kind for kind, _ in read_modules(model) if not kind.startswith("sentence_transformers.")]
-    if foreign:
-        fix = "Release it first: lbr-st release MODEL --output FOLDER."
-        raise LBRError(f"not a released model: it has the module {foreign[0]}.", where=str(model), fix=fix)
-    if not any(model.glob("*.safetensors")):
-        fix = "Name the released model itself, not an export of it."
-        raise LBRError("there are no weights (*.safetensors).", where=str(model), fix=fix)
+    if foreign or not any(model.glob("*.safetensors")):
+        what = f"it has the module {foreign[0]}" if foreign else "there are no weights (*.safetensors)"
+        fix = "Release it first: lbr-st release MODEL --output FOLDER. An export cannot be exported again."
+        raise LBRError(f"not a released model: {what}.", where=str(model), fix=fix)
     refuse_existing(output, overwrite=overwrite)
     texts = calibration_texts(Path(calibration) if calibration else None) if static else []
     origin = f"of {Path(calibration).name}" if calibration else "of Python's standard library"
@@ -256,12 +240,13 @@ def export_model(
 
     notice("Encoding the probe texts with the release ...")
     reference = encode_probes(load_stock(str(model), device="cpu", dtype="float32"))
+    own = installed_versions(("torch", "sentence-transformers", "transformers"))
     with new_folder(output, overwrite=overwrite) as aside:
         there, _ = encode(python, model, "torch", PROBE_TEXTS)
         torch_parity = check(reference, there, "float32", f"torch with transformers {versions.get('transformers')}")
         notice(f"Exporting to {backend} in {precision} ...")
         request = {"model": str(model.resolve()), "output": str(aside.resolve()), "precision": precision}
-        # What lies in between is as large as the model: it goes to the disk of the output.
+        # Temporary files are as large as the model: they go to the disk of the output.
         ask(python, "export", backend, place=aside.parent, calibration=texts, **request)
         found, computes_in = encode(python, aside, backend, PROBE_TEXTS)
         export = Export(
@@ -271,10 +256,7 @@ def export_model(
             check(reference, found, precision, f"the export ({backend}, {precision})"),
             torch_parity,
             versions,
-            {
-                "python": platform.python_version(),
-                **installed_versions(("torch", "sentence-transformers", "transformers")),
-            },
+            release_versions={"python": platform.python_version(), **own},
             calibration=f"{len(texts)} texts, {origin}" if static else "",
         )
         card = model / "README.md"
@@ -302,29 +284,20 @@ def check(reference: np.ndarray, found: np.ndarray, precision: str, what: str) -
     """
     rows = cosines(reference, found)
     parity, least = Parity(float(rows.min()), float(rows.mean())), LEAST[precision]
-    if not (parity.lowest >= least.lowest and parity.mean >= least.mean):
-        raise LBRError(
-            f"differs from the release: lowest cosine {parity.lowest:.4f}, mean {parity.mean:.4f} over the probe "
-            f"texts, where {least.lowest} and {least.mean} are required; nothing was written.",
-            where=what,
-            fix=_FIX[precision],
-        )
-    return parity
-
-
-_FIX = {
-    "float32": "The environment reads this model differently; leave --python out, or report it as a defect.",
-    "int8": "Export it with --precision float32, or give --calibration texts of your domain.",
-}
+    if parity.lowest >= least.lowest and parity.mean >= least.mean:
+        return parity
+    fix = "The environment reads this model differently: leave --python out, or report it as a defect."
+    if precision == "int8":
+        fix = "Export it with --precision float32, or give --calibration texts of your domain."
+    differs = (
+        f"differs from the release: lowest cosine {parity.lowest:.4f}, mean {parity.mean:.4f} over the probe "
+        f"texts, where {least.lowest} and {least.mean} are required; nothing was written."
+    )
+    raise LBRError(differs, where=what, fix=fix)
 
 
 def export_card(card: str, export: Export) -> str:
-    """Return a release's card with a section on the export below its title, or at its end.
-
-    Args:
-        card: The release's ``README.md``; "" if it has none.
-        export: What to tell.
-    """
+    """Return a release's card with a section on the export below its title, or at its end where it has none."""
     scales = f"; scales from {export.calibration}" if export.calibration else ""
     precision = f"int8 weights and activations{scales}; everything else in {export.computes_in}"
     if export.precision == "float32":
@@ -367,31 +340,23 @@ model = SentenceTransformer("FOLDER", backend="{export.backend}")
 
 NUM_TEXTS = 128
 
-
 LEAST_TEXTS = 16
-
-
 """Fewer say too little of how large activations become."""
-
 
 _NAMES = ("argparse", "ast", "collections", "datetime", "email", "logging", "pathlib", "random", "statistics", "string")
 
 
 def calibration_texts(path: Path | None) -> list[str]:
-    """Return texts to calibrate with.
+    """Return texts to calibrate with: the first :data:`NUM_TEXTS` of JSON lines with a ``"text"`` each.
 
-    Args:
-        path: JSON lines with a ``"text"`` each, of which the first :data:`NUM_TEXTS` are taken. None takes
-            documentation from Python's standard library, by turns a first line and all of what is said: prose and
-            code of many lengths, and nothing to download.
+    None takes documentation from Python's standard library, by turns a first line and the whole: prose and code of many
+    lengths, and nothing to download.
 
     Raises:
         LBRError: The file cannot be read, or has too few texts.
     """
     if path is not None:
-        texts = [
-            item["text"] for _, (_, item) in zip(range(NUM_TEXTS), read_json_records(path, ["text"]), strict=False)
-        ]
+        texts = [record["text"] for _, record in islice(read_json_records(path, ["text"]), NUM_TEXTS)]
         if len(texts) < LEAST_TEXTS:
             fix = f"Give {LEAST_TEXTS} or more, such as documents and queries of your domain."
             raise LBRError(f"{len(texts)} texts are too few to calibrate with.", where=str(path), fix=fix)

@@ -9,8 +9,8 @@ import shlex
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import chdir, contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
+from contextlib import chdir, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import StringIO
@@ -122,13 +122,6 @@ def submission(
     return made
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with quiet_mteb(), warnings.catch_warnings(), redirect_stderr(StringIO()):  # 28 tasks with a bar or two each
-        warnings.simplefilter("ignore")
-        yield
-
-
 def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[str, Any]) -> Any:
     """Return MTEB's ``ModelMeta`` of a release: what MTEB reads from it, our facts, and ``given`` fields as they are.
 
@@ -150,7 +143,7 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
     base = recipe.model.base if recipe else str(card.get("base_model"))
     licence = card.get("license_link") if card.get("license") == "other" else card.get("license")
     is_lbr = recipe is None or (recipe.learn.enabled and recipe.learn.max_steps and recipe.learn.bottleneck != "none")
-    with _quiet():
+    with quiet_mteb(), warnings.catch_warnings(action="ignore"):
         read_by_mteb = dict(kind.from_sentence_transformer_model(model))
     values = {
         **read_by_mteb,
@@ -174,17 +167,21 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
     for field in ("languages", "license", "adapted_from", "training_datasets"):
         if values[field] in (None, []):
             what = f"neither recipe.yaml nor README.md tells {field}."
-            raise LBRError(what, where=str(folder), fix=f"Give --{field}; lbr-st submission --help says in what form.")
+            raise LBRError(what, where=str(folder), fix=f"Give {_flag(field)}. lbr-st submission --help says how.")
     for task in set(values["training_datasets"]) - mteb_tasks().keys():
         raise LBRError(f"MTEB has no task {task!r}.", where="training_datasets", fix="Check the case of its name.")
     if values["adapted_from"] == values["name"]:  # MTEB would follow it to the base's training data for ever
-        raise LBRError("a model cannot be adapted from itself.", fix="Give the base's hub id with --adapted_from.")
+        raise LBRError("a model cannot be adapted from itself.", fix="Give the base's hub id with --adapted-from.")
     try:
         return kind(**values)
     except ValidationError as error:
         field, problem = str(error.errors()[0]["loc"][0]), error.errors()[0]["msg"]
         what = f"MTEB does not accept {field} {values[field]!r}: {problem}."
-        raise LBRError(what, fix=f"Give another --{field}.") from error
+        raise LBRError(what, fix=f"Give another {_flag(field)}.") from error
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def training_sources(recipe: Recipe | None) -> list[str]:
@@ -198,16 +195,13 @@ def training_sources(recipe: Recipe | None) -> list[str]:
 
 def tasks_of(sources: Iterable[str]) -> set[str]:
     """Return the MTEB tasks whose own data these sources are, by hub id or by name (``BeIR/scifact``, ``scifact``)."""
-
-    def plain(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.casefold())
-
-    named = {source: plain(re.sub(r"\.(jsonl?|csv|parquet)$", "", Path(source).name)) for source in sources}
+    form = r"\.(jsonl?|csv|parquet)$|[\W_]"
+    named = {source: re.sub(form, "", Path(source).name.casefold()) for source in sources}
     return {
         task
         for task, metadata in mteb_tasks().items()
         for source, name in named.items()
-        if metadata.dataset.get("path") == source or plain(task) == name
+        if metadata.dataset.get("path") == source or re.sub(form, "", task.casefold()) == name
     }
 
 
@@ -243,7 +237,8 @@ def mock_run(meta: Any, model_folder: str | Path) -> tuple[int, dict[str, str], 
     """
     folder, done = Path(model_folder).resolve(), import_extra("mteb.results.task_result").TaskResult
     # Sentence Transformers takes a folder named org/model for the hub's repository, so the ModelMeta is used unchanged.
-    with tempfile.TemporaryDirectory() as place, chdir(place), _quiet():
+    silent = warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())  # 28 tasks with a bar or two each
+    with tempfile.TemporaryDirectory() as place, chdir(place), quiet_mteb(), silent[0], silent[1]:
         Path(meta.name).parent.mkdir()
         Path(meta.name).symlink_to(folder, target_is_directory=True)
         found = import_extra("mteb").mock_run(meta.load_model())
@@ -300,7 +295,7 @@ def _file_results(source: Path | None, output: Path, meta: Any, digest: str) -> 
 def _steps(made: Submission, model_folder: Path, given: Mapping[str, Any], sources: list[str], published: bool) -> str:
     """Return the text of ``STEPS.md``, with every name filled in."""
     meta, (org, _, name) = made.meta, made.meta.name.partition("/")
-    options = [f"--{k}={v}" if isinstance(v, str) else f"--{k}=[{','.join(v)}]" for k, v in given.items()]
+    options = [f"{_flag(k)}={v if isinstance(v, str) else '[' + ','.join(v) + ']'}" for k, v in given.items()]
     again = ["lbr-st", "submission", str(model_folder), "--org", org, "--name", name, "--output", str(made.folder)]
     trained = ", ".join(sorted(meta.training_datasets))
     asked = [key for key in ("public_training_code", "public_training_data", "contacts") if not getattr(meta, key)]
@@ -316,7 +311,7 @@ def _steps(made: Submission, model_folder: Path, given: Mapping[str, Any], sourc
         "benchmark": next((f'"{BENCHMARKS[source]}"' for source in sources if source in BENCHMARKS), "BENCHMARK"),
         "warning": "\n\n**Not all mock tasks passed: find out why before you open it.**" if made.failures else "",
         "trained": f"names {trained}: MTEB will not count these as zero-shot" if trained else "is empty",
-        "asked": "".join(f"\n- `{key}` is None. Give `--{key}=...` once there is one." for key in asked),
+        "asked": "".join(f"\n- `{key}` is None. Give `{_flag(key)}=...` once there is one." for key in asked),
         "overlaps": "\n".join(f"- {line}" for line in known_overlaps(sources, sorted({*TASK_ORIGINS, *made.public}))),
     }
     return _STEPS.format(publish="" if published else _PUBLISH.format(**facts), **facts)
