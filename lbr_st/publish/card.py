@@ -41,33 +41,19 @@ Row = tuple[str, TaskScore]
 
 @dataclass
 class CardInfo:
-    """What a card says beyond what Sentence Transformers can see in the model.
-
-    Args:
-        name: Name of the model.
-        recipe: The run that made it; None if unknown. Paths in it are cut to their last part.
-        results: The run's ``results.json``, this model last, or the folder of ``lbr-st evaluate``; None: none yet.
-        licence: SPDX id of the weights' licence; None if unknown.
-        data: Training data, one line each with its licence.
-        contamination: What the check of the training data against the evaluation data found, a paragraph each.
-        overlaps: What evaluation and training data are known to share by their origin, a sentence each.
-        language: Language of the training text.
-        examples: A query and a few texts for the usage example.
-        provenance: What :func:`provenance` says, kept next to the card; None if unknown.
-        note: A paragraph on how this copy of the model came about; None for none.
-    """
+    """What a card says beyond what Sentence Transformers can see in the model; None where it is unknown."""
 
     name: str
-    recipe: Recipe | None = None
-    results: Path | None = None
-    licence: str | None = None
-    data: Sequence[str] = ()
-    contamination: Sequence[str] = ()
-    overlaps: Sequence[str] = ()
-    language: str | None = None
-    examples: Sequence[str] = ()
-    provenance: dict[str, Any] | None = None
-    note: str | None = None
+    recipe: Recipe | None = None  # the run that made it; paths in it are cut to their last part
+    results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
+    licence: str | None = None  # SPDX id of the weights' licence
+    data: Sequence[str] = ()  # training data, one line each with its licence
+    contamination: Sequence[str] = ()  # what the check against the evaluation data found, a paragraph each
+    overlaps: Sequence[str] = ()  # what evaluation and training data share by their origin, a sentence each
+    language: str | None = None  # of the training text
+    examples: Sequence[str] = ()  # a query and a few texts for the usage example
+    provenance: dict[str, Any] | None = None  # see provenance(); kept next to the card
+    note: str | None = None  # a paragraph on how this copy of the model came about
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -127,7 +113,11 @@ def write_origin(info: CardInfo, folder: Path) -> None:
 class _Retrieval(SentenceEvaluator):
     """Names a retrieval result for Sentence Transformers' metrics table."""
 
-    primary_metric, description = "ndcg_at_10", "Information Retrieval"
+    description = "Information Retrieval"
+
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.name, self.primary_metric = task, "ndcg_at_10"
 
 
 def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None:
@@ -147,10 +137,9 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None
         data.usage_examples = list(info.examples)
     rows = read_results(info.results) if info.results else []
     if rows:
-        result, evaluator = rows[-1][1], _Retrieval()
-        evaluator.name = result.task
+        result = rows[-1][1]
         metrics = {"ndcg_at_10": result.ndcg_at_10, "recall_at_10": result.recall_at_10}
-        data.set_evaluation_metrics(evaluator, {k: v for k, v in metrics.items() if v is not None})
+        data.set_evaluation_metrics(_Retrieval(result.task), {k: v for k, v in metrics.items() if v is not None})
     recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip() if info.recipe else ""
     ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```"
     parts = [
@@ -178,33 +167,28 @@ def _bullets(lines: Sequence[str]) -> str:
 def _how_trained(recipe: Recipe) -> str:
     """Say how the model was trained; a baseline does not claim what it left out."""
     tokens, bottleneck = recipe.model.num_bottleneck_tokens > 0, recipe.learn.bottleneck != "none"
-    pooled = "last appended token" if tokens else "end-of-text token"
-    stages = []
-    if recipe.learn.enabled:
-        stages.append(_THROUGH_BOTTLENECK if bottleneck else _WITHOUT_BOTTLENECK)
-    if recipe.represent.enabled:
-        stages.append(f"*represent* (contrastive training of the {pooled}'s state)")
-    whole = recipe.learn.enabled and bottleneck and recipe.represent.enabled
-    method = "[LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
+    pooled = "last appended token's" if tokens else "end-of-text token's"
     what = "appended tokens come" if tokens else "end-of-text token comes"
-    text = (
-        f"{'With' if whole else 'A part or a baseline of'} {method}: {', then '.join(stages)}. The {what} from the "
-        "tokenizer itself, so plain Sentence Transformers runs this model. Use `encode_query` and `encode_document`, "
-        "which add the prompts that training used."
+    stages = [_BOTTLENECK if bottleneck else _CAUSAL_LM] if recipe.learn.enabled else []
+    stages += [f"*represent* (contrastive training of the {pooled} state)"] if recipe.represent.enabled else []
+    part = "With" if bottleneck and len(stages) == 2 else "A part or a baseline of"
+    return (
+        f"{part} [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st: {', then '.join(stages)}. "
+        f"The {what} from the tokenizer itself, so plain Sentence Transformers runs this model. Use `encode_query` and "
+        f"`encode_document`, which add the prompts that training used.{_QUANTIZED if recipe.model.quantize else ''}"
     )
-    return f"{text} {_QUANTIZED}" if recipe.model.quantize else text
 
 
-_THROUGH_BOTTLENECK = (
+_BOTTLENECK = (
     "*learn* (generative learning through an information bottleneck: the model compresses a text into a few bottleneck "
     "tokens and generates from these alone, its attention causal)"
 )
 
-_WITHOUT_BOTTLENECK = "*learn* (plain causal language modelling on the domain's text, without a bottleneck)"
+_CAUSAL_LM = "*learn* (plain causal language modelling on the domain's text, without a bottleneck)"
 
 _QUANTIZED = (
-    "Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full precision, with "
-    "these adapters merged into them."
+    " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full precision, "
+    "with these adapters merged into them."
 )
 
 _LIMITS = """Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence
@@ -219,10 +203,8 @@ BEGIN, END = "<!-- results: written by lbr-st from result files -->", "<!-- end 
 def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> None:
     """Write the results section of a card again from result files; the rest of it stays.
 
-    A card without that section gets it before "## Limits", or at its end.
-
     Args:
-        path: The card, or the model's folder with its ``README.md``.
+        path: A Markdown file, or a model's folder. One without the section gets it before "## Limits", or at its end.
         results: See :func:`read_results`.
         systems: Names of the systems to show, in this order; empty for all.
 
@@ -300,10 +282,7 @@ def provenance(recipe: Recipe, sources: dict[str, dict[str, Any]]) -> dict[str, 
     """Return the record that a stage and a release keep: seed, versions, digests of the data, revision of this code.
 
     With the same record, the same machine gives the same weights to the last bit. It names no folder, user or host.
-
-    Args:
-        recipe: The run.
-        sources: Each source of its data by its role: its ``name`` and the SHA-256 of its ``content``.
+    ``sources`` is each source of the data by its role: its ``name`` and the SHA-256 of its ``content``.
     """
     return {
         "seed": recipe.seed,

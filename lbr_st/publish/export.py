@@ -29,10 +29,6 @@ from lbr_st.publish.bundle import PROBE_TEXTS, cosines, encode_probes
 
 WORKER = Path(__file__).with_name("export_worker.py")
 
-UNWANTED = {"openvino": ("torchvision",), "onnx": ()}
-"""Packages that are removed again. optimum-intel requires torchvision, which a text model does not need. Where torch is
-a CPU build and torchvision is not, every import of transformers fails."""
-
 BACKENDS = {"openvino": "OpenVINO", "onnx": "ONNX"}
 
 
@@ -53,27 +49,16 @@ LEAST = {"float32": Parity(0.999, 0.999), "int8": Parity(0.9, 0.95)}
 
 @dataclass(frozen=True)
 class Export:
-    """An export that passed.
-
-    Args:
-        backend: One of :data:`BACKENDS`.
-        precision: One of :data:`LEAST`.
-        computes_in: The arithmetic outside of quantised products, as the loaded model reports it.
-        parity: Its cosines with the release, as the release's own environment encodes.
-        torch_parity: The same of the release, run by torch in the exporting environment.
-        versions: Package → version in the exporting environment.
-        release_versions: The same in the release's.
-        calibration: Where int8 scales come from; "" if none were needed.
-    """
+    """An export that passed."""
 
     backend: str
     precision: str
-    computes_in: str
-    parity: Parity
-    torch_parity: Parity
-    versions: dict[str, str] = field(default_factory=dict)
-    release_versions: dict[str, str] = field(default_factory=dict)
-    calibration: str = ""
+    computes_in: str  # the arithmetic outside of quantised products, as the loaded model reports it
+    parity: Parity  # with the release, as the release's own environment encodes
+    torch_parity: Parity  # of the release with itself, run by torch in the exporting environment
+    versions: dict[str, str] = field(default_factory=dict)  # package → version in the exporting environment
+    release_versions: dict[str, str] = field(default_factory=dict)  # the same in the release's
+    calibration: str = ""  # where int8 scales come from; "" if none were needed
 
 
 def requirements(backend: str) -> str:
@@ -95,21 +80,22 @@ def environment(backend: str) -> Path:
     folder = cache_dir() / "environments" / name
     with alone(folder):
         if not folder.is_dir():
-            _make(folder, listed, UNWANTED[backend])
+            _make(folder, backend, listed)
     return folder / "bin" / "python"
 
 
-def _make(folder: Path, listed: str, unwanted: tuple[str, ...]) -> None:
+def _make(folder: Path, backend: str, listed: str) -> None:
     notice(f"Making an environment to export in, {folder.name} (once; it downloads about a gigabyte) ...")
     # Not by new_folder, which sets every file's mode: a venv links to the system's Python.
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    pip = [str(aside / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     try:
-        _run([sys.executable, "-m", "venv", str(aside)], "Install Python's venv module.")
+        _run([sys.executable, "-m", "venv", str(aside)])
         (aside / "requirements.txt").write_text(listed, encoding="utf-8")
-        pip = [str(aside / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-        _run([*pip, "install", "-r", str(aside / "requirements.txt")], _CONNECT)
-        if unwanted:
-            _run([*pip, "uninstall", "--yes", *unwanted], _CONNECT)
+        _run([*pip, "install", "-r", str(aside / "requirements.txt")])
+        if backend == "openvino":
+            # optimum-intel requires it. Where torch is a CPU build and this is not, importing transformers fails.
+            _run([*pip, "uninstall", "--yes", "torchvision"])
         aside.chmod(0o755)
         aside.rename(folder)
     except BaseException:
@@ -117,17 +103,15 @@ def _make(folder: Path, listed: str, unwanted: tuple[str, ...]) -> None:
         raise
 
 
-_CONNECT = (
-    "It is needed once: connect to a package registry, or point PIP_INDEX_URL at a mirror; or install the list "
-    "yourself and name that environment's interpreter with --python."
-)
-
-
-def _run(command: list[str], fix: str) -> None:
+def _run(command: list[str]) -> None:
     """Run a command, its progress shown where a person looks on; if it fails, raise with the last line it wrote."""
     progress = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if done.returncode:
+        fix = (
+            "It is needed once: install Python's venv module, and connect to a package registry or point PIP_INDEX_URL "
+            "at a mirror. Or install the list yourself and name that environment's interpreter with --python."
+        )
         what = f"cannot make an environment to export in: {_last_line(done)}"
         raise LBRError(what, where=" ".join(command[1:4]), fix=fix)
 
@@ -148,7 +132,8 @@ def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **r
         **request: What the worker's function reads.
 
     Raises:
-        LBRError: The interpreter cannot be run, or the worker failed, as where the backend cannot be imported.
+        OSError: The interpreter cannot be run.
+        LBRError: The worker failed, as where the backend cannot be imported.
     """
     with tempfile.TemporaryDirectory(prefix=".export.", dir=place) as name:
         folder = Path(name).resolve()
@@ -159,18 +144,11 @@ def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **r
         command = [str(python), "-I", str(WORKER), str(folder / "request.json")]
         # Nothing is asked of a hub. With CI set, OpenVINO's telemetry sends nothing.
         variables = {**os.environ, "HF_HUB_OFFLINE": "1", "CI": "true", "TOKENIZERS_PARALLELISM": "false"}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=variables)
-        except OSError as error:
-            fix = "Name the interpreter of an environment, such as folder/bin/python."
-            raise LBRError(f"cannot be run: {error.strerror}.", where=str(python), fix=fix) from error
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=variables)
         if done.returncode or not answer.is_file():
-            raise LBRError(
-                f"{backend}: the worker failed ({what}): {_last_line(done)}",
-                where=str(python),
-                fix=f"Leave --python out, or install requirements-{backend}.txt of lbr_st/publish there. Otherwise "
-                "please report it.",
-            )
+            fix = f"Leave --python out, or install requirements-{backend}.txt of lbr_st/publish there. Else report it."
+            failed = f"{backend}: the worker failed ({what}): {_last_line(done)}"
+            raise LBRError(failed, where=str(python), fix=fix)
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
@@ -202,8 +180,8 @@ def export_model(
     """Write a released model for another backend of Sentence Transformers; the folder appears whole or not at all.
 
     The backend's packages refuse the versions lbr-st needs, so a worker exports in an environment of its own. The
-    finished folder is loaded there as anybody would load it, and must give the embeddings that the release gives
-    *here*: an environment that misreads the release is found out, even if it is at one with itself.
+    finished folder is loaded there, and must give the embeddings that the release gives *here*: this also finds an
+    environment that misreads the release.
 
     Args:
         model: The folder of a released model.
@@ -215,9 +193,8 @@ def export_model(
         overwrite: Replace ``output``.
 
     Raises:
-        LBRError: An unknown backend or precision, ``model`` is no release, ``output`` exists, calibration texts that
-            nothing needs or that cannot be read, no environment, a failed export, or one too far from the release
-            (:data:`LEAST`).
+        LBRError: ``model`` is no release, an option is unknown or does not apply, ``output`` exists, calibration texts
+            cannot be read, or the export failed or is too far from the release (:data:`LEAST`).
     """
     model, output = Path(model), Path(output)
     static = (backend, precision) == ("openvino", "int8")
@@ -271,11 +248,11 @@ def export_model(
 
 
 def check(reference: np.ndarray, found: np.ndarray, precision: str, what: str) -> Parity:
-    """Return how near two sets of embeddings are, row by row, and refuse what is too far off.
+    """Return how near embeddings are to the release's, row by row, both of shape (texts, dimension).
 
     Args:
-        reference: The release's; shape (texts, dimension).
-        found: What is to be checked; the same shape.
+        reference: The release's.
+        found: What is checked.
         precision: Of what is checked; decides the bound.
         what: Its name, for the error.
 
@@ -298,15 +275,12 @@ def check(reference: np.ndarray, found: np.ndarray, precision: str, what: str) -
 
 def export_card(card: str, export: Export) -> str:
     """Return a release's card with a section on the export below its title, or at its end where it has none."""
-    scales = f"; scales from {export.calibration}" if export.calibration else ""
-    precision = f"int8 weights and activations{scales}; everything else in {export.computes_in}"
-    if export.precision == "float32":
-        precision = f"float32; it computes in {export.computes_in}"
-    least = LEAST[export.precision]
-    here, there = (
-        ", ".join(f"{package} {version}" for package, version in versions.items())
-        for versions in (export.release_versions, export.versions)
-    )
+    precision = f"float32; it computes in {export.computes_in}"
+    if export.precision == "int8":
+        scales = f"; scales from {export.calibration}" if export.calibration else ""
+        precision = f"int8 weights and activations{scales}; everything else in {export.computes_in}"
+    least, listed = LEAST[export.precision], (export.release_versions, export.versions)
+    here, there = (", ".join(f"{package} {version}" for package, version in found.items()) for found in listed)
     section = f"""## This folder is an export for {BACKENDS[export.backend]}
 
 It has no weights for torch. Everything below this section is the card of the model it was made from. Load it like this,

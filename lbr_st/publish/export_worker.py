@@ -92,8 +92,7 @@ def load(folder: Path, backend: str, **model_kwargs: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
     options: dict[str, Any] = {"device": "cpu", "backend": backend, "local_files_only": True}
-    if model_kwargs:
-        options["model_kwargs"] = model_kwargs
+    options |= {"model_kwargs": model_kwargs} if model_kwargs else {}
     return SentenceTransformer(str(folder), **options)
 
 
@@ -115,11 +114,9 @@ def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
         # The class only reads tokenizer.json; version 4 has it under its old name.
         edit(target / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if int(version("sentence-transformers").split(".")[0]) < 6:
-        known = {"Normalize": NORMALIZE}
-        edit(
-            target / "modules.json",
-            lambda found: [m | {"type": known.get(m["type"].rpartition(".")[2], m["type"])} for m in found],
-        )
+        named = {"type": NORMALIZE}
+        path = target / "modules.json"
+        edit(path, lambda found: [{**m, **(named if m["type"].endswith(".Normalize") else {})} for m in found])
     return target
 
 
@@ -130,10 +127,7 @@ def edit(path: Path, change: Any) -> None:
 
 
 def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that loads in float32, and names the rotary base as transformers 4 does, if that reads it.
-
-    Version 4 ignores ``rope_parameters`` and takes its own default instead.
-    """
+    """Return a config in float32 that names the rotary base as transformers 4 does, which ignores rope_parameters."""
     config = {**config, "dtype": "float32"}
     rope = config.get("rope_parameters")
     if int(version("transformers").split(".")[0]) >= 5 or not rope:
@@ -238,7 +232,7 @@ def to_onnx(source: Path, output: Path, work: Path, *, int8: bool, calibration: 
 
 
 def count_positions_onnx(path: Path) -> None:
-    """Compute positions inside the graph; without them onnxruntime stops with an error."""
+    """Compute positions inside the graph, as for OpenVINO."""
     import onnx
     from onnx import helper
 
@@ -248,17 +242,16 @@ def count_positions_onnx(path: Path) -> None:
     if given is None:
         return
     graph.input.remove(given)
-    whole = onnx.TensorProto.INT64
-    constants = [helper.make_tensor(f"lbr_{name}", whole, [], [number]) for name, number in (("zero", 0), ("one", 1))]
-    graph.initializer.extend(constants)
-    nodes = [
-        helper.make_node("Shape", ["input_ids"], ["lbr_shape"]),
-        helper.make_node("Gather", ["lbr_shape", "lbr_one"], ["lbr_length"]),
-        helper.make_node("Range", ["lbr_zero", "lbr_length", "lbr_one"], ["lbr_counted"]),
-        helper.make_node("Expand", ["lbr_counted", "lbr_shape"], ["position_ids"]),
-    ]
-    for index, node in enumerate(nodes):
-        graph.node.insert(index, node)
+    for number, name in enumerate(("lbr_zero", "lbr_one")):
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [], [number]))
+    nodes = (
+        ("Shape", ["input_ids"], "lbr_shape"),
+        ("Gather", ["lbr_shape", "lbr_one"], "lbr_length"),
+        ("Range", ["lbr_zero", "lbr_length", "lbr_one"], "lbr_counted"),
+        ("Expand", ["lbr_counted", "lbr_shape"], "position_ids"),
+    )
+    for index, (kind, inputs, output) in enumerate(nodes):
+        graph.node.insert(index, helper.make_node(kind, inputs, [output]))
     onnx.save(model, path)
 
 

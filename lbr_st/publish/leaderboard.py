@@ -27,6 +27,7 @@ from lbr_st.files import notice, refuse_existing
 from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules
+from lbr_st.publish.bundle import prompts_of
 from lbr_st.recipe import Recipe, load_recipe
 
 BENCHMARKS = {"chebi": "ChemTEB(v1.1)", "mondo": "MTEB(Medical, v1)", "pydoc": "MTEB(Code, v1)"}
@@ -139,7 +140,7 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
     decoder: Any = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     table = decoder.get_input_embeddings().weight
     dtype = str(table.dtype).removeprefix("torch.")
-    prompts = {key: prompt for key, prompt in model.prompts.items() if prompt is not None}
+    prompts = prompts_of(model)
     base = recipe.model.base if recipe else str(card.get("base_model"))
     licence = card.get("license_link") if card.get("license") == "other" else card.get("license")
     is_lbr = recipe is None or (recipe.learn.enabled and recipe.learn.max_steps and recipe.learn.bottleneck != "none")

@@ -26,6 +26,7 @@ from lbr_st.publish.bundle import (
     encode_probes,
     find_bundle,
     in_full_precision,
+    prompts_of,
     read_bundle,
     training_model,
     write_bundle,
@@ -176,7 +177,7 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         modules.append(dense)
     modules.append(Normalize())
     stock = SentenceTransformer(
-        modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
+        modules=modules, prompts=prompts_of(model), similarity_fn_name="cosine", device=str(model.device)
     )
     # No path of this machine belongs in a release.
     transformer.model.config._name_or_path = ""
@@ -187,8 +188,4 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
 def _copy(model: SentenceTransformer) -> SentenceTransformer:
     """Copy the modules alone: a model's card holds on to evaluators, and by these to wrappers that cannot be copied."""
     modules = [copy.deepcopy(module) for module in model]
-    return SentenceTransformer(modules=modules, prompts=_prompts(model), device=str(model.device))
-
-
-def _prompts(model: SentenceTransformer) -> dict[str, str]:
-    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
+    return SentenceTransformer(modules=modules, prompts=prompts_of(model), device=str(model.device))
