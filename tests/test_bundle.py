@@ -13,7 +13,6 @@ from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import lbr_st
 from lbr_st import pipeline
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.cli import main
@@ -257,8 +256,7 @@ def test_the_command_and_its_old_name(run, made, tmp_path, capsys, command):
     assert "already exists" in error_of(words, capsys)
 
 
-def test_it_is_public_and_what_ships_is_found_by_its_name(made, monkeypatch):
-    assert lbr_st.build_released is build_released
+def test_what_ships_is_found_by_its_name(made, monkeypatch):
     monkeypatch.setattr(bundle_module, "BUNDLES", made.parent)
     assert shipped_models() == {"lbr-toy": made}
     assert find_bundle("lbr-toy") == made
@@ -316,26 +314,20 @@ def test_another_base_is_refused(made, tiny_base, tmp_path, nothing_written, mon
         build_released(str(made), nothing_written)
 
 
-def test_the_right_base_in_another_place_is_taken(made, tiny_base, tmp_path, monkeypatch):
-    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "empty"))
-    base = shutil.copytree(tiny_base("llama"), tmp_path / "elsewhere")
-    built = build_released(str(made), tmp_path / "built", base=str(base))
-    assert not (tmp_path / "empty").exists()
-    texts = [file.read_text("utf-8") for file in built.rglob("*") if file.suffix in (".json", ".md", ".yaml")]
-    assert not any(str(tmp_path) in text for text in texts)
-
-
-def test_adapters_trained_on_a_base_in_4_bits_go_onto_the_full_one(mine, made, tmp_path):
+def test_the_base_may_lie_elsewhere_and_is_the_one_in_full_precision(mine, made, tiny_base, tmp_path, monkeypatch):
     folder, rewrite = mine
     recipe = folder / "recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("quantize: null", "quantize: 4bit"), encoding="utf-8")
     rewrite()
-    assert read_bundle(folder).recipe.model.quantize == "4bit"
-    build_released(str(folder), tmp_path / "four")
     build_released(str(made), tmp_path / "full")
-    four, full = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("four", "full"))
-    assert four == full
-    assert "base in 4 bits (QLoRA)" in (tmp_path / "four" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "empty"))
+    base = shutil.copytree(tiny_base("llama"), tmp_path / "elsewhere")
+    built = build_released(str(folder), tmp_path / "four", base=str(base))
+    assert not (tmp_path / "empty").exists()
+    assert (built / "model.safetensors").read_bytes() == (tmp_path / "full" / "model.safetensors").read_bytes()
+    assert "base in 4 bits (QLoRA)" in (built / "README.md").read_text(encoding="utf-8")
+    texts = [file.read_text("utf-8") for file in built.rglob("*") if file.suffix in (".json", ".md", ".yaml")]
+    assert not any(str(tmp_path) in text for text in texts)
 
 
 def test_what_cannot_be_bundled(run, tmp_path, tiny_base, monkeypatch):
