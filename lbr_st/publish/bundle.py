@@ -90,8 +90,8 @@ def find_bundle(name: str) -> Path:
     shipped = shipped_models()
     if name in shipped or Path(name).is_dir():
         return shipped.get(name, Path(name))
-    fix = f"{did_you_mean(name, shipped) or ''} Give one of {', '.join(shipped)}, or the folder of a bundle.".lstrip()
-    raise LBRError(f"unknown bundle {name!r}.", fix=fix)
+    fix = f"{did_you_mean(name, shipped) or ''} Give one of {', '.join(shipped)}, or the folder of a bundle."
+    raise LBRError(f"unknown bundle {name!r}.", fix=fix.lstrip())
 
 
 def pin_of(base: str) -> dict[str, str]:
@@ -134,10 +134,7 @@ def training_model(
 ) -> tuple[SentenceTransformer, float]:
     """Return a bundle's model in training form, on the full-precision base, and its lowest cosine on the probe texts.
 
-    Args:
-        bundle: The bundle.
-        base: Where the base is; None for where its name leads (the package registry, or a hub).
-        least: The cosine that the embeddings of every probe text must have to those in the bundle.
+    ``base`` is where the base is, if not where its name leads. Every cosine must reach ``least``.
 
     Raises:
         LBRError: The base is not the one that the adapter was trained on, or is not available.
@@ -224,14 +221,7 @@ def bundle(
 def write_bundle(
     model: SentenceTransformer, output: Path, info: CardInfo, *, base: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a model's bundle, keep it only if the model built from it gives the same embeddings, and return ``output``.
-
-    Args:
-        model: A training model with adapters.
-        output: The folder to write.
-        info: What the card of a release will say.
-        base: Where the model's base is; None for where its name leads.
-        overwrite: Replace ``output``.
+    """Write a bundle of ``model`` into ``output``, kept only if the model built from it gives the same embeddings.
 
     Raises:
         LBRError: The model has no adapters, is too large for the package's own folder, or is not the same when it is

@@ -122,14 +122,9 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def ask(python: Path, what: str, backend: str, *, place: Path | None = None, **request: Any) -> Any:
-    """Run the worker as a process of another environment, ask it through files, and return its answer.
+    """Return the answer of the worker's function ``what``, run by another environment's ``python`` and asked by files.
 
-    Args:
-        python: The environment's interpreter.
-        what: ``"versions"``, ``"export"`` or ``"encode"``: the worker's function of that name.
-        backend: ``"openvino"`` or ``"onnx"``, or ``"torch"`` to encode with a release.
-        place: Folder for temporary files; None for the system's.
-        **request: What the worker's function reads.
+    The backend ``"torch"`` encodes with a release. ``place`` is for temporary files; None is the system's.
 
     Raises:
         OSError: The interpreter cannot be run.
@@ -250,14 +245,8 @@ def export_model(
 def check(reference: np.ndarray, found: np.ndarray, precision: str, what: str) -> Parity:
     """Return how near embeddings are to the release's, row by row, both of shape (texts, dimension).
 
-    Args:
-        reference: The release's.
-        found: What is checked.
-        precision: Of what is checked; decides the bound.
-        what: Its name, for the error.
-
     Raises:
-        LBRError: The shapes differ, or a cosine is below :data:`LEAST` or not a number.
+        LBRError: ``what`` has other shapes, or a cosine that is not a number or too low for its ``precision``.
     """
     rows = cosines(reference, found)
     parity, least = Parity(float(rows.min()), float(rows.mean())), LEAST[precision]

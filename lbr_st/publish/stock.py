@@ -134,12 +134,9 @@ def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwr
 
 
 def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = False) -> SentenceTransformer:
-    """Write a training model in stock form, load that with plain Sentence Transformers, and return it if it is equal.
+    """Write a training model into an empty folder in stock form, load that, and return it if it is equal.
 
-    Args:
-        model: The training model; one with a 4-bit base is written in full precision.
-        folder: An empty folder.
-        in_place: Merge the adapters into the model in hand, which saves a copy of it.
+    A model with a 4-bit base is written in full precision. ``in_place`` merges the adapters into the model in hand.
 
     Raises:
         LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is available in 4
