@@ -14,13 +14,9 @@ from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize
-from lbr_st.publish.card import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 
-RECIPE = "recipe.yaml"
-
-
-LOG = "training_log.json"
+RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 
 
 def checkpoints_of(folder: Path) -> Path:
