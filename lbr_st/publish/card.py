@@ -29,8 +29,7 @@ from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import installed_versions, write_whole
 from lbr_st.model.bases import BASES
 from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
-
-RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"
+from lbr_st.training.model import PROVENANCE, RECIPE
 
 
 CARD_FACTS = "card.json"
