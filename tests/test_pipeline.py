@@ -267,7 +267,7 @@ def test_a_base_that_cannot_be_had_is_named(pairs_file, tmp_path, evaluate):
 def test_bad_data_is_named_before_training(tiny_base, tmp_path, content, message, monkeypatch):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
-    monkeypatch.setattr(pipeline, "build_model", lambda *a, **k: pytest.fail("started building a model"))
+    monkeypatch.setattr(pipeline, "model_from_recipe", lambda *a, **k: pytest.fail("started building a model"))
     with pytest.raises(LBRError, match=message) as caught:
         pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
     assert "pairs.jsonl" in str(caught.value)
