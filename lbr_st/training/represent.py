@@ -111,8 +111,8 @@ def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Mod
 def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
     """Add to each pair the documents of other pairs that come nearest below its own.
 
-    Documents within 5% of the right answer's score, or above it, are left out, and so is the nearest of all: they may be
-    right answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
+    Documents within 5% of the right answer's score or above it, and the nearest of all, are left out: they may be right
+    answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
 
     Args:
         model: Encodes queries and documents.
