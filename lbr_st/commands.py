@@ -308,7 +308,7 @@ def check_contamination(
     """
     from lbr_st.evaluation.check_training import check_training
 
-    reports, skipped = check_training(train, against, recipe.data, threshold=threshold, seed=recipe.seed)
+    reports, skipped = check_training(train, against, recipe.data, threshold=threshold)
     for number, report in enumerate(reports, start=1):
         report.write(Path(output) / str(number) if len(reports) > 1 else output)
         print(report.to_markdown())

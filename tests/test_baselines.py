@@ -11,7 +11,7 @@ from lbr_st import pipeline
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.bottleneck.rows import targets_of
-from lbr_st.data import mix, natural_pairs, reconstruct_pairs
+from lbr_st.data.pairs import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model
 from lbr_st.publish.stock import release
@@ -61,7 +61,7 @@ def test_the_pairs_come_in_the_same_order_with_and_without_a_bottleneck(tiny_bas
 
 def mixed_pairs() -> Dataset:
     natural = natural_pairs([{"query": "an acid", "document": "the acid, an acid"}], prompt="query: ")
-    return mix({"natural": (natural, 1.0), "reconstruct": (reconstruct_pairs(["an acid", "x"], "document: "), 1.0)})
+    return mix([natural, reconstruct_pairs(["an acid", "x"], "document: ")])
 
 
 def test_a_text_to_reconstruct_stands_in_its_row_once_where_it_would_be_in_sight():

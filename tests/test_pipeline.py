@@ -23,7 +23,7 @@ from lbr_st.recipe import (
     recipe_without_places,
 )
 from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 

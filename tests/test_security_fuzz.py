@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.data import read_beir, read_pairs, read_texts
+from lbr_st.data.beir import read_beir
+from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.publish.stock import release

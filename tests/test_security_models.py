@@ -268,7 +268,7 @@ def test_pickled_weights_are_refused(tiny_base, tmp_path, marker, name, way):
 
 
 def _toy_set():
-    from lbr_st.data import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
     return RetrievalSet("toy", {"d": "an acid"}, {"q": "acid"}, {"q": {"d": 1}})
 

@@ -22,8 +22,14 @@ from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 from lbr_st.training import data as module
-from lbr_st.training.data import evaluation_set, prepare, read_sources, recipe_columns, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import (
+    evaluation_set,
+    pairs_to_learn,
+    prepare,
+    read_sources,
+    recipe_columns,
+    without_evaluation,
+)
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -224,7 +230,7 @@ def test_records_name_what_is_asked_for_and_stay(toy_task, monkeypatch):
     assert recipe_columns(recipe)["name"] == rows["name"]
     more = Dataset.from_dict({column: [*records[column]] * 4 for column in records.column_names})
     texts = more.remove_columns("text").add_column("text", [f"record {n}" for n in range(12)])
-    pairs, held_out = learn_pairs(recipe, {**data.tables, "records": texts})
+    pairs, held_out = pairs_to_learn(recipe, {**data.tables, "records": texts})
     made = [*pairs, *held_out]
     assert len(made) == 12
     assert {"context": "document: tall", "target": "record 2"} in made
@@ -296,14 +302,14 @@ def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch
     assert together.contamination == alone.contamination
     assert together.contamination[1].rows == [0, 1, 2, 900, 901]
     assert (together.pairs[:], together.texts[:]) == (alone.pairs[:], alone.texts[:])
-    trained = [learn_pairs(recipe, data.tables) for data in (alone, together)]
+    trained = [pairs_to_learn(recipe, data.tables) for data in (alone, together)]
     assert [rows[:] for rows in trained[0]] == [rows[:] for rows in trained[1]]
 
 
 def test_the_hidden_texts_are_the_first_in_the_stable_order(tmp_path):
     texts = [f"Text  number {n % 30}." if n % 2 else f"text NUMBER {n % 30}" for n in range(60)]
     recipe = texts_only(tmp_path / "texts.jsonl", texts)
-    train, held = learn_pairs(recipe, training_data(recipe).tables)
+    train, held = pairs_to_learn(recipe, training_data(recipe).tables)
     hidden = stable_order({normalise(text) for text in texts}, 0)[:3]
     assert {normalise(text) for text in held["target"]} <= set(hidden)
     assert sorted(train["target"]) == sorted(text for text in texts if normalise(text) not in hidden)
@@ -319,8 +325,8 @@ def test_a_kind_of_pair_that_the_data_cannot_give_is_refused(tmp_path, kind, nee
     recipe = texts_only(tmp_path / "texts.jsonl", map(definition, range(9)))
     data = training_data(recipe)
     recipe.learn.pairs = [kind]
-    with pytest.raises(LBRError, match=rf"learn\.pairs: '{kind}' pairs need {needs}, and .* has none"):
-        learn_pairs(recipe, data.tables)
+    with pytest.raises(LBRError, match=rf"learn\.pairs: '{kind}' pairs need {needs}, and the data has none"):
+        pairs_to_learn(recipe, data.tables)
 
 
 # --- kept on disk -----------------------------------------------------------------------------------------------------
@@ -353,7 +359,7 @@ def nothing_is_read(monkeypatch):
         def never(*args, **options):
             raise AssertionError("a source was read")
 
-        for name in ("read_sources", "without_evaluation", "learn_pairs"):
+        for name in ("read_sources", "without_evaluation", "pairs_to_learn"):
             monkeypatch.setattr(module, name, never)
 
     return from_now
@@ -381,7 +387,7 @@ def test_it_is_what_the_sources_and_the_check_give(recipe, tmp_path):
     found = prepare(recipe, tmp_path / "data")
     sources = read_sources(recipe)
     tables, reports = without_evaluation(recipe, sources)
-    train, held_out = learn_pairs(recipe, tables)
+    train, held_out = pairs_to_learn(recipe, tables)
     assert contents(found) == [
         *(table[:] for table in (tables["pairs"], train, held_out)), sources.test, sources.licences, reports
     ]  # fmt: skip

@@ -19,8 +19,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 import lbr_st
 from lbr_st.compute import world_size
-from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.origins import known_overlaps
+from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks, latest, read_records

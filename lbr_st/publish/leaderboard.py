@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.bottleneck.loss import CITATION
-from lbr_st.data.origins import TASK_ORIGINS, known_overlaps
+from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.data import RetrievalSet, read_beir, read_pairs, read_texts
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.lines import save_rows, scratch
-from lbr_st.data.sources import is_local
+from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
+from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
 from lbr_st.recipe import EvaluateConfig, Recipe
-from lbr_st.training.learn_pairs import COMPARED, RECORDS, learn_pairs
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
@@ -310,6 +310,13 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
     return rows.select(np.delete(np.arange(len(rows)), harmful))
 
 
+def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
+    """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
+    model, learn = recipe.model, recipe.learn
+    prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
+    return learn_pairs(tables, learn.pairs, **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
+
+
 # --- kept on disk -----------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +326,7 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
         with scratch(reading):
             sources = read_sources(recipe)
             tables, reports = without_evaluation(recipe, sources)
-            learn, held_out = learn_pairs(recipe, tables) if generative else (None, None)
+            learn, held_out = pairs_to_learn(recipe, tables) if generative else (None, None)
             rows = {}
             for name, table in {"pairs": tables.get("pairs"), "learn": learn, "held_out": held_out}.items():
                 if table is not None:

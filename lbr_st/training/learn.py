@@ -61,7 +61,7 @@ def learn(
     Example:
         ::
 
-            pairs = lbr_st.data.reconstruct_pairs(texts, prompt="document: ")
+            pairs = lbr_st.data.pairs.reconstruct_pairs(texts, prompt="document: ")
             lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
     """
     start_processes()
