@@ -149,7 +149,7 @@ class LBRTrainer(SentenceTransformerTrainer):
       :func:`whole_model` returns it whole.
 
     Raises:
-        LBRError: A loss or gradient is NaN or infinite, or FSDP cannot spread the model.
+        LBRError: A loss or gradient is NaN or infinite, or the launch is for FSDP 1.
         Interrupted: It was asked to stop.
     """
 
@@ -312,21 +312,14 @@ def prepare_sharding(model: SentenceTransformer) -> None:
     """Tell FSDP to spread the model by layers of its decoder, which Sentence Transformers does not name.
 
     Raises:
-        LBRError: The launch is for FSDP 1, or the base does not name its layers.
+        LBRError: The launch is for FSDP 1.
     """
     if not shards():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise LBRError("is 1, which lbr-st does not train with.", where="fsdp_version", fix="Set it to 2.")
-    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
-    layers = named or ",".join(sorted(getattr(backbone_of(model).model, "_no_split_modules", None) or ()))
-    if not layers:
-        raise LBRError(
-            "the base does not name its layers.",
-            where="fsdp_transformer_layer_cls_to_wrap",
-            fix="Give the class of its decoder layers there, in accelerate's configuration.",
-        )
-    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = layers
+    layers = ",".join(sorted(backbone_of(model).model._no_split_modules or ()))
+    os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", layers)
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # checkpoints that any number of processes can read
     # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
     cast(Any, model).base_model_prefix = "0"
