@@ -166,6 +166,7 @@ def wrapped(error, cause):
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full."),
         (OSError(errno.EROFS, "Read-only file system", "out"), "out: cannot be used: Read-only file system."),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full."),
+        (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"), "the disk is full."),
         (wrapped(ValueError("dataset"), OSError(errno.ENOSPC, "No space", "out/x.arrow")), "out/x.arrow: the disk is"),
         (wrapped(ValueError("dataset"), PermissionError(errno.EACCES, "Permission denied", "out")), "out: cannot be"),
         (MemoryError(), "out of memory: RAM. Lower"),
