@@ -106,7 +106,9 @@ def _of_the_machine(error: Exception) -> LBRError | None:
     causes = [cause for cause in chain if isinstance(cause, OSError)]
     where = next((str(cause.filename) for cause in causes if cause.filename is not None), None)
     full = any(cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)
-    if full or any("No space left on device" in str(cause) for cause in chain):
+    # torch.save says the last two of these, without the system's error.
+    signs = ("No space left on device", "unexpected pos", "iostream error")
+    if full or any(sign in str(cause) for cause in chain for sign in signs):
         fix = "Nothing was left half-written. Free some space and run again."
         return LBRError("the disk is full.", where=where, fix=fix)
     refused = [cause for cause in causes if cause.errno in (errno.EROFS, errno.EACCES, errno.EPERM)]

@@ -11,7 +11,6 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.errors import LBRError
 from lbr_st.files import command_line, without_place
 from lbr_st.publish.stock import release
 from lbr_st.recipe import (
