@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 from lbr_st.compute import first_alone, is_first, start_processes, wait
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
+from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.files import new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model, mean_pooling

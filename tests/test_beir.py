@@ -12,7 +12,9 @@ from lbr_st.errors import LBRError
 pytest.importorskip("beir")
 pytest.importorskip("mteb")
 
-from lbr_st.evaluation import evaluate_beir, evaluate_retrieval, model_digest, read_record, write_record
+from lbr_st.evaluation.run import evaluate_beir, evaluate_retrieval
+from lbr_st.evaluation.scores import read_record, write_record
+from lbr_st.evaluation.systems import model_digest
 
 SUBJECTS = ["an acid", "a salt", "an ester", "an enzyme", "a protein", "a base", "a query", "a document"]
 MORE = ["of the acid", "and the base", "of a protein"]

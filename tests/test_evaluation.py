@@ -14,19 +14,10 @@ from vector_model import numbers, vector_model
 
 from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import (
-    Part,
-    TaskScore,
-    bm25_system,
-    evaluate_bm25,
-    evaluate_retrieval,
-    evaluate_task,
-    format_table,
-    format_tasks,
-    model_digest,
-    retrieval_task,
-    write_results,
-)
+from lbr_st.evaluation.mteb_task import retrieval_task
+from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval, evaluate_task
+from lbr_st.evaluation.scores import Part, TaskScore, format_table, format_tasks, write_results
+from lbr_st.evaluation.systems import bm25_system, model_digest
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_mteb = pytest.mark.usefixtures("_mteb")
@@ -227,12 +218,12 @@ def test_bm25_leaves_jax_alone_and_in_its_place(tmp_path):
     (tmp_path / "jax" / "lax.py").write_text("def top_k(*args):\n    raise SystemExit('JAX was asked')\n")
     code = (
         "import sys\n"
-        "import lbr_st.evaluation as evaluation\n"
-        "evaluation.bm25_system()\n"
+        "from lbr_st.evaluation import systems\n"
+        "systems.bm25_system()\n"
         "import bm25s\n"
         "assert not bm25s.selection.JAX_IS_AVAILABLE\n"
         "import jax.lax\n"
-        "evaluation.bm25_system()\n"
+        "systems.bm25_system()\n"
         "assert sys.modules['jax.lax'] is jax.lax\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -7,9 +7,10 @@ from hub_folder import repoint, write_hub_folder
 
 from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import bm25_system, embedding_system, evaluate_retrieval, evaluate_task, truncated
 from lbr_st.evaluation import run as run_module
+from lbr_st.evaluation.run import evaluate_retrieval, evaluate_task
 from lbr_st.evaluation.suites import PINNED, SUITES, pin_revision, plan
+from lbr_st.evaluation.systems import bm25_system, embedding_system, truncated
 
 mteb = pytest.importorskip("mteb")
 pytestmark = pytest.mark.usefixtures("datasets_cache")

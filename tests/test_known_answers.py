@@ -13,7 +13,7 @@ from lbr_st.data import RetrievalSet
 
 pytest.importorskip("mteb")
 
-from lbr_st.evaluation import evaluate_beir, evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.run import evaluate_beir, evaluate_bm25, evaluate_retrieval
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import (
+from lbr_st.evaluation.scores import (
     Part,
     TaskScore,
     find_system,

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import evaluate_retrieval
+from lbr_st.evaluation.run import evaluate_retrieval
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_by_name, load_model, load_stock
 from lbr_st.publish.stock import release

@@ -12,8 +12,8 @@ from lbr_st.data import RetrievalSet, write_beir
 from lbr_st.domains import tasks as domain_tasks
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module
+from lbr_st.evaluation.scores import find_system, read_records
 from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
 from lbr_st.evaluation.systems import load_system
 from lbr_st.model.load import load_by_name

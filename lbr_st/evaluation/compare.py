@@ -142,7 +142,7 @@ def compare(results: Sequence[Sequence[TaskScore]], *, resamples: int = MIN_RESA
     """Compare the first system with each of the others, on every task that both have.
 
     Args:
-        results: The scores of each system, one a task, as :func:`~lbr_st.evaluation.find_system` gives them.
+        results: The scores of each system, one a task, as :func:`~lbr_st.evaluation.scores.find_system` gives them.
         resamples: Draws of each bootstrap and randomisation test; at least :data:`MIN_RESAMPLES`.
         seed: Seed of each.
 

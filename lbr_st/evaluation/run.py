@@ -62,11 +62,11 @@ def evaluate_retrieval(
         data: Corpus, queries and judgements.
         name: The name to file the scores under, ``org/model``.
         output_folder: Where the scores go; see :func:`evaluate_task`.
-        revision: Names this version of the model. Default: :func:`lbr_st.evaluation.model_digest`.
+        revision: Names this version of the model. Default: :func:`lbr_st.evaluation.systems.model_digest`.
         split: The name of the split, for MTEB's files.
         domains: MTEB's names for the field, such as ``"Chemistry"``.
         batch_size: Texts encoded at once.
-        precision: See :func:`lbr_st.evaluation.embedding_system`.
+        precision: See :func:`lbr_st.evaluation.systems.embedding_system`.
         show_progress_bar: Show a bar with the remaining time while encoding.
         command: The command line to note with the scores.
 
@@ -94,7 +94,7 @@ def evaluate_retrieval(
 def evaluate_bm25(data: RetrievalSet, output_folder: Path | str | None = None, command: str = "") -> TaskScore:
     """Score BM25 on a retrieval set with the same judgements, measure and harness as :func:`evaluate_retrieval`.
 
-    The scores are under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.bm25_system`. Without
+    The scores are under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.systems.bm25_system`. Without
     ``output_folder`` no files are kept.
 
     Raises:
@@ -132,7 +132,7 @@ def evaluate_task(
 
     Args:
         system: What to evaluate.
-        task: An MTEB task, of the hub or from :func:`lbr_st.evaluation.retrieval_task`.
+        task: An MTEB task, of the hub or from :func:`lbr_st.evaluation.mteb_task.retrieval_task`.
         output_folder: Where the scores go.
         batch_size: Texts encoded at once.
         command: The command line to note with the scores.

@@ -342,11 +342,11 @@ def evaluate(
     Args:
         model: See :func:`lbr_st.evaluation.systems.load_system`.
         planned: The tasks.
-        output: Where scores go; see :func:`lbr_st.evaluation.evaluate_task`.
+        output: Where scores go; see :func:`lbr_st.evaluation.run.evaluate_task`.
         harness: Who searches and scores; ``"beir"`` takes tasks on local data.
         dimensions: Sizes to cut the embeddings to, each scored; empty for the whole embedding.
         batch_size: Texts encoded at once.
-        precision: See :func:`lbr_st.evaluation.embedding_system`.
+        precision: See :func:`lbr_st.evaluation.systems.embedding_system`.
         name: The name to file the scores under, ``org/model``.
         revision: Names this version of the model.
         command: The command line to note with the scores.

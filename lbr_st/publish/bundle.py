@@ -26,7 +26,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER
 import lbr_st
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import write_results
+from lbr_st.evaluation.scores import write_results
 from lbr_st.files import new_folder, notice, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model

@@ -23,8 +23,15 @@ from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.origins import known_overlaps
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks, latest, read_records
-from lbr_st.evaluation.scores import score_from_dict
+from lbr_st.evaluation.scores import (
+    TaskScore,
+    find_system,
+    format_table,
+    format_tasks,
+    latest,
+    read_records,
+    score_from_dict,
+)
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import installed_versions, write_whole
 from lbr_st.model.bases import BASES
@@ -258,7 +265,7 @@ def read_results(path: str | Path) -> list[Row]:
     """Return labels and scores from a run's ``results.json``, or names and latest scores from an output folder.
 
     Args:
-        path: The file that :func:`lbr_st.evaluation.write_results` wrote, or the folder of ``lbr-st evaluate``.
+        path: The file that :func:`lbr_st.evaluation.scores.write_results` wrote, or the folder of ``lbr-st evaluate``.
 
     Raises:
         LBRError: There are no results there.
