@@ -44,9 +44,6 @@ LOG = "training_log.json"
 NOT_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 """What a log holds that is no term of the loss."""
 
-_Task = tuple[str, str]
-"""A task's name and its data's revision."""
-
 
 def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
     """Plot nDCG@10 by task, a point with its 95% interval for each system.
@@ -60,9 +57,8 @@ def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
         LBRError: No score has queries, or matplotlib is missing.
     """
     kept = _with_queries(scores)
-    tasks = _tasks(kept)
-    systems = list(dict.fromkeys(score.name for score in kept))
-    told = f"Systems: {'; '.join(systems)}. Tasks: {'; '.join(tasks.values())}."
+    tasks, systems = sorted({score.task for score in kept}), list(dict.fromkeys(score.name for score in kept))
+    told = f"Systems: {'; '.join(systems)}. Tasks: {'; '.join(tasks)}."
     # 0.16 inches a point: with less, neighbouring intervals touch.
     height = 1.4 + 0.19 * len(systems) + len(tasks) * max(0.45, 0.16 * (len(systems) + 1))
     with drawing(path, 8, height, "nDCG@10 by task", told) as (figure, paths):
@@ -72,8 +68,8 @@ def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
         for index, name in enumerate(systems):
             own = [score for score in kept if score.name == name]
             shift = (index + 1) / (len(systems) + 1) - 0.5
-            _points(axes, own, [list(tasks).index(_task(score)) + shift for score in own], name, index, "x")
-        axes.set_yticks(range(len(tasks)), [f"{name}\n{_queries(kept, task)}" for task, name in tasks.items()])
+            _points(axes, own, [tasks.index(score.task) + shift for score in own], name, index, "x")
+        axes.set_yticks(range(len(tasks)), [f"{task}\n{_queries(kept, task)}" for task in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -103,20 +99,20 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
     if len(sizes) < 2:
         fix = "Run lbr-st evaluate with --dimensions."
         raise LBRError("there are not two sizes of embeddings to compare.", fix=fix)
-    tasks = _tasks([score for score in kept if score.embed_dim])
-    kept = [score for score in kept if _task(score) in tasks]
+    tasks = sorted({score.task for score in kept if score.embed_dim})
+    kept = [score for score in kept if score.task in tasks]
     models = list(dict.fromkeys(_model(score) for score in kept))
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     heading = "Quality against embedding size"
-    told = f"Models: {'; '.join(models)}. Tasks: {'; '.join(tasks.values())}."
+    told = f"Models: {'; '.join(models)}. Tasks: {'; '.join(tasks)}."
     width, height = max(6.0, 4.2 * columns), 0.8 + 0.19 * len(models) + 3.4 * rows
     with drawing(path, width, height, heading, told) as (figure, paths):
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (task, name) in zip(panels, tasks.items(), strict=False):
+        for axes, task in zip(panels, tasks, strict=False):
             axes.set_xscale("log", base=2)
             for index, model in enumerate(models):
-                own = [score for score in kept if (_model(score), _task(score)) == (model, task)]
+                own = [score for score in kept if (_model(score), score.task) == (model, task)]
                 # A little apart, or the intervals of models of one size hide each other.
                 shift = 2 ** (0.06 * (index - (len(models) - 1) / 2))
                 if own and own[0].embed_dim is None:
@@ -127,7 +123,7 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
                     _points(axes, own, [(score.embed_dim or 0) * shift for score in own], model, index, "y")
             axes.set_xticks(sizes, [str(number) for number in sizes], rotation=45 if len(sizes) > 6 else 0)
             axes.set_xticks([], minor=True)
-            axes.set_title(f"{name} ({_queries(kept, task)})", loc="left", fontsize=10)
+            axes.set_title(f"{task} ({_queries(kept, task)})", loc="left", fontsize=10)
             axes.set_xlabel("numbers in an embedding")
         for axes in panels[::columns]:
             axes.set_ylabel("nDCG@10 with 95% interval")
@@ -204,25 +200,18 @@ def _series(log: list[dict[str, Any]], key: str) -> NDArray[np.float64]:
 
 
 def _with_queries(scores: Iterable[TaskScore]) -> list[TaskScore]:
+    """Return what can be drawn, in the order of the legend. Tasks of one name on other data get the data's revision."""
     kept = [score for score in latest(scores) if score.parts]
     if not kept:
         raise LBRError("no score has queries to plot.", fix="Run `lbr-st evaluate` on a retrieval task.")
+    names = [name for name, _ in {(score.task, score.dataset_revision) for score in kept}]
+    told = [f"{s.task} ({s.dataset_revision[:8]})" if names.count(s.task) > 1 else s.task for s in kept]
+    kept = [replace(score, task=task) for score, task in zip(kept, told, strict=True)]
     return sorted(kept, key=lambda s: (s.embed_dim is not None, _model(s), s.embed_dim or 0, s.task))
 
 
-def _task(score: TaskScore) -> _Task:
-    return score.task, score.dataset_revision
-
-
-def _tasks(scores: Iterable[TaskScore]) -> dict[_Task, str]:
-    """Return task → its name, with the data's revision if another task has the same name."""
-    tasks = sorted({_task(score) for score in scores})
-    names = [name for name, _ in tasks]
-    return {task: f"{task[0]} ({task[1][:8]})" if names.count(task[0]) > 1 else task[0] for task in tasks}
-
-
-def _queries(scores: Iterable[TaskScore], task: _Task) -> str:
-    return f"{max(score.num_queries for score in scores if _task(score) == task):,} queries"
+def _queries(scores: Iterable[TaskScore], task: str) -> str:
+    return f"{max(score.num_queries for score in scores if score.task == task):,} queries"
 
 
 def _model(score: TaskScore) -> str:

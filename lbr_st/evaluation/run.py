@@ -29,9 +29,6 @@ PACKAGES = ("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", 
 EXCERPT = 300
 """Characters of a query or document kept in a record: enough to look at, not to redistribute."""
 
-CUTOFFS = [10, 100]
-"""Ranks at which BEIR measures."""
-
 CHUNK = 10_000
 """Documents that BEIR encodes and compares at once."""
 
@@ -182,13 +179,8 @@ class _Recorder:
 def part_of(data: Any, scores: Any, qrels: Any, results: Any, split: str, subset: str) -> Part:
     """Collect one part's scores, and the texts that a person wants to see next to them.
 
-    Args:
-        data: MTEB's split: ``corpus`` and ``queries`` with ids and texts.
-        scores: Query id → measure → value, as pytrec_eval gives it.
-        qrels: Query id → document id → relevance.
-        results: Query id → document id → similarity.
-        split: Its name.
-        subset: The subset's name.
+    ``data`` is MTEB's split; ``scores`` has query id → measure → value, as pytrec_eval gives it; ``qrels`` and
+    ``results`` have query id → document id → relevance and similarity.
     """
     # A query without any hit has no entry; leaving it out would raise the mean.
     asked = [query for query, judged in qrels.items() if query in scores or any(g > 0 for g in judged.values())]
@@ -289,12 +281,8 @@ def run_beir(
     """Score a system on a local task with ``beir``: its exact search over the corpus, its judgement of the rankings.
 
     Queries go through ``encode_query`` and documents through ``encode_document``; ``beir``'s own ``SentenceBERT`` calls
-    ``encode`` for both. Nothing is read back, and without ``output_folder`` no record is kept. Arguments are as for
-    :func:`evaluate_task`.
-
-    Returns:
-        What :func:`evaluate_task` gives, with ``experiment["harness"] == "beir"``. ``score`` is BEIR's ``NDCG@10``,
-        rounded to 5 decimals; the queries' scores are not rounded.
+    ``encode`` for both. Nothing is read back, and without ``output_folder`` no record is kept. For the arguments see
+    :func:`evaluate_task`. The experiment is ``{"harness": "beir"}``; ``score`` is BEIR's own, rounded to 5 decimals.
 
     Raises:
         LBRError: The system is BM25, BEIR lacks its similarity, or a package of the ``eval`` extra is missing.
@@ -323,13 +311,13 @@ def run_beir(
         corpus_chunk_size=CHUNK,
         show_progress_bar=system.model.show_progress_bar,
     )
-    retriever = judge.EvaluateRetrieval(search, k_values=CUTOFFS, score_function=SIMILARITIES[similarity])
+    cutoffs = [10, 100]
+    retriever = judge.EvaluateRetrieval(search, k_values=cutoffs, score_function=SIMILARITIES[similarity])
     found = retriever.retrieve(corpus, queries)
     results = {query: found[query] for query in qrels}
-    means = retriever.evaluate(qrels, results, CUTOFFS)  # takes the query's own document out of ``results``
+    means = retriever.evaluate(qrels, results, cutoffs)  # takes the query's own document out of ``results``
     # The same program and measures that BEIR averages, query by query.
-    cuts = ",".join(map(str, CUTOFFS))
-    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}"})
+    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10,100", "recall.10,100"})
     score = replace(
         _blank(system, task, command, name),
         score=float(means[0]["NDCG@10"]),
