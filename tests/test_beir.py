@@ -1,6 +1,5 @@
 """BEIR itself: the same numbers as MTEB, from the same folders."""
 
-import json
 import sys
 
 import pytest
@@ -55,21 +54,6 @@ def test_agrees_with_mteb_on_a_released_model(model, tmp_path):
     assert 0.05 < beir.ndcg_at_10 < 0.99
     agree(beir, evaluate_retrieval(model, data, name="a/b", output_folder=tmp_path))
     assert all(document != query for query, (document, _) in beir.parts[0].first.items())
-
-
-def test_agrees_with_mteb_on_a_folder_with_titles(model, tmp_path):
-    folder = tmp_path / "folder"
-    write_beir({"test": a_set()}, folder)
-    lines = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
-    for number, item in enumerate(lines):  # a title, an empty one, null, and none
-        item["title"] = [f"on {number}", "", None, ""][number % 4]
-        if number % 4 == 3:
-            del item["title"]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
-    data = read_beir(folder)
-    assert data.corpus["d00"].startswith("on 0 an acid")
-    assert data.corpus["d02"].startswith("an acid")
-    agree(evaluate_beir(model, data, name="a/b"), evaluate_retrieval(model, data, name="a/b", output_folder=tmp_path))
 
 
 def test_agrees_with_what_beir_says_of_its_own_reading(model, tmp_path):

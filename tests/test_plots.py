@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -51,7 +50,7 @@ def scores():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Figures, in the place of their files."""
+    """Return the figures that would be written."""
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
     return figures
@@ -165,12 +164,6 @@ def test_what_cannot_be_plotted(tmp_path):
     with pytest.raises(LBRError, match="no stage has been trained"):
         plot_training(tmp_path / "work", tmp_path / "training")
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
-
-
-def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(LBRError, match=r"lbr-st\[eval\]"):
-        plot_tasks(scores(), tmp_path / "tasks")
 
 
 def test_the_command(tmp_path, capsys):

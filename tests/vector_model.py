@@ -36,7 +36,7 @@ def evaluate_beir(model, data, *, name="a/b", batch_size=64, command="", **optio
     from lbr_st.evaluation.systems import embedding_system
 
     how = {"batch_size": batch_size, "command": command, "name": data.name}
-    return run_beir(embedding_system(model, name, **options), retrieval_task(data, domains=()), **how)
+    return run_beir(embedding_system(model, name, **options), retrieval_task(data), **how)
 
 
 def released(base, folder):

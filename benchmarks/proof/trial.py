@@ -170,7 +170,7 @@ def scores(
 ) -> list[TaskScore]:
     """Return the scores at the full size and at smaller ones; without a model those of BM25."""
     assert data.test is not None
-    task = retrieval_task(data.test, domains=())
+    task = retrieval_task(data.test)
     options: dict[str, Any] = {"output_folder": work / "scores", "batch_size": recipe.evaluate.batch_size}
     if model is None:
         return [evaluate_task(bm25_system(), task, **options)]

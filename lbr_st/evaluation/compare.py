@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +121,11 @@ class Comparison:
         folder = Path(folder)
         links: dict[tuple[str, str], str] = {}
         with new_folder(folder / CHANGED, overwrite=True) as aside:
-            for test in self.tests:
+            for number, test in enumerate(self.tests, 1):  # no two names are one where file systems ignore case
                 name = test.task if len(self.systems) == 1 else f"{test.task}--{test.system}"
-                path = _free_path(aside, name)
-                path.write_text(format_changes(test), encoding="utf-8")
-                links[test.system, test.task] = f"{CHANGED}/{path.name}"
+                file = f"{number}-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:100]}.md"
+                (aside / file).write_text(format_changes(test), encoding="utf-8")
+                links[test.system, test.task] = f"{CHANGED}/{file}"
         write_json(folder / "comparison.json", _as_json(self))
         (folder / "comparison.md").write_text(format_comparison(self, links) + "\n", encoding="utf-8")
         return folder / "comparison.md"
@@ -305,14 +304,6 @@ def format_changes(test: TaskComparison) -> str:
                 f"- **Relevant:** {_document(relevant)}",
             ]
     return "\n".join(lines) + "\n"
-
-
-def _free_path(folder: Path, name: str) -> Path:
-    """Return the path of a new file, unlike those in the folder even where the file system ignores case."""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:100] or "task"
-    used = {path.name.lower() for path in folder.iterdir()}
-    names = (f"{stem}-{number}.md" if number > 1 else f"{stem}.md" for number in count(1))
-    return folder / next(candidate for candidate in names if candidate.lower() not in used)
 
 
 def _table(tests: Sequence[TaskComparison]) -> list[str]:

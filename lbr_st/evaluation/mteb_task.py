@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,7 @@ def is_retrieval(task: Any) -> bool:
     return isinstance(task, import_extra("mteb.abstasks").AbsTaskRetrieval)
 
 
-def retrieval_task(
-    data: RetrievalSet, split: str = "test", domains: Sequence[str] = ("Chemistry",)
-) -> AbsTaskRetrieval:
+def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
     """Make an MTEB retrieval task from texts in memory; nothing is downloaded.
 
     As in BEIR, a document with the query's own id is dropped from that query's ranking. Queries without a relevant
@@ -50,7 +48,6 @@ def retrieval_task(
     Args:
         data: Corpus, queries and judgements. A "/" in its name becomes "-" in the task's.
         split: The name under which MTEB files the scores.
-        domains: MTEB's names for the field, such as ``"Chemistry"``, ``"Medical"``, ``"Programming"``.
 
     Returns:
         A task for ``mteb.evaluate``. Its ``skipped`` counts what the scores leave out; ``described`` is the set's
@@ -69,7 +66,7 @@ def retrieval_task(
     table = import_extra("datasets").Dataset.from_dict
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
-        metadata = _metadata(data, split, domains)
+        metadata = _metadata(data, split)
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
         skipped, described = data.skipped, data.description
         data_loaded: bool = False
@@ -90,7 +87,7 @@ def retrieval_task(
     return LocalRetrieval()
 
 
-def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
+def _metadata(data: RetrievalSet, split: str) -> Any:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", data.name):
         fix = "Use the letters A-Z, digits, '_', '.', '-', and '/' between parts."
         raise LBRError(f"the name {data.name!r} cannot name a task and its file.", where="name", fix=fix)
@@ -105,7 +102,6 @@ def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
         eval_splits=[split],
         eval_langs=["eng-Latn"],
         main_score="ndcg_at_10",
-        domains=list(domains) or None,
         is_public=False,
     )
 

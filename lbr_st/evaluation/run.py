@@ -62,7 +62,7 @@ def evaluate_retrieval(
     Raises:
         LBRError: A bad name or precision, nothing to evaluate, or mteb is missing.
     """
-    task = retrieval_task(data, domains=())
+    task = retrieval_task(data)
     system = embedding_system(load_stock(model) if isinstance(model, str) else model, name, **options)
     return evaluate_task(
         system, task, output_folder=output_folder, batch_size=batch_size, command=command, name=data.name

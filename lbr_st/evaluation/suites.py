@@ -37,14 +37,12 @@ class Suite:
     Args:
         local: Names of domain tasks that come from the package registry.
         hub: Names of MTEB tasks, in one text.
-        domains: MTEB's names for the field, for the local tasks.
         headline: Tasks that may be quoted alone.
         notes: Task → what to know before reading its score.
     """
 
     local: tuple[str, ...]
     hub: str
-    domains: tuple[str, ...]
     headline: tuple[str, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
 
@@ -74,7 +72,6 @@ SUITES = {
         WikipediaSpecialtiesInChemistryClustering PubChemAISentenceParaphrasePC PubChemSMILESPC PubChemSynonymPC
         PubChemWikiParagraphsPC PubChemWikiPairClassification ChemNQRetrieval ChemHotpotQARetrieval
         ChemRxivRetrieval""",
-        ("Chemistry",),
         headline=("ChemRxivRetrieval",),
         notes=(
             ("ChemNQRetrieval", "27 queries, a part of Natural Questions: never a headline"),
@@ -85,20 +82,17 @@ SUITES = {
         ("mondo",),
         """CUREv1 NFCorpus TRECCOVID TRECCOVID-PL SciFact SciFact-PL MedicalQARetrieval PublicHealthQA
         MedrxivClusteringP2P.v2 MedrxivClusteringS2S.v2 CmedqaRetrieval CMedQAv2-reranking""",
-        ("Medical",),
     ),
     "code": Suite(  # MTEB(Code, v1)
         ("pydoc",),
         """AppsRetrieval CodeEditSearchRetrieval CodeFeedbackMT CodeFeedbackST CodeSearchNetCCRetrieval
         CodeSearchNetRetrieval CodeTransOceanContest CodeTransOceanDL CosQA COIRCodeSearchNetRetrieval
         StackOverflowQA SyntheticText2SQL""",
-        ("Programming",),
     ),
     "law": Suite(  # MTEB(Law, v1)
         (),
         """AILACasedocs AILAStatutes LegalSummarization GerDaLIRSmall LeCaRDv2 LegalBenchConsumerContractsQA
         LegalBenchCorporateLobbying LegalQuAD""",
-        ("Legal",),
     ),
 }
 
@@ -129,7 +123,7 @@ class Planned:
 
 def held_out(data: RetrievalSet) -> Planned:
     """Return a retrieval set in memory, such as a recipe's held-out queries, as a task to be run."""
-    return Planned(data.name, lambda: retrieval_task(data, domains=()), lambda: data, title=data.name)
+    return Planned(data.name, lambda: retrieval_task(data), lambda: data, title=data.name)
 
 
 def plan(
@@ -147,7 +141,7 @@ def plan(
         LBRError: Unknown name (the closest ones are given), missing split of a domain task, or missing mteb.
     """
 
-    def local(name: str, read: Callable[[], RetrievalSet], domains: Sequence[str] = ()) -> Planned:
+    def local(name: str, read: Callable[[], RetrievalSet]) -> Planned:
         def data() -> RetrievalSet:
             whole = read()
             if num_queries is None and num_documents is None:
@@ -155,22 +149,22 @@ def plan(
             queries, documents = num_queries or len(whole.queries), num_documents or len(whole.corpus)
             return whole.slice(min(queries, len(whole.queries)), min(documents, len(whole.corpus)))
 
-        return Planned(name, lambda: retrieval_task(data(), split or "test", domains), data)
+        return Planned(name, lambda: retrieval_task(data(), split or "test"), data)
 
-    def domain(name: str, domains: Sequence[str]) -> Planned:
+    def domain(name: str) -> Planned:
         _check_split(split, ("dev", "test"), name)
-        return local(name, lambda: domain_task(name).dev if split == "dev" else domain_task(name).test, domains)
+        return local(name, lambda: domain_task(name).dev if split == "dev" else domain_task(name).test)
 
     if what in SUITES:
         suite = SUITES[what]
-        planned = [domain(name, suite.domains) for name in suite.local]
+        planned = [domain(name) for name in suite.local]
         notes = {**dict.fromkeys(suite.headline, "headline"), **dict(suite.notes)}
         # A split is one of local data: each of the hub's tasks has its own names for splits.
         return planned if split else planned + [_hub(name, note=notes.get(name, "")) for name in suite.hub_tasks]
     if Path(what).is_dir():
         return [local(Path(what).resolve().name, lambda: read_beir(what, split or "test"))]
     if what in DOMAIN_TASKS:
-        return [domain(what, next((suite.domains for suite in SUITES.values() if what in suite.local), ()))]
+        return [domain(what)]
     mteb = import_extra("mteb")
     benchmarks = [benchmark.name for benchmark in mteb.get_benchmarks()]
     listed = [task.metadata for task in import_extra("mteb.get_tasks").TASK_LIST]
@@ -180,10 +174,8 @@ def plan(
     if what in tasks:
         return [_hub(what, split)]
     close = difflib.get_close_matches(what, [*SUITES, *DOMAIN_TASKS, *benchmarks, *tasks], n=3, cutoff=0.5)
-    raise LBRError(
-        f"there is no suite, folder, benchmark or task {what!r}.",
-        fix=f"Did you mean {' or '.join(close)}?" if close else f"The suites are {', '.join(SUITES)}.",
-    )
+    fix = f"Did you mean {' or '.join(close)}?" if close else f"The suites are {', '.join(SUITES)}."
+    raise LBRError(f"there is no suite, folder, benchmark or task {what!r}.", fix=fix)
 
 
 def _check_split(split: str | None, known: Sequence[str], task: str) -> None:
