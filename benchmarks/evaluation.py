@@ -83,7 +83,9 @@ class Times:
 
 def evaluate(model: Any, data: Any) -> Times:
     """Score a model; return the seconds that it took."""
-    from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task
+    from lbr_st.evaluation.mteb_task import retrieval_task
+    from lbr_st.evaluation.run import evaluate_task
+    from lbr_st.evaluation.systems import embedding_system
 
     importlib.import_module("mteb.models")  # what a process does once is not the harness's
     times = Times()
@@ -119,7 +121,7 @@ def bm25_chebi(documents: int, queries: int) -> dict[str, Any]:
 
 
 def _bm25(data: Any) -> dict[str, Any]:
-    from lbr_st.evaluation import evaluate_bm25
+    from lbr_st.evaluation.run import evaluate_bm25
 
     before = time.perf_counter()
     for module in ("mteb.models", "sentence_transformers"):  # mteb's first evaluation imports the second

@@ -135,7 +135,7 @@ def looked_up(data: Any, folder: Path, name: str) -> Any:
 
 def per_query(data: Any, folder: Path, name: str) -> list[float]:
     """Return nDCG@10 of each query, in the set's order."""
-    from lbr_st.evaluation import evaluate_retrieval
+    from lbr_st.evaluation.run import evaluate_retrieval
 
     # A folder each: tables are alike to the digest that scores are read back by.
     with tempfile.TemporaryDirectory() as scores:

@@ -1,40 +1,27 @@
 """BEIR itself: the same numbers as MTEB, from the same folders."""
 
-import json
 import sys
 
 import pytest
 from beir_folder import write_beir
-from vector_model import numbers, vector_model
+from vector_model import evaluate_beir, numbers, released, vector_model
 
 from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.run import evaluate_retrieval
+from lbr_st.evaluation.scores import read_record, write_record
+from lbr_st.evaluation.systems import model_digest
 
 pytest.importorskip("beir")
 pytest.importorskip("mteb")
-
-from lbr_st.evaluation import evaluate_beir, evaluate_retrieval, model_digest, read_record, write_record
 
 SUBJECTS = ["an acid", "a salt", "an ester", "an enzyme", "a protein", "a base", "a query", "a document"]
 MORE = ["of the acid", "and the base", "of a protein"]
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "mteb"))
-
-
 @pytest.fixture(scope="module")
 def model(tiny_base, tmp_path_factory):
-    """A released model: what Sentence Transformers loads without lbr_st."""
-    from sentence_transformers import SentenceTransformer
-
-    from lbr_st.model.build import build_model
-    from lbr_st.publish.stock import release
-
-    folder = tmp_path_factory.mktemp("released") / "model"
-    release(build_model(tiny_base("llama"), max_seq_length=48), folder)
-    return SentenceTransformer(str(folder), device="cpu")
+    return released(tiny_base("llama"), tmp_path_factory.mktemp("released") / "model")
 
 
 def a_set():
@@ -70,21 +57,6 @@ def test_agrees_with_mteb_on_a_released_model(model, tmp_path):
     assert all(document != query for query, (document, _) in beir.parts[0].first.items())
 
 
-def test_agrees_with_mteb_on_a_folder_with_titles(model, tmp_path):
-    folder = tmp_path / "folder"
-    write_beir({"test": a_set()}, folder)
-    lines = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
-    for number, item in enumerate(lines):  # a title, an empty one, null, and none
-        item["title"] = [f"on {number}", "", None, ""][number % 4]
-        if number % 4 == 3:
-            del item["title"]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(item) + "\n" for item in lines))
-    data = read_beir(folder)
-    assert data.corpus["d00"].startswith("on 0 an acid")
-    assert data.corpus["d02"].startswith("an acid")
-    agree(evaluate_beir(model, data, name="a/b"), evaluate_retrieval(model, data, name="a/b", output_folder=tmp_path))
-
-
 def test_agrees_with_what_beir_says_of_its_own_reading(model, tmp_path):
     """Nothing of ours between the files and the score but the two calls of the model."""
     from beir.datasets.data_loader import GenericDataLoader
@@ -108,22 +80,6 @@ def test_agrees_with_what_beir_says_of_its_own_reading(model, tmp_path):
     assert ours.recall_at_10 == pytest.approx(recall["Recall@10"], abs=2e-5)
 
 
-def test_asks_each_encoder_for_its_own_texts(model, monkeypatch):
-    seen = {"encode_query": [], "encode_document": []}
-    for name, texts in seen.items():
-        encode = getattr(model, name)
-
-        def call(given, *, encode=encode, texts=texts, **options):
-            texts.extend(given)
-            return encode(given, **options)
-
-        monkeypatch.setattr(model, name, call)
-    data = a_set()
-    evaluate_beir(model, data, name="a/b")
-    assert sorted(seen["encode_query"]) == sorted(data.queries.values())
-    assert sorted(seen["encode_document"]) == sorted(text.strip() for text in data.corpus.values())
-
-
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_corpus_in_chunks_gives_the_same(monkeypatch, chunk):
     data = RetrievalSet(
@@ -133,45 +89,45 @@ def test_a_corpus_in_chunks_gives_the_same(monkeypatch, chunk):
         {"a": {"d2": 1}, "b": {"d4": 1, "d3": 1}},
     )
     monkeypatch.setattr("lbr_st.evaluation.run.CHUNK", chunk)
-    result = evaluate_beir(vector_model(numbers), data, name="a/b")
+    result = evaluate_beir(vector_model(numbers), data)
     assert result.per_query == pytest.approx({"a": 0.5, "b": 1.0})
     assert result.parts[0].first == {"a": ("d0", "10 0"), "b": ("d4", "0 10")}
 
 
-def test_a_single_query(tmp_path):
-    data = RetrievalSet("one", {"d0": "10 0", "d1": "10 2", "d2": "0 10"}, {"q": "10 0"}, {"q": {"d1": 1}})
-    beir = evaluate_beir(vector_model(numbers), data, name="a/b")
-    assert beir.per_query == pytest.approx({"q": 0.6309297535714575})
-    agree(beir, evaluate_retrieval(vector_model(numbers), data, name="a/b", output_folder=tmp_path))
-    assert beir.confidence_interval() == (0.0, 1.0)
+# corpus, queries, judgements, nDCG@10
+SMALL = {
+    "a single query": ({"d0": "10 0", "d1": "10 2", "d2": "0 10"}, {"q": "10 0"}, {"q": {"d1": 1}}, {"q": 0.63093}),
+    "a document that is the query itself": (
+        {"d": "1 0"},
+        {"d": "1 0", "q": "1 0"},
+        {"d": {"d": 1}, "q": {"d": 1}},
+        {"d": 0.0, "q": 1.0},
+    ),
+    "a query that nothing answers": (
+        {"d0": "1 0", "d1": "0 1"},
+        {"a": "1 0", "b": "0 1"},
+        {"a": {"d0": 1}, "b": {"d1": 0, "d0": -1}},
+        {"a": 1.0},
+    ),
+    # By the cosine, "a" would find d0 first.
+    "dot": ({"d0": "1 0", "d1": "5 5"}, {"a": "1 0", "b": "0 1"}, {"a": {"d1": 1}, "b": {"d1": 1}}, {"a": 1, "b": 1}),
+}
 
 
-def test_a_single_document_that_is_the_query_itself():
-    data = RetrievalSet("itself", {"d": "1 0"}, {"d": "1 0", "q": "1 0"}, {"d": {"d": 1}, "q": {"d": 1}})
-    assert evaluate_beir(vector_model(numbers), data, name="a/b").per_query == {"d": 0.0, "q": 1.0}
-
-
-def test_queries_that_nothing_answers_are_left_out_of_the_mean(tmp_path):
-    data = RetrievalSet(
-        "some", {"d0": "1 0", "d1": "0 1"}, {"a": "1 0", "b": "0 1"}, {"a": {"d0": 1}, "b": {"d1": 0, "d0": -1}}
-    )
-    beir = evaluate_beir(vector_model(numbers), data, name="a/b")
-    assert beir.per_query == {"a": 1.0}
-    assert data.skipped == {"queries without a relevant document": 1}
-    agree(beir, evaluate_retrieval(vector_model(numbers), data, name="a/b", output_folder=tmp_path))
-
-
-def test_the_dot_product_is_used_where_the_model_says_so(tmp_path):
+@pytest.mark.parametrize("case", SMALL)
+def test_small_sets(case, tmp_path):
+    *parts, expected = SMALL[case]
     model = vector_model(numbers)
-    model.similarity_fn_name = "dot"
-    data = RetrievalSet("dot", {"d0": "1 0", "d1": "5 5"}, {"a": "1 0", "b": "0 1"}, {"a": {"d1": 1}, "b": {"d1": 1}})
-    beir = evaluate_beir(model, data, name="a/b")
-    assert beir.per_query == {"a": 1.0, "b": 1.0}  # by the cosine, "a" would find d0 first
+    if case == "dot":
+        model.similarity_fn_name = "dot"
+    data = RetrievalSet("small", *parts)
+    beir = evaluate_beir(model, data)
+    assert beir.per_query == pytest.approx(expected, abs=1e-5)
     agree(beir, evaluate_retrieval(model, data, name="a/b", output_folder=tmp_path))
 
 
 def test_filed_apart_and_readable(model, tmp_path):
-    beir = evaluate_beir(model, a_set(), name="a/b", command="a command")
+    beir = evaluate_beir(model, a_set(), command="a command")
     assert (beir.revision, beir.digest) == (model_digest(model), model_digest(model))
     assert beir.experiment == {"harness": "beir"}
     assert beir.name == "a/b (harness=beir)"
@@ -179,30 +135,23 @@ def test_filed_apart_and_readable(model, tmp_path):
     assert (beir.command, beir.embed_dim) == ("a command", model.get_embedding_dimension())
     write_record(tmp_path / "record.json", beir)
     assert read_record(tmp_path / "record.json") == beir
-    assert evaluate_beir(model, a_set(), name="a/b", revision="v1").revision == "v1"
 
 
 def test_what_cannot_be_scored_is_named(model, monkeypatch):
-    data = a_set()
-    with pytest.raises(LBRError, match="org/model"):
-        evaluate_beir(model, data, name="unnamed")
-    with pytest.raises(LBRError, match="no query has a relevant document"):
-        evaluate_beir(model, RetrievalSet("none", {"d": "x"}, {"q": "x"}, {"q": {"d": 0}}), name="a/b")
     monkeypatch.setattr(model, "similarity_fn_name", "euclidean")
     with pytest.raises(LBRError, match=r"euclidean.*cosine"):
-        evaluate_beir(model, data, name="a/b")
+        evaluate_beir(model, a_set())
     monkeypatch.undo()
     broken = RetrievalSet("nan", {"d": "nan 1", "e": "1 1"}, {"q": "1 1"}, {"q": {"e": 1}})
     with pytest.raises(LBRError, match="not finite"):
-        evaluate_beir(vector_model(numbers), broken, name="a/b")
-    for module in ("beir.retrieval.search.dense", "beir.retrieval.evaluation"):
-        monkeypatch.setitem(sys.modules, module, None)
+        evaluate_beir(vector_model(numbers), broken)
+    monkeypatch.setitem(sys.modules, "beir.retrieval.search.dense", None)
     with pytest.raises(LBRError, match=r'pip install "lbr-st\[eval\]"'):
-        evaluate_beir(model, data, name="a/b")
+        evaluate_beir(model, a_set())
 
 
 def test_says_nothing_unless_asked(model, capfd):
-    evaluate_beir(model, a_set(), name="a/b")
+    evaluate_beir(model, a_set())
     assert capfd.readouterr() == ("", "")
-    evaluate_beir(model, a_set(), name="a/b", show_progress_bar=True)
+    evaluate_beir(model, a_set(), show_progress_bar=True)
     assert "Batches" in capfd.readouterr().err

@@ -15,7 +15,10 @@ import pytest
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import embedding_system, evaluate_task, retrieval_task, truncated, write_record
+from lbr_st.evaluation.mteb_task import retrieval_task
+from lbr_st.evaluation.run import evaluate_task
+from lbr_st.evaluation.scores import write_record
+from lbr_st.evaluation.systems import embedding_system, truncated
 from lbr_st.model.build import build_model
 from lbr_st.publish import leaderboard
 from lbr_st.publish.card import CardInfo

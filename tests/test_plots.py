@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from test_compare import clustering, noisy, score
+from task_scores import clustering, noisy, score
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
@@ -48,6 +48,14 @@ def scores():
     return [*made, score(ODD, "one", noisy(2, 60, 0.3), embed_dim=64), clustering("org/ours", 0.4)]
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return the figures that would be written."""
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
 def test_by_task(tmp_path):
     paths = plot_tasks(scores(), tmp_path / "tasks")
     check(paths, tmp_path)
@@ -57,12 +65,10 @@ def test_by_task(tmp_path):
     assert "clusters" not in found
 
 
-def test_points_lie_where_the_scores_are(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("lbr_st.evaluation.plots.save", lambda figure, *_: drawn.append(figure) or [])
+def test_points_lie_where_the_scores_are(tmp_path, drawn):
     given = scores()
     plot_tasks(given, tmp_path / "tasks")
-    [axes] = drawn[0].axes
+    [axes] = drawn[-1].axes
     [bars] = [bars for bars in axes.containers if bars.get_label() == "org/ours (truncate_dim=64)"]
     line, _, [spans] = bars
     wanted = {s.task: s for s in given if s.name == "org/ours (truncate_dim=64)"}
@@ -72,7 +78,7 @@ def test_points_lie_where_the_scores_are(tmp_path, monkeypatch):
         assert span[:, 0] == pytest.approx(wanted[task].confidence_interval())
 
     plot_embedding_size(given, tmp_path / "sizes")
-    axes = drawn[1].axes[0]
+    axes = drawn[-1].axes[0]
     [bars] = [bars for bars in axes.containers if bars.get_label() == "org/ours"]
     assert bars[0].get_xdata() == pytest.approx([32, 64, 128], rel=0.1)
     ours = {s.embed_dim: s.ndcg_at_10 for s in given if s.model == "org/ours" and s.task == "one"}
@@ -125,13 +131,11 @@ def test_training(tmp_path):
     assert not {"grad_norm", "learning_rate", "epoch"} & set(found)
 
 
-def test_training_curves_are_the_logged_values(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("lbr_st.evaluation.plots.save", lambda figure, *_: drawn.append(figure) or [])
+def test_training_curves_are_the_logged_values(tmp_path, drawn):
     log = [{"loss": value, "target": value, "step": step} for step, value in ((1, 3.0), (2, 2.5), (4, float("nan")))]
     write_logs(tmp_path, represent=[*log, {"loss": 1.0, "target": 1.0, "step": 8}])
     plot_training(tmp_path, "unused")
-    [axes] = drawn[0].axes  # no gain was logged: no second axis
+    [axes] = drawn[-1].axes  # no gain was logged: no second axis
     [line] = axes.lines  # the only term is the loss: drawn once
     np.testing.assert_equal(line.get_xydata(), [(1, 3), (2, 2.5), (4, np.nan), (8, 1)])
 
@@ -156,18 +160,10 @@ def test_what_cannot_be_plotted(tmp_path):
         plot_tasks([clustering("o/m", 0.5)], tmp_path / "tasks")
     with pytest.raises(LBRError, match="two sizes"):
         plot_embedding_size([score("o/m", "one", [0.5, 0.6], embed_dim=64)], tmp_path / "sizes")
-    write_logs(tmp_path / "work", learn=[{"train_loss": 1.0, "step": 3}], represent={"no": "list"})
+    write_logs(tmp_path / "work", learn=[{"train_loss": 1.0, "step": 3}])
     with pytest.raises(LBRError, match="no stage has been trained"):
         plot_training(tmp_path / "work", tmp_path / "training")
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
-
-
-def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(LBRError, match=r"lbr-st\[eval\]"):
-        plot_tasks(scores(), tmp_path / "tasks")
 
 
 def test_the_command(tmp_path, capsys):
@@ -191,12 +187,10 @@ def test_the_command(tmp_path, capsys):
     assert "there are no results here" in error
     assert not (tmp_path / "none").exists()
 
-
-def test_cut_embeddings_are_in_their_own_picture(tmp_path):
     for number, item in enumerate(scores()):
         write_record(tmp_path / "results" / RECORDS / f"{number}.json", item)
-    assert main(["plot", "--results", str(tmp_path / "results"), "--output", str(tmp_path / "plots")]) == 0
+    assert main(["plot", *flags]) == 0
     shown = texts(tmp_path / "plots" / "tasks.svg")
     assert "org/ours" in shown
-    assert not [text for text in shown if "truncate_dim" in text]
+    assert not [text for text in shown if "truncate_dim" in text]  # cut embeddings are in their own picture
     assert "32" in texts(tmp_path / "plots" / "embedding_size.svg")

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import evaluate_retrieval
+from lbr_st.evaluation.run import evaluate_retrieval
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_by_name, load_model, load_stock
 from lbr_st.publish.stock import release

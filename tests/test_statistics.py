@@ -43,12 +43,6 @@ def test_with_few_queries_the_randomisation_test_stays_honest():
     assert rates(1_000, (9,))[1] <= 0.065
 
 
-def test_a_planted_difference_is_found():
-    bootstrap, randomisation = rates(100, (500,), better=0.2)
-    assert randomisation >= 0.95
-    assert bootstrap >= 0.95
-
-
 def test_the_sign_is_that_of_b_minus_a():
     generator = np.random.default_rng(0)
     a = generator.random(200) * 0.5
@@ -109,15 +103,6 @@ def test_both_agree_with_scipy():
     assert few.p_randomisation == pytest.approx(exact.pvalue)
 
 
-def test_counting_and_drawing_agree():
-    generator = np.random.default_rng(1)
-    a, b = [generator.random(12)], [generator.random(12)]
-    counted, drawn = paired(a, b, resamples=2**12), paired(a, b, resamples=2**12 - 1)
-    assert counted.exact
-    assert not drawn.exact
-    assert drawn.p_randomisation == pytest.approx(counted.p_randomisation, abs=0.03)
-
-
 def test_a_single_query_tells_nothing():
     result = paired([[0.0]], [[1.0]])
     assert result.p_randomisation == result.p_bootstrap == 1.0
@@ -141,18 +126,13 @@ def test_equal_scores_and_constant_differences():
     assert paired([scores[:6]], [scores[:6] + 0.01]).p_randomisation == 2 / 64
 
 
-def test_the_same_seed_gives_the_same_numbers():
-    generator = np.random.default_rng(2)
-    a, b = [generator.random(40)], [generator.random(40)]
-    assert paired(a, b, seed=4) == paired(a, b, seed=4)
-    assert paired(a, b, seed=4).interval != paired(a, b, seed=5).interval
-    assert mean_interval(a, seed=4) == mean_interval(a, seed=4) != mean_interval(a, seed=5)
-
-
-def test_portions_change_nothing(monkeypatch):
+def test_the_seed_decides_and_portions_change_nothing(monkeypatch):
     generator = np.random.default_rng(2)
     a, b = [generator.random(40), generator.random(7)], [generator.random(40), generator.random(7)]
     whole = paired(a, b), mean_interval(a)
+    assert whole == (paired(a, b), mean_interval(a))
+    assert paired(a, b, seed=5).interval != whole[0].interval
+    assert mean_interval(a, seed=5) != whole[1]
     monkeypatch.setattr("lbr_st.evaluation.statistics._PORTION", 999 * 40)
     portions = paired(a, b), mean_interval(a)
     assert portions[1] == whole[1]

@@ -9,12 +9,13 @@ import pytest
 from beir_folder import write_beir
 from hub_folder import write_hub_folder
 
+from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.domains import tasks as domain_tasks
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import find_system, read_records
 from lbr_st.evaluation import suites as suites_module
+from lbr_st.evaluation.scores import find_system, read_records
 from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
 from lbr_st.evaluation.systems import load_system
 from lbr_st.model.load import load_by_name
@@ -54,18 +55,15 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def toy_chebi(monkeypatch):
-    task = DomainTask(TOY, TOY, None, None, "")
-    monkeypatch.setattr(suites_module, "domain_task", lambda name: task)
+    monkeypatch.setattr(suites_module, "domain_task", lambda name: DomainTask(TOY, TOY, None, None, ""))
 
 
 def test_a_suite_is_its_local_tasks_then_the_hubs():
     planned = plan("chem")
     assert [task.name for task in planned if not task.needs_hub] == ["chebi"]
     assert [task.name for task in planned if task.needs_hub] == SUITES["chem"].hub_tasks
-    notes = {task.name: task.note for task in planned}
-    assert notes["ChemRxivRetrieval"] == "headline"
-    assert "never a headline" in notes["ChemNQRetrieval"]
-    assert "never a headline" in notes["ChemHotpotQARetrieval"]
+    notes = {task.name: task.note for task in planned if task.note}
+    assert notes == {"ChemRxivRetrieval": "headline", **dict(SUITES["chem"].notes)}
     assert all(name in domain_tasks.DOMAIN_TASKS for suite in SUITES.values() for name in suite.local)
     assert [task.needs_hub for task in plan("chem", split="dev")] == [False]
 
@@ -97,10 +95,9 @@ def test_a_folder_its_splits_and_slices(folder):
     assert plan(folder, split="dev")[0].data().queries == {"q1": "a"}
     assert len(plan(folder, num_queries=1, num_documents=3)[0].data().corpus) == 3
     assert len(plan(folder, num_queries=9)[0].data().queries) == 2
-    with pytest.raises(LBRError, match="no split 'train'; there are: dev, test"):
-        plan(folder, split="train")[0].data()
-    with pytest.raises(LBRError, match="no split 'train'; there are: dev, test"):
-        plan("chebi", split="train")
+    for what in (folder, "chebi"):
+        with pytest.raises(LBRError, match="no split 'train'; there are: dev, test"):
+            plan(what, split="train")[0].data()
 
 
 def test_scores_are_filed_by_name_and_digest_and_read_back(saved, folder, tmp_path):
@@ -121,26 +118,23 @@ def test_sizes_are_systems_of_their_own(saved, folder, tmp_path):
     assert report.to_markdown().count("| toy-test |") == 2
 
 
-def test_what_plays_no_part_is_counted_beside_the_score(folder, tmp_path):
+def test_what_plays_no_part_is_counted_next_to_the_score(folder, tmp_path):
     with Path(folder, "queries.jsonl").open("a") as file:
         file.write('{"_id": "q9", "text": "nobody judged this"}\n')
     table = evaluate_suites("bm25", [folder], tmp_path / "out").to_markdown()
     assert "too few to tell close models apart; left out: 1 queries that no split judges |" in table
 
 
-def test_an_unreachable_hub_is_said_at_once_and_the_rest_is_scored(saved, offline, toy_chebi, tmp_path, capsys):
+def test_without_the_hub_the_rest_is_scored(saved, offline, toy_chebi, tmp_path, capsys):
     report = evaluate_suites(saved, ["chem"], tmp_path / "out")
     assert [score.task for score in report.scores] == ["toy"]
     assert list(report.skipped) == SUITES["chem"].hub_tasks
     assert "28 tasks skipped: PubChemSMILESBitextMining" in report.to_markdown()
     assert "The hub cannot be reached; skipped: PubChemSMILESBitextMining, " in capsys.readouterr().err
-    alone = evaluate_suites("no/model-is-loaded-for-this", ["law"], tmp_path / "law")
-    assert (alone.scores, list(alone.skipped)) == ([], SUITES["law"].hub_tasks)
-
-
-def test_a_command_that_scores_nothing_fails(offline, tmp_path, capsys):
-    from lbr_st.cli import main
-
+    assert evaluate_suites("bm25", ["chem"], tmp_path, only="local").skipped == {}
+    with pytest.raises(LBRError, match="no local task in law"):
+        evaluate_suites("bm25", ["law"], tmp_path, only="local")
+    # Nothing is left to score: no model is loaded, and the command fails.
     assert main(["evaluate", "no/model", "--suite", "law", "--output", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr()
     assert "every task was skipped." in shown.err
@@ -176,28 +170,18 @@ def test_bm25_skips_what_is_no_retrieval(folder, tmp_path, monkeypatch):
     assert report.skipped == {"SDSGlovesClassification": "baseline/bm25 ranks documents, and these are other tasks."}
 
 
-def test_only_local_or_only_the_hub(offline, toy_chebi, tmp_path):
-    assert evaluate_suites("bm25", ["chem"], tmp_path, only="local").skipped == {}
-    assert evaluate_suites("bm25", ["chem"], tmp_path, only="hub").scores == []
-    with pytest.raises(LBRError, match="no local task in law"):
-        evaluate_suites("bm25", ["law"], tmp_path, only="local")
-
-
-def test_through_beir(saved, folder, tmp_path):
-    [ours] = evaluate_suites(saved, [folder], tmp_path).scores
-    [theirs] = evaluate_suites(saved, [folder], tmp_path, harness="beir").scores
-    assert theirs.ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
-    assert {score.name for score in read_records(tmp_path)} == {"local/my-model", "local/my-model (harness=beir)"}
-    with pytest.raises(LBRError, match="search server"):
-        evaluate_suites("bm25", [folder], tmp_path, harness="beir")
-
-
-def test_held_out_queries_take_the_same_path(saved, tmp_path):
+def test_held_out_queries_through_both_harnesses(saved, tmp_path):
     [ours] = evaluate(saved, [held_out(TOY)], tmp_path).scores
     through_beir = evaluate(saved, [held_out(TOY)], tmp_path, harness="beir", dimensions=[8, 32]).scores
     assert [(score.task, score.embed_dim) for score in (ours, *through_beir)] == [("toy", 32), ("toy", 32), ("toy", 8)]
     assert through_beir[0].ndcg_at_10 == pytest.approx(ours.ndcg_at_10, abs=5e-5)
-    assert len(read_records(tmp_path)) == 3
+    assert {(score.name, score.embed_dim) for score in read_records(tmp_path)} == {
+        ("local/my-model", 32),
+        ("local/my-model (harness=beir)", 32),
+        ("local/my-model (harness=beir, truncate_dim=8)", 8),
+    }
+    with pytest.raises(LBRError, match="search server"):
+        evaluate("bm25", [held_out(TOY)], tmp_path, harness="beir")
 
 
 def test_models_by_name(tiny_base, tmp_path):
@@ -232,18 +216,14 @@ def test_the_hubs_silence_is_noticed(monkeypatch):
 
 
 def test_the_command_line(saved, folder, tmp_path, capsys):
-    from lbr_st.cli import main
-
-    out = str(tmp_path / "out")
-    assert main(["evaluate", saved, "--suite", folder, "--output", out, "--model_name", "org/mine"]) == 0
+    words = ["evaluate", saved, "--output", str(tmp_path / "out"), "--suite"]
+    assert main([*words, folder, "--model_name", "org/mine"]) == 0
     assert "org/mine @" in capsys.readouterr().out
-    assert main(["evaluate", "bm25", "--suite", folder, "--output", out, "--harness", "mteb"]) == 0
-    assert main(["evaluate", saved, "--suite", folder, "--output", out, "--harness", "beir"]) == 0
+    assert main([*words, folder, "--harness", "beir"]) == 0
     assert "(harness=beir)" in capsys.readouterr().out
-    assert main(["evaluate", saved, "--suite", "nothing like this", "--output", out]) == 1
+    assert main([*words, "nothing like this"]) == 1
     assert "error: " in capsys.readouterr().err
-    [path] = tmp_path.glob("out/per_query/org__mine/*/toy-test.json")
-    assert json.loads(path.read_text())["model"] == "org/mine"
+    assert len(list(tmp_path.glob("out/per_query/org__mine/*/toy-test.json"))) == 1
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -27,3 +27,23 @@ def vector_model(read, size=2):
 def numbers(text):
     """Read "1 0" as the vector (1, 0)."""
     return [float(number) for number in text.split()]
+
+
+def evaluate_beir(model, data, *, name="a/b", batch_size=64, command="", **options):
+    """Score a model on a retrieval set through BEIR."""
+    from lbr_st.evaluation.mteb_task import retrieval_task
+    from lbr_st.evaluation.run import run_beir
+    from lbr_st.evaluation.systems import embedding_system
+
+    how = {"batch_size": batch_size, "command": command, "name": data.name}
+    return run_beir(embedding_system(model, name, **options), retrieval_task(data), **how)
+
+
+def released(base, folder):
+    """Release an untrained model into a folder, and return the model as Sentence Transformers loads it."""
+    from sentence_transformers import SentenceTransformer
+
+    from lbr_st.model.build import build_model
+    from lbr_st.publish.stock import release
+
+    return SentenceTransformer(str(release(build_model(base, max_seq_length=64), folder)), device="cpu")

@@ -12,7 +12,7 @@ from run import HERE
 from studies import STUDIES, arms
 from tables import averaged, read, reference_of, units
 
-from lbr_st.evaluation.plots import COLOURS, drawing, new_figure, save
+from lbr_st.evaluation.plots import COLOURS, drawing
 from lbr_st.evaluation.statistics import mean_interval
 
 
@@ -21,8 +21,8 @@ def plot_study(folder: Path, order: list[str], path: Path) -> list[Path]:
     results = read(folder)
     names = [name for name in order if name in results]
     reference = reference_of(folder.name, results)
-    with drawing():
-        figure = new_figure(8, 1.2 + 0.3 * len(names))
+    told = f"Arms: {'; '.join(names)}."
+    with drawing(path, 8, 1.2 + 0.3 * len(names), folder.name, told) as (figure, paths):
         axes = figure.subplots()
         for row, name in enumerate(names):
             scores = averaged(results[name])
@@ -40,7 +40,7 @@ def plot_study(folder: Path, order: list[str], path: Path) -> list[Path]:
         split = results[names[0]][0]["split"]
         axes.set_xlabel(f"nDCG@10 on {split} queries; line: 95% interval over things asked for; dots: seeds")
         axes.set_title(folder.name, loc="left", fontweight="bold")
-        return save(figure, path, folder.name, f"Arms: {'; '.join(names)}.")
+    return paths
 
 
 def main() -> None:

@@ -17,9 +17,10 @@ from reading import prepared, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.compute import use_bfloat16
-from lbr_st.evaluation import bm25_system, embedding_system, evaluate_task, retrieval_task, truncated
-from lbr_st.evaluation.run import versions
+from lbr_st.evaluation.mteb_task import retrieval_task
+from lbr_st.evaluation.run import evaluate_task, versions
 from lbr_st.evaluation.scores import TaskScore
+from lbr_st.evaluation.systems import bm25_system, embedding_system, truncated
 from lbr_st.files import notice, write_whole
 from lbr_st.recipe import Recipe, baseline
 from lbr_st.training.data import RunData
@@ -169,7 +170,7 @@ def scores(
 ) -> list[TaskScore]:
     """Return the scores at the full size and at smaller ones; without a model those of BM25."""
     assert data.test is not None
-    task = retrieval_task(data.test, domains=())
+    task = retrieval_task(data.test)
     options: dict[str, Any] = {"output_folder": work / "scores", "batch_size": recipe.evaluate.batch_size}
     if model is None:
         return [evaluate_task(bm25_system(), task, **options)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.lines import read_json_records, read_lines, refuse_missing
-from lbr_st.data.sources import read_pairs, read_texts
+from lbr_st.data.lines import refuse_missing
+from lbr_st.data.sources import READABLE, read_pairs, read_texts
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
-from lbr_st.evaluation.suites import hub_reachable, plan
+from lbr_st.evaluation.suites import first_line, hub_reachable, plan
 from lbr_st.recipe import DataConfig, load_recipe
 from lbr_st.training.data import recipe_columns
 
@@ -24,7 +23,7 @@ from lbr_st.training.data import recipe_columns
 def check_training(
     sources: Sequence[str], against: Sequence[str], config: DataConfig, *, threshold: float = 0.8
 ) -> tuple[list[ContaminationReport], dict[str, str]]:
-    """Check training sources against suites.
+    """Check training sources against suites; return a report for each, and task → why it was not checked against.
 
     Args:
         sources: What :func:`training_columns` reads, or recipes in YAML.
@@ -32,26 +31,21 @@ def check_training(
         config: Names the columns and the split of the sources.
         threshold: Jaccard similarity from which two texts are near duplicates.
 
-    Returns:
-        A report for each source, and evaluation task → why it could not be checked against.
-
     Raises:
         LBRError: A source or suite cannot be read, or nothing is left to check against.
     """
     sets, skipped = evaluation_sets(against)
     if not sets:
-        raise LBRError(
-            f"there is nothing to check against: {'; '.join(skipped.values())}",
-            where=", ".join(against),
-            fix="Name a suite or a folder that can be read here.",
-        )
-    evaluation = ContaminationCheck(sets, threshold=threshold)
+        fix = "Name a suite or a folder that can be read here."
+        reasons = "; ".join(skipped.values())
+        raise LBRError(f"there is nothing to check against: {reasons}", where=", ".join(against), fix=fix)
+    check = ContaminationCheck(sets, threshold=threshold)
     names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
     reports = []
     for source in sources:
         is_recipe = Path(source).suffix in (".yaml", ".yml")
         columns = recipe_columns(load_recipe(source)) if is_recipe else training_columns(source, **names)
-        reports.append(evaluation.check(columns, training=source))
+        reports.append(check.check(columns, training=source))
     return reports, skipped
 
 
@@ -76,18 +70,15 @@ def evaluation_sets(suites: Sequence[str]) -> tuple[list[RetrievalSet], dict[str
                 else:
                     skipped[name] = f"{task.metadata.type} tasks have no queries and documents to check against"
             except Exception as error:  # the hub's client, each dataset's loader and each task raise their own
-                skipped[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                skipped[name] = first_line(error)
     return sets, skipped
 
 
 def _hub_sets(name: str, task: Any) -> list[RetrievalSet]:
     task.load_data()
     task.convert_v1_dataset_format_to_v2(num_proc=None)
-    sets = [
-        _as_set(f"{name}/{subset}/{split}", data)
-        for subset, splits in task.dataset.items()
-        for split, data in splits.items()
-    ]
+    parts = [(subset, split, data) for subset, splits in task.dataset.items() for split, data in splits.items()]
+    sets = [_as_set(f"{name}/{subset}/{split}", data) for subset, split, data in parts]
     task.unload_data()
     return sets
 
@@ -95,10 +86,8 @@ def _hub_sets(name: str, task: Any) -> list[RetrievalSet]:
 def _as_set(name: str, data: Any) -> RetrievalSet:
     corpus = data["corpus"]
     titles = corpus["title"] if "title" in corpus.column_names else [""] * len(corpus)
-    documents = {
-        identifier: f"{title or ''} {text}".strip()
-        for identifier, title, text in zip(corpus["id"], titles, corpus["text"], strict=True)
-    }
+    rows = zip(corpus["id"], titles, corpus["text"], strict=True)
+    documents = {identifier: f"{title or ''} {text}".strip() for identifier, title, text in rows}
     texts = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
     qrels = {
         query: known
@@ -117,19 +106,11 @@ def training_columns(
     negative_column: str = "negative",
     split: str = "train",
 ) -> dict[str, Sequence[str]]:
-    """Return the texts to check: ``text``, ``query``, ``document``, ``negative``, whichever the source has.
+    """Return the texts to check: those of ``text``, ``query``, ``document`` and ``negative`` that the source has.
 
-    They are columns of datasets, read from disk only when they are looked at.
-
-    Args:
-        source: A domain task's name (its training side: ``text`` has rows of its own), a BEIR folder (the pairs of
-            ``split``, or all documents as ``text`` if it has no such split), a ``.jsonl``, ``.json``, ``.csv`` or
-            ``.parquet`` file, or a hub dataset id.
-        text_column: The name in the source.
-        query_column: The name in the source.
-        document_column: The name in the source.
-        negative_column: The name in the source.
-        split: The split of a hub dataset or a BEIR folder.
+    The columns are read from disk as they are used. ``source`` is a domain task's name (its training side: ``text`` has
+    rows of its own), a BEIR folder (the pairs of ``split``, or all documents as ``text`` without such a split), a file,
+    or a hub dataset id. The other arguments name its columns and split.
 
     Raises:
         LBRError: The source cannot be read, has none of the columns, or a text of one of them is missing or empty.
@@ -144,30 +125,17 @@ def training_columns(
         pairs = read_pairs(source, split=split)
         return {"query": pairs["query"], "document": pairs["document"]}
     named = {"text": text_column, "query": query_column, "document": document_column, "negative": negative_column}
-    present = _columns_of(source, list(named.values()), split)
-    found = {name: column for name, column in named.items() if column in present}
+    suffix, first = Path(source).suffix, None
+    if suffix in READABLE and suffix != ".parquet":  # a column of the first row must not be missing in a later one
+        first = next(READABLE[suffix](Path(source), []), ("", {}))[1]
+    found: dict[str, Sequence[str]] = {}
+    for name, column in named.items():
+        if first is None or column in first:
+            try:
+                found[name] = read_texts(source, column=column, split=split)["text"]
+            except LBRError as error:
+                if first is not None or not error.what.startswith("no column"):
+                    raise
     if not found:
-        refuse_missing([" or ".join(named.values())], present, str(source))
-    return {name: read_texts(source, column=column, split=split)["text"] for name, column in found.items()}
-
-
-def _columns_of(source: str | Path, wanted: list[str], split: str) -> list[str]:
-    """Return the columns of a source; of a hub dataset, those of ``wanted`` that it has."""
-    path = Path(source)
-    if path.suffix in (".jsonl", ".json"):
-        return list(next(read_json_records(path, []), ("", {}))[1])
-    if path.suffix == ".csv":
-        return next(csv.reader([next(read_lines(path), (1, ""))[1]]), [])
-    if path.suffix == ".parquet" and path.is_file():
-        from pyarrow import parquet
-
-        return list(parquet.read_schema(path).names)
-    present = []
-    for column in wanted:
-        try:
-            read_texts(source, column=column, split=split)
-            present.append(column)
-        except LBRError as error:
-            if not error.what.startswith("no column"):
-                raise
-    return present
+        refuse_missing([" or ".join(named.values())], first or [], str(source))
+    return found

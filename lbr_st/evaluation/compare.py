@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import count as numbers
 from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.scores import DECIDES, TaskScore, plain, table_row, write_json
+from lbr_st.evaluation.scores import DECIDES, TaskScore, markdown_table, plain, write_json
 from lbr_st.evaluation.statistics import Paired, holm, paired
 from lbr_st.files import new_folder
 
@@ -22,13 +21,16 @@ MIN_RESAMPLES = 10_000
 
 METHOD = (
     f"Verdicts are by the paired randomisation test over queries, with Holm's correction over all tests here, at "
-    f"α = {ALPHA}. Intervals are 95% paired bootstraps, not corrected, and too narrow below some 30 queries; where an "
+    f"α = {ALPHA}. Intervals are 95% paired bootstraps, not corrected, and too narrow below some 30 queries. Where an "
     "interval and a verdict disagree, the verdict holds. Both are about other queries of the same kind, not about "
     "training again with another seed."
 )
 
 CHANGED = "changed_queries"
 """The folder, next to the tables, of the queries that changed most."""
+
+MOST = 20
+"""Queries listed of each kind."""
 
 SAME = "cannot be told apart"
 
@@ -41,7 +43,7 @@ class TaskComparison:
 
     Args:
         task: The task.
-        reference: The reference's name, as told apart from the others compared.
+        reference: The reference's name, unlike the others' here.
         system: The other's.
         before: The reference's score.
         after: The other's.
@@ -79,7 +81,7 @@ class TaskComparison:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """A task on which no test could be made, and the reason; a score is None where a system has none."""
+    """A task that allows no test, and the reason. A score is None if the system has none."""
 
     task: str
     reference: str
@@ -91,16 +93,7 @@ class NotComparable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found.
-
-    Args:
-        reference: Name of the system that the others are compared with.
-        systems: The others.
-        tests: One for each other system and task that both have.
-        not_comparable: The tasks left out, with the reason.
-        resamples: Draws of each test.
-        seed: Seed of each.
-    """
+    """What :func:`compare` found: the names, a test for each system and common task, and the tasks left out."""
 
     reference: str
     systems: tuple[str, ...]
@@ -128,11 +121,11 @@ class Comparison:
         folder = Path(folder)
         links: dict[tuple[str, str], str] = {}
         with new_folder(folder / CHANGED, overwrite=True) as aside:
-            for test in self.tests:
+            for number, test in enumerate(self.tests, 1):  # no two names are one where file systems ignore case
                 name = test.task if len(self.systems) == 1 else f"{test.task}--{test.system}"
-                path = aside / _free_name(name, {Path(used).name.lower() for used in links.values()})
-                path.write_text(format_changes(test), encoding="utf-8")
-                links[test.system, test.task] = f"{CHANGED}/{path.name}"
+                file = f"{number}-{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:100]}.md"
+                (aside / file).write_text(format_changes(test), encoding="utf-8")
+                links[test.system, test.task] = f"{CHANGED}/{file}"
         write_json(folder / "comparison.json", _as_json(self))
         (folder / "comparison.md").write_text(format_comparison(self, links) + "\n", encoding="utf-8")
         return folder / "comparison.md"
@@ -142,13 +135,13 @@ def compare(results: Sequence[Sequence[TaskScore]], *, resamples: int = MIN_RESA
     """Compare the first system with each of the others, on every task that both have.
 
     Args:
-        results: The scores of each system, one a task, as :func:`~lbr_st.evaluation.find_system` gives them.
+        results: The scores of each system, one a task, as :func:`~lbr_st.evaluation.scores.find_system` gives them.
         resamples: Draws of each bootstrap and randomisation test; at least :data:`MIN_RESAMPLES`.
         seed: Seed of each.
 
     Raises:
-        LBRError: There is one system only, a system is there twice or has no scores, no task is common to the
-            reference and any other, or ``resamples`` is too small.
+        LBRError: There is one system only, a system appears twice or has no scores, no other system has a task in
+            common with the reference, or ``resamples`` is too small.
 
     Example:
         ::
@@ -236,49 +229,28 @@ def _obstacle(reference: str, before: TaskScore | None, name: str, after: TaskSc
     return f"other queries: {different:,} were asked of one system only" if different else ""
 
 
-@dataclass(frozen=True)
-class Change:
-    """One query under both systems.
+def changed_queries(test: TaskComparison) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return at most :data:`MOST` queries with the largest gains, and as many with the largest losses.
 
-    Args:
-        query: Its id; with several splits or subsets ``split/subset/id``.
-        text: Its text, cut.
-        before: The reference's nDCG@10.
-        after: The other system's.
-        first_before: What the reference ranked first: document id and text, cut; None if nothing.
-        first_after: What the other ranked first.
-        relevant: The same of a most relevant document.
+    Of each: ``query`` (its id; with several splits or subsets ``split/subset/id``), ``text``, nDCG@10 ``before`` and
+    ``after``, and the documents ``first_before``, ``first_after`` and ``relevant`` (id and text, or None).
     """
-
-    query: str
-    text: str
-    before: float
-    after: float
-    first_before: tuple[str, str] | None
-    first_after: tuple[str, str] | None
-    relevant: tuple[str, str] | None
-
-    @property
-    def difference(self) -> float:
-        """nDCG@10 after minus before."""
-        return self.after - self.before
-
-
-def changed_queries(test: TaskComparison, count: int = 20) -> tuple[list[Change], list[Change]]:
-    """Return at most ``count`` queries with the largest gains and as many with the largest losses, largest first."""
     theirs = {part.key: part for part in test.after.parts}
-    changes = []
+    changes: list[dict[str, Any]] = []
     for part in test.before.parts:
         other, prefix = theirs[part.key], "" if len(theirs) == 1 else f"{part.split}/{part.subset}/"
         for query, before in part.ndcg_at_10.items():
-            after = other.ndcg_at_10[query]
-            if abs(after - before) > 1e-9:
-                first, relevant = (part.first.get(query), other.first.get(query)), part.relevant.get(query)
-                changes.append(Change(prefix + query, part.queries.get(query, ""), before, after, *first, relevant))
-    changes.sort(key=lambda change: (-abs(change.difference), change.query))
-    gains = [change for change in changes if change.difference > 0]
-    losses = [change for change in changes if change.difference < 0]
-    return gains[:count], losses[:count]
+            texts = {"query": prefix + query, "text": part.queries.get(query, "")}
+            documents = {"first_before": part.first.get(query), "first_after": other.first.get(query)}
+            scores = {"before": before, "after": other.ndcg_at_10[query]}
+            changes.append({**texts, **scores, **documents, "relevant": part.relevant.get(query)})
+
+    def largest(sign: int) -> list[dict[str, Any]]:
+        gained = [(sign * (change["after"] - change["before"]), change) for change in changes]
+        ordered = sorted(gained, key=lambda pair: (-pair[0], pair[1]["query"]))
+        return [change for gain, change in ordered[:MOST] if gain > 1e-9]
+
+    return largest(1), largest(-1)
 
 
 def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] | None = None) -> str:
@@ -291,9 +263,8 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
     revisions: dict[str, set[str]] = {}
     items: list[TaskComparison | NotComparable] = [*comparison.tests, *comparison.not_comparable]
     for item in items:
-        for name, score in ((item.reference, item.before), (item.system, item.after)):
-            if score is not None:
-                revisions.setdefault(name, set()).add(score.revision)
+        for name, score in _scored(item):
+            revisions.setdefault(name, set()).add(score.revision)
     for name, several in revisions.items():
         if len(several) > 1:  # the latest scores of two tasks may be of two versions of a model
             lines += ["", plain(f"The scores of {name} are of several revisions: {', '.join(sorted(several))}.")]
@@ -301,7 +272,7 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
         tests = [test for test in comparison.tests if test.system == system]
         lines += ["", f"## {plain(system)} against {plain(reference)}", "", plain(comparison.summary(system))]
         if tests:
-            lines += ["", *[f"- {plain(test.sentence)}" for test in tests], "", *_table(reference, tests)]
+            lines += ["", *[f"- {plain(test.sentence)}" for test in tests], "", *_table(tests)]
         if paths := [f"[{plain(test.task)}]({links[system, test.task]})" for test in tests if links]:
             lines += ["", f"The queries that changed most: {', '.join(paths)}."]
         if refused := [item for item in comparison.not_comparable if item.system == system]:
@@ -309,7 +280,7 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
     return "\n".join(lines)
 
 
-def format_changes(test: TaskComparison, count: int = 20) -> str:
+def format_changes(test: TaskComparison) -> str:
     """Return :func:`changed_queries` of a task as Markdown."""
     found, titles = test.paired, ("Largest gains", "Largest losses")
     lines = [
@@ -319,34 +290,28 @@ def format_changes(test: TaskComparison, count: int = 20) -> str:
         f"{found.ties:,} score the same. Below are those that changed most; they were picked for that and say nothing "
         "of the rest.",
     ]
-    for title, changes in zip(titles, changed_queries(test, count), strict=True):
+    for title, changes in zip(titles, changed_queries(test), strict=True):
         lines += ["", f"## {title}", *([] if changes else ["", "None."])]
         for rank, change in enumerate(changes, 1):
-            figures = f"{change.before:.4f} → {change.after:.4f}"
+            before, after, relevant = change["before"], change["after"], change["relevant"]
             lines += [
                 "",
-                f"### {rank}. {plain(change.query)}: {figures} ({change.difference:+.4f})",
+                f"### {rank}. {plain(change['query'])}: {before:.4f} → {after:.4f} ({after - before:+.4f})",
                 "",
-                f"- **Query:** {plain(change.text)}",
-                f"- **{plain(test.reference)} ranked first:** {_document(change.first_before, change.relevant)}",
-                f"- **{plain(test.system)} ranked first:** {_document(change.first_after, change.relevant)}",
-                f"- **Relevant:** {_document(change.relevant)}",
+                f"- **Query:** {plain(change['text'])}",
+                f"- **{plain(test.reference)} ranked first:** {_document(change['first_before'], relevant)}",
+                f"- **{plain(test.system)} ranked first:** {_document(change['first_after'], relevant)}",
+                f"- **Relevant:** {_document(relevant)}",
             ]
     return "\n".join(lines) + "\n"
 
 
-def _free_name(name: str, used: set[str]) -> str:
-    """Return a file name that no other task has, on file systems that ignore case too."""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")[:100] or "task"
-    candidates = (f"{stem}-{number}.md" if number > 1 else f"{stem}.md" for number in numbers(1))
-    return next(candidate for candidate in candidates if candidate.lower() not in used)
-
-
-def _table(reference: str, tests: Sequence[TaskComparison]) -> list[str]:
-    header = ["Task", "Queries", *(f"{plain(name)} nDCG@10" for name in (reference, tests[0].system))]
-    header += ["Difference", "95% interval", "Relative", "d_z", "Wins / ties / losses"]
-    header += ["p bootstrap", "p randomisation", "p Holm"]
-    lines = [table_row(header), "|---|" + "---:|" * 4 + ":---:|---:|---:|:---:|" + "---:|" * 3]
+def _table(tests: Sequence[TaskComparison]) -> list[str]:
+    columns = {"Task": "---", "Queries": "---:"}
+    columns |= {f"{plain(name)} nDCG@10": "---:" for name in (tests[0].reference, tests[0].system)}
+    columns |= {"Difference": "---:", "95% interval": ":---:", "Relative": "---:", "d_z": "---:"}
+    columns |= {"Wins / ties / losses": ":---:", "p bootstrap": "---:", "p randomisation": "---:", "p Holm": "---:"}
+    rows = []
     for test in tests:
         found = test.paired
         cells = [plain(test.task), f"{found.n:,}", f"{found.score_a:.4f}", f"{found.score_b:.4f}"]
@@ -355,20 +320,22 @@ def _table(reference: str, tests: Sequence[TaskComparison]) -> list[str]:
         cells += ["–" if found.d_z is None else f"{found.d_z:+.2f}"]
         cells += [f"{found.wins:,} / {found.ties:,} / {found.losses:,}"]
         values = (found.p_bootstrap, found.p_randomisation, test.p)
-        lines.append(table_row([*cells, *(format_p(p).removeprefix("p ").removeprefix("= ") for p in values)]))
-    return lines
+        rows.append([*cells, *(format_p(p).removeprefix("p ").removeprefix("= ") for p in values)])
+    return markdown_table(columns, rows)
 
 
 def _interval(found: Paired) -> str:
     return f"{found.interval[0]:.4f} to {found.interval[1]:.4f}"
 
 
+def _scored(item: TaskComparison | NotComparable) -> list[tuple[str, TaskScore]]:
+    """Return the names and scores of the systems that have one."""
+    both = ((item.reference, item.before), (item.system, item.after))
+    return [(name, score) for name, score in both if score is not None]
+
+
 def _refusal(item: NotComparable) -> str:
-    shown = [
-        f"{name} {score.score:.4f} {'nDCG@10' if score.metric == DECIDES else score.metric}"
-        for name, score in ((item.reference, item.before), (item.system, item.after))
-        if score is not None
-    ]
+    shown = [f"{name} {s.score:.4f} {'nDCG@10' if s.metric == DECIDES else s.metric}" for name, s in _scored(item)]
     return f"{item.task}: {item.reason} ({', '.join(shown)})."
 
 
@@ -382,35 +349,16 @@ def _document(document: tuple[str, str] | None, relevant: tuple[str, str] | None
 def _as_json(comparison: Comparison) -> dict[str, Any]:
     tests = []
     for test in comparison.tests:
-        gains, losses = ([asdict(change) for change in changes] for changes in changed_queries(test))
-        tests.append(
-            {
-                "task": test.task,
-                "system": test.system,
-                "verdict": test.verdict,
-                "sentence": test.sentence,
-                "p_holm": test.p,
-                "num_tests": test.num_tests,
-                **asdict(test.paired),
-                "dataset_revision": test.before.dataset_revision,
-                **_runs(test),
-                "gains": gains,
-                "losses": losses,
-            }
-        )
-    return {
-        "method": METHOD,
-        "alpha": ALPHA,
-        "resamples": comparison.resamples,
-        "seed": comparison.seed,
-        "reference": comparison.reference,
-        "systems": list(comparison.systems),
-        "tests": tests,
-        "not_comparable": [
-            {"task": item.task, "system": item.system, "reason": item.reason, **_runs(item)}
-            for item in comparison.not_comparable
-        ],
-    }
+        gains, losses = changed_queries(test)
+        told = {key: getattr(test, key) for key in ("task", "system", "verdict", "sentence", "num_tests")}
+        told |= {"p_holm": test.p, **asdict(test.paired), "dataset_revision": test.before.dataset_revision}
+        tests.append({**told, **_runs(test), "gains": gains, "losses": losses})
+    refused = [
+        {"task": item.task, "system": item.system, "reason": item.reason, **_runs(item)}
+        for item in comparison.not_comparable
+    ]
+    told = {key: getattr(comparison, key) for key in ("resamples", "seed", "reference", "systems")}
+    return {"method": METHOD, "alpha": ALPHA, **told, "tests": tests, "not_comparable": refused}
 
 
 def _runs(item: TaskComparison | NotComparable) -> dict[str, Any]:

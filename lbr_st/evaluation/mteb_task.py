@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ def import_extra(module: str) -> Any:
     """Import and return a module of the ``eval`` extra, given its dotted name.
 
     Raises:
-        LBRError: It cannot be imported; the message names the extra to install.
+        LBRError: The import fails; the message names the extra to install.
     """
-    # mteb creates ~/.cache/mteb while it is imported; keep it with our own files unless the user chose a place.
+    # mteb creates ~/.cache/mteb while it is imported. Keep it with our own files unless the user chose a folder.
     os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
     try:
         return importlib.import_module(module)
@@ -39,39 +39,34 @@ def is_retrieval(task: Any) -> bool:
     return isinstance(task, import_extra("mteb.abstasks").AbsTaskRetrieval)
 
 
-def retrieval_task(
-    data: RetrievalSet, split: str = "test", domains: Sequence[str] = ("Chemistry",)
-) -> AbsTaskRetrieval:
-    """Make an MTEB retrieval task from texts that are already in memory; nothing is downloaded.
+def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
+    """Make an MTEB retrieval task from texts in memory; nothing is downloaded.
 
-    A document whose id equals the query's id is dropped from that query's ranking, as BEIR does. Queries without a
-    relevant document are not asked.
+    As in BEIR, a document with the query's own id is dropped from that query's ranking. Queries without a relevant
+    document are not asked.
 
     Args:
         data: Corpus, queries and judgements. A "/" in its name becomes "-" in the task's.
         split: The name under which MTEB files the scores.
-        domains: MTEB's names for the field, such as ``"Chemistry"``, ``"Medical"``, ``"Programming"``.
 
     Returns:
-        A task for ``mteb.evaluate``. Its ``skipped`` counts what of the set plays no part in the scores;
-        ``described`` is the set's description.
+        A task for ``mteb.evaluate``. Its ``skipped`` counts what the scores leave out; ``described`` is the set's
+        description.
 
     Raises:
-        LBRError: The set's name cannot name a task, or there is nothing to evaluate.
+        LBRError: The set's name cannot name a task, or no query has a relevant document.
     """
     queries = {
-        query: data.queries[query]
-        for query, grades in data.qrels.items()
-        if any(grade > 0 for grade in grades.values())
+        query: data.queries[query] for query, grades in data.qrels.items() if max(grades.values(), default=0) > 0
     }
     if not queries:
         fix = "Judge at least one document of a query with 1 or more."
         raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
     base = import_extra("mteb.abstasks").AbsTaskRetrieval
-    dataset_class = import_extra("datasets").Dataset
+    table = import_extra("datasets").Dataset.from_dict
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
-        metadata = _metadata(data, split, domains)
+        metadata = _metadata(data, split)
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
         skipped, described = data.skipped, data.description
         data_loaded: bool = False
@@ -79,29 +74,23 @@ def retrieval_task(
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             if self.data_loaded:
                 return
-            rows = {"id": list(data.corpus), "title": [""] * len(data.corpus), "text": list(data.corpus.values())}
-            self.dataset = {
-                "default": {
-                    split: {
-                        "corpus": dataset_class.from_dict(rows),
-                        "queries": dataset_class.from_dict({"id": list(queries), "text": list(queries.values())}),
-                        "relevant_docs": {query: dict(data.qrels[query]) for query in queries},
-                        "top_ranked": None,
-                    }
-                }
+            documents = {"id": list(data.corpus), "title": [""] * len(data.corpus), "text": list(data.corpus.values())}
+            content = {
+                "corpus": table(documents),
+                "queries": table({"id": list(queries), "text": list(queries.values())}),
+                "relevant_docs": {query: dict(data.qrels[query]) for query in queries},
+                "top_ranked": None,
             }
+            self.dataset = {"default": {split: content}}
             self.data_loaded = True
 
     return LocalRetrieval()
 
 
-def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
+def _metadata(data: RetrievalSet, split: str) -> Any:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", data.name):
-        raise LBRError(
-            f"the name {data.name!r} cannot name a task and its file.",
-            where="name",
-            fix="Use the letters A-Z, digits, '_', '.', '-', and '/' between parts.",
-        )
+        fix = "Use the letters A-Z, digits, '_', '.', '-', and '/' between parts."
+        raise LBRError(f"the name {data.name!r} cannot name a task and its file.", where="name", fix=fix)
     name = data.name.replace("/", "-")
     return import_extra("mteb.abstasks.task_metadata").TaskMetadata(
         name=name,
@@ -113,7 +102,6 @@ def _metadata(data: RetrievalSet, split: str, domains: Sequence[str]) -> Any:
         eval_splits=[split],
         eval_langs=["eng-Latn"],
         main_score="ndcg_at_10",
-        domains=list(domains) or None,
         is_public=False,
     )
 

@@ -12,7 +12,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.compute import Precision
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, quiet_mteb, retrieval_task
 from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
@@ -30,13 +29,11 @@ PACKAGES = ("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", 
 EXCERPT = 300
 """Characters of a query or document kept in a record: enough to look at, not to redistribute."""
 
-CUTOFFS = [10, 100]
-"""Ranks at which BEIR measures."""
-
 CHUNK = 10_000
 """Documents that BEIR encodes and compares at once."""
 
 SIMILARITIES = {"cosine": "cos_sim", "dot": "dot"}
+"""Sentence Transformers' names of similarities → BEIR's."""
 
 
 def evaluate_retrieval(
@@ -45,13 +42,9 @@ def evaluate_retrieval(
     *,
     name: str,
     output_folder: Path | str,
-    revision: str | None = None,
-    split: str = "test",
-    domains: Sequence[str] = (),
     batch_size: int = 64,
-    precision: Precision = "float32",
-    show_progress_bar: bool = False,
     command: str = "",
+    **options: Any,
 ) -> TaskScore:
     """Evaluate a model with ``mteb.evaluate``, or read back what an earlier call with the same model found.
 
@@ -62,55 +55,32 @@ def evaluate_retrieval(
         data: Corpus, queries and judgements.
         name: The name to file the scores under, ``org/model``.
         output_folder: Where the scores go; see :func:`evaluate_task`.
-        revision: Names this version of the model. Default: :func:`lbr_st.evaluation.model_digest`.
-        split: The name of the split, for MTEB's files.
-        domains: MTEB's names for the field, such as ``"Chemistry"``.
         batch_size: Texts encoded at once.
-        precision: See :func:`lbr_st.evaluation.embedding_system`.
-        show_progress_bar: Show a bar with the remaining time while encoding.
         command: The command line to note with the scores.
-
-    Returns:
-        The mean scores and those of each query.
+        **options: For :func:`~lbr_st.evaluation.systems.embedding_system`: revision, precision, show_progress_bar.
 
     Raises:
         LBRError: A bad name or precision, nothing to evaluate, or mteb is missing.
     """
-    task = retrieval_task(data, split, domains)
-    if isinstance(model, str):
-        model = load_stock(model)
-    system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
+    task = retrieval_task(data)
+    system = embedding_system(load_stock(model) if isinstance(model, str) else model, name, **options)
     return evaluate_task(
-        system,
-        task,
-        output_folder=output_folder,
-        batch_size=batch_size,
-        command=command,
-        name=data.name,
-        description=data.description,
+        system, task, output_folder=output_folder, batch_size=batch_size, command=command, name=data.name
     )
 
 
 def evaluate_bm25(data: RetrievalSet, output_folder: Path | str | None = None, command: str = "") -> TaskScore:
-    """Score BM25 on a retrieval set with the same judgements, measure and harness as :func:`evaluate_retrieval`.
+    """Score :func:`~lbr_st.evaluation.systems.bm25_system` on a set just as :func:`evaluate_retrieval` does a model.
 
-    The scores are under the name ``baseline/bm25``; see :func:`lbr_st.evaluation.bm25_system`. Without
-    ``output_folder`` no files are kept.
+    Without ``output_folder`` no files are kept.
 
     Raises:
         LBRError: There is nothing to evaluate, or a package of the ``eval`` extra is missing.
     """
-    if output_folder is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return evaluate_bm25(data, folder, command)
-    return evaluate_task(
-        bm25_system(),
-        retrieval_task(data),
-        output_folder=output_folder,
-        command=command,
-        name=data.name,
-        description=data.description,
-    )
+    task = retrieval_task(data)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = output_folder or scratch
+        return evaluate_task(bm25_system(), task, output_folder=where, command=command, name=data.name)
 
 
 def evaluate_task(
@@ -121,23 +91,20 @@ def evaluate_task(
     batch_size: int = 64,
     command: str = "",
     name: str = "",
-    description: str = "",
 ) -> TaskScore:
     """Evaluate a system on one MTEB task, or read back what an earlier run with the same system and data found.
 
     Files below ``output_folder``: ``results/<org__model>/<revision>/<task>.json`` in MTEB's own layout, and next to it
-    ``per_query/<org__model>/<revision>/<task>.json``. Earlier scores are used only if the system's digest and the
-    data's revision are the ones they were made with; otherwise the task is run again. A run that was interrupted
-    resumes with the split or subset it was in.
+    ``per_query/<org__model>/<revision>/<task>.json``. Earlier scores count only if the system's digest and the data's
+    revision are the same; otherwise the task runs again. An interrupted run resumes with the split or subset it was in.
 
     Args:
         system: What to evaluate.
-        task: An MTEB task, of the hub or from :func:`lbr_st.evaluation.retrieval_task`.
+        task: An MTEB task, of the hub or from :func:`~lbr_st.evaluation.mteb_task.retrieval_task`.
         output_folder: Where the scores go.
         batch_size: Texts encoded at once.
         command: The command line to note with the scores.
         name: What to call the task in tables; "" for MTEB's name.
-        description: What the task is, for tables.
 
     Raises:
         LBRError: The system cannot run such a task, the task failed, or mteb is missing.
@@ -149,12 +116,12 @@ def evaluate_task(
     cache = mteb.ResultCache(output_folder)
     path = Path(cache.get_task_result_path(task.metadata.name, system.model.mteb_model_meta))
     record = _record_path(output_folder, system, task, system.experiment)
-    blank = _blank(system, task, command, name, description)
+    blank = _blank(system, task, command, name)
     kept = read_record(record)
     if kept is None or not _same(kept, blank):
         kept = blank
     elif kept.date and path.is_file():
-        return replace(kept, description=description)
+        return replace(kept, description=blank.description)
     recorder = _Recorder(task, record, kept)
     own = task.__dict__.get("metadata")
     try:
@@ -170,7 +137,7 @@ def evaluate_task(
                 co2_tracker=False,
             )
     finally:
-        if own is not None:  # when a task unloads its data it loses metadata of its own, and a pinned revision with it
+        if own is not None:  # a task that unloads its data loses metadata of its own, and a pinned revision with it
             task.metadata = own
     if not found.task_results:
         reason = found.exceptions[0].exception if found.exceptions else "MTEB gave no result"
@@ -181,10 +148,9 @@ def evaluate_task(
 
 
 class _Recorder:
-    """Writes the record as the parts of a task come in.
+    """Write the record as the parts of a task come in.
 
-    MTEB averages right after it calls ``task_specific_scores``: that is the one place where the scores of single
-    queries are seen.
+    The scores of single queries pass through ``task_specific_scores`` only, which MTEB calls before it averages them.
     """
 
     def __init__(self, task: Any, path: Path, score: TaskScore) -> None:
@@ -211,34 +177,27 @@ class _Recorder:
 
 
 def part_of(data: Any, scores: Any, qrels: Any, results: Any, split: str, subset: str) -> Part:
-    """Collect one part's scores, with the texts a person wants to see next to them.
+    """Collect one part's scores, and the texts that a person wants to see next to them.
 
-    Args:
-        data: MTEB's split: ``corpus`` and ``queries`` with ids and texts.
-        scores: Query id → measure → value, as pytrec_eval gives it.
-        qrels: Query id → document id → relevance.
-        results: Query id → document id → similarity.
-        split: Its name.
-        subset: The subset's name.
+    ``data`` is MTEB's split; ``scores`` has query id → measure → value, as pytrec_eval gives it; ``qrels`` and
+    ``results`` have query id → document id → relevance and similarity.
     """
     # A query without any hit has no entry; leaving it out would raise the mean.
     asked = [query for query, judged in qrels.items() if query in scores or any(g > 0 for g in judged.values())]
-    nothing: dict[str, float] = {}
-    measured = {query: scores.get(query, nothing) for query in asked}
     first = {query: max(results[query], key=results[query].get) for query in asked if results.get(query)}
     best = {query: max(qrels[query], key=qrels[query].get) for query in asked}
     documents = _texts(data["corpus"], {*first.values(), *best.values()})
 
-    def mean(measure: str) -> float:
-        return sum(float(values.get(measure, 0.0)) for values in measured.values()) / len(measured)
+    def values(measure: str) -> dict[str, float]:
+        return {query: float(scores.get(query, {}).get(measure, 0.0)) for query in asked}
 
     return Part(
         split=split,
         subset=subset,
         num_documents=len(data["corpus"]),
-        ndcg_at_10={query: float(values.get("ndcg_cut_10", 0.0)) for query, values in measured.items()},
-        recall_at_10=mean("recall_10"),
-        recall_at_100=mean("recall_100"),
+        ndcg_at_10=values("ndcg_cut_10"),
+        recall_at_10=sum(values("recall_10").values()) / len(asked),
+        recall_at_100=sum(values("recall_100").values()) / len(asked),
         queries=_texts(data["queries"], set(asked)),
         first={query: (document, documents[document]) for query, document in first.items()},
         relevant={query: (document, documents.get(document, "")) for query, document in best.items()},
@@ -261,7 +220,7 @@ def _record_path(output_folder: Path | str, system: System, task: AbsTask, exper
     return Path(output_folder) / RECORDS / path.relative_to(Path(output_folder) / "results")
 
 
-def _blank(system: System, task: AbsTask, command: str, name: str, description: str) -> TaskScore:
+def _blank(system: System, task: AbsTask, command: str, name: str) -> TaskScore:
     """Return what is known before the run; without a date it counts as unfinished."""
     return TaskScore(
         model=system.name,
@@ -277,7 +236,7 @@ def _blank(system: System, task: AbsTask, command: str, name: str, description: 
         embed_dim=system.embed_dim,
         command=command,
         versions=versions(),
-        description=description,
+        description=getattr(task, "described", ""),
     )
 
 
@@ -288,7 +247,7 @@ def _same(kept: TaskScore, blank: TaskScore) -> bool:
 
 
 def _agree(path: Path, record: TaskScore, cache: Any, system: System, task: AbsTask) -> bool:
-    """Whether an unfinished run may resume: all that MTEB has of the task is in our record, too."""
+    """Whether an unfinished run may resume: our record has all that MTEB has of the task."""
     if not path.is_file() or not record.parts:
         return False
     try:
@@ -310,41 +269,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def evaluate_beir(
-    model: SentenceTransformer,
-    data: RetrievalSet,
-    *,
-    name: str,
-    revision: str | None = None,
-    batch_size: int = 64,
-    precision: Precision = "float32",
-    show_progress_bar: bool = False,
-    command: str = "",
-) -> TaskScore:
-    """Score a model with ``beir``: its exact search over the whole corpus, its judgement of the rankings.
-
-    Queries go through ``encode_query`` and documents through ``encode_document``; ``beir``'s own ``SentenceBERT``
-    calls ``encode`` for both. Nothing is read from or written to disk. Arguments are as for
-    :func:`evaluate_retrieval`.
-
-    Returns:
-        What :func:`evaluate_retrieval` gives, with ``experiment["harness"] == "beir"``. ``score`` is BEIR's
-        ``NDCG@10``, which it rounds to 5 decimals; the queries' scores are not rounded.
-
-    Raises:
-        LBRError: As for :func:`evaluate_retrieval`, or a similarity that BEIR does not know.
-    """
-    system = embedding_system(model, name, revision=revision, precision=precision, show_progress_bar=show_progress_bar)
-    return run_beir(
-        system,
-        retrieval_task(data, domains=()),
-        batch_size=batch_size,
-        command=command,
-        name=data.name,
-        description=data.description,
-    )
-
-
 def run_beir(
     system: System,
     task: AbsTaskRetrieval,
@@ -353,24 +277,24 @@ def run_beir(
     batch_size: int = 64,
     command: str = "",
     name: str = "",
-    description: str = "",
 ) -> TaskScore:
-    """Score a system on a local task with ``beir``; :func:`evaluate_task` says what the arguments mean.
+    """Score a system on a local task with ``beir``: its exact search over the corpus, its judgement of the rankings.
 
-    Nothing is read back, and without ``output_folder`` no record is kept.
+    Queries go through ``encode_query`` and documents through ``encode_document``; ``beir``'s own ``SentenceBERT`` calls
+    ``encode`` for both. Nothing is read back, and without ``output_folder`` no record is kept. For the arguments see
+    :func:`evaluate_task`. The experiment is ``{"harness": "beir"}``; ``score`` is BEIR's own, rounded to 5 decimals.
+
+    Raises:
+        LBRError: The system is BM25, BEIR lacks its similarity, or a package of the ``eval`` extra is missing.
     """
     started = time.perf_counter()
     if system.only_retrieval:
         raise LBRError("beir's BM25 needs a search server.", where=system.name, fix="Leave --harness out.")
-    encoder = system.model
-    if encoder.model.similarity_fn_name not in SIMILARITIES:
-        raise LBRError(
-            f"BEIR cannot compare embeddings by {encoder.model.similarity_fn_name!r}.",
-            where=system.name,
-            fix=f"Set model.similarity_fn_name to one of: {', '.join(SIMILARITIES)}; or evaluate with MTEB.",
-        )
-    dense = import_extra("beir.retrieval.search.dense")
-    evaluation = import_extra("beir.retrieval.evaluation")
+    similarity = system.model.model.similarity_fn_name
+    if similarity not in SIMILARITIES:
+        fix = f"Set model.similarity_fn_name to one of: {', '.join(SIMILARITIES)}; or evaluate with MTEB."
+        raise LBRError(f"BEIR cannot compare embeddings by {similarity!r}.", where=system.name, fix=fix)
+    dense, judge = import_extra("beir.retrieval.search.dense"), import_extra("beir.retrieval.evaluation")
     with quiet_mteb():
         task.load_data()  # the very queries and judgements that MTEB scores
     [(split, rows)] = task.dataset["default"].items()
@@ -382,18 +306,20 @@ def run_beir(
     texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
     corpus = {document: {"title": "", "text": text} for document, text in texts}
     search = dense.DenseRetrievalExactSearch(
-        _Encoder(system), batch_size=batch_size, corpus_chunk_size=CHUNK, show_progress_bar=encoder.show_progress_bar
+        _Encoder(system.model),
+        batch_size=batch_size,
+        corpus_chunk_size=CHUNK,
+        show_progress_bar=system.model.show_progress_bar,
     )
-    similarity = SIMILARITIES[encoder.model.similarity_fn_name]
-    retriever = evaluation.EvaluateRetrieval(search, k_values=CUTOFFS, score_function=similarity)
+    cutoffs = [10, 100]
+    retriever = judge.EvaluateRetrieval(search, k_values=cutoffs, score_function=SIMILARITIES[similarity])
     found = retriever.retrieve(corpus, queries)
     results = {query: found[query] for query in qrels}
-    means = retriever.evaluate(qrels, results, CUTOFFS)  # takes the query's own document out of ``results``
+    means = retriever.evaluate(qrels, results, cutoffs)  # takes the query's own document out of ``results``
     # The same program and measures that BEIR averages, query by query.
-    cuts = ",".join(map(str, CUTOFFS))
-    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}"})
+    evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10,100", "recall.10,100"})
     score = replace(
-        _blank(system, task, command, name, description),
+        _blank(system, task, command, name),
         score=float(means[0]["NDCG@10"]),
         parts=(part_of(rows, evaluator.evaluate(results), qrels, results, split, "default"),),
         experiment={**system.experiment, "harness": "beir"},
@@ -407,10 +333,10 @@ def run_beir(
 
 
 class _Encoder:
-    """A system as BEIR's search calls it."""
+    """An encoder as BEIR's search calls it."""
 
-    def __init__(self, system: System) -> None:
-        self.encoder = system.model
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
 
     def encode_queries(self, queries: Sequence[str], **options: Any) -> Any:
         return self._encode(self.encoder.model.encode_query, list(queries), **options)

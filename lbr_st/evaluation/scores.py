@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.statistics import mean_interval
 from lbr_st.files import write_whole
 
 FORMAT = 1
 """Of the record on disk; a record of another format is not read."""
 
 DECIDES = "ndcg_at_10"
+"""The measure that comparisons and intervals are about."""
 
 RECORDS = "per_query"
 """The folder of records, next to MTEB's ``results`` and laid out like it."""
@@ -118,7 +120,7 @@ class TaskScore:
 
     @property
     def recall_at_100(self) -> float | None:
-        """Mean recall among the first 100 documents, or None."""
+        """The same among the first 100."""
         return _mean([part.recall_at_100 for part in self.parts])
 
     @property
@@ -138,16 +140,9 @@ class TaskScore:
         """Documents searched, over all parts."""
         return sum(part.num_documents for part in self.parts)
 
-    def confidence_interval(self, resamples: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
-        """Return the 95% bootstrap interval of :attr:`ndcg_at_10`, or None for a task without queries.
-
-        See :func:`lbr_st.evaluation.statistics.mean_interval`.
-        """
-        if not self.parts:
-            return None
-        from lbr_st.evaluation.statistics import mean_interval
-
-        return mean_interval([list(part.ndcg_at_10.values()) for part in self.parts], resamples=resamples, seed=seed)
+    def confidence_interval(self) -> tuple[float, float] | None:
+        """Return :func:`mean_interval` of :attr:`ndcg_at_10`, or None for a task without queries."""
+        return mean_interval([list(part.ndcg_at_10.values()) for part in self.parts]) if self.parts else None
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -165,12 +160,12 @@ def score_from_dict(content: Mapping[str, Any]) -> TaskScore:
         raise ValueError(f"format {content['format']}")
     values = {key: value for key, value in content.items() if key in TaskScore.__dataclass_fields__}
     parts = []
-    for part in values["parts"]:
+    for part in values.pop("parts"):
         if not part["ndcg_at_10"]:
             raise ValueError("a part without queries")
         pairs = {key: {query: tuple(item) for query, item in part[key].items()} for key in ("first", "relevant")}
         parts.append(Part(**{**part, **pairs}))
-    return TaskScore(**{**values, "parts": tuple(parts)})
+    return TaskScore(**values, parts=tuple(parts))
 
 
 def write_json(path: Path, content: object) -> None:
@@ -214,10 +209,8 @@ def latest(scores: Iterable[TaskScore]) -> list[TaskScore]:
 def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
     """Return the scores of the system that ``name`` means, the latest of each task.
 
-    Args:
-        scores: What to look through.
-        name: A system's name as tables show it, or ``org/model``, or just ``model`` or a folder of that name. Each
-            may be followed by ``@revision`` or its first digits.
+    ``name`` is a system's name as tables show it, or ``org/model``, or ``model``, or a folder of that name.
+    ``@revision`` or its first digits may follow.
 
     Raises:
         LBRError: No system has this name, or several do.
@@ -237,8 +230,7 @@ def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
         raise LBRError(f"{name!r} may mean {' or '.join(names)}.", fix="Give one of these names in full.")
     if not matches:
         known = ", ".join(sorted({score.name for score in scores}))
-        fix = "Run `lbr-st evaluate` on it first."
-        raise LBRError(f"there are no results of {name!r}; there are: {known}.", fix=fix)
+        raise LBRError(f"there are no results of {name!r}; there are: {known}.", fix="Run `lbr-st evaluate` on it.")
     return latest(matches)
 
 
@@ -247,9 +239,7 @@ def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) ->
     rows = [
         {
             "label": label,
-            "ndcg_at_10": result.ndcg_at_10,
-            "recall_at_10": result.recall_at_10,
-            "recall_at_100": result.recall_at_100,
+            **{key: getattr(result, key) for key in ("ndcg_at_10", "recall_at_10", "recall_at_100")},
             "confidence_interval_95": result.confidence_interval(),
             "format": FORMAT,
             **asdict(result),
@@ -270,20 +260,16 @@ def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
     first = results[0][1]
     for label, result in results:
         if (result.task, result.dataset_revision) != (first.task, first.dataset_revision):
-            raise LBRError(
-                f"{label!r} was scored on {result.task} ({result.dataset_revision[:8]}), the first row on "
-                f"{first.task} ({first.dataset_revision[:8]}).",
-                fix="Only scores on the same data can share a table; make one for each.",
-            )
-    header = ("System", "nDCG@10", "95% interval", "Recall@10", "Recall@100", "Queries × documents")
-    lines = [_caption(first), "", table_row(header), "|---|---:|:---:|---:|---:|---:|"]
+            ours, theirs = (f"{one.task} ({one.dataset_revision[:8]})" for one in (first, result))
+            fix = "Only scores on the same data can share a table; make one for each."
+            raise LBRError(f"{label!r} was scored on {theirs}, the first row on {ours}.", fix=fix)
+    columns = {"System": "---", "nDCG@10": "---:", "95% interval": ":---:", "Recall@10": "---:", "Recall@100": "---:"}
+    rows = []
     for label, result in results:
-        ndcg, *recall = [
-            "–" if value is None else f"{value:.4f}"
-            for value in (result.ndcg_at_10, result.recall_at_10, result.recall_at_100)
-        ]
-        lines.append(table_row((plain(label), ndcg, _interval(result), *recall, _size(result))))
-    return "\n".join(lines)
+        means = (result.ndcg_at_10, result.recall_at_10, result.recall_at_100)
+        ndcg, *recall = ["–" if value is None else f"{value:.4f}" for value in means]
+        rows.append((plain(label), ndcg, _interval(result), *recall, _size(result)))
+    return "\n".join([_caption(first), "", *markdown_table({**columns, "Queries × documents": "---:"}, rows)])
 
 
 def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None = None) -> str:
@@ -294,12 +280,13 @@ def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None =
     """
     if not results:
         raise LBRError("there are no results to show.", fix=_FIX)
-    header = ("Task", "Measure", "Score", "95% interval", "Queries × documents", "Data revision", "Note")
-    lines = [table_row(header), "|---|---|---:|:---:|---:|---|---|"]
+    columns = {"Task": "---", "Measure": "---", "Score": "---:", "95% interval": ":---:"}
+    columns |= {"Queries × documents": "---:", "Data revision": "---", "Note": "---"}
+    rows = []
     for result in results:
         # MTEB rounds its own score to five digits; a second rounding could be off by one. The interval is of nDCG@10.
         exact = result.ndcg_at_10 if result.metric == DECIDES else None
-        cells = (
+        cells = [
             plain(result.task),
             "nDCG@10" if result.metric == DECIDES else result.metric,
             f"{result.score if exact is None else exact:.4f}",
@@ -307,21 +294,22 @@ def format_tasks(results: Sequence[TaskScore], notes: Mapping[str, str] | None =
             _size(result) if result.parts else "–",
             result.dataset_revision[:8],
             plain((notes or {}).get(result.task, "")),
-        )
-        lines.append(table_row(cells))
-    return "\n".join(lines)
+        ]
+        rows.append(cells)
+    return "\n".join(markdown_table(columns, rows))
 
 
 def plain(text: str) -> str:
     """Return text on one line in which Markdown and HTML see no mark-up."""
-    # A lone underscore inside a word, or a "<" before a number, marks nothing up and is better to read as it is.
+    # A lone underscore inside a word, or a "<" before a number, marks nothing up and is easier to read as it is.
     marks = r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=[#\w])"
     return re.sub(marks, r"\\\g<0>", " ".join(text.split()))
 
 
-def table_row(cells: Sequence[str]) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+def markdown_table(columns: Mapping[str, str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table: column → alignment (such as ``"---:"``), and cells by row."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'|'.join(columns.values())}|"]
+    return lines + [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def _caption(result: TaskScore) -> str:

@@ -1,22 +1,21 @@
-"""Suites: which tasks measure a domain, offline on local data and online on the hub's, and a model's scores on them."""
+"""Suites: which tasks measure a domain, on local data and on the hub's, and a model's scores on them."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lbr_st.compute import Precision
 from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task
 from lbr_st.evaluation.run import evaluate_task, run_beir
 from lbr_st.evaluation.scores import TaskScore, format_tasks
-from lbr_st.evaluation.systems import System, load_system, truncated
+from lbr_st.evaluation.systems import load_system, truncated
 from lbr_st.files import notice
 
 if TYPE_CHECKING:
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 Harness = Literal["mteb", "beir"]
 
 FEW = 100
-"""With fewer queries a task's score is shown with a warning next to it (our choice)."""
+"""With fewer queries a task's score gets a warning (our choice)."""
 
 PINNED = {"xhluca/publichealth-qa": "3b67b6b63ee464870fc21cdc888289c843204051"}
-"""Datasets of the suites that MTEB leaves at a branch, and the commit that they are scored at."""
+"""Datasets of the suites that MTEB leaves at a branch, and the commit that we score."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,12 @@ class Suite:
     Args:
         local: Names of domain tasks that come from the package registry.
         hub: Names of MTEB tasks, in one text.
-        domains: MTEB's names for the field, for the local tasks.
         headline: Tasks that may be quoted alone.
         notes: Task → what to know before reading its score.
     """
 
     local: tuple[str, ...]
     hub: str
-    domains: tuple[str, ...]
     headline: tuple[str, ...] = ()
     notes: tuple[tuple[str, str], ...] = ()
 
@@ -75,7 +72,6 @@ SUITES = {
         WikipediaSpecialtiesInChemistryClustering PubChemAISentenceParaphrasePC PubChemSMILESPC PubChemSynonymPC
         PubChemWikiParagraphsPC PubChemWikiPairClassification ChemNQRetrieval ChemHotpotQARetrieval
         ChemRxivRetrieval""",
-        ("Chemistry",),
         headline=("ChemRxivRetrieval",),
         notes=(
             ("ChemNQRetrieval", "27 queries, a part of Natural Questions: never a headline"),
@@ -86,20 +82,17 @@ SUITES = {
         ("mondo",),
         """CUREv1 NFCorpus TRECCOVID TRECCOVID-PL SciFact SciFact-PL MedicalQARetrieval PublicHealthQA
         MedrxivClusteringP2P.v2 MedrxivClusteringS2S.v2 CmedqaRetrieval CMedQAv2-reranking""",
-        ("Medical",),
     ),
     "code": Suite(  # MTEB(Code, v1)
         ("pydoc",),
         """AppsRetrieval CodeEditSearchRetrieval CodeFeedbackMT CodeFeedbackST CodeSearchNetCCRetrieval
         CodeSearchNetRetrieval CodeTransOceanContest CodeTransOceanDL CosQA COIRCodeSearchNetRetrieval
         StackOverflowQA SyntheticText2SQL""",
-        ("Programming",),
     ),
     "law": Suite(  # MTEB(Law, v1)
         (),
         """AILACasedocs AILAStatutes LegalSummarization GerDaLIRSmall LeCaRDv2 LegalBenchConsumerContractsQA
         LegalBenchCorporateLobbying LegalQuAD""",
-        ("Legal",),
     ),
 }
 
@@ -130,7 +123,7 @@ class Planned:
 
 def held_out(data: RetrievalSet) -> Planned:
     """Return a retrieval set in memory, such as a recipe's held-out queries, as a task to be run."""
-    return Planned(data.name, lambda: retrieval_task(data, domains=()), lambda: data, title=data.name)
+    return Planned(data.name, lambda: retrieval_task(data), lambda: data, title=data.name)
 
 
 def plan(
@@ -145,22 +138,33 @@ def plan(
         num_documents: Search a fixed slice of this many documents of local data; None for all.
 
     Raises:
-        LBRError: Nothing has this name (the closest names are given), mteb is missing, or local data has no such
-            split.
+        LBRError: Unknown name (the closest ones are given), missing split of a domain task, or missing mteb.
     """
-    part = (num_queries, num_documents)
+
+    def local(name: str, read: Callable[[], RetrievalSet]) -> Planned:
+        def data() -> RetrievalSet:
+            whole = read()
+            if num_queries is None and num_documents is None:
+                return whole
+            queries, documents = num_queries or len(whole.queries), num_documents or len(whole.corpus)
+            return whole.slice(min(queries, len(whole.queries)), min(documents, len(whole.corpus)))
+
+        return Planned(name, lambda: retrieval_task(data(), split or "test"), data)
+
+    def domain(name: str) -> Planned:
+        _check_split(split, ("dev", "test"), name)
+        return local(name, lambda: domain_task(name).dev if split == "dev" else domain_task(name).test)
+
     if what in SUITES:
         suite = SUITES[what]
-        local = [_domain(name, split, part, suite.domains) for name in suite.local]
-        if split is not None:
-            return local  # a split of local data; each of the hub's tasks has its own names for splits
+        planned = [domain(name) for name in suite.local]
         notes = {**dict.fromkeys(suite.headline, "headline"), **dict(suite.notes)}
-        return [*local, *(_hub(name, None, notes.get(name, "")) for name in suite.hub_tasks)]
+        # A split is one of local data: each of the hub's tasks has its own names for splits.
+        return planned if split else planned + [_hub(name, note=notes.get(name, "")) for name in suite.hub_tasks]
     if Path(what).is_dir():
-        return [_local(lambda: read_beir(what, split or "test"), Path(what).resolve().name, split, part, ())]
+        return [local(Path(what).resolve().name, lambda: read_beir(what, split or "test"))]
     if what in DOMAIN_TASKS:
-        domains = next((suite.domains for suite in SUITES.values() if what in suite.local), ())
-        return [_domain(what, split, part, domains)]
+        return [domain(what)]
     mteb = import_extra("mteb")
     benchmarks = [benchmark.name for benchmark in mteb.get_benchmarks()]
     listed = [task.metadata for task in import_extra("mteb.get_tasks").TASK_LIST]
@@ -170,54 +174,27 @@ def plan(
     if what in tasks:
         return [_hub(what, split)]
     close = difflib.get_close_matches(what, [*SUITES, *DOMAIN_TASKS, *benchmarks, *tasks], n=3, cutoff=0.5)
-    raise LBRError(
-        f"there is no suite, folder, benchmark or task {what!r}.",
-        fix=f"Did you mean {' or '.join(close)}?" if close else f"The suites are {', '.join(SUITES)}.",
-    )
+    fix = f"Did you mean {' or '.join(close)}?" if close else f"The suites are {', '.join(SUITES)}."
+    raise LBRError(f"there is no suite, folder, benchmark or task {what!r}.", fix=fix)
 
 
-_Slice = tuple[int | None, int | None]
+def _check_split(split: str | None, known: Sequence[str], task: str) -> None:
+    if split is not None and split not in known:
+        there = ", ".join(known)
+        raise LBRError(f"no split {split!r}; there are: {there}.", where=task, fix="Name one of them.")
 
 
-def _domain(name: str, split: str | None, part: _Slice, domains: Sequence[str]) -> Planned:
-    if split not in (None, "test", "dev"):
-        raise LBRError(f"no split {split!r}; there are: dev, test.", where=name, fix="Name one of them.")
-
-    def read() -> RetrievalSet:
-        task = domain_task(name)
-        return task.dev if split == "dev" else task.test
-
-    return _local(read, name, split, part, domains)
-
-
-def _local(
-    read: Callable[[], RetrievalSet], name: str, split: str | None, part: _Slice, domains: Sequence[str]
-) -> Planned:
-    def data() -> RetrievalSet:
-        whole = read()
-        if part == (None, None):
-            return whole
-        queries, documents = part[0] or len(whole.queries), part[1] or len(whole.corpus)
-        return whole.slice(min(queries, len(whole.queries)), min(documents, len(whole.corpus)))
-
-    return Planned(name, lambda: retrieval_task(data(), split or "test", domains), data)
-
-
-def _hub(name: str, split: str | None, note: str = "", made: AbsTask | None = None) -> Planned:
+def _hub(name: str, split: str | None = None, note: str = "", made: AbsTask | None = None) -> Planned:
     def task() -> AbsTask:
         task = made or import_extra("mteb").get_task(name)
-        if split is not None:
-            if split not in task.metadata.eval_splits:
-                there = ", ".join(task.metadata.eval_splits)
-                raise LBRError(f"no split {split!r}; there are: {there}.", where=name, fix="Name one of them.")
-            task = task.filter_eval_splits([split])
-        return pin_revision(task)
+        _check_split(split, task.metadata.eval_splits, name)
+        return pin_revision(task.filter_eval_splits([split]) if split else task)
 
     return Planned(name, task, note=note)
 
 
 def pin_revision(task: AbsTask) -> AbsTask:
-    """Give a task whose dataset revision is a branch a commit instead, in place, so that its scores say what was read.
+    """Replace a branch as the revision of a task's dataset by its commit, in place.
 
     Raises:
         LBRError: Neither the hub nor its cache knows the branch's commit.
@@ -233,21 +210,23 @@ def pin_revision(task: AbsTask) -> AbsTask:
         try:  # the folder of a snapshot has the commit's name; offline it is found in the cache
             kept = snapshot_download(path, repo_type="dataset", revision=revision, allow_patterns="README.md")
         except Exception as error:  # each kind of failure has its own type; all mean that the commit is not known
-            raise LBRError(
-                f"MTEB leaves its dataset {path} unpinned at {revision!r}, whose commit is unknown here.",
-                where=task.metadata.name,
-                fix="Run it once with the hub in reach.",
-            ) from error
+            what = f"MTEB leaves its dataset {path} unpinned at {revision!r}, whose commit is unknown here."
+            raise LBRError(what, where=task.metadata.name, fix="Run it once with the hub in reach.") from error
         commit = Path(kept).name
     # The metadata belongs to the class, and so to every task of its kind in this process; the copy to this one only.
     task.metadata = task.metadata.model_copy(update={"dataset": {**dataset, "revision": commit}})
     return task
 
 
-def hub_reachable(seconds: float = 5.0) -> bool:
-    """Whether tasks of the hub can be tried: it answers, or ``HF_HUB_OFFLINE`` tells its client to use the cache.
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
-    The hub is asked once and for so many seconds, so that no task waits through the retries of the client.
+
+def hub_reachable(seconds: float = 5.0) -> bool:
+    """Whether tasks of the hub can be tried: it answers within ``seconds``, or ``HF_HUB_OFFLINE`` names the cache.
+
+    Asking once saves each task from waiting through the client's retries.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -303,9 +282,9 @@ def evaluate_suites(
     num_documents: int | None = None,
     **options: Any,
 ) -> Report:
-    """Score a model on suites: :func:`evaluate` on what :func:`plan` gives, which say what the arguments mean.
+    """Score a model on suites: :func:`evaluate` on what :func:`plan` gives; see there for the arguments.
 
-    ``only`` keeps the tasks on local data, or those of the hub. Through BEIR only the former are run.
+    ``only`` keeps the tasks on local data, or those of the hub. BEIR runs on local data alone.
 
     Raises:
         LBRError: Nothing has a suite's name, no task is left, or as for :func:`evaluate`.
@@ -330,10 +309,8 @@ def evaluate(
     harness: Harness = "mteb",
     dimensions: Sequence[int] = (),
     batch_size: int = 64,
-    precision: Precision = "float32",
-    name: str | None = None,
-    revision: str | None = None,
     command: str = "",
+    **options: Any,
 ) -> Report:
     """Score a model on tasks; through MTEB, what was scored before with the same model and data is read back.
 
@@ -342,14 +319,12 @@ def evaluate(
     Args:
         model: See :func:`lbr_st.evaluation.systems.load_system`.
         planned: The tasks.
-        output: Where scores go; see :func:`lbr_st.evaluation.evaluate_task`.
+        output: Where scores go; see :func:`lbr_st.evaluation.run.evaluate_task`.
         harness: Who searches and scores; ``"beir"`` takes tasks on local data.
         dimensions: Sizes to cut the embeddings to, each scored; empty for the whole embedding.
         batch_size: Texts encoded at once.
-        precision: See :func:`lbr_st.evaluation.embedding_system`.
-        name: The name to file the scores under, ``org/model``.
-        revision: Names this version of the model.
         command: The command line to note with the scores.
+        **options: For :func:`~lbr_st.evaluation.systems.load_system`: name, revision, precision.
 
     Raises:
         LBRError: The model cannot be loaded, or the only task cannot be run.
@@ -357,57 +332,37 @@ def evaluate(
     report = Report()
     waiting = [task.name for task in planned if task.needs_hub]
     if waiting and not hub_reachable():
-        reason = (
-            "The hub cannot be reached, and they need it. Connect to it, or set HF_HUB_OFFLINE=1 to use what is in its "
-            "cache."
-        )
-        report.skipped.update(dict.fromkeys(waiting, reason))
+        fix = "Connect to it, or set HF_HUB_OFFLINE=1 to use what is in its cache."
+        report.skipped.update(dict.fromkeys(waiting, f"The hub cannot be reached, and they need it. {fix}"))
         notice(f"The hub cannot be reached; skipped: {', '.join(waiting)}.")
         planned = [task for task in planned if not task.needs_hub]
     if not planned:
         return report
-    system = load_system(model, name=name, revision=revision, precision=precision)
+    system = load_system(model, **options)
     systems = truncated(system, dimensions) if dimensions else [system]
-    for task in planned:
+    how: dict[str, Any] = {"output_folder": output, "batch_size": batch_size, "command": command}
+    for one in planned:
         try:
-            _score(task, systems, report, output, harness, batch_size, command)
+            task: Any = one.task()
+            if system.only_retrieval and not is_retrieval(task):
+                report.skipped[one.name] = f"{system.name} ranks documents, and these are other tasks."
+                continue
+            for each in systems:
+                notice(f"{each.name} on {task.metadata.name}{', through beir' if harness == 'beir' else ''} …")
+                score = (run_beir if harness == "beir" else evaluate_task)(each, task, name=one.title, **how)
+                report.scores.append(score)
+                if note := _note(one.note, score, getattr(task, "skipped", {})):
+                    report.notes[score.task] = note
         except Exception as error:  # the hub's client, each dataset's loader and each task raise their own
             known = isinstance(error, LBRError)
-            if len(planned) == 1 and (known or not task.needs_hub):
+            if len(planned) == 1 and (known or not one.needs_hub):
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            report.failed[task.name] = str(error) if known else f"{type(error).__name__}: {reason}"
+            report.failed[one.name] = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
     return report
 
 
-def _score(
-    planned: Planned,
-    systems: Sequence[System],
-    report: Report,
-    output: str | Path,
-    harness: Harness,
-    batch_size: int,
-    command: str,
-) -> None:
-    task: Any = planned.task()
-    if systems[0].only_retrieval and not is_retrieval(task):
-        report.skipped[planned.name] = f"{systems[0].name} ranks documents, and these are other tasks."
-        return
-    for system in systems:
-        notice(f"{system.name} on {task.metadata.name}{', through beir' if harness == 'beir' else ''} …")
-        score = (run_beir if harness == "beir" else evaluate_task)(
-            system,
-            task,
-            output_folder=output,
-            batch_size=batch_size,
-            command=command,
-            name=planned.title,
-            description=getattr(task, "described", ""),
-        )
-        report.scores.append(score)
-        notes = [planned.note] if planned.note else []
-        if score.parts and score.num_queries < FEW and "never a headline" not in planned.note:
-            notes.append(f"{score.num_queries} queries: too few to tell close models apart")
-        notes += [f"left out: {count:,} {what}" for what, count in getattr(task, "skipped", {}).items()]
-        if notes:
-            report.notes[score.task] = "; ".join(notes)
+def _note(known: str, score: TaskScore, left_out: Mapping[str, int]) -> str:
+    notes = [known] if known else []
+    if score.parts and score.num_queries < FEW and "never a headline" not in known:
+        notes.append(f"{score.num_queries} queries: too few to tell close models apart")
+    return "; ".join([*notes, *(f"left out: {count:,} {what}" for what, count in left_out.items())])

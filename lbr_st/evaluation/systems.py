@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from lbr_st.compute import Precision, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.model.load import load_by_name
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BM25 = "baseline/bm25"
+K1, B = 1.2, 0.75
+"""BM25's saturation of a word's count, and weight of the document's length."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class System:
     """A system that MTEB can run.
 
     Args:
-        model: MTEB's wrapper, with its ``mteb_model_meta``.
+        model: MTEB's wrapper, whose ``mteb_model_meta`` names the system.
         digest: 40 hexadecimal digits over what decides its rankings.
         embed_dim: Numbers in an embedding; None for a system without.
         experiment: How it is run, when not as it is.
@@ -54,18 +57,12 @@ class System:
 def load_system(
     model: str, *, name: str | None = None, revision: str | None = None, precision: Precision = "float32"
 ) -> System:
-    """Load what is to be evaluated.
+    """Load ``bm25``, or what :func:`~lbr_st.model.load.load_by_name` takes; for the rest see :func:`embedding_system`.
 
-    Args:
-        model: ``bm25``, or what :func:`lbr_st.model.load.load_by_name` takes.
-        name: The name to file the scores under; default: the hub id, or ``local/<folder>``.
-        revision: Names this version; default: the hub's commit, or a digest of the model.
-        precision: See :func:`embedding_system`.
+    The default name is the hub id or ``local/<folder>``; the default revision is the hub's commit or a digest.
     """
     if model == "bm25":
         return bm25_system()
-    from lbr_st.model.load import load_by_name
-
     loaded, default, commit = load_by_name(model, precision)
     return embedding_system(
         loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
@@ -75,8 +72,8 @@ def load_system(
 def model_digest(model: SentenceTransformer) -> str:
     """Return 40 hexadecimal digits over everything that decides a model's embeddings.
 
-    SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings and the
-    tokenizer, so a model that was trained further, or was given another prompt, has another digest.
+    It is a SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings
+    and the tokenizer. More training or another prompt gives another digest.
     """
     import torch
 
@@ -85,14 +82,10 @@ def model_digest(model: SentenceTransformer) -> str:
         flat = tensor.detach().to("cpu").contiguous().flatten()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
-    settings: dict[str, Any] = {
-        key: getattr(model, key, None)
-        for key in ("prompts", "default_prompt_name", "max_seq_length", "similarity_fn_name", "truncate_dim")
-    }
-    settings["modules"] = [
-        [type(module).__name__, getattr(module, "get_config_dict", dict)()]  # a user's own module need not have it
-        for module in model
-    ]
+    keys = ("prompts", "default_prompt_name", "max_seq_length", "similarity_fn_name", "truncate_dim")
+    settings: dict[str, Any] = {key: getattr(model, key, None) for key in keys}
+    # A user's own module need not have a configuration.
+    settings["modules"] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in model]
     backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
     if backend is not None:
         settings["tokenizer"] = json.loads(backend.to_str())
@@ -112,22 +105,20 @@ def embedding_system(
 ) -> System:
     """Prepare an embedding model for evaluation.
 
-    ``precision="bfloat16"`` encodes under ``torch.autocast`` (about three times as fast on a CPU that supports it):
-    the weights stay as they are, embeddings come back as float32, and similarities are computed in float32. Its scores
-    are kept apart from float32 ones, under MTEB's ``experiments/autocast_bfloat16``.
+    ``precision="bfloat16"`` encodes under ``torch.autocast``; weights, embeddings and similarities stay in float32. Its
+    scores are filed apart, under MTEB's ``experiments/autocast_bfloat16``.
 
     Args:
         model: The model.
         name: The name to file the scores under, ``org/model``.
         revision: Names this version of the model. Default: :func:`model_digest`.
-        precision: ``"float32"`` (no autocast), ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware
-            computes in it.
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware computes in it.
         show_progress_bar: Show a bar with the remaining time while encoding.
 
     Raises:
         LBRError: A bad name or precision, or mteb is missing.
     """
-    # MTEB files every unnamed model under one key, so that one is reported with another's score.
+    # MTEB files every unnamed model under one key, so one would be reported with another's score.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
     bfloat16 = use_bfloat16(precision, model.device)
@@ -142,14 +133,9 @@ def embedding_system(
 
 
 def truncated(system: System, dimensions: Sequence[int]) -> list[System]:
-    """Return the system at smaller embedding sizes: the first numbers of each embedding, as Matryoshka models use.
+    """Return the system at smaller embedding sizes: the first numbers of each embedding. The full size gives itself.
 
-    Texts are encoded once for all of them, as long as they are run one after the other on a task: each keeps the last
-    task's embeddings in memory.
-
-    Args:
-        system: An embedding system, at its full size.
-        dimensions: Sizes; the full one gives the system itself.
+    The sizes share one encoding of a task's texts, as long as they run one after the other on each task.
 
     Raises:
         LBRError: A size is below 1 or above the full one, or the system has no embeddings.
@@ -178,12 +164,11 @@ def _as_run(system: System, embed_dim: int | None, experiment: dict[str, Any]) -
     return replace(system, embed_dim=embed_dim, experiment=experiment)
 
 
-def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
+def bm25_system() -> System:
     """Prepare MTEB's BM25: what word matching alone finds.
 
-    Lucene's BM25 by bm25s over lower-cased words of two letters or more, without stop words, stemmed by Snowball
-    (Porter2 for English); MTEB picks stop words, stemmer and word splitting by the task's language. ``k1`` is the
-    saturation of a word's count, ``b`` the weight of the document's length.
+    It is Lucene's BM25 by bm25s, over stemmed, lower-cased words of two letters or more without stop words. MTEB picks
+    stop words and stemmer by the task's language.
 
     Raises:
         LBRError: A package of the ``eval`` extra is missing.
@@ -192,19 +177,18 @@ def bm25_system(k1: float = 1.2, b: float = 0.75) -> System:
         bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
     base = import_extra("mteb.models.model_implementations.bm25").BM25Search
     meta = import_extra("mteb").get_model_meta("mteb/baseline-bm25s")
+    revision = f"bm25s-{bm25s.__version__}-k1_{K1}-b_{B}"
 
     class BM25Search(base):  # type: ignore[misc, valid-type]
-        mteb_model_meta = meta.model_copy(
-            update={"name": BM25, "revision": f"bm25s-{bm25s.__version__}-k1_{k1}-b_{b}", "embed_dim": None}
-        )
+        mteb_model_meta = meta.model_copy(update={"name": BM25, "revision": revision, "embed_dim": None})
 
-    settings = f"{bm25s.__version__} {stemmer.version()} {k1} {b}"
-    return System(BM25Search(k1=k1, b=b), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
+    settings = f"{bm25s.__version__} {stemmer.version()} {K1} {B}"
+    return System(BM25Search(k1=K1, b=B), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
 
 
 @contextmanager
 def _no_jax() -> Iterator[None]:
-    """Hide JAX: bm25s imports it if it can, and JAX takes three quarters of a GPU's memory at import."""
+    """Hide JAX: bm25s imports it if it can, and JAX then takes three quarters of a GPU's memory."""
     names = ("jax", "jax.lax")
     before = {name: sys.modules[name] for name in names if name in sys.modules}
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
@@ -227,7 +211,7 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
         memory: dict[tuple[Any, ...], Any] | None = None
 
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
-            # MTEB is told "no bars" and only this call shows one, else its chunk counter doubles it.
+            # MTEB is told "no bars" and only this call shows one: MTEB's chunk counter would double it.
             kwargs["show_progress_bar"] = self.show_progress_bar
             if self.memory is None:
                 return self.checked(super().encode, inputs, **kwargs)
@@ -241,17 +225,14 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
             return self.memory[key][:, : self.size]
 
         def checked(self, encode: Callable[..., Any], inputs: Any, **kwargs: Any) -> Any:
-            """Call an encoding function in this system's precision, and refuse embeddings that are not finite."""
+            """Encode in this system's precision, and refuse embeddings that are not finite."""
             # Autocast stays around the encoding alone: similarities in bfloat16 would tie.
             with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 embeddings = encode(inputs, **kwargs)
-            # MTEB and BEIR rank a document without numbers somewhere all the same.
+            # MTEB and BEIR would rank such a document without a word.
             if not bool(torch.isfinite(torch.as_tensor(embeddings)).all()):
-                raise LBRError(
-                    "gives embeddings that are not finite.",
-                    where=self.mteb_model_meta.name,
-                    fix='Look for overflow in low precision, or for damaged weights; try precision="float32".',
-                )
+                fix = 'Look for overflow in low precision, or for damaged weights; try precision="float32".'
+                raise LBRError("gives embeddings that are not finite.", where=self.mteb_model_meta.name, fix=fix)
             return embeddings
 
     return Encoder(model)

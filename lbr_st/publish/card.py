@@ -22,8 +22,15 @@ from lbr_st.compute import world_size
 from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks, latest, read_records
-from lbr_st.evaluation.scores import score_from_dict
+from lbr_st.evaluation.scores import (
+    TaskScore,
+    find_system,
+    format_table,
+    format_tasks,
+    latest,
+    read_records,
+    score_from_dict,
+)
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import installed_versions, write_whole
 from lbr_st.model.bases import BASES
