@@ -210,8 +210,3 @@ def test_batches_of_similar_rows_repeat_no_text():
         return np.mean([max(Counter(row % FAMILIES for row in batch).values()) for batch in batches])
 
     assert relatives(epochs[0]) > 2 * relatives(alone)
-
-
-@pytest.mark.parametrize("size", [2, 1000])
-def test_a_group_may_be_larger_than_the_dataset(size):
-    assert sorted(SimilarGroups(token_rows([[1, 2], [1, 3]]), size).order(0).tolist()) == [0, 1]

@@ -13,7 +13,6 @@ from trajectories import HARD, assert_same, distance, learned, represented
 
 from lbr_st.bottleneck import loss as ib_generative
 from lbr_st.bottleneck.loss import IBGenerativeLoss
-from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.training.trainer import LBRTrainer
 
@@ -108,12 +107,6 @@ def test_nothing_to_predict_is_counted_as_nothing(model_of):
     loss = IBGenerativeLoss(model, bottleneck="none", context_weight=0)
     assert loss.counts(columns)["target"] == 0
     assert loss(columns)["target"] == 0
-
-
-def test_counts_name_what_is_wrong(model_of):
-    model = model_of()
-    with pytest.raises(LBRError, match="two text columns"):
-        IBGenerativeLoss(model).counts([model.preprocess(["a"])])
 
 
 # --- stage 2 ----------------------------------------------------------------------------------------------------------
