@@ -32,7 +32,7 @@ PACKAGES = ("lbr-st", "mteb", "beir", "bm25s", "sentence-transformers", "transfo
 
 def synthetic_set(num_documents: int, num_queries: int) -> Any:
     """Return documents of 20 to 60 random words, and queries of 8; each query has one relevant document."""
-    from lbr_st.data import RetrievalSet
+    from lbr_st.data.beir import RetrievalSet
 
     draw = random.Random(0)
     return RetrievalSet(

@@ -1,26 +1,28 @@
-"""The commands of ``lbr-st``, one typed function each.
+"""The commands of ``lbr-st``, one typed function each, and what recipe scripts call.
 
 Positional parameters are a command's arguments, keyword parameters its flags, and the docstring is its help. The fields
-of the sections that it names are flags, too, and arrive as ``recipe``. Each function imports what it runs, so that help
+of the sections that it names are flags too, and arrive as ``recipe``. Each function imports what it runs, so that help
 does not import torch.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lbr_st.cli import command_line, quick_form, recipe_script
-from lbr_st.errors import LBRError
-from lbr_st.recipe import SECTIONS, Recipe
+from lbr_st.errors import LBRError, exit_status
+from lbr_st.files import command_line
+from lbr_st.recipe import SECTIONS, Recipe, quick_form
+from lbr_st.recipe import baseline as baseline_of
 from lbr_st.recipe_arguments import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
-# Older recipe scripts say `from lbr_st.cli.recipe_script import quick_form, recipe_script`.
+# Older recipe scripts say `from lbr_st.commands.recipe_script import quick_form, recipe_script`.
 sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
 
 
@@ -32,8 +34,8 @@ class Command(NamedTuple):
     sections: tuple[str, ...]
 
 
-COMMANDS: dict[str, Command] = {}
-"""The commands by name, in the order of the help."""
+COMMANDS: dict[str, Command] = {}  # in the order of the help
+SHARED = {"output": "Folder to write.", "overwrite": "Replace the output if it exists."}  # help of common flags
 
 
 def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -51,14 +53,12 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
     Args:
         name: A trained model of this package, or the folder of a bundle.
         output: Folder to write; null takes the model's name in the current folder.
-        overwrite: Replace the output if it exists.
         base: Folder of the base, if its name does not lead to it.
     """
     from lbr_st.publish.stock import build_released
 
     written = build_released(name, output, base=base, overwrite=overwrite)
-    print(f"{written} is ready. In Python:\n")
-    print("from sentence_transformers import SentenceTransformer")
+    print(f"{written} is ready. In Python:\n\nfrom sentence_transformers import SentenceTransformer")
     print(f'embeddings = SentenceTransformer({json.dumps(str(written))}).encode_query(["your text"])')
 
 
@@ -74,14 +74,10 @@ def train(
     """Run a whole recipe: learn, represent, release, evaluate.
 
     Args:
-        recipe: What to run.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         work_folder: Folder for checkpoints, from which an interrupted run resumes; null picks one.
         baseline: Run a baseline of the recipe: without stage 1, or with plain language modelling instead of it.
     """
     from lbr_st.pipeline import run
-    from lbr_st.recipe import baseline as baseline_of
 
     recipe = baseline_of(recipe, baseline) if baseline else recipe
     run(recipe, output, overwrite=overwrite, work_folder=work_folder, command=command_line())
@@ -89,13 +85,7 @@ def train(
 
 @_command("lbr-st learn --data.source chebi --output after-learn", "model", "data", "learn")
 def learn(recipe: Recipe, *, output: str, overwrite: bool = False) -> None:
-    """Run stage 1 only: train the base to generate text through the bottleneck.
-
-    Args:
-        recipe: What to run.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
-    """
+    """Run stage 1 only: train the base to generate text through the bottleneck."""
     from lbr_st.pipeline import run_learn
 
     run_learn(recipe, output, overwrite=overwrite)
@@ -106,10 +96,7 @@ def represent(recipe: Recipe, model_folder: str | None = None, *, output: str, o
     """Run stage 2 only: train the compressed representation contrastively.
 
     Args:
-        recipe: What to run.
         model_folder: A trained model in training form, such as learn writes; without it, starts from the base.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
     """
     from lbr_st.pipeline import run_represent
 
@@ -124,8 +111,6 @@ def release(
 
     Args:
         model: Folder of a trained model in training form.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         adapter_only: Write the adapter and its new token rows, without the base model.
         base: Folder of an adapter's base, if it is not where the adapter says.
     """
@@ -175,7 +160,6 @@ def evaluate(
     """Measure a model on a domain's suite, a BEIR folder, or any MTEB task or benchmark.
 
     Args:
-        recipe: The data and how to score it.
         model: What to evaluate: a folder, a hub id, bm25, or untrained:BASE (a causal LM as it is, with mean pooling).
         suite: chem, medical, code or law; a BEIR folder; chebi, mondo or pydoc; or an MTEB benchmark's or task's name.
             Without it, the recipe's held-out queries.
@@ -236,17 +220,16 @@ def compare(
     found = [find_system(scores, name) for name in system]
     if tasks:
         known = {score.task for scored in found for score in scored}
-        if unknown := [task for task in tasks if task not in known]:
-            fix = did_you_mean(unknown[0], known) or f"There are: {', '.join(sorted(known))}."
-            raise LBRError(f"none of these systems has scores on {unknown[0]!r}.", where="tasks", fix=fix)
+        for task in sorted(set(tasks) - known):
+            fix = did_you_mean(task, known) or f"There are: {', '.join(sorted(known))}."
+            raise LBRError(f"none of these systems has scores on {task!r}.", where="tasks", fix=fix)
         found = [[score for score in scored if score.task in tasks] for scored in found]
-        if without := [name for name, scored in zip(system, found, strict=True) if not scored]:
-            fix = "Leave it out, or run `lbr-st evaluate` with it on one of them."
-            raise LBRError(f"{without[0]!r} has scores on none of these tasks.", where="tasks", fix=fix)
+        if [] in found:
+            what = f"{system[found.index([])]!r} has scores on none of these tasks."
+            raise LBRError(what, where="tasks", fix="Leave it out, or run `lbr-st evaluate` with it on one of them.")
     comparison = compare_systems(found, resamples=resamples, seed=seed)
     path = comparison.write(output)
-    print(format_comparison(comparison))
-    print(f"\nWritten: {path}, with comparison.json and changed_queries next to it.")
+    print(f"{format_comparison(comparison)}\n\nWritten: {path}, with comparison.json and changed_queries next to it.")
 
 
 @_command("lbr-st plot --results results --training my-model-work --output plots")
@@ -261,17 +244,14 @@ def plot(*, results: str = "results", training: str | None = None, output: str =
     from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
     from lbr_st.evaluation.scores import read_records
 
-    def whole() -> list[Any]:  # cut embeddings have a plot of their own
-        scores = read_records(results)
-        return [score for score in scores if "truncate_dim" not in score.experiment] or scores
+    def tasks(path: Path) -> list[Path]:
+        scores = read_records(results)  # cut embeddings have a plot of their own
+        return plot_tasks([score for score in scores if "truncate_dim" not in score.experiment] or scores, path)
 
-    plots: dict[str, Callable[[Path], list[Path]]] = {
-        "tasks": lambda path: plot_tasks(whole(), path),
-        "embedding_size": lambda path: plot_embedding_size(read_records(results), path),
-    }
-    reasons = []
+    plots = {"tasks": tasks, "embedding_size": lambda path: plot_embedding_size(read_records(results), path)}
     if training:
         plots["training"] = lambda path: plot_training(training, path)
+    reasons = []
     for name, draw in plots.items():
         try:
             print("\n".join(map(str, draw(Path(output) / name))))
@@ -298,9 +278,7 @@ def check_contamination(
     """Find training rows that repeat evaluation queries or documents, word for word or nearly.
 
     Args:
-        recipe: Columns and splits of the data.
-        train: Training data: a .jsonl, .csv or .parquet file, a BEIR folder, a hub dataset, chebi, mondo, pydoc, or a
-            recipe in YAML.
+        train: Training data: a file, a BEIR folder, a hub dataset, chebi, mondo, pydoc, or a recipe in YAML.
         against: Evaluation data: a suite (without the hub, its local tasks only), a BEIR folder, or an MTEB task.
         output: Folder for the report.
         threshold: Jaccard similarity from which two texts are near duplicates.
@@ -308,7 +286,7 @@ def check_contamination(
     """
     from lbr_st.evaluation.check_training import check_training
 
-    reports, skipped = check_training(train, against, recipe.data, threshold=threshold, seed=recipe.seed)
+    reports, skipped = check_training(train, against, recipe.data, threshold=threshold)
     for number, report in enumerate(reports, start=1):
         report.write(Path(output) / str(number) if len(reports) > 1 else output)
         print(report.to_markdown())
@@ -357,7 +335,6 @@ def submission(
     Args:
         model: Folder of a released model.
         org: Organisation or user on the hub to publish under.
-        output: Folder to write.
         results: Folder that lbr-st evaluate wrote.
         revision: Commit of the model on the hub, 40 hexadecimal digits, once it is there.
         name: Name of the model on the hub; the folder's by default.
@@ -374,8 +351,7 @@ def submission(
     given = {key: value for key, value in locals().items() if key != "model"}
     from lbr_st.publish.leaderboard import submission as prepare
 
-    if results == "results" and not Path(results).is_dir():
-        given["results"] = None  # the default; one that was named must exist
+    given["results"] = None if results == "results" and not Path(results).is_dir() else results  # named: it must exist
     made = prepare(model, **given)
     print(f"{made.state}\n- `STEPS.md`: what is left for a person.\nAll of it is in {made.folder}.")
     if made.failures or not made.total:
@@ -399,12 +375,10 @@ def export(
 
     Args:
         model: Folder of a released model.
-        output: Folder to write.
-        overwrite: Replace the output if it exists.
         backend: Backend of Sentence Transformers to export for.
         precision: Precision of weights and products.
-        calibration: File of JSON lines with a "text" each, like those to be encoded, from which int8 with openvino
-            takes its scales; by default documentation of Python's standard library.
+        calibration: File of JSON lines with a "text" each, like those to be encoded, for int8 with openvino; by default
+            documentation of Python's standard library.
         python: Interpreter of an environment to export in; by default one is made once in the cache.
     """
     options = {key: value for key, value in locals().items() if key not in ("model", "output")}
@@ -440,3 +414,27 @@ def bundle(
     from lbr_st.publish.bundle import bundle as write
 
     print(write(run, name, into=into, base=base, results=results, overwrite=overwrite))
+
+
+def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
+    """Run the quick or the full recipe, as the command line says, and return the exit status.
+
+    Args:
+        text: The script's docstring, shown by ``--help``.
+        full: What is trained where there is a GPU, or time.
+        quick: What ``--quick`` chooses, such as its :func:`quick_form`.
+        arguments: The command line; None for this process's.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small run that ends in minutes on two CPU cores")
+    parser.add_argument("--output", default=full.name, help="folder of the released model (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    given = parser.parse_args(arguments)
+
+    def work() -> None:
+        from lbr_st.pipeline import run
+
+        run(quick if given.quick else full, given.output, overwrite=given.overwrite, command=command_line())
+
+    return exit_status(work, debug=given.debug)

@@ -6,23 +6,18 @@ import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from lbr_st.errors import LBRError
 
-if TYPE_CHECKING:
-    import torch
-
-
+Precision = Literal["auto", "float32", "bfloat16"]
 Result = TypeVar("Result")
 
-
+# How long processes wait for the first one while it prepares, scores or writes. The launcher ends them if it fails.
 LONGEST_WAIT = timedelta(hours=12)
-
-
-"""How long processes wait for the first one while it prepares, scores or writes. The launcher ends them if it fails."""
 
 
 def start_processes() -> None:
@@ -36,30 +31,22 @@ def start_processes() -> None:
 
 def _leave() -> None:
     """End the threads that talk to the other processes; Python would abort at its exit if one still ran."""
-    import torch.distributed as dist
-
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size() -> int:
     """Return the number of processes that train together."""
-    import torch.distributed as dist
-
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first() -> bool:
     """Tell whether this process is the one that prepares, scores and writes."""
-    import torch.distributed as dist
-
     return world_size() == 1 or dist.get_rank() == 0
 
 
 def wait() -> None:
     """Wait until all processes are here."""
-    import torch.distributed as dist
-
     if world_size() > 1:
         dist.barrier()  # accelerate's own does nothing for processes that share a CPU
 
@@ -71,22 +58,17 @@ def first_alone(make: Callable[[], Result]) -> Result:
     return make() if result is None else result
 
 
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
 def use_bfloat16(precision: str, device: torch.device) -> bool:
     """Tell whether to run under bfloat16 autocast; the weights stay float32.
 
     Args:
-        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where ``device`` has instructions for it
-            (elsewhere autocast is slower than float32).
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where it is faster, on devices that have
+            instructions for it.
         device: Where the model runs.
 
     Raises:
         LBRError: ``precision`` is none of these.
     """
-    import torch
-
     if precision not in ("float32", "bfloat16", "auto"):
         raise LBRError(f"unknown precision {precision!r}.", where="precision", fix="Use float32, bfloat16 or auto.")
     if precision != "auto":
@@ -101,12 +83,8 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 def encoding_options(precision: str) -> dict[str, Any]:
     """Return the ``model_kwargs`` with which Sentence Transformers encodes without padding, where it can.
 
-    It can with FlashAttention 2 on a GPU in bfloat16 (its ``unpad_inputs``).
-
-    Args:
-        precision: As for :func:`use_bfloat16`.
+    It can with FlashAttention 2 on a GPU in bfloat16.
     """
-    import torch
     from transformers.utils import is_flash_attn_2_available
 
     able = torch.cuda.is_available() and is_flash_attn_2_available() and use_bfloat16(precision, torch.device("cuda"))
@@ -123,10 +101,10 @@ def unwrapped(model: Any) -> Any:
 def in_forward_of(model: Any, compute: Callable[..., Result], *args: Any) -> Result:
     """Return ``compute(*args)``, run as the forward pass of a model that may be wrapped.
 
-    DistributedDataParallel and FSDP prepare to reduce gradients, and gather sharded weights, in the forward pass of
-    what they wrap. A loss that uses the model's parts directly would bypass them, and each process would train a model
-    of its own. So the model's forward is replaced for one call, as PyTorch Lightning and TRL do. Compute the whole
-    loss in one call: weights used outside it are treated as unused, and their gradients are not synchronised.
+    DistributedDataParallel and FSDP reduce gradients and gather weights around the forward pass of what they wrap. A
+    loss that uses the model's parts directly would bypass them, and each process would train a model of its own. So
+    the model's forward is replaced for one call, as PyTorch Lightning and TRL do. Compute the whole loss in one call:
+    weights used outside it are treated as unused, and their gradients are not synchronised.
 
     Args:
         model: What the trainer calls, or a bare model.

@@ -1,16 +1,17 @@
-"""Files and folders that appear whole or not at all, locks, and a line to whoever waits."""
+"""Files and folders that appear whole or not at all, locks, and what may be told of this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from filelock import FileLock, Timeout
 
@@ -19,10 +20,8 @@ from lbr_st.errors import LBRError
 
 def cache_dir() -> Path:
     """Return the folder for downloads and conversions: ``$LBR_ST_CACHE``, else ``~/.cache/lbr-st``."""
-    configured = os.environ.get("LBR_ST_CACHE")
-    if configured:
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lbr-st"
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lbr-st"
+    return Path(os.environ.get("LBR_ST_CACHE") or default)
 
 
 def sha256_of(path: Path) -> str:
@@ -34,18 +33,15 @@ def sha256_of(path: Path) -> str:
 def refuse_nameless(path: Path) -> None:
     """Raise :class:`LBRError` if ``path`` has no name of its own, as ``..``: locks and unfinished folders need one."""
     if path.name in ("", ".."):
-        raise LBRError(
-            "an output must have a name of its own.", where=str(path), fix="Give one, such as my-model or ./my-model."
-        )
+        fix = "Give one, such as my-model or ./my-model."
+        raise LBRError("an output must have a name of its own.", where=str(path), fix=fix)
 
 
 def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
     """Raise :class:`LBRError` if ``path`` already holds something and ``overwrite`` is off."""
-    if overwrite or not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    raise LBRError(
-        "the output already exists.", where=str(path), fix="Choose another folder, remove this one, or pass overwrite."
-    )
+    if not overwrite and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        fix = "Choose another folder, remove this one, or pass overwrite."
+        raise LBRError("the output already exists.", where=str(path), fix=fix)
 
 
 @contextmanager
@@ -53,10 +49,6 @@ def new_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes ``path`` when the block ends well, and is removed when it does not.
 
     The folder is written next to ``path``, flushed to disk and renamed. A folder that exists is therefore whole.
-
-    Args:
-        path: Where the finished folder goes.
-        overwrite: Replace a folder that exists.
 
     Raises:
         LBRError: ``path`` has no name, or exists and ``overwrite`` is off.
@@ -109,17 +101,14 @@ def _swap(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-MARKER = "files.json"
-
-
-"""The file that is written last. Any content counts: older versions listed the other files in it."""
+MARKER = "files.json"  # written last; any content counts: older versions listed the other files in it
 
 
 def mark_whole(folder: Path) -> None:
     """Mark a folder that was filled in place as whole, once all its files are on disk."""
     flush(folder)
     write_whole(folder / MARKER, "{}")
-    flush(folder)
+    _fsync(folder)
 
 
 def is_marked_whole(folder: Path) -> bool:
@@ -147,9 +136,6 @@ def only_run(*paths: Path) -> Iterator[None]:
 
     The lock of a folder is ``.<name>.lock`` next to it. The file stays; a killed run does not hold it.
 
-    Args:
-        paths: The folders, which need not exist.
-
     Raises:
         LBRError: Another process holds one of them.
     """
@@ -158,11 +144,8 @@ def only_run(*paths: Path) -> Iterator[None]:
             try:
                 held.enter_context(alone(path, timeout=0))
             except Timeout:
-                raise LBRError(
-                    "another run is using this folder.",
-                    where=str(path),
-                    fix="Wait until it ends, stop it, or choose another folder.",
-                ) from None
+                fix = "Wait until it ends, stop it, or choose another folder."
+                raise LBRError("another run is using this folder.", where=str(path), fix=fix) from None
         yield
 
 
@@ -170,12 +153,8 @@ def only_run(*paths: Path) -> Iterator[None]:
 def alone(path: Path, timeout: float = -1) -> Iterator[None]:
     """Wait until no other process is inside this block for ``path``, then lock it like :func:`only_run`.
 
-    Args:
-        path: A folder, which need not exist.
-        timeout: Seconds to wait; a negative number waits without end.
-
     Raises:
-        filelock.Timeout: The time is over.
+        filelock.Timeout: ``timeout`` seconds are over; a negative number waits without end.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
@@ -184,12 +163,11 @@ def alone(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Restore or remove what a killed :func:`~lbr_st.files.new_folder` left of ``path``. The caller holds the lock."""
-    if not path.exists() and path.parent.is_dir():
-        for old in path.parent.glob(f".{path.name}.*.old"):  # a swap that was killed between its two steps
-            old.rename(path)
-            break
-    for left in (*path.parent.glob(f".{path.name}.*.partial"), *path.parent.glob(f".{path.name}.*.old")):
+    """Restore or remove what a killed :func:`new_folder` left of ``path``. The caller holds the lock."""
+    replaced = list(path.parent.glob(f".{path.name}.*.old"))
+    if replaced and not path.exists():  # a swap that was killed between its two steps
+        replaced.pop().rename(path)
+    for left in (*path.parent.glob(f".{path.name}.*.partial"), *replaced):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -197,10 +175,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return package → version, without those that are not installed."""
     found = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -208,3 +184,29 @@ def notice(message: str) -> None:
     """Print a line on standard error that says what is going on; with several processes, only from the first."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
+
+
+def without_place(name: str) -> str:
+    """Return the last part of an absolute path, or of one below a home folder; anything else unchanged.
+
+    What leaves this machine names a file, but not where it is here. A relative path is the user's own choice.
+    """
+    windows = PureWindowsPath(name)
+    if windows.drive or name.startswith("\\"):
+        return windows.name or name
+    return PurePosixPath(name).name or name if name.startswith(("/", "~")) else name
+
+
+def command_line() -> str:
+    """Return the command line of this process as a person would type it, for records and cards.
+
+    It does not say where this machine keeps its files.
+    """
+    program, arguments = Path(sys.argv[0]), sys.argv[1:]
+    script = program.suffix == ".py" and program.name != "__main__.py"
+    words = ["python", "/".join(program.parts[-2:])] if script else ["lbr-st"]
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        named = equals and flag.startswith("--")
+        words.append(f"{flag}={without_place(value)}" if named else without_place(word))
+    return shlex.join(words)

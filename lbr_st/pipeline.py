@@ -1,11 +1,11 @@
-"""The table of a training run: baselines, the stages' models and the released one, on the held-out queries."""
+"""A whole run: data → learn → represent → stock form and proof → scores → card. Each stage is kept once it is done."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.compute import first_alone, is_first, start_processes, wait
-from lbr_st.data import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import TaskScore, evaluate_bm25, evaluate_retrieval, format_table, write_results
+from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.files import new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model, mean_pooling
 from lbr_st.model.lora import check_quantize
-from lbr_st.publish.card import CARD_FACTS, provenance, run_card, write_card, write_origin
+from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare
@@ -28,63 +28,6 @@ from lbr_st.training.learn import learn
 from lbr_st.training.model import RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
 from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
-
-
-class RunScores:
-    """The rows of a training run's table, filled as it goes; nothing is scored without a held-out set.
-
-    Args:
-        recipe: The run.
-        data: The held-out queries.
-        folder: Where scores go.
-        command: The command line to note with the scores.
-    """
-
-    def __init__(self, recipe: Recipe, data: RetrievalSet | None, folder: Path, command: str = "") -> None:
-        self.recipe, self.data, self.folder, self.command = recipe, data, folder, command
-        self.rows: list[tuple[str, TaskScore]] = []
-
-    def bm25(self) -> None:
-        """Add BM25."""
-        if self.data is not None:
-            self.rows.append(("BM25", evaluate_bm25(self.data, self.folder, self.command)))
-
-    def base(self, name: str) -> None:
-        """Add the untrained base."""
-        if self.data is not None:
-            loaded = mean_pooling(name, self.recipe.model.max_seq_length)
-            self.model("untrained base, mean pooling", loaded, "base")
-
-    def beside(self) -> None:
-        """Add the general embedding model that the recipe names, if it names one."""
-        other = self.recipe.evaluate.beside
-        if self.data is not None and other is not None:
-            loaded, name, _ = load_by_name(other, self.recipe.evaluate.precision)
-            self.model(name.removeprefix("local/"), loaded, "beside")
-
-    def model(self, label: str, model: SentenceTransformer, part: str) -> None:
-        """Add a model.
-
-        Args:
-            label: What the table calls it.
-            model: The model.
-            part: What it is in the run; its scores are filed under ``<recipe name>/<part>``.
-        """
-        if self.data is None:
-            return
-        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
-        score = evaluate_retrieval(
-            model,
-            self.data,
-            name=f"{self.recipe.name}/{part}",
-            output_folder=self.folder,
-            batch_size=self.recipe.evaluate.batch_size,
-            precision=self.recipe.evaluate.precision,
-            show_progress_bar=True,
-            command=self.command,
-        )
-        self.rows.append((label, score))
-
 
 RESULTS = "results.json"
 
@@ -99,81 +42,52 @@ def run(
 ) -> list[tuple[str, TaskScore]]:
     """Run a recipe to the end and print a table of what each stage brought.
 
-    Stages that are done are kept in the work folder and are not done again; a run that was interrupted continues with
-    the stage it was in. The prepared data are kept there, too, so that the folder can be moved without its sources.
+    Stages that are done are kept in the work folder and are not done again. An interrupted run resumes in the stage it
+    was in. The prepared data are kept there, too, so that the folder can be moved without its sources.
 
     Args:
         recipe: What to do.
         output: The folder of the released model.
         overwrite: Replace ``output``.
         work_folder: Where stages, checkpoints and scores go; None for ``<output>-work``.
-        command: The command line to note beside the scores.
+        command: The command line to note with the scores.
 
     Returns:
-        A label and a result for each system, the released model last; empty without evaluation, and in all but the
-        first of several processes.
+        A label and a score for each system, the released model last; empty without evaluation, and in all but the first
+        of several processes.
 
     Raises:
-        LBRError: The recipe or its data is at fault, ``output`` exists, or another run is at work on it.
-        Interrupted: The run was asked to stop; it continues from there when it is started again.
+        LBRError: The recipe or its data is at fault, ``output`` exists, or another run uses it.
+        Interrupted: The run was asked to stop. It resumes when it is started again.
     """
-    _check(recipe)
-    output = Path(output)
-    refuse_nameless(output)
+    start, output = time.monotonic(), Path(output)
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
-    start_processes()
-    with only_run(output, work) if is_first() else nullcontext():
-        if is_first():
-            refuse_existing(output, overwrite=overwrite)
-            _claim(work, recipe, overwrite=overwrite)
-        wait()
-        return _run(recipe, output, work, overwrite=overwrite, command=command)
-
-
-def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: str) -> list[tuple[str, TaskScore]]:
-    start = time.monotonic()
-    data = first_alone(lambda: prepare(recipe, work / DATA))
-    scored = recipe.evaluate.enabled and is_first()  # the other processes wait
-    scores = RunScores(recipe, data.test if scored else None, work / "results", command)
-    if is_first():
-        for number, report in enumerate(data.contamination, start=1):
+    with _alone(recipe, output, work, overwrite=overwrite):
+        data = first_alone(lambda: prepare(recipe, work / DATA))
+        for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
-        scores.bm25()
-        scores.base(recipe.model.base)
-        scores.beside()
-    wait()
+        scores = _Scores(recipe, data, work / "results", command)
+        scores.baselines()
 
-    model = None
-    if recipe.learn.enabled and recipe.learn.max_steps:
-        model = _stage(recipe, work / "learn", lambda folder: _learn(recipe, data, folder))
-        scores.model("after stage 1, learn", model, "learn")
-        wait()
-    if recipe.represent.enabled and recipe.represent.max_steps:
-        before = model
-        model = _stage(
-            recipe,
-            work / "represent",
-            lambda folder: _represent(recipe, data, before or model_from_recipe(recipe), folder),
-        )
-    if not is_first():
-        return []
-    notice("Releasing in stock form …")
-    info = run_card(
-        recipe,
-        licences=data.licences,
-        contamination=data.contamination,
-        examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
-        results=work / RESULTS if scores.data is not None else None,
-        made=provenance(recipe, data.sources),
-    )
-    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
-    with new_folder(output, overwrite=overwrite) as aside:
-        stock = stock_form(model or model_from_recipe(recipe), aside)
-        scores.model(_last_label(recipe), stock, "released")
-        if scores.rows:
-            write_results(work / RESULTS, scores.rows)  # the card is written from this file
-        write_card(stock, aside, info)
-        write_origin(info, aside)
+        model = None
+        if recipe.learn.enabled and recipe.learn.max_steps:
+            folder = work / "learn"
+            model = done_before(folder, recipe.model.quantize) or _learn(recipe, data, folder)
+            scores.add("after stage 1, learn", model, "learn")
+        if recipe.represent.enabled and recipe.represent.max_steps:
+            folder = work / "represent"
+            model = done_before(folder, recipe.model.quantize) or _represent(recipe, data, model, folder)
+        if not is_first():
+            return []
+
+        notice("Releasing in stock form …")
+        with new_folder(output, overwrite=overwrite) as folder:
+            stock = stock_form(model or model_from_recipe(recipe), folder)  # written, loaded again, proven equal
+            last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
+            scores.add(last, stock, "released")
+            info = _card_info(recipe, data, work, scores.rows)
+            write_card(stock, folder, info)
+            write_origin(info, folder)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}")
     _plot(work)
@@ -182,18 +96,18 @@ def _run(recipe: Recipe, output: Path, work: Path, *, overwrite: bool, command: 
 
 
 def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
-    """Run stage 1 alone; ``output`` is a training model with its recipe beside it, ``<output>-data`` what it read."""
-    _single(recipe, output, overwrite, lambda folder: _learn(recipe, _data(recipe, folder, generative=True), folder))
+    """Run stage 1 alone. ``output`` is a training model with its recipe, ``<output>-data`` what it read."""
+    _single(recipe, Path(output), overwrite, lambda data, folder: _learn(recipe, data, folder), generative=True)
 
 
 def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, overwrite: bool = False) -> None:
     """Run stage 2 alone, on a training model's folder or, with None, on a fresh base; see :func:`run_learn`."""
 
-    def stage(folder: Path) -> SentenceTransformer:
-        start = load_model(model, quantize=recipe.model.quantize) if model else model_from_recipe(recipe)
-        return _represent(recipe, _data(recipe, folder, generative=False), start, folder)
+    def stage(data: RunData, folder: Path) -> None:
+        start = load_model(model, quantize=recipe.model.quantize) if model else None
+        _represent(recipe, data, start, folder)
 
-    _single(recipe, output, overwrite, stage)
+    _single(recipe, Path(output), overwrite, stage, generative=False)
 
 
 def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str = "", **options: Any) -> TaskScore:
@@ -226,44 +140,82 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     return scores[0]
 
 
-def _data(recipe: Recipe, folder: Path, *, generative: bool) -> RunData:
-    """Return the data of a stage that is run alone, kept beside its output."""
-    place = folder.with_name(f"{folder.name}-{DATA}")
-    return first_alone(lambda: prepare(recipe, place, generative=generative))
+class _Scores:
+    """The rows of a run's table. They stay empty without held-out queries, and in all but the first process."""
+
+    def __init__(self, recipe: Recipe, data: RunData, folder: Path, command: str) -> None:
+        self.recipe, self.folder, self.command = recipe, folder, command
+        self.data = data.test if recipe.evaluate.enabled and is_first() else None
+        self.rows: list[tuple[str, TaskScore]] = []
+
+    def baselines(self) -> None:
+        """Add what the run is compared with: BM25, the untrained base, and the model that the recipe names."""
+        if self.data is not None:
+            self.rows.append(("BM25", evaluate_bm25(self.data, self.folder, self.command)))
+            base = mean_pooling(self.recipe.model.base, self.recipe.model.max_seq_length)
+            self._score("untrained base, mean pooling", base, "base")
+            if self.recipe.evaluate.beside is not None:
+                other, name, _ = load_by_name(self.recipe.evaluate.beside, self.recipe.evaluate.precision)
+                self._score(name.removeprefix("local/"), other, "beside")
+        wait()
+
+    def add(self, label: str, model: SentenceTransformer, part: str) -> None:
+        """Add a model of the run while the other processes wait. Scores are filed under ``<recipe name>/<part>``."""
+        if self.data is not None:
+            self._score(label, model, part)
+        if part != "released":  # which the first process alone makes
+            wait()
+
+    def _score(self, label: str, model: SentenceTransformer, part: str) -> None:
+        assert self.data is not None
+        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
+        score = evaluate_retrieval(
+            model,
+            self.data,
+            name=f"{self.recipe.name}/{part}",
+            output_folder=self.folder,
+            batch_size=self.recipe.evaluate.batch_size,
+            precision=self.recipe.evaluate.precision,
+            show_progress_bar=True,
+            command=self.command,
+        )
+        self.rows.append((label, score))
 
 
 def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
-    pairs = data.learn_pairs
-    assert pairs is not None  # who calls this had them made
-    notice(f"Stage 1, learn: {recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(pairs):,} pairs.")
-    model = model_from_recipe(recipe)
-    checkpoints = checkpoints_of(folder)
-    log = learn(
-        model,
-        pairs,
-        recipe.learn,
-        held_out=data.held_out,
-        output_dir=checkpoints,
-        cache_dir=data.folder,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        resume=may_resume(checkpoints, recipe),
-    )
-    model = whole_model(model, checkpoints)
-    keep(model, recipe, log, provenance(recipe, data.sources), folder)
-    return model
+    assert data.learn_pairs is not None  # whoever calls this had them made
+    number = f"{recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(data.learn_pairs):,} pairs"
+    notice(f"Stage 1, learn: {number}.")
+
+    def train(model: SentenceTransformer, **options: Any) -> list[dict[str, Any]]:
+        return learn(model, data.learn_pairs, recipe.learn, held_out=data.held_out, **options)
+
+    return _stage(recipe, data, model_from_recipe(recipe), folder, train)
 
 
-def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer, folder: Path) -> SentenceTransformer:
+def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path) -> SentenceTransformer:
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
-    config = recipe.represent
-    notice(f"Stage 2, represent: {config.max_steps} steps of {config.batch_size} of {len(data.pairs):,} pairs.")
+    number = f"{recipe.represent.max_steps} steps of {recipe.represent.batch_size} of {len(data.pairs):,} pairs"
+    notice(f"Stage 2, represent: {number}.")
+
+    def train(model: SentenceTransformer, **options: Any) -> list[dict[str, Any]]:
+        return represent(model, data.pairs, recipe.represent, **options)
+
+    return _stage(recipe, data, model or model_from_recipe(recipe), folder, train)
+
+
+def _stage(
+    recipe: Recipe,
+    data: RunData,
+    model: SentenceTransformer,
+    folder: Path,
+    train: Callable[..., list[dict[str, Any]]],
+) -> SentenceTransformer:
+    """Train a model, resuming from this recipe's checkpoints, and keep it in a folder that means: done."""
     checkpoints = checkpoints_of(folder)
-    log = represent(
+    log = train(
         model,
-        data.pairs,
-        config,
         output_dir=checkpoints,
         cache_dir=data.folder,
         precision=recipe.precision,
@@ -275,8 +227,25 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer, folder
     return model
 
 
-def _check(recipe: Recipe) -> None:
-    """Refuse what cannot be run, or not on this machine, before anything is downloaded or written."""
+def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]]) -> CardInfo:
+    """Write the run's scores and facts into the work folder, and return what the card says of them."""
+    if rows:
+        write_results(work / RESULTS, rows)
+    info = run_card(
+        recipe,
+        licences=data.licences,
+        contamination=data.contamination,
+        examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
+        results=work / RESULTS if rows else None,
+        made=provenance(recipe, data.sources),
+    )
+    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
+    return info
+
+
+@contextmanager
+def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite: bool) -> Iterator[None]:
+    """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():
@@ -285,48 +254,43 @@ def _check(recipe: Recipe) -> None:
             where="model.quantize",
             fix="Launch with ddp.yaml, where each process has the base whole, or set it to null.",
         )
-
-
-def _stage(recipe: Recipe, folder: Path, make: Callable[[Path], SentenceTransformer]) -> SentenceTransformer:
-    return done_before(folder, recipe.model.quantize) or make(folder)
-
-
-def _single(recipe: Recipe, output: str | Path, overwrite: bool, make: Callable[[Path], SentenceTransformer]) -> None:
-    _check(recipe)
-    output = Path(output)
     refuse_nameless(output)
     start_processes()
-    with only_run(output) if is_first() else nullcontext():
+    with only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():
             refuse_existing(output, overwrite=overwrite)
+            if work is not None:
+                _claim(work, recipe, overwrite=overwrite)
         wait()
-        make(output)
-    notice(f"{output} is ready.")
+        yield
 
 
 def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
-    """Take a work folder for a recipe; one that another recipe began is refused, or begun anew with ``overwrite``."""
+    """Take a work folder for a recipe. One of another recipe is refused, or with ``overwrite`` keeps its data alone."""
     kept = work / RECIPE
     if kept.is_file() and load_recipe(kept) != recipe:
         if not overwrite:
-            raise LBRError(
-                "another recipe began here.",
-                where=str(work),
-                fix="Remove it, choose another work folder, or pass overwrite.",
-            )
+            fix = "Remove it, choose another work folder, or pass overwrite."
+            raise LBRError("another recipe began here.", where=str(work), fix=fix)
         with new_folder(work, overwrite=True) as aside:
-            if (work / DATA).is_dir():  # what is kept there says itself what it was made of
+            if (work / DATA).is_dir():  # it tells itself what it was made of
                 (work / DATA).rename(aside / DATA)
     work.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, kept)
 
 
-def _last_label(recipe: Recipe) -> str:
-    return "after stage 2, represent (released)" if recipe.represent.enabled else "released"
+def _single(
+    recipe: Recipe, output: Path, overwrite: bool, stage: Callable[[RunData, Path], Any], *, generative: bool
+) -> None:
+    """Run one stage by itself, its data next to its output."""
+    with _alone(recipe, output, overwrite=overwrite):
+        place = output.with_name(f"{output.name}-{DATA}")
+        stage(first_alone(lambda: prepare(recipe, place, generative=generative)), output)
+    notice(f"{output} is ready.")
 
 
 def _plot(work: Path) -> None:
-    """Draw the loss curves where matplotlib is installed; a run without it lacks a picture and nothing else."""
+    """Draw the loss curves, if matplotlib is installed and a step was logged."""
     if find_spec("matplotlib") is None:
         return
     from lbr_st.evaluation.plots import plot_training

@@ -5,17 +5,28 @@ The docstrings of the sections are also the command line's help. Importing this 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
 
 from lbr_st.errors import LBRError
-from lbr_st.files import write_whole
-from lbr_st.recipe_arguments import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, check_value, did_you_mean, read_values
+from lbr_st.files import without_place, write_whole
+from lbr_st.recipe_arguments import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    check_value,
+    did_you_mean,
+    read_values,
+)
 
 
 @dataclass
@@ -39,8 +50,7 @@ class ModelConfig:
 
     Args:
         base: Causal language model to start from: the embedded smollm2-135m, a hub id or a local folder.
-        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 for no bottleneck, with the
-            end-of-text token in their place.
+        num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 appends the end-of-text token.
         token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random.
         projection_dim: Size of the embedding after a learned projection; null keeps the model's own size.
         max_seq_length: Longest text in tokens, bottleneck tokens included; longer texts are cut.
@@ -50,8 +60,8 @@ class ModelConfig:
         lora_rank: Rank of the LoRA adapters.
         lora_alpha: Scale of the LoRA adapters; alpha divided by rank multiplies their output.
         lora_dropout: Dropout before the LoRA adapters while training.
-        quantize: Keep the base's linear layers in 4 bits while LoRA adapters are trained on them (QLoRA), in a fraction
-            of the memory; needs a GPU and pip install "lbr-st[qlora]". The released model is in full precision.
+        quantize: Keep the base in 4 bits while LoRA adapters are trained on it (QLoRA), in a fraction of the memory;
+            needs a GPU and pip install "lbr-st[qlora]". The released model is in full precision.
     """
 
     base: str = "smollm2-135m"
@@ -78,13 +88,12 @@ class DataConfig:
         query_column: Column that holds the query of a pair.
         document_column: Column that holds the document of a pair.
         split: Split to train on.
-        also: Domain tasks to train on next to the source: their pairs, texts and records. Only the source is evaluated;
-            no training row may repeat a query of any of them.
+        also: Domain tasks to train on next to the source: their pairs, texts and records. Only the source is evaluated.
         synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
-        contamination: What to do with training rows that repeat an evaluation query or a document judged for one, word
-            for word or nearly: drop them, refuse to run, or only report them.
+        contamination: What to do with training rows that repeat, word for word or nearly, an evaluation query or a
+            document judged for one: drop them, refuse to run, or only report them.
     """
 
     source: str = "chebi"
@@ -112,12 +121,10 @@ class LearnConfig:
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
         batch_size: Most pairs per step and process.
-        batch_tokens: Most tokens per step and process, contexts and targets together, which bounds the memory where
-            texts are long; null sets no limit.
+        batch_tokens: Most tokens per step and process, contexts and targets, to bound the memory; null sets no limit.
         packed: Run a step's pairs in one row without padding; false pads each to the longest, with equal results.
         learning_rate: Peak learning rate of the model's weights or adapters.
-        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge;
-            without bottleneck tokens there are none.
+        token_learning_rate: Peak learning rate of the new token rows and of the embedding bottleneck's bridge.
         warmup_steps: Steps over which the learning rates rise from zero.
         context_weight: Weight of plain language modelling on the context; with bottleneck none, of a context token
             compared with a target token.
@@ -158,8 +165,8 @@ class RepresentConfig:
         enabled: Run this stage.
         max_steps: Number of optimiser steps; 0 leaves the model as it is.
         batch_size: Pairs per step and process; the other documents of a batch are a query's negatives.
-        mini_batch_tokens: A larger batch is encoded in pieces of this many tokens with the cached loss, to bound the
-            memory with equal results; null encodes it whole.
+        mini_batch_tokens: Encode a larger batch in pieces of this many tokens, to bound the memory with equal results;
+            null encodes it whole.
         gather_negatives: With several processes, take the documents of all as negatives.
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows.
@@ -169,8 +176,7 @@ class RepresentConfig:
             misses is left out. 0 uses in-batch negatives only.
         similar_group_size: Number of pairs with similar words that enter a batch together, so that its negatives are
             hard; a step costs no more. 1 draws each pair on its own.
-        matryoshka_dims: Smaller embedding sizes to train too, so that the first numbers of an embedding serve as one
-            (Matryoshka); an empty list trains the whole size only.
+        matryoshka_dims: Smaller embedding sizes to train too (Matryoshka); an empty list trains the whole size only.
         eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
     """
 
@@ -212,29 +218,9 @@ class EvaluateConfig:
     beside: str | None = None
 
 
-SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "data": DataConfig,
-    "learn": LearnConfig,
-    "represent": RepresentConfig,
-    "evaluate": EvaluateConfig,
-}
-
-
 @dataclass
 class Recipe(RunConfig):
-    """A whole run: learn, represent, release, evaluate.
-
-    Args:
-        name: Name of the released model.
-        seed: Seed of every random choice.
-        precision: Arithmetic for training; auto lets the device decide.
-        model: The base model and its bottleneck.
-        data: Where text and pairs come from.
-        learn: Stage 1.
-        represent: Stage 2.
-        evaluate: Retrieval evaluation.
-    """
+    """A whole run: learn, represent, release, evaluate. What holds for the whole run, and a section for each part."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -256,76 +242,51 @@ class Recipe(RunConfig):
         setattr(getattr(self, section) if section else self, name, value)
 
     def validate(self) -> None:
-        """Check every value, so that a run fails before it starts rather than hours in.
+        """Raise :class:`LBRError` for a value of the wrong type, out of range, or that contradicts another.
 
         A recipe from a file or the command line has been checked. Only one made in Python needs this.
-
-        Raises:
-            LBRError: A value is of the wrong type, out of range, or contradicts another.
         """
-        for section, kind in SECTIONS.items():
-            if not isinstance(getattr(self, section), kind):
-                raise LBRError(f"must be a {kind.__name__}, not {getattr(self, section)!r}.", where=section)
         for key, value in self.flat().items():
             check_value(key, field_types()[key], value)
-        for wrong, key, what, fix in self._contradictions():
-            if wrong:
-                raise LBRError(what, where=key, fix=fix)
+        for key, what, fix in self._contradictions():
+            raise LBRError(what, where=key, fix=fix)
 
-    def _contradictions(self) -> list[tuple[bool, str, str, str]]:
-        """Return (is it so?, key, what is wrong, what to do) for values that do not go together."""
+    def _contradictions(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (key, what is wrong, what to do) for values that do not go together."""
         model, data, learn = self.model, self.data, self.learn
-        plain = learn.bottleneck == "none"
+        if not (learn.enabled or self.represent.enabled):
+            fix = "Switch on learn.enabled, represent.enabled or both."
+            yield "learn.enabled", "both stages are off, so there is nothing to train.", fix
         appended = model.num_bottleneck_tokens or 1  # without a bottleneck, the end-of-text token
-        return [
-            (
-                not (learn.enabled or self.represent.enabled),
-                "learn.enabled",
-                "both stages are off, so there is nothing to train.",
-                "Switch on learn.enabled, represent.enabled or both.",
-            ),
-            (
-                model.max_seq_length <= appended,
-                "model.max_seq_length",
-                f"{model.max_seq_length} tokens leave no room for text next to the appended ones.",
-                f"Set it above {appended}.",
-            ),
-            (
-                model.quantize is not None and not model.lora,
-                "model.quantize",
-                f"is {model.quantize}, but 4-bit weights cannot be trained themselves.",
-                "Set model.lora to true, or model.quantize to null.",
-            ),
-            (
-                learn.enabled and not plain and not model.num_bottleneck_tokens,
-                "model.num_bottleneck_tokens",
-                f"is 0, but learn.bottleneck is {learn.bottleneck}, which needs bottleneck tokens.",
-                "Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled.",
-            ),
-            (
-                learn.rate_weight > 0 and learn.bottleneck != "embedding",
-                "learn.rate_weight",
-                f'is {learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.',
-                "Set learn.bottleneck to embedding or learn.rate_weight to 0.",
-            ),
-            *(
-                (
-                    plain and getattr(learn, name) > 0,
-                    f"learn.{name}",
-                    f"is {getattr(learn, name)}, but with learn.bottleneck none there is no bottleneck to use.",
-                    "Set it to 0, or choose another learn.bottleneck.",
-                )
-                for name in ("target_dropout", "bag_weight")
-            ),
-            (
-                plain and not learn.context_weight and "reconstruct" in learn.pairs,
-                "learn.context_weight",
-                "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context.",
-                "Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs.",
-            ),
-            (not learn.pairs, "learn.pairs", "is empty.", "Name at least one kind of pair."),
-            (data.source in data.also, "data.also", f"names the source {data.source} again.", "Leave it out."),
-        ]
+        if model.max_seq_length <= appended:
+            what = f"{model.max_seq_length} tokens leave no room for text next to the appended ones."
+            yield "model.max_seq_length", what, f"Set it above {appended}."
+        if model.quantize and not model.lora:
+            what = f"is {model.quantize}, but 4-bit weights cannot be trained themselves."
+            yield "model.quantize", what, "Set model.lora to true, or model.quantize to null."
+        if learn.enabled and learn.bottleneck != "none" and not model.num_bottleneck_tokens:
+            what = f"is 0, but learn.bottleneck is {learn.bottleneck}, which needs bottleneck tokens."
+            fix = "Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled."
+            yield "model.num_bottleneck_tokens", what, fix
+        if learn.rate_weight and learn.bottleneck != "embedding":
+            what = f'is {learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.'
+            yield "learn.rate_weight", what, "Set learn.bottleneck to embedding or learn.rate_weight to 0."
+        if learn.bottleneck == "none":
+            for name in ("target_dropout", "bag_weight"):
+                if value := getattr(learn, name):
+                    what = f"is {value}, but with learn.bottleneck none there is no bottleneck to use."
+                    yield f"learn.{name}", what, "Set it to 0, or choose another learn.bottleneck."
+            if not learn.context_weight and "reconstruct" in learn.pairs:
+                what = "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context."
+                fix = "Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs."
+                yield "learn.context_weight", what, fix
+        if not learn.pairs:
+            yield "learn.pairs", "is empty.", "Name at least one kind of pair."
+        if data.source in data.also:
+            yield "data.also", f"names the source {data.source} again.", "Leave it out."
+
+
+SECTIONS: dict[str, Any] = {key: kind for key, kind in get_type_hints(Recipe).items() if is_dataclass(kind)}
 
 
 @cache
@@ -338,12 +299,9 @@ def field_types() -> dict[str, Any]:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file; fields that it does not name keep their defaults.
+    """Read and check a recipe in YAML; fields that it does not name keep their defaults.
 
     Keys that older versions had are ignored with a notice.
-
-    Args:
-        path: The YAML file.
 
     Raises:
         LBRError: The file is not YAML, a key is unknown, or a value is wrong.
@@ -360,47 +318,28 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write every field of a recipe to a YAML file that :func:`load_recipe` reads back to an equal recipe.
-
-    Args:
-        recipe: The recipe.
-        path: The file to write; one that exists is replaced.
-
-    Raises:
-        LBRError: The recipe is not valid.
-        OSError: The file cannot be written.
-    """
-    recipe.validate()
+    """Write every field of a recipe to a YAML file, which is replaced if it exists; :func:`load_recipe` reads it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
-BASELINES: dict[str, str] = {
-    "contrastive-only": "Stage 2 alone; what stage 1 brings is missing.",
-    "causal-lm": "Plain language modelling on stage 1's pairs, then stage 2; what the bottleneck brings is missing.",
-}
-"""What a recipe is compared with, by name."""
+BASELINES = ("contrastive-only", "causal-lm")
 
 
 def baseline(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe of a baseline: a copy of ``recipe`` in which only what must differ is changed.
+    """Return the recipe of a baseline: a copy in which only what must differ is changed.
 
-    Base, data, pairs, steps, learning rates, seeds, stage 2 and the tokens that are appended and pooled stay the same.
-
-    - ``contrastive-only`` switches off stage 1.
+    - ``contrastive-only`` switches off stage 1: what stage 1 brings is missing.
     - ``causal-lm`` reads context and target of stage 1 as plain text, with nothing hidden and the same weight for every
-      token, and switches off the terms that only a bottleneck has.
+      token, and switches off the terms that only a bottleneck has: what the bottleneck brings is missing.
 
     Args:
-        recipe: The run to compare with. It is not changed.
+        recipe: The run to compare with.
         name: One of :data:`BASELINES`; it is appended to the recipe's name.
 
     Raises:
         LBRError: There is no such baseline, or the recipe lacks the stage that makes the baseline differ from it.
-
-    Example:
-        ``lbr_st.pipeline.run(baseline(recipe, "causal-lm"), "runs/causal-lm")``
     """
     if name not in BASELINES:
         fix = did_you_mean(name, BASELINES) or f"Choose {' or '.join(BASELINES)}."
@@ -420,15 +359,37 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
     return made
 
 
-def without_place(name: str) -> str:
-    """Return the last part of an absolute path, or of one below a home folder; anything else unchanged.
+def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> Recipe:
+    """Return a recipe's quick form: the same machine on its main source, in minutes on two CPU cores.
 
-    What leaves this machine names a file, but not where it is here. A relative path is the user's own choice.
+    Args:
+        full: The recipe.
+        max_seq_length: Longest text in tokens; with ``learn_batch_size``, what decides how many minutes.
+        learn_batch_size: Pairs in a step of stage 1.
     """
-    windows = PureWindowsPath(name)
-    if windows.drive or name.startswith("\\"):
-        return windows.name or name
-    return PurePosixPath(name).name or name if name.startswith(("/", "~")) else name
+    return Recipe(
+        name=f"{full.name}-quick",
+        seed=full.seed,
+        model=replace(full.model, max_seq_length=max_seq_length, lora_rank=8, lora_alpha=16),
+        data=replace(full.data, also=[], synonyms=False),
+        # No context loss, to save time: its logits span the whole vocabulary at every position.
+        learn=LearnConfig(
+            max_steps=12,
+            batch_size=learn_batch_size,
+            learning_rate=5e-4,
+            token_learning_rate=3e-3,
+            warmup_steps=3,
+            eval_steps=12,
+            num_eval_pairs=16,
+            max_target_tokens=24,
+            context_weight=0.0,
+        ),
+        represent=RepresentConfig(
+            max_steps=16, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
+        ),
+        # A fixed slice of the test queries, so that it ends while you wait; the table names it.
+        evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32, precision="auto"),
+    )
 
 
 def recipe_without_places(recipe: Recipe) -> Recipe:

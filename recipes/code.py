@@ -6,7 +6,7 @@ python recipes/code.py --output lbr-code             # the full form, which ship
 
 import sys
 
-from lbr_st.cli import quick_form, recipe_script
+from lbr_st.commands import quick_form, recipe_script
 from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
 
 FULL = Recipe(

@@ -7,13 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from functools import cache
 
 import pytest
 
 pytest_plugins = ["ib_reference", "no_bottleneck", "proof_harness"]
-
-TinyBase = Callable[..., str]
 
 ARCHITECTURES = ["llama", "llama-untied", "mistral", "qwen2", "qwen3", "gpt-neox", "gemma2", "gemma3"]
 """Every decoder-only kind that ``tiny_base`` writes. gemma2 and gemma3 mix sliding and global layers, mistral only has
@@ -32,72 +30,51 @@ TRAINING_TEXT = ["query: document: the acid of a salt and the base of an ester, 
 def _one_thread():
     import torch
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_imported_is_not_searched_for_garbage():
     """Each training begins with a full garbage collection (accelerate), which takes longer than the training."""
-    import torch
-    import transformers
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
 
-    assert torch, transformers
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
+def tiny_base(tmp_path_factory):
     """Return ``tiny_base(kind, **options) -> folder``: a base of two layers with random weights and a tokenizer.
 
-    Options, beside the kind (one of ``ARCHITECTURES``, or "bert", "t5"):
+    Options, next to the kind (one of ``ARCHITECTURES``, or "bert", "t5"):
 
-    - bos: the tokenizer puts ``<s>`` before every text (default True).
-    - pad: it has a pad token (default True).
-    - chat_template: it has a chat template (default False).
-    - words: a word-level vocabulary of these words instead of byte-level BPE (default None).
-    - spare_rows: vocabulary rows of the model beyond the tokenizer's; with 0 the model must grow (default 0).
-    - seed: of the weights (default 0).
-    - dtype: of the weights (default "float32"; most bases of the world are in "bfloat16").
+    - bos: the tokenizer puts ``<s>`` before every text.
+    - pad: it has a pad token.
+    - chat_template: it has a chat template.
+    - words: a word-level vocabulary of these words instead of byte-level BPE.
+    - spare_rows: vocabulary rows of the model beyond the tokenizer's; with 0 the model must grow.
+    - seed, dtype: of the weights.
 
     Equal calls share a folder: treat it as read-only.
     """
     import torch
 
-    made: dict[tuple, str] = {}
-
-    def make(
-        kind: str,
-        *,
-        bos: bool = True,
-        pad: bool = True,
-        chat_template: bool = False,
-        words: tuple[str, ...] | None = None,
-        spare_rows: int = 0,
-        seed: int = 0,
-        dtype: str = "float32",
-    ) -> str:
-        key = (kind, bos, pad, chat_template, words, spare_rows, seed, dtype)
-        if key not in made:
-            folder = tmp_path_factory.mktemp(f"base-{kind}")
-            tokenizer = _tokenizer(bos=bos, pad=pad, words=words)
-            if chat_template:
-                tokenizer.chat_template = CHAT_TEMPLATE
-            tokenizer.save_pretrained(folder)
-            model = _model(kind, tokenizer, len(tokenizer) + spare_rows, seed)
-            model.to(getattr(torch, dtype)).save_pretrained(folder)
-            made[key] = str(folder)
-        return made[key]
+    @cache
+    def make(kind, *, bos=True, pad=True, chat_template=False, words=None, spare_rows=0, seed=0, dtype="float32"):
+        folder = tmp_path_factory.mktemp(f"base-{kind}")
+        tokenizer = _tokenizer(bos=bos, pad=pad, words=words)
+        if chat_template:
+            tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder)
+        model = _model(kind, tokenizer, len(tokenizer) + spare_rows, seed)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        return str(folder)
 
     return make
 
 
-def _tokenizer(*, bos: bool, pad: bool, words: tuple[str, ...] | None):
+def _tokenizer(*, bos, pad, words):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -107,10 +84,8 @@ def _tokenizer(*, bos: bool, pad: bool, words: tuple[str, ...] | None):
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-        )
-        backend.train_from_iterator(TRAINING_TEXT, trainer)
+        options = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+        backend.train_from_iterator(TRAINING_TEXT, trainers.BpeTrainer(vocab_size=300, **options))
     else:
         vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*special, *words, "a"]))}
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -129,15 +104,11 @@ def _tokenizer(*, bos: bool, pad: bool, words: tuple[str, ...] | None):
     )
 
 
-def _model(kind: str, tokenizer, vocab_size: int, seed: int):
+def _model(kind, tokenizer, vocab_size, seed):
     import torch
     import transformers as t
 
-    ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     # Weights large enough that what a position may see matters to its logits.
     common = {
         "vocab_size": vocab_size,
@@ -150,44 +121,24 @@ def _model(kind: str, tokenizer, vocab_size: int, seed: int):
         **ids,
     }
     grouped = {**common, "num_key_value_heads": 1, "head_dim": 16}
-    mixed = {
-        **grouped,
-        "sliding_window": WINDOW,
-        "layer_types": ["sliding_attention", "full_attention"],
-        "query_pre_attn_scalar": 16,
-    }
+    layers = ["sliding_attention", "full_attention"]
+    mixed = {**grouped, "sliding_window": WINDOW, "layer_types": layers, "query_pre_attn_scalar": 16}
+    t5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    config = {
+        "llama": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=True),
+        "llama-untied": lambda: t.LlamaConfig(**grouped, tie_word_embeddings=False),
+        "mistral": lambda: t.MistralConfig(**grouped, sliding_window=WINDOW, tie_word_embeddings=False),
+        "qwen2": lambda: t.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True),
+        "qwen3": lambda: t.Qwen3Config(**grouped, tie_word_embeddings=True),
+        "gpt-neox": lambda: t.GPTNeoXConfig(**common, tie_word_embeddings=False),
+        "gemma2": lambda: t.Gemma2Config(**mixed, final_logit_softcapping=2.0, attn_logit_softcapping=20.0),
+        "gemma3": lambda: t.Gemma3TextConfig(**mixed),
+        "bert": lambda: t.BertConfig(**common),
+        "t5": lambda: t.T5Config(vocab_size=vocab_size, **t5, **ids),
+    }[kind]()
     torch.manual_seed(seed)
-    if kind == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=True))
-    if kind == "llama-untied":
-        return t.LlamaForCausalLM(t.LlamaConfig(**grouped, tie_word_embeddings=False))
-    if kind == "mistral":
-        return t.MistralForCausalLM(t.MistralConfig(**grouped, sliding_window=WINDOW, tie_word_embeddings=False))
-    if kind == "qwen2":
-        return t.Qwen2ForCausalLM(t.Qwen2Config(**common, num_key_value_heads=1, tie_word_embeddings=True))
-    if kind == "qwen3":
-        return t.Qwen3ForCausalLM(t.Qwen3Config(**grouped, tie_word_embeddings=True))
-    if kind == "gpt-neox":
-        return t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**common, tie_word_embeddings=False))
-    if kind == "gemma2":
-        return t.Gemma2ForCausalLM(t.Gemma2Config(**mixed, final_logit_softcapping=2.0, attn_logit_softcapping=20.0))
-    if kind == "gemma3":
-        return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**mixed))
-    if kind == "bert":
-        return t.BertModel(t.BertConfig(**common))
-    if kind == "t5":
-        config = t.T5Config(
-            vocab_size=vocab_size,
-            d_model=32,
-            d_kv=16,
-            d_ff=48,
-            num_layers=1,
-            num_heads=2,
-            decoder_start_token_id=0,
-            **ids,
-        )
-        return t.T5ForConditionalGeneration(config)
-    raise ValueError(kind)
+    auto = {"bert": t.AutoModel, "t5": t.AutoModelForSeq2SeqLM}.get(kind, t.AutoModelForCausalLM)
+    return auto.from_config(config)
 
 
 @pytest.fixture

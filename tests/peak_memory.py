@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 from lbr_st.training.data import read_sources, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
 
 
 def anonymous(process):

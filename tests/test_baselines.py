@@ -1,7 +1,5 @@
 """The baselines: both stages without a bottleneck, and their recipes."""
 
-import json
-
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -13,22 +11,11 @@ from lbr_st import pipeline
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.bottleneck.rows import targets_of
-from lbr_st.data import mix, natural_pairs, reconstruct_pairs
+from lbr_st.data.pairs import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model
 from lbr_st.publish.stock import release
-from lbr_st.recipe import (
-    BASELINES,
-    DataConfig,
-    EvaluateConfig,
-    LearnConfig,
-    ModelConfig,
-    Recipe,
-    RepresentConfig,
-    baseline,
-    load_recipe,
-    save_recipe,
-)
+from lbr_st.recipe import BASELINES, LearnConfig, Recipe, RepresentConfig, baseline, load_recipe, save_recipe
 from lbr_st.training.learn import generative_pairs, learn
 from lbr_st.training.represent import represent
 
@@ -74,7 +61,7 @@ def test_the_pairs_come_in_the_same_order_with_and_without_a_bottleneck(tiny_bas
 
 def mixed_pairs() -> Dataset:
     natural = natural_pairs([{"query": "an acid", "document": "the acid, an acid"}], prompt="query: ")
-    return mix({"natural": (natural, 1.0), "reconstruct": (reconstruct_pairs(["an acid", "x"], "document: "), 1.0)})
+    return mix([natural, reconstruct_pairs(["an acid", "x"], "document: ")])
 
 
 def test_a_text_to_reconstruct_stands_in_its_row_once_where_it_would_be_in_sight():
@@ -122,20 +109,9 @@ def test_represent_without_a_bottleneck(tiny_base, tmp_path, k):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_runs_from_data_to_release(tiny_base, tmp_path, name):
-    rows = [
-        {"query": f"acid {i}", "document": f"the acid {i} is a salt of {i * 7}. It is an ester."} for i in range(12)
-    ]
-    source = tmp_path / "pairs.jsonl"
-    source.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    recipe = Recipe(
-        precision="float32",
-        model=ModelConfig(base=tiny_base("llama", pad=False), max_seq_length=48, lora_rank=4),
-        data=DataConfig(source=str(source)),
-        learn=LearnConfig(max_steps=3, batch_size=4, eval_steps=3, num_eval_pairs=4),
-        represent=RepresentConfig(max_steps=3, batch_size=4),
-        evaluate=EvaluateConfig(enabled=False),
-    )
+def test_a_baseline_runs_from_data_to_release(tiny_base, toy_recipe, tmp_path, name):
+    recipe = load_recipe(toy_recipe)
+    recipe.model.base, recipe.learn.target_dropout = tiny_base("llama", pad=False), 0.0
     pipeline.run(baseline(recipe, name), tmp_path / "out")
     assert (tmp_path / "out-work" / "learn").is_dir() == (name == "causal-lm")
     stock = SentenceTransformer(str(tmp_path / "out"), device="cpu")
@@ -153,8 +129,12 @@ def differences(first: Recipe, second: Recipe) -> dict[str, object]:
     return {key: value for key, value in second.flat().items() if value != first.flat()[key]}
 
 
-def test_a_baseline_differs_in_nothing_but_what_it_must():
-    recipe = Recipe(name="chem", seed=7)
+@pytest.mark.parametrize("options", [{}, {"rate_weight": 0.1, "target_dropout": 0.2, "bag_weight": 0.4}])
+def test_a_baseline_differs_in_nothing_but_what_it_must(options):
+    def new():
+        return Recipe(name="chem", seed=7, learn=LearnConfig(bottleneck="embedding", **options))
+
+    recipe = new()
     assert differences(recipe, baseline(recipe, "contrastive-only")) == {
         "name": "chem-contrastive-only",
         "learn.enabled": False,
@@ -163,26 +143,9 @@ def test_a_baseline_differs_in_nothing_but_what_it_must():
         "name": "chem-causal-lm",
         "learn.bottleneck": "none",
         "learn.context_weight": 1.0,
+        **{f"learn.{name}": 0.0 for name in options},  # only a bottleneck has these
     }
-    assert recipe == Recipe(name="chem", seed=7)
-
-
-def test_a_baseline_leaves_out_what_only_a_bottleneck_has():
-    recipe = Recipe()
-    recipe.learn.bottleneck, recipe.learn.rate_weight, recipe.learn.target_dropout = "embedding", 0.1, 0.2
-    recipe.learn.bag_weight = 0.4
-    assert differences(recipe, baseline(recipe, "contrastive-only")) == {
-        "name": "lbr-model-contrastive-only",
-        "learn.enabled": False,
-    }
-    assert differences(recipe, baseline(recipe, "causal-lm")) == {
-        "name": "lbr-model-causal-lm",
-        "learn.bottleneck": "none",
-        "learn.context_weight": 1.0,
-        "learn.rate_weight": 0.0,
-        "learn.target_dropout": 0.0,
-        "learn.bag_weight": 0.0,
-    }
+    assert recipe == new()
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -192,16 +155,15 @@ def test_a_baseline_survives_its_file(tmp_path, name):
     assert load_recipe(tmp_path / "recipe.yaml") == made
 
 
-def test_baselines_that_make_no_sense():
-    with pytest.raises(LBRError, match="Did you mean causal-lm"):
-        baseline(Recipe(), "causal_lm")
-    with pytest.raises(LBRError, match="Choose contrastive-only or causal-lm"):
-        baseline(Recipe(), "zzz")
-    recipe = Recipe()
-    recipe.represent.enabled = False
-    with pytest.raises(LBRError, match="needs the stage represent"):
-        baseline(recipe, "contrastive-only")
-    recipe = Recipe()
-    recipe.learn.enabled = False
-    with pytest.raises(LBRError, match="needs the stage learn"):
-        baseline(recipe, "causal-lm")
+@pytest.mark.parametrize(
+    ("recipe", "name", "message"),
+    [
+        (Recipe(), "causal_lm", "Did you mean causal-lm"),
+        (Recipe(), "zzz", "Choose contrastive-only or causal-lm"),
+        (Recipe(represent=RepresentConfig(enabled=False)), "contrastive-only", "needs the stage represent"),
+        (Recipe(learn=LearnConfig(enabled=False)), "causal-lm", "needs the stage learn"),
+    ],
+)
+def test_baselines_that_make_no_sense(recipe, name, message):
+    with pytest.raises(LBRError, match=message):
+        baseline(recipe, name)

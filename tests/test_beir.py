@@ -4,9 +4,10 @@ import json
 import sys
 
 import pytest
+from beir_folder import write_beir
 from vector_model import numbers, vector_model
 
-from lbr_st.data import RetrievalSet, read_beir, write_beir
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.errors import LBRError
 
 pytest.importorskip("beir")

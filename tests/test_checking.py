@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from beir_folder import write_beir
 from hub_folder import write_hub_folder
 
 from lbr_st.cli import main
-from lbr_st.data import RetrievalSet, write_beir
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import check_training as checking
 from lbr_st.evaluation.check_training import check_training, evaluation_sets

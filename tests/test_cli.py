@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbr_st.cli import _parse, command_line, main
+import lbr_st
+from lbr_st.cli import _parse, main
 from lbr_st.commands import COMMANDS
 from lbr_st.errors import LBRError
+from lbr_st.files import command_line
 from lbr_st.recipe import Recipe, field_types, save_recipe
 
 
@@ -36,12 +38,15 @@ def test_train(calls):
 
 
 def test_the_other_commands(calls):
-    assert main(["learn", "--output", "out"]) == 0
-    assert main(["represent", "--output", "out"]) == 0
-    assert main(["represent", "model", "--output", "out", "--overwrite"]) == 0
-    assert main(["release", "model", "--output", "out", "--adapter-only"]) == 0
-    assert main(["reconstruct", "model", "water", "null", "1", "--max_new_tokens=8"]) == 0  # the older spelling
-    assert main(["evaluate", "model", "--output", "out", "--evaluate.num_queries", "5"]) == 0
+    for words in (
+        "learn --output out",
+        "represent --output out",
+        "represent model --output out --overwrite",
+        "release model --output out --adapter-only",
+        "reconstruct model water null 1 --max_new_tokens=8",  # the older spelling
+        "evaluate model --output out --evaluate.num_queries 5",
+    ):
+        assert main(words.split()) == 0
     evaluated = Recipe()
     evaluated.evaluate.num_queries = 5
     plain = {"harness": "mteb", "dimensions": (), "name": None, "revision": None}
@@ -69,15 +74,6 @@ def test_command_line_beats_file_beats_default(calls, tmp_path, config_first):
     assert calls[0][1][0] == recipe
 
 
-def test_lists_and_null(calls):
-    words = ["--learn.pairs", "[natural,continue]", "--learn.max_target_tokens", "null", "--name", "1"]
-    assert main(["train", "--output", "out", *words]) == 0
-    recipe = calls[0][1][0]
-    assert recipe.learn.pairs == ["natural", "continue"]
-    assert recipe.learn.max_target_tokens is None
-    assert recipe.name == "1"
-
-
 @pytest.mark.parametrize("words", [["--represent.replay_weight", "0.1"], ["--represent.replay_weight=0.1"]])
 def test_a_retired_flag_is_ignored_with_one_notice(calls, capsys, words):
     assert main(["train", *words, "--output", "out", "--learn.nll_kernel", "liger", "--name", "mine"]) == 0
@@ -86,7 +82,11 @@ def test_a_retired_flag_is_ignored_with_one_notice(calls, capsys, words):
     assert all(part in notice for part in ("represent.replay_weight", "learn.nll_kernel", "ignored"))
 
 
-def test_a_list_is_several_words_or_one_in_brackets():
+def test_lists_and_null():
+    words = ["--learn.pairs", "[natural,continue]", "--learn.max_target_tokens", "null", "--name", "1"]
+    recipe = _parse(["train", "--output", "out", *words])[1]["recipe"]
+    assert (recipe.learn.pairs, recipe.learn.max_target_tokens) == (["natural", "continue"], None)
+    assert recipe.name == "1"
     for words in (["eng-Latn", "deu-Latn"], ["[eng-Latn,", "deu-Latn]"], ["[eng-Latn,deu-Latn]"]):
         given = _parse(["submission", "m", "--org", "o", "--languages", *words])[1]
         assert given["languages"] == ["eng-Latn", "deu-Latn"]
@@ -98,7 +98,6 @@ def test_a_list_is_several_words_or_one_in_brackets():
     ("words", "message"),
     [
         ([], "a command must be given"),
-        (["--debug", "train"], "a command must be given"),
         (["trian"], "'trian' is no command. Did you mean train?"),
         (["train"], "--output must be given"),
         (["release", "--output", "x"], "MODEL must be given"),
@@ -163,7 +162,8 @@ def help_of(capsys, *words):
     return capsys.readouterr().out
 
 
-def test_help_lists_the_commands(capsys):
+def test_help_lists_the_commands_and_old_names_still_work(capsys):
+    assert help_of(capsys, "pack") == help_of(capsys, "bundle")
     shown = help_of(capsys)
     for name, command in COMMANDS.items():
         assert f"{name} {command.run.__doc__.partition(chr(10))[0]}" in " ".join(shown.split())
@@ -188,11 +188,7 @@ def test_command_help(capsys, calls, name):
 def test_a_baseline_is_the_recipe_with_its_changes(calls):
     assert main(["train", "--output", "out", "--baseline", "contrastive-only", "--name", "mine"]) == 0
     [(_, (recipe, _), _)] = calls
-    assert (recipe.name, recipe.learn.enabled, recipe.model.num_bottleneck_tokens) == (
-        "mine-contrastive-only",
-        False,
-        4,
-    )
+    assert (recipe.name, recipe.learn.enabled) == ("mine-contrastive-only", False)
     assert main(["train", "--output", "out", "--baseline", "nothing"]) == 2
 
 
@@ -216,16 +212,7 @@ def test_every_field_has_a_sentence(capsys, monkeypatch):
     lines = help_of(capsys, "train").splitlines()
     for key in field_types():
         start = next(index for index, line in enumerate(lines) if line.lstrip().startswith(f"--{key} "))
-        shown = " ".join(lines[start : start + 2])
-        assert ". (type: " in shown, key
-        assert "default: " in shown, key
-
-
-def test_version(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("lbr-st ")
+        assert ". (type: " in " ".join(lines[start : start + 2]), key
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
@@ -244,6 +231,5 @@ assert not heavy, heavy
 
 
 def test_python_dash_m():
-    done = subprocess.run([sys.executable, "-m", "lbr_st", "trian"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: 'trian' is no command.")
+    done = subprocess.run([sys.executable, "-m", "lbr_st", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"lbr-st {lbr_st.__version__}\n")

@@ -11,9 +11,8 @@ import pytest
 
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
-from lbr_st.files import mark_whole, only_run
+from lbr_st.files import only_run
 from lbr_st.recipe import load_recipe
-from lbr_st.training.trainer import newest_checkpoint
 
 HERE = Path(__file__).parent
 
@@ -34,18 +33,6 @@ def test_interrupted_at_random_points_it_loses_nothing(toy_recipe, tmp_path, kil
     assert result["faults"] == []
     assert result["killed"] == kills
     assert result["completed"] >= 1
-
-
-def test_the_newest_finished_checkpoint_is_taken(tmp_path):
-    folder = tmp_path / "run"
-    for step in (2, 4, 10, 12):
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
-        (folder / f"checkpoint-{step}" / "a.bin").write_bytes(bytes(100))
-        if step != 12:
-            mark_whole(folder / f"checkpoint-{step}")
-    assert newest_checkpoint(folder) == folder / "checkpoint-10"
-    assert not (folder / "checkpoint-12").exists()
-    assert newest_checkpoint(tmp_path / "none") is None
 
 
 def test_a_second_run_on_the_same_folder_is_refused_at_once(toy_recipe, tmp_path):

@@ -47,9 +47,7 @@ def model(tiny_base, monkeypatch):
 def test_every_pair_has_a_near_miss_of_its_own_group(model, shared):
     """With 20 all cosines are above 0.995, as after stage 1, where a margin of 5% once left no pair at all."""
     model.set_shared(shared)
-
     mined = with_hard_negatives(model, PAIRS, 1)
-
     assert mined.column_names == ["query", "document", "negative_1"]
     assert sorted(mined["query"]) == sorted(PAIRS["query"])
     for query, document, negative in zip(mined["query"], mined["document"], mined["negative_1"], strict=True):
@@ -75,7 +73,6 @@ def test_a_right_answer_far_down_has_near_misses_below_it(model, monkeypatch):
     monkeypatch.setattr(model, "encode_query", mistaken)
 
     mined = with_hard_negatives(model, PAIRS, 1)
-
     far_down = [row for row in mined if row["query"].endswith(" 0")]
     assert len(far_down) == GROUPS
     assert all(row["negative_1"].endswith(" 0") and row["negative_1"] != row["document"] for row in far_down)
@@ -83,16 +80,13 @@ def test_a_right_answer_far_down_has_near_misses_below_it(model, monkeypatch):
 
 def test_several_negatives_have_a_column_each(model):
     model.set_shared(20.0)
-
     mined = with_hard_negatives(model, PAIRS, 2)
-
     assert mined.column_names == ["query", "document", "negative_1", "negative_2"]
     assert all(len({row["document"], row["negative_1"], row["negative_2"]}) == 3 for row in mined)
 
 
 def test_more_negatives_than_documents_is_said(model):
     model.set_shared(0.0)
-
     with pytest.raises(LBRError, match="no query has 120 near misses"):
         with_hard_negatives(model, PAIRS, 120)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from hub_folder import repoint, write_hub_folder
 
-from lbr_st.data import RetrievalSet
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import bm25_system, embedding_system, evaluate_retrieval, evaluate_task, truncated
 from lbr_st.evaluation import run as run_module

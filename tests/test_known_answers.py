@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from vector_model import vector_model
 
-from lbr_st.data import RetrievalSet
+from lbr_st.data.beir import RetrievalSet
 
 pytest.importorskip("mteb")
 

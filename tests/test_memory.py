@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from beir_folder import write_beir
 
-from lbr_st.data import RetrievalSet, write_beir
+from lbr_st.data.beir import RetrievalSet
 
 ROWS, WORDS, LETTERS = 28_000, 18, 320
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from lbr_st import wheels as registry
 from lbr_st.data.texts import normalise
 from lbr_st.domains import chemistry, medicine
 from lbr_st.domains.names import Thing, alike, names_task, records, usable
@@ -122,7 +121,7 @@ name: part of
 def wheel(tmp_path, monkeypatch):
     for module in (chemistry, medicine):
         (tmp_path / module.FILE).parent.mkdir(parents=True)
-    monkeypatch.setattr(registry, "fetch_wheel", lambda *pinned: tmp_path)
+        monkeypatch.setattr(module, "fetch_wheel", lambda *pinned: tmp_path)
     return tmp_path
 
 

@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbr_st.data import continue_pairs, lines, mix, natural_pairs, reconstruct_pairs
+from lbr_st.data import lines
+from lbr_st.data import pairs as module
+from lbr_st.data.pairs import continue_pairs, mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 
 datasets = pytest.importorskip("datasets")
@@ -24,28 +26,24 @@ def test_continue_cuts_at_the_sentence_nearest_the_middle():
     (pair,) = continue_pairs([PASSAGE], prompt="p: ")
     assert pair["context"] == "p: One two three four. Five six seven eight nine."
     assert pair["target"] == "Ten eleven twelve thirteen fourteen fifteen sixteen."
-    (early,) = continue_pairs([PASSAGE], split=0.2)
-    assert early["context"] == "One two three four."
 
 
 def test_continue_cuts_between_words_when_there_is_no_sentence():
-    (pair,) = continue_pairs(["aa bb cc dd"], min_words=4)
-    assert pair == {"context": "aa bb", "target": "cc dd"}
+    for text in ("word " * 40, "E. " + "word " * 40):  # a boundary at the very edge is no sentence
+        (pair,) = continue_pairs([text])
+        assert len(pair["context"].split()) == pytest.approx(20, abs=1)
 
 
-def test_a_boundary_at_the_very_edge_is_no_sentence():
-    (pair,) = continue_pairs(["E. " + "word " * 40], min_words=4)
-    assert len(pair["context"].split()) == pytest.approx(20, abs=1)
-
-
-@given(st.lists(st.text(alphabet="ab.!? \n\t", min_size=0, max_size=60), min_size=1, max_size=4), st.floats(0.01, 0.99))
-def test_continue_loses_no_text(texts, split):
+@given(st.lists(st.text(alphabet="ab.!? \n\t", min_size=0, max_size=60), min_size=1, max_size=4))
+def test_continue_loses_no_text(texts):
     kept = [text for text in texts if len(text.split()) >= 2]
-    if not kept:
-        with pytest.raises(LBRError):
-            continue_pairs(texts, min_words=2, split=split)
-        return
-    pairs = continue_pairs(texts, min_words=2, split=split)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FEWEST_WORDS", 2)
+        if not kept:
+            with pytest.raises(LBRError):
+                continue_pairs(texts)
+            return
+        pairs = continue_pairs(texts)
     for text, pair in zip(kept, pairs, strict=True):
         assert all(pair.values())
         assert (pair["context"] + " " + pair["target"]).split() == text.split()
@@ -57,12 +55,6 @@ def test_short_passages_are_left_out_and_counted(caplog):
     assert "1 of 2" in caplog.text
     with pytest.raises(LBRError, match="all 2 passages"):
         continue_pairs(["too short", "also"])
-
-
-@pytest.mark.parametrize("options", [{"min_words": 1}, {"split": 0.0}, {"split": 1.0}])
-def test_continue_refuses_bad_arguments(options):
-    with pytest.raises(LBRError):
-        continue_pairs([PASSAGE], **options)
 
 
 def test_natural_pairs_both_ways():
@@ -82,32 +74,11 @@ def test_no_text_is_an_error():
             make([])
 
 
-def test_mix_weighs_and_shuffles_the_same_each_time():
-    numbers = [str(n) for n in range(40)]
-    parts = {
-        "twice and a half": (reconstruct_pairs([f"a{n}" for n in numbers]), 2.5),
-        "half": (reconstruct_pairs([f"b{n}" for n in numbers]), 0.5),
-        "none": (reconstruct_pairs(["c"]), 0),
-    }
-    mixed = list(mix(parts, seed=1)["target"])
-    assert mixed == list(mix(parts, seed=1)["target"])
-    assert mixed != list(mix(parts, seed=2)["target"])
-    a = [text for text in mixed if text.startswith("a")]
-    b = [text for text in mixed if text.startswith("b")]
-    assert (len(a), len(b), len(mixed)) == (100, 20, 120)
-    assert sorted({a.count(f"a{n}") for n in numbers}) == [2, 3]
-    assert len(set(b)) == 20
-    assert mixed != sorted(mixed)
-
-
-def test_mix_refuses_what_makes_no_sense():
-    part = reconstruct_pairs(["x"])
-    with pytest.raises(LBRError, match="bad"):
-        mix({"bad": (part, -1)})
-    with pytest.raises(LBRError, match="nothing"):
-        mix({"a": (part, 0)})
-    with pytest.raises(LBRError, match="odd"):
-        mix({"a": (part, 1), "odd": (datasets.Dataset.from_dict({"text": ["x"]}), 1)})
+def test_mix_takes_the_rows_that_shuffle_takes():
+    first = reconstruct_pairs([f"a{n}" for n in range(40)])
+    second = natural_pairs([{"query": f"b{n}", "document": f"c{n}"} for n in range(30)])
+    both = datasets.concatenate_datasets([first, second])
+    assert mix([first, second], seed=5)[:] == both.shuffle(seed=5)[:] != both.shuffle(seed=6)[:]
 
 
 def test_texts_that_come_one_by_one_are_read_once():
@@ -134,11 +105,3 @@ def test_examples_are_on_disk_and_the_same_in_several_processes(monkeypatch):
     ):
         assert one.cache_files
         assert one[:] == other[:]
-
-
-def test_mix_takes_the_rows_that_shuffle_takes():
-    first = reconstruct_pairs([f"a{n}" for n in range(40)])
-    second = natural_pairs([{"query": f"b{n}", "document": f"c{n}"} for n in range(30)])
-    mixed = mix({"first": (first, 1.25), "second": (second, 1)}, seed=5)
-    parts = [first, first.shuffle(seed=5).select(range(10)), second]
-    assert mixed[:] == datasets.concatenate_datasets(parts).shuffle(seed=5)[:]

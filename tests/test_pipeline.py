@@ -10,7 +10,6 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
-from lbr_st.pipeline import RunScores
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -23,7 +22,7 @@ from lbr_st.recipe import (
     recipe_without_places,
 )
 from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 
 KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
 
@@ -107,10 +106,11 @@ def test_the_card_has_the_results_the_data_check_and_how_it_was_made(tiny_base, 
 def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tmp_path):
     bert().save(str(tmp_path / "general"))
     recipe = recipe_for(tiny_base("llama"), pairs_file, evaluate=EvaluateConfig(beside=str(tmp_path / "general")))
-    scores = RunScores(recipe, evaluation_set(recipe), tmp_path / "scores")
-    scores.beside()
-    [(label, score)] = scores.rows
-    assert (label, score.model, score.num_queries) == ("general", "lbr-toy/beside", 8)
+    data = SimpleNamespace(test=evaluation_set(recipe))
+    scores = pipeline._Scores(recipe, data, tmp_path / "scores", "")
+    scores.baselines()
+    assert [label for label, _ in scores.rows] == ["BM25", "untrained base, mean pooling", "general"]
+    assert (scores.rows[-1][1].model, scores.rows[-1][1].num_queries) == ("lbr-toy/beside", 8)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_base_that_cannot_be_had_is_named(pairs_file, tmp_path, evaluate):
 def test_bad_data_is_named_before_training(tiny_base, tmp_path, content, message, monkeypatch):
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(content)
-    monkeypatch.setattr(pipeline, "build_model", lambda *a, **k: pytest.fail("started building a model"))
+    monkeypatch.setattr(pipeline, "model_from_recipe", lambda *a, **k: pytest.fail("started building a model"))
     with pytest.raises(LBRError, match=message) as caught:
         pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
     assert "pairs.jsonl" in str(caught.value)

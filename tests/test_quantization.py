@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny_models import WORDS, run_stage
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lbr_st import pipeline
@@ -22,18 +22,6 @@ from lbr_st.model.lora import TRAINED_ROWS, is_quantized
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release
 from lbr_st.recipe import LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe, save_recipe
-from lbr_st.training.learn import learn
-from lbr_st.training.represent import represent
-
-WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
-
-
-@pytest.fixture
-def no_download(monkeypatch):
-    def fail(*_):
-        raise AssertionError("the base was asked for")
-
-    monkeypatch.setattr("lbr_st.model.bases.resolve_base", fail)
 
 
 def pretend(monkeypatch, *, bitsandbytes=True, gpu=True):
@@ -42,28 +30,21 @@ def pretend(monkeypatch, *, bitsandbytes=True, gpu=True):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
 
 
-def test_adapters_are_needed(monkeypatch, no_download):
-    pretend(monkeypatch)
-    with pytest.raises(LBRError, match=r"4-bit weights cannot be trained themselves.*LoRA"):
-        build_model("org/base", quantize="4bit")
-
-
-def test_bitsandbytes_is_needed(monkeypatch, no_download):
-    pretend(monkeypatch, bitsandbytes=False)
-    with pytest.raises(LBRError, match=r"bitsandbytes is not installed.*lbr-st\[qlora\]"):
-        build_model("org/base", lora_rank=4, quantize="4bit")
-
-
-@pytest.mark.parametrize(("gpu", "device"), [(False, None), (True, "cpu")])
-def test_a_gpu_is_needed(monkeypatch, no_download, gpu, device):
-    pretend(monkeypatch, gpu=gpu)
-    with pytest.raises(LBRError, match=r"needs a CUDA GPU.*in 16 bits, or run it on a machine with a GPU"):
-        build_model("org/base", lora_rank=4, quantize="4bit", device=device)
-
-
-def test_there_is_one_way_to_quantize(no_download):
-    with pytest.raises(LBRError, match="4bit"):
-        build_model("org/base", lora_rank=4, quantize="8bit")
+@pytest.mark.parametrize(
+    ("machine", "options", "message"),
+    [
+        ({}, {"lora_rank": None}, r"4-bit weights cannot be trained themselves.*LoRA"),
+        ({"bitsandbytes": False}, {}, r"bitsandbytes is not installed.*lbr-st\[qlora\]"),
+        ({"gpu": False}, {}, r"needs a CUDA GPU.*in 16 bits, or run it on a machine with a GPU"),
+        ({}, {"device": "cpu"}, "needs a CUDA GPU"),
+        ({}, {"quantize": "8bit"}, "4bit"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_base_is_fetched(monkeypatch, machine, options, message):
+    pretend(monkeypatch, **machine)
+    monkeypatch.setattr("lbr_st.model.bases.resolve_base", lambda *_: pytest.fail("the base was asked for"))
+    with pytest.raises(LBRError, match=message):
+        build_model("org/base", **{"lora_rank": 4, "quantize": "4bit", **options})
 
 
 def test_only_a_model_with_adapters_is_loaded_in_4_bits(monkeypatch, tiny_base, tmp_path):
@@ -91,15 +72,14 @@ def test_a_run_is_refused_before_it_writes_or_fetches_anything(monkeypatch, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_a_base_in_4_bits_is_not_sharded(monkeypatch, tmp_path, kind):
+def test_a_base_in_4_bits_is_not_sharded(monkeypatch, tmp_path):
     pretend(monkeypatch)
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(LBRError, match=r"cannot be spread over processes.*ddp\.yaml"):
         pipeline.run(Recipe(model=ModelConfig(quantize="4bit")), tmp_path / "out")
 
 
-# What follows is done with bitsandbytes on a CPU, in the place of the GPU that is asked for otherwise.
+# What follows is done with bitsandbytes on a CPU, instead of the GPU that is asked for otherwise.
 
 
 @pytest.fixture
@@ -133,19 +113,6 @@ def test_only_the_decoders_linear_layers_are_in_4_bits(on_cpu, base):
     assert len(trained) == 2 * 2 * 7 + 1
 
 
-def train(stage, base, folder, resume):
-    model = build(base)
-    options = {"output_dir": folder, "precision": "float32", "resume": resume, "disable_tqdm": True}
-    if stage == "learn":
-        pairs = Dataset.from_dict({"context": [f"query: {word}" for word in WORDS], "target": WORDS})
-        log = learn(model, pairs, LearnConfig(max_steps=6, batch_size=2, warmup_steps=1, eval_steps=3), **options)
-    else:
-        pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
-        config = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=1, eval_steps=3)
-        log = represent(model, pairs, config, **options)
-    return model, [entry["loss"] for entry in log if "loss" in entry]
-
-
 def trained_weights(model):
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
@@ -153,18 +120,22 @@ def trained_weights(model):
 @pytest.mark.parametrize("stage", ["learn", "represent"])
 def test_training_moves_adapters_and_is_resumed_to_the_same_weights(on_cpu, base, tmp_path, stage):
     start = {name: weight.clone() for name, weight in trained_weights(build(base)).items()}
-    model, losses = train(stage, base, tmp_path / "run", resume=False)
+    model, again = build(base), build(base)
+    losses = [entry["loss"] for entry in run_stage(stage, model, tmp_path / "run") if "loss" in entry]
     assert losses[-1] < losses[0]
     whole = trained_weights(model)
     assert all(not torch.equal(whole[name], start[name]) for name in start)
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
-    resumed = trained_weights(train(stage, base, tmp_path / "run", resume=True)[0])
+    run_stage(stage, again, tmp_path / "run", resume=True)
+    resumed = trained_weights(again)
     for name, weight in whole.items():
         assert torch.equal(resumed[name], weight), name
 
 
 def learnt(base, folder):
-    return train("learn", base, folder, resume=False)[0]
+    model = build(base)
+    run_stage("learn", model, folder)
+    return model
 
 
 def test_what_is_saved_is_read_in_full_precision_or_in_4_bits_again(on_cpu, base, tmp_path):

@@ -38,16 +38,19 @@ def run(loss, model, columns):
     return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def assert_same(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
 @pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
 def test_loss_and_gradients_are_those_of_the_plain_loss(model, budget, negatives):
     wanted, gradients = run(MultipleNegativesRankingLoss(model, scale=5.0), model, features(model, negatives))
     loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget)
-    found, ours = run(loss, model, features(model, negatives))
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert ours.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    assert_same(run(loss, model, features(model, negatives)), (wanted, gradients))
 
 
 @pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
@@ -57,12 +60,9 @@ def test_matryoshka_is_that_of_the_plain_loss_however_a_batch_is_run(model, budg
     whole, _ = run(plain, model, features(model, negatives=False))
     wanted, gradients = run(MatryoshkaLoss(model, plain, [size, 8, 4]), model, features(model, negatives=False))
     loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget).matryoshka([size, 8, 4])
-    found, ours = run(loss, model, features(model, negatives=False))
-    assert found > 1.5 * whole  # three sizes' losses, not the whole one's alone
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-    assert ours.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    found = run(loss, model, features(model, negatives=False))
+    assert found[0] > 1.5 * whole  # three sizes' losses, not the whole one's alone
+    assert_same(found, (wanted, gradients))
 
 
 @pytest.mark.parametrize("dims", [None, [8, 4]], ids=["plain", "Matryoshka"])

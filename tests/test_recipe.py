@@ -3,14 +3,13 @@
 import math
 import subprocess
 import sys
-from dataclasses import fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe import SECTIONS, Recipe, field_types, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, field_types, load_recipe, save_recipe
 from lbr_st.recipe_arguments import RETIRED
 
 
@@ -64,18 +63,12 @@ rate = st.floats(0, exclude_min=True, allow_infinity=False)
             "model__projection_dim": st.none() | positive,
             "model__lora": st.booleans(),
             "model__lora_dropout": share,
-            "data__source": line,
             "data__texts": st.none() | line,
-            "data__pairs": st.none() | line,
             "learn__pairs": st.lists(
                 st.sampled_from(["natural", "reverse", "reconstruct", "continue"]), min_size=1, unique=True
             ),
             "learn__learning_rate": rate,
             "learn__context_weight": weight,
-            "learn__max_target_tokens": st.none() | positive,
-            "represent__batch_size": positive,
-            "represent__temperature": rate,
-            "evaluate__num_queries": st.none() | positive,
         },
     )
 )
@@ -96,31 +89,20 @@ def test_any_valid_recipe_survives_its_file(tmp_path_factory, values):
         ("model:\n  lora_rnk: 3", ["unknown key model.lora_rnk", "model.lora_rank?"]),
         ("max_steps: 3", ["learn.max_steps or represent.max_steps"]),
         ("model: 3", ["recipe.yaml: model: must hold keys"]),
-        ("model:", ["model", "must hold keys"]),
         ("", ["must hold keys"]),
-        ("[1]", ["must hold keys"]),
         ("1: 2", ["unknown key 1"]),
         ("a: b: c", ["line 1", "not valid YAML"]),
-        ("name: \x00", ["not valid YAML"]),
         ("seed: 2001-99-99", ["not valid YAML"]),
         ("name: " + "[" * 1200 + "]" * 1200, ["not valid YAML"]),
         ("name: !!python/object/apply:os.getcwd []", ["not valid YAML", "constructor"]),
-        ("name: {class_path: os.system}", ["name: must be text"]),
         ("name: 3", ["name: must be text, not 3"]),
-        ("seed: null", ["seed: must be a whole number, not None"]),
         ("seed: 1.5", ["seed: must be a whole number, not 1.5"]),
         ("model: {num_bottleneck_tokens: four}", ["model.num_bottleneck_tokens: must be a whole number, not four"]),
-        ("model: {projection_dim: x}", ["model.projection_dim: must be a whole number or null, not x"]),
         ("model: {projection_dim: 0}", ["model.projection_dim: must be above 0 or null, not 0"]),
         ("model: {lora: 1}", ["model.lora: must be true or false, not 1"]),
         ("model: {token_init: zeros}", ["model.token_init: must be one of mean, eos, random, not zeros"]),
         ("learn: {learning_rate: fast}", ["learn.learning_rate: must be a number, not fast"]),
-        ("learn: {pairs: natural}", ["learn.pairs: must be a list out of natural,", "not natural"]),
-        (
-            "represent: {matryoshka_dims: [64, big]}",
-            ["matryoshka_dims: must be a list, each item a", "not [64, 'big']"],
-        ),
-        ("data: {also: [1]}", ["data.also: must be a list, each item", "not [1]"]),
+        ("represent: {matryoshka_dims: [64, big]}", ["must be a list, each item a", "not [64, 'big']"]),
         ("learn: {pairs: [backwards]}", ["learn.pairs: must be a list out of natural,", "not ['backwards']"]),
     ],
 )
@@ -156,35 +138,21 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
         ("seed", -1),
         ("seed", 2**32),
         ("name", " "),
-        ("name", "a\x85b"),
         ("model.query_prompt", "a\rb"),
         ("data.source", "\udc80"),
-        ("model.num_bottleneck_tokens", -1),
         ("model.num_bottleneck_tokens", 0),
         ("model.max_seq_length", 4),
         ("model.projection_dim", 0),
         ("model.lora_dropout", 1.0),
-        ("model.lora_dropout", -0.1),
         ("learn.max_steps", -1),
-        ("learn.batch_size", 0),
         ("learn.learning_rate", 0.0),
         ("learn.learning_rate", math.nan),
         ("learn.learning_rate", math.inf),
-        ("learn.token_learning_rate", -1.0),
-        ("learn.target_dropout", 1.0),
-        ("learn.bag_weight", -1.0),
         ("learn.pairs", []),
         ("learn.pairs", ["natural", "natural"]),
         ("data.also", ["chebi"]),
-        ("data.also", ["mondo", "mondo"]),
         ("learn.rate_weight", 0.1),
-        ("learn.eval_steps", 0),
-        ("represent.temperature", 0.0),
-        ("represent.num_hard_negatives", -1),
-        ("represent.similar_group_size", 0),
         ("represent.matryoshka_dims", [64, 0]),
-        ("represent.matryoshka_dims", [64, 64]),
-        ("evaluate.num_queries", 0),
         ("seed", True),
         ("learn.learning_rate", 10**400),
         # What Python code can set and a file cannot: values of another type.
@@ -211,8 +179,6 @@ def test_values_that_contradict_each_other():
     with pytest.raises(LBRError, match=r"context_weight: is 0, .*learn\.bottleneck none.*reconstruct"):
         changed(learn__bottleneck="none", learn__context_weight=0).validate()
     changed(learn__bottleneck="none", learn__context_weight=0, learn__pairs=["natural"]).validate()
-    with pytest.raises(LBRError, match="must be a ModelConfig"):
-        changed(model={"base": "x"}).validate()
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
@@ -225,16 +191,6 @@ def test_a_bottleneck_without_tokens_is_refused_where_it_would_be_trained(bottle
     changed(**none).validate()
     with pytest.raises(LBRError, match=r"model\.max_seq_length: 1 tokens leave no room"):
         changed(**none, model__max_seq_length=1).validate()
-
-
-def test_save_refuses_an_invalid_recipe(tmp_path):
-    with pytest.raises(LBRError, match="seed"):
-        save_recipe(changed(seed=-1), tmp_path / "r.yaml")
-    assert not list(tmp_path.iterdir())
-
-
-def test_sections_match_the_recipe():
-    assert [item.name for item in fields(Recipe)][3:] == list(SECTIONS)
 
 
 def test_import_is_cheap():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lbr_st import pipeline
-from lbr_st.cli import recipe_script
+from lbr_st.commands import recipe_script
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.suites import SUITES
@@ -51,17 +51,17 @@ def test_one_flag_chooses_the_form(domain, flags, monkeypatch):
 
 def test_an_error_ends_it_with_a_line_and_a_status(monkeypatch, capsys):
     def fail(*args, **options):
-        raise LBRError("is wrong.", where="there", fix="Mend it.")
+        raise LBRError("is wrong.", where="there", fix="Fix it.")
 
     monkeypatch.setattr(pipeline, "run", fail)
     script = runpy.run_path(str(ROOT / "recipes" / "chem.py"))
     assert recipe_script("text", script["FULL"], script["QUICK"], ["--quick"]) == 1
-    assert "Mend it." in capsys.readouterr().err
+    assert "Fix it." in capsys.readouterr().err
 
 
 def test_older_scripts_still_find_it():
     found = {}
-    exec("from lbr_st.cli.recipe_script import quick_form, recipe_script", found)
+    exec("from lbr_st.commands.recipe_script import quick_form, recipe_script", found)
     assert found["recipe_script"] is recipe_script
 
 

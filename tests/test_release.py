@@ -1,7 +1,6 @@
 """Released models: stock form, proven equal, loadable without lbr_st."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,13 +10,16 @@ from conftest import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
+from lbr_st.bottleneck.passes import pooler_of
 from lbr_st.bottleneck.reconstruct import reconstruct
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.publish import bundle
 from lbr_st.publish import stock as release_module
+from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release, stock_form
+from lbr_st.recipe import Recipe
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
 
@@ -81,13 +83,7 @@ model = SentenceTransformer({str(tmp_path / "released")!r}, device="cpu")
 print(json.dumps(model.encode_query(["an acid"]).tolist()))
 assert not any(name.split(".")[0] == "lbr_st" for name in sys.modules)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout), model.encode_query(["an acid"]), atol=1e-5)
 
@@ -133,7 +129,6 @@ def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_pa
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
     release(model, tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "mine.txt").exists()
-    assert (tmp_path / "out" / "modules.json").is_file()
 
 
 def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
@@ -146,20 +141,12 @@ def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
 
 
 def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path):
-    from lbr_st.publish.card import CardInfo
-    from lbr_st.recipe import Recipe
-
     info = CardInfo("lbr-toy", recipe=Recipe(name="lbr-toy"), licence="apache-2.0", data=["toy text, CC0"])
     release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
     card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---")
-    for part in (
-        "license: apache-2.0",
-        "# lbr-toy",
-        "Full Model Architecture",
-        "toy text, CC0",
-        "num_bottleneck_tokens: 4",
-    ):
+    said = "license: apache-2.0", "# lbr-toy", "Full Model Architecture", "toy text, CC0", "num_bottleneck_tokens: 4"
+    for part in said:
         assert part in card
     assert "trust_remote_code" not in card
 
@@ -178,8 +165,6 @@ def test_loading_runs_no_code_and_refuses_foreign_modules(tiny_base, tmp_path, f
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_reconstruct_sees_the_bottleneck_only(tiny_base, bottleneck):
-    from lbr_st.bottleneck.passes import pooler_of
-
     model = trained(tiny_base("llama"), lora_rank=4)
     if bottleneck == "embedding":
         pooler_of(model).add_bridge(2)

@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from beir_folder import write_beir
 
-from lbr_st.data import RetrievalSet, read_beir, write_beir
-from lbr_st.data.beir import stable_order
+from lbr_st.data.beir import RetrievalSet, read_beir, stable_order
 from lbr_st.errors import LBRError
 
 
@@ -71,8 +71,6 @@ def test_slice_is_fixed_by_the_seed_alone():
     turned = replace(task, corpus=dict(reversed(task.corpus.items())), queries=dict(reversed(task.queries.items())))
     assert task.slice(2, 10, seed=3) == turned.slice(2, 10, seed=3)
     assert len({task.slice(2, 10, seed=seed).revision for seed in range(5)}) > 1
-    with pytest.raises(LBRError, match="num_queries"):
-        task.slice(0, 10)
 
 
 def test_stable_order_is_pinned():
@@ -88,22 +86,6 @@ def test_beir_round_trip(tmp_path):
         assert (back.corpus, back.queries, back.qrels) == (task.corpus, task.queries, task.qrels)
         assert back.revision == task.revision
     assert read_beir(tmp_path / "toy").name == "toy-test"
-    with pytest.raises(LBRError, match="exists"):
-        write_beir({"test": test}, tmp_path / "toy")
-    write_beir({"test": test}, tmp_path / "toy", overwrite=True)
-    with pytest.raises(LBRError, match="there are: test"):
-        read_beir(tmp_path / "toy", "dev")
-
-
-def test_write_refuses_splits_that_do_not_fit(tmp_path):
-    task = make_set()
-    with pytest.raises(LBRError, match="no split"):
-        write_beir({}, tmp_path / "a")
-    with pytest.raises(LBRError, match="corpus differs"):
-        write_beir({"test": task, "dev": replace(task, corpus=task.corpus | {"more": "x"})}, tmp_path / "a")
-    with pytest.raises(LBRError, match="'q0' has another text"):
-        write_beir({"test": task, "dev": replace(task, queries=task.queries | {"q0": "x"})}, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
 
 
 HEADER = "query-id\tcorpus-id\tscore\n"
@@ -163,11 +145,10 @@ GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d
         ("test.tsv, line 2", {"test": HEADER + "z\td1\t1\n"}, "unknown query 'z'"),
         ("test.tsv, line 4", {"test": QRELS + "a\td9\t1\n"}, "unknown document 'd9'"),
         ("test.tsv, line 4", {"test": QRELS + "a\td1\t2\n"}, "'a' and document 'd1' are judged 2 here and 1 before"),
-        ("test.tsv, line 4", {"test": QRELS + "a\td1\n"}, "not a judgement"),
-        ("test.tsv, line 4", {"test": QRELS + "a\td1\tyes\n"}, "not a judgement"),
-        ("test.tsv, line 4", {"test": QRELS + "a\td1\t1.0\n"}, "not a judgement"),
-        ("test.tsv, line 4", {"test": QRELS + "a\t0\td1\t1\n"}, "not a judgement"),
-        ("test.tsv, line 4", {"test": QRELS + "a d1 1\n"}, "not a judgement"),
+        *(
+            ("test.tsv, line 4", {"test": f"{QRELS}{line}\n"}, "not a judgement")
+            for line in ("a\td1", "a\td1\tyes", "a\td1\t1.0", "a\t0\td1\t1", "a d1 1")
+        ),
         ("test.tsv", {"test": HEADER}, "there are no judgements"),
         ("test.tsv", {"test": ""}, "there are no judgements"),
     ],
@@ -180,13 +161,10 @@ def test_refused(folder, where, files, says):
     assert caught.value.fix
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(LBRError, match="no such file"):
-        read_beir(tmp_path / "nowhere")
-
-
 def test_a_wrong_split_lists_the_splits(folder):
     target = folder(dev=QRELS, train=QRELS)
+    with pytest.raises(LBRError, match="no such file"):
+        read_beir(target / "nowhere")
     with pytest.raises(LBRError, match=r"no split 'tset'; there are: dev, test, train\.") as caught:
         read_beir(target, "tset")
     assert caught.value.fix == "Name one of them."
@@ -242,17 +220,6 @@ def test_skips_are_counted(folder):
     assert task.slice(3, 2).skipped == task.skipped
     # The counts are no part of what the scores are made from.
     assert task.revision == replace(task, left_out={}).revision
-
-
-@pytest.mark.parametrize("key", ["a\tb", "a\nb", "a\r", " "])
-def test_ids_that_would_break_the_judgements_are_not_written(tmp_path, key):
-    for task in (
-        RetrievalSet("toy", {key: "x"}, {"q": "x"}, {"q": {key: 1}}),
-        RetrievalSet("toy", {"d": "x"}, {key: "x"}, {key: {"d": 1}}),
-    ):
-        with pytest.raises(LBRError, match="empty or has a tab"):
-            write_beir({"test": task}, tmp_path / "folder")
-        assert not (tmp_path / "folder").exists()
 
 
 def test_ids_as_odd_as_they_may_be_come_back(tmp_path):

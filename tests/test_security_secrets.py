@@ -11,8 +11,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.cli import command_line
-from lbr_st.errors import LBRError
+from lbr_st.files import command_line, without_place
 from lbr_st.publish.stock import release
 from lbr_st.recipe import (
     DataConfig,
@@ -22,7 +21,6 @@ from lbr_st.recipe import (
     Recipe,
     RepresentConfig,
     load_recipe,
-    without_place,
 )
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
@@ -68,33 +66,23 @@ def found(folders, words):
     ]
 
 
-def toy_recipe(base, source, **changes):
-    values = {
-        "name": "lbr-toy",
-        "precision": "float32",
-        "model": ModelConfig(base=base, max_seq_length=48, lora_rank=4, lora_alpha=8),
-        "data": DataConfig(source=str(source)),
-        "learn": LearnConfig(max_steps=2, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4),
-        "represent": RepresentConfig(max_steps=2, batch_size=4, warmup_steps=1),
-    }
-    return Recipe(**{**values, **changes})
-
-
 @pytest.fixture
 def toy(machine, tiny_base, bert):
     """A recipe that names everything by its absolute path."""
-    rows = [{"query": f"acid {i}", "document": f"the acid of class {i} is a salt {i * 7}"} for i in range(84)]
-    source = machine / "pairs.jsonl"
-    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    texts = machine / "texts.jsonl"
-    texts.write_text("\n".join(json.dumps({"text": f"an ester of class {i}"}) for i in range(9)), encoding="utf-8")
+    pairs = [{"query": f"acid {i}", "document": f"the acid of class {i} is a salt {i * 7}"} for i in range(84)]
+    texts = [{"text": f"an ester of class {i}"} for i in range(9)]
+    for name, rows in (("pairs", pairs), ("texts", texts)):
+        (machine / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     base = machine / "my-base"
     base.symlink_to(tiny_base("llama"))
     bert().save(str(machine / "general"))
-    return toy_recipe(
-        str(base),
-        source,
-        data=DataConfig(source=str(source), texts=str(texts)),
+    return Recipe(
+        name="lbr-toy",
+        precision="float32",
+        model=ModelConfig(base=str(base), max_seq_length=48, lora_rank=4, lora_alpha=8),
+        data=DataConfig(source=str(machine / "pairs.jsonl"), texts=str(machine / "texts.jsonl")),
+        learn=LearnConfig(max_steps=2, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4),
+        represent=RepresentConfig(max_steps=2, batch_size=4, warmup_steps=1),
         evaluate=EvaluateConfig(beside=str(machine / "general")),
     )
 
@@ -116,13 +104,10 @@ def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypa
     assert found(folders, telltales(machine, tmp_path)) == []
     # What is named by a path is still named, and the work folder still knows the place, which resuming needs.
     told = load_recipe(output / "recipe.yaml")
-    assert told.data.source == "pairs.jsonl"
-    assert told.data.texts == "texts.jsonl"
-    assert told.model.base == "my-base"
-    assert told.evaluate.beside == "general"
+    assert (told.data.source, told.data.texts) == ("pairs.jsonl", "texts.jsonl")
+    assert (told.model.base, told.evaluate.beside) == ("my-base", "general")
     assert load_recipe(work / "recipe.yaml") == toy
     assert "lbr-st train --config recipe.yaml --data.source=pairs.jsonl" in (output / "README.md").read_text()
-    assert "pairs.jsonl" in (output / "README.md").read_text()
     for folder in (output, adapter):
         holds_no_code(folder)
 
@@ -148,29 +133,16 @@ def holds_no_code(folder):
     ("name", "told"),
     [
         ("/home/me/pairs.jsonl", "pairs.jsonl"),
-        ("/home/me/folder/", "folder"),
         ("~/pairs.jsonl", "pairs.jsonl"),
-        ("~me/pairs.jsonl", "pairs.jsonl"),
         ("C:\\Users\\me\\pairs.jsonl", "pairs.jsonl"),
         ("\\\\server\\share\\me\\pairs.jsonl", "pairs.jsonl"),
         ("data/pairs.jsonl", "data/pairs.jsonl"),
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
-        ("smollm2-135m", "smollm2-135m"),
         ("/", "/"),
     ],
 )
 def test_a_file_is_told_by_its_name(name, told):
     assert without_place(name) == told
-
-
-def test_an_adapter_asks_for_its_base_by_name_and_takes_it_from_where_it_is(toy, tiny_base, machine, tmp_path):
-    model = pipeline.build(toy)
-    release(model, tmp_path / "adapter", adapter_only=True)
-    with pytest.raises(LBRError, match=r"my-base: the base cannot be loaded.*--base FOLDER"):
-        release(tmp_path / "adapter", tmp_path / "released")
-    release(tmp_path / "adapter", tmp_path / "released", base=tiny_base("llama"))
-    loaded = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    assert loaded.encode(["an acid"]) == pytest.approx(model.encode(["an acid"]), abs=1e-3)
 
 
 def test_the_search_finds_what_it_looks_for(machine, tmp_path):

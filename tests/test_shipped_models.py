@@ -10,11 +10,18 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
+from lbr_st.files import sha256_of
 from lbr_st.model.bases import resolve_base
 from lbr_st.publish.bundle import ADAPTER, BUNDLES, MANIFEST, MOST_BYTES, PROBES, pin_of, read_bundle, shipped_models
 from lbr_st.publish.stock import build_released
 from lbr_st.recipe import recipe_without_places
 
+# SHA-256 of model.safetensors as `lbr-st build` writes it, the same with AVX-512 and AVX2 and with one or two threads.
+WEIGHTS = {
+    "lbr-chem": "c068e954d57f4596290ae0a1323b649b49bbdcfc16ba4e0280ff0d4bcb9aa990",
+    "lbr-code": "684b9b56afa49719ac01f5d2ff1ba1c6d9e0c51d7ff322844574b6c156fa99b8",
+    "lbr-med": "0320f26153088c1b22d3cd45004eac458697a9b71f7c0cbaa91a4925d540d5c3",
+}
 OTHERS = sorted(shipped_models().keys() - {"lbr-chem"})
 every_model = pytest.mark.parametrize("name", shipped_models())
 
@@ -60,6 +67,7 @@ def test_it_builds_into_a_release_that_embeds_as_packed(name, tmp_path):
         pytest.skip(f"the base is not to be had: {error}")
     try:
         build_released(name, tmp_path / name)
+        assert sha256_of(tmp_path / name / "model.safetensors") == WEIGHTS[name]
         stock = SentenceTransformer(str(tmp_path / name), device="cpu")
         queries = stock.encode_query(bundle.probes, batch_size=4)
         documents = stock.encode_document(bundle.probes, batch_size=4)

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from beir_folder import write_beir
 from hub_folder import write_hub_folder
 
-from lbr_st.data import RetrievalSet, write_beir
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.domains import tasks as domain_tasks
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError

@@ -1,6 +1,7 @@
 """What the two stages share: a run that breaks stops cleanly; represent in each of its forms."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,9 +23,14 @@ TERMS = ["acid", "base", "salt", "ester", "protein", "enzyme"]
 QUIET = {"show_progress_bar": False, "precision": "float32"}
 
 
+@pytest.fixture
+def new_model(tiny_base):
+    return partial(build_model, tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+
+
 @pytest.fixture(params=[{}, {"lora_rank": 2}], ids=["full", "lora"])
-def model(request, tiny_base):
-    return build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", **request.param)
+def model(request, new_model):
+    return new_model(**request.param)
 
 
 @pytest.fixture
@@ -67,32 +73,21 @@ def break_at(monkeypatch, step: int, spoil, model):
     return weights
 
 
-def nan_loss(term):
-    return term * math.nan
+def spoilt_gradient(factor):
+    def spoil(term):
+        term.register_hook(lambda gradient: gradient * factor)
+        return term
 
-
-def infinite_loss(term):
-    return term + math.inf
-
-
-def nan_gradient(term):
-    if term.requires_grad:
-        term.register_hook(lambda gradient: gradient * math.nan)
-    return term
-
-
-def infinite_gradient(term):
-    term.register_hook(lambda gradient: gradient * math.inf)
-    return term
+    return spoil
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (nan_loss, "loss is nan"),
-        (infinite_loss, "loss is inf"),
-        (nan_gradient, "gradient norm is nan"),
-        (infinite_gradient, "gradient norm is (nan|inf)"),
+        (lambda term: term * math.nan, "loss is nan"),
+        (lambda term: term + math.inf, "loss is inf"),
+        (spoilt_gradient(math.nan), "gradient norm is nan"),
+        (spoilt_gradient(math.inf), "gradient norm is (nan|inf)"),
     ],
 )
 def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil, message):
@@ -113,14 +108,14 @@ def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil
 
 
 def test_a_run_that_breaks_before_any_checkpoint_says_so(model, stage1, tmp_path, monkeypatch):
-    break_at(monkeypatch, 1, nan_loss, model)
+    break_at(monkeypatch, 1, lambda term: term * math.nan, model)
     with pytest.raises(LBRError, match="No checkpoint was written yet") as caught:
         learn(model, stage1, LearnConfig(max_steps=2, batch_size=2), output_dir=tmp_path / "new", **QUIET)
     assert caught.value.where == "step 1"
 
 
-def test_new_parameters_take_their_own_learning_rate(tiny_base, stage1, tmp_path, monkeypatch):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+def test_new_parameters_take_their_own_learning_rate(new_model, stage1, tmp_path, monkeypatch):
+    model = new_model(lora_rank=2)
     trainers = []
     monkeypatch.setattr(LBRTrainer, "train", lambda self, **options: trainers.append(self))
     config = LearnConfig(bottleneck="embedding", rate_weight=0.1, learning_rate=1e-3, token_learning_rate=1e-2)
@@ -140,18 +135,23 @@ def test_new_parameters_take_their_own_learning_rate(tiny_base, stage1, tmp_path
 # --- represent --------------------------------------------------------------------------------------------------------
 
 
-def spy_on_texts(monkeypatch, model, kind) -> list[list[list[str]]]:
-    """Decode what a loss is given: a list of columns for each call."""
+def spy_on(monkeypatch, kind, what) -> list[list]:
+    """Return a list that will hold, for each call of a loss, ``what`` of each of its columns."""
     seen = []
     real = kind.forward
 
     def forward(self, sentence_features, *args, **kwargs):
         columns = list(sentence_features)
-        seen.append([[model.tokenizer.decode(i, skip_special_tokens=True) for i in c["input_ids"]] for c in columns])
+        seen.append([what(column) for column in columns])
         return real(self, columns, *args, **kwargs)
 
     monkeypatch.setattr(kind, "forward", forward)
     return seen
+
+
+def spy_on_texts(monkeypatch, model, kind) -> list[list[list[str]]]:
+    decode = partial(model.tokenizer.batch_decode, skip_special_tokens=True)
+    return spy_on(monkeypatch, kind, lambda column: decode(column["input_ids"]))
 
 
 def losses_of(log) -> list[float]:
@@ -194,10 +194,10 @@ def test_represent(model, stage2, tmp_path, monkeypatch, options, kind, negative
 
 
 @pytest.mark.parametrize("mini_batch_tokens", [None, 20, 4096], ids=["plain", "pieces", "whole"])
-def test_matryoshka_adds_the_loss_of_each_smaller_size(tiny_base, stage2, tmp_path, mini_batch_tokens):
+def test_matryoshka_adds_the_loss_of_each_smaller_size(new_model, stage2, tmp_path, mini_batch_tokens):
     found = {}
     for dims in ((), (8,), (8, 4)):
-        model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+        model = new_model()
         config = RepresentConfig(
             max_steps=1, batch_size=4, matryoshka_dims=list(dims), mini_batch_tokens=mini_batch_tokens
         )
@@ -214,8 +214,8 @@ def test_a_matryoshka_size_must_be_smaller_than_the_embedding(model, stage2, tmp
     assert caught.value.where == "represent.matryoshka_dims"
 
 
-def test_temperature_divides_the_cosines(tiny_base, stage2, tmp_path):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+def test_temperature_divides_the_cosines(new_model, stage2, tmp_path):
+    model = new_model()
     query = model.encode_query(stage2["query"], convert_to_tensor=True)
     document = model.encode_document(stage2["document"], convert_to_tensor=True)
     expected = torch.nn.functional.cross_entropy(query @ document.T / 0.2, torch.arange(len(TERMS))).item()
@@ -224,9 +224,8 @@ def test_temperature_divides_the_cosines(tiny_base, stage2, tmp_path):
     assert losses_of(log)[0] == pytest.approx(expected, rel=1e-3)
 
 
-def test_represent_stops_at_a_nan_too(model, stage2, tmp_path, monkeypatch):
-    backbone = backbone_of(model)
-    trained = next(p for p in backbone.model.parameters() if p.requires_grad)
+def test_represent_stops_at_a_nan_too(model, stage2, tmp_path):
+    trained = next(p for p in backbone_of(model).model.parameters() if p.requires_grad)
     trained.data.fill_(math.nan)
     with pytest.raises(LBRError, match="loss is nan") as caught:
         represent(model, stage2, RepresentConfig(max_steps=1, batch_size=2), output_dir=tmp_path, **QUIET)
@@ -234,8 +233,8 @@ def test_represent_stops_at_a_nan_too(model, stage2, tmp_path, monkeypatch):
     assert "query: " in str(caught.value)
 
 
-def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu")
+def test_no_text_is_twice_in_a_batch(new_model, tmp_path, monkeypatch):
+    model = new_model()
     seen = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
     pairs = Dataset.from_dict({"query": [f"{i} ?" for i in range(8)], "document": ["acid", "salt"] * 4})
     represent(model, pairs, RepresentConfig(max_steps=4, batch_size=2), output_dir=tmp_path, **QUIET)
@@ -244,8 +243,8 @@ def test_no_text_is_twice_in_a_batch(tiny_base, tmp_path, monkeypatch):
         assert len(set(document)) == len(document)
 
 
-def test_similar_pairs_share_a_batch(tiny_base, tmp_path, monkeypatch):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+def test_similar_pairs_share_a_batch(new_model, tmp_path, monkeypatch):
+    model = new_model(lora_rank=2)
     seen = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
     # Four pairs of each of eight letters, which differ in how often it stands there.
     rows = [(letter, times) for letter in "bdfgjkmp" for times in range(1, 5)]
@@ -265,23 +264,9 @@ def test_similar_pairs_share_a_batch(tiny_base, tmp_path, monkeypatch):
 # --- batches by tokens ------------------------------------------------------------------------------------------------
 
 
-def spy_on_batches(monkeypatch, kind) -> list[list[torch.Tensor]]:
-    """The token counts of each column of each batch that a loss is given."""
-    seen = []
-    real = kind.forward
-
-    def forward(self, sentence_features, *args, **kwargs):
-        columns = list(sentence_features)
-        seen.append([column["attention_mask"].sum(dim=1) for column in columns])
-        return real(self, columns, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "forward", forward)
-    return seen
-
-
-def test_learn_forms_batches_by_tokens(tiny_base, tmp_path, monkeypatch):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
-    seen = spy_on_batches(monkeypatch, IBGenerativeLoss)
+def test_learn_forms_batches_by_tokens(new_model, tmp_path, monkeypatch):
+    model = new_model(lora_rank=2)
+    seen = spy_on(monkeypatch, IBGenerativeLoss, lambda column: column["attention_mask"].sum(dim=1))
     texts = ["an acid " * count for count in (1, 2, 1, 30, 3, 2, 1, 1, 25, 2)]
     pairs = Dataset.from_dict({"context": [f"query: {text}" for text in texts], "target": texts})
     config = LearnConfig(max_steps=4, batch_size=1000, batch_tokens=120, max_target_tokens=8)
@@ -294,8 +279,8 @@ def test_learn_forms_batches_by_tokens(tiny_base, tmp_path, monkeypatch):
     assert max(int(columns[1].max()) for columns in seen) == 8 + 1 + sum(backbone_of(model).affixes)
 
 
-def test_several_processes_gather_as_many_pairs_each(tiny_base, tmp_path, monkeypatch, stage2):
-    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu", lora_rank=2)
+def test_several_processes_gather_as_many_pairs_each(new_model, tmp_path, monkeypatch, stage2):
+    model = new_model(lora_rank=2)
     made = []
     monkeypatch.setattr(LBRTrainer, "train", lambda self, **options: made.append(self))
     monkeypatch.setattr("lbr_st.compute.world_size", lambda: 2)
@@ -307,18 +292,12 @@ def test_several_processes_gather_as_many_pairs_each(tiny_base, tmp_path, monkey
 
 
 def test_a_second_run_tokenises_nothing(model, stage1, stage2, tmp_path, monkeypatch):
-    config = LearnConfig(max_steps=1, batch_size=2)
-    learn(model, stage1, config, output_dir=tmp_path / "a", cache_dir=tmp_path / "data", **QUIET)
-    represent(
-        model, stage2, RepresentConfig(max_steps=1), output_dir=tmp_path / "b", cache_dir=tmp_path / "data", **QUIET
-    )
+    def both(folder):
+        options = {"cache_dir": tmp_path / "data", **QUIET}
+        learn(model, stage1, LearnConfig(max_steps=1, batch_size=2), output_dir=folder / "learn", **options)
+        represent(model, stage2, RepresentConfig(max_steps=1), output_dir=folder / "represent", **options)
+
+    both(tmp_path / "a")
     assert len(list((tmp_path / "data").glob("tokens-*"))) == 2
-
-    def never(*args, **options):
-        raise AssertionError("tokenised again")
-
-    monkeypatch.setattr("lbr_st.training.tokens._tokenize", never)
-    learn(model, stage1, config, output_dir=tmp_path / "c", cache_dir=tmp_path / "data", **QUIET)
-    represent(
-        model, stage2, RepresentConfig(max_steps=1), output_dir=tmp_path / "d", cache_dir=tmp_path / "data", **QUIET
-    )
+    monkeypatch.setattr("lbr_st.training.tokens._tokenize", lambda *_, **__: pytest.fail("tokenised again"))
+    both(tmp_path / "b")

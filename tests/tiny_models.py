@@ -1,14 +1,20 @@
 """Tiny models with bottleneck tokens, and a few steps of training, for tests."""
 
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.model.build import build_model
+from lbr_st.recipe import LearnConfig, RepresentConfig
+from lbr_st.training.learn import learn
+from lbr_st.training.represent import represent
 
 K = 3
 TEXTS = ["query: an acid", "document: the base of a salt and an ester, a protein", "x"]
+
+WORDS = ["acid", "base", "salt", "ester", "enzyme", "protein", "an acid", "a base", "a salt", "an ester"]
 
 
 def new_model(base: str, **options) -> SentenceTransformer:
@@ -45,3 +51,14 @@ def rows(model, ids) -> torch.Tensor:
     """The vectors that the decoder reads for these tokens."""
     with torch.no_grad():
         return backbone_of(model).embed(torch.tensor(ids)).clone()
+
+
+def run_stage(stage, model, folder, *, max_steps=6, resume=False, precision="float32", **config) -> list[dict]:
+    """Train one of the stages for a few steps, with a checkpoint every third; return the log."""
+    config = {"max_steps": max_steps, "batch_size": 2, "warmup_steps": 1, "eval_steps": 3, **config}
+    options = {"output_dir": folder, "precision": precision, "resume": resume, "disable_tqdm": True}
+    if stage == "learn":
+        pairs = Dataset.from_dict({"context": [f"query: {word}" for word in WORDS], "target": WORDS})
+        return learn(model, pairs, LearnConfig(**config), **options)
+    pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
+    return represent(model, pairs, RepresentConfig(**config), **options)

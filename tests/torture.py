@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lbr_st import pipeline
-from lbr_st.cli import INTERRUPTED, exit_status
+from lbr_st.errors import INTERRUPTED, exit_status
 from lbr_st.recipe import load_recipe
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

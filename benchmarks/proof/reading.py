@@ -17,7 +17,7 @@ from lbr_st.domains.tasks import domain_task
 from lbr_st.files import write_whole
 from lbr_st.recipe import Recipe
 from lbr_st.training.data import RunData, prepare
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn as learn_pairs
 
 DOCUMENTS = "documents"
 """Of the option ``texts``: stage 1 reads the documents that are searched, their text and nothing else.

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.lines import ROWS, check_characters, missing_column, read_json_records, read_lines, write_rows
+from lbr_st.data.lines import ROWS, check_characters, read_json_records, read_lines, refuse_missing, write_rows
 from lbr_st.errors import LBRError
-from lbr_st.files import new_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-QRELS_HEADER = "query-id\tcorpus-id\tscore"
 
 
 def stable_order(items: Iterable[str], seed: int) -> list[str]:
@@ -66,8 +63,7 @@ class RetrievalSet:
                 yield f"a judgement names the unknown query {query!r}.", "Add it or drop its line."
             for document, grade in judged.items():
                 if document not in self.corpus:
-                    what = f"the judgement of query {query!r} names the unknown document {document!r}."
-                    yield what, "Add it to the corpus or drop its line."
+                    yield f"query {query!r} is judged with the unknown document {document!r}.", "Add it to the corpus."
                 if not isinstance(grade, int):
                     what = f"the relevance {grade!r} of query {query!r} is no whole number."
                     yield what, "Use 0 for not relevant, 1 and more for relevant."
@@ -83,25 +79,16 @@ class RetrievalSet:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What plays no part in the scores → how often: what the reader left out, and queries that nothing answers."""
-        hopeless = sum(all(grade <= 0 for grade in judged.values()) for judged in self.qrels.values())
+        """What does not count in the scores → how often: what the reader left out, and queries that nothing answers."""
+        hopeless = sum(max(judged.values()) <= 0 for judged in self.qrels.values())
         return _counted({**self.left_out, "queries without a relevant document": hopeless})
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:
-        """Return a fixed smaller task for quick looks; its scores are not comparable with the whole task's.
+        """Return a smaller set for quick looks, fixed by ``seed``. Its scores are not comparable with the whole set's.
 
-        Every document judged for a kept query stays, even beyond ``num_documents``; others fill up.
-
-        Args:
-            num_queries: How many queries to keep, at most.
-            num_documents: How many documents to keep, at most, unless more are judged.
-            seed: Which ones.
-
-        Raises:
-            LBRError: ``num_queries`` is below 1.
+        At most ``num_queries`` queries (1 or more) are kept, with every document judged for one of them. Other
+        documents fill up to ``num_documents``.
         """
-        if num_queries < 1:
-            raise LBRError(f"num_queries is {num_queries}.", where=self.name, fix="Keep at least one query.")
         kept = sorted(stable_order(self.queries, seed)[:num_queries])
         documents = {document for query in kept for document in self.qrels[query]}
         others = stable_order((document for document in self.corpus if document not in documents), seed)
@@ -139,52 +126,8 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=left_out)
 
 
-def write_beir(splits: Mapping[str, RetrievalSet], folder: str | Path, *, overwrite: bool = False) -> None:
-    """Write sets that share a corpus as one BEIR folder, which appears whole or not at all.
-
-    Args:
-        splits: Split name ("test", "dev", …) → its set.
-        folder: Where it goes.
-        overwrite: Replace a folder that is already there.
-
-    Raises:
-        LBRError: There is no split, the splits differ in corpus or in a query's text, an id would break the lines of
-            the judgements, or ``folder`` exists.
-    """
-    if not splits:
-        raise LBRError("there is no split to write.", where=str(folder), fix="Give at least one.")
-    corpus = next(iter(splits.values())).corpus
-    queries: dict[str, str] = {}
-    for split, task in splits.items():
-        if task.corpus != corpus:
-            raise LBRError("its corpus differs from the first one's.", where=split, fix="Write it to its own folder.")
-        for query, text in task.queries.items():
-            if queries.setdefault(query, text) != text:
-                raise LBRError(
-                    f"query {query!r} has another text in an earlier split.", where=split, fix="Rename the query."
-                )
-    broken = next((key for key in (*corpus, *queries) if not key.strip() or set(key) & set("\t\r\n")), None)
-    if broken is not None:
-        raise LBRError(
-            f"the id {broken!r} is empty or has a tab or line break.", where=str(folder), fix="Give it another id."
-        )
-    with new_folder(folder, overwrite=overwrite) as target:
-        documents = ({"_id": key, "title": "", "text": text} for key, text in corpus.items())
-        _write_lines(target / "corpus.jsonl", (json.dumps(item, ensure_ascii=False) for item in documents))
-        asked = ({"_id": key, "text": text} for key, text in queries.items())
-        _write_lines(target / "queries.jsonl", (json.dumps(item, ensure_ascii=False) for item in asked))
-        (target / "qrels").mkdir()
-        for split, task in splits.items():
-            rows = (f"{q}\t{d}\t{score}" for q, judged in task.qrels.items() for d, score in judged.items())
-            _write_lines(target / "qrels" / f"{split}.tsv", (QRELS_HEADER, *rows))
-
-
 def beir_texts(folder: Path) -> Dataset:
-    """Return the documents of a BEIR folder that are not empty, as ``text``, in their order.
-
-    Raises:
-        LBRError: As for :func:`read_beir`.
-    """
+    """Return the documents of a BEIR folder that are not empty, as ``text``, in their order."""
     return write_rows(({"text": text} for _, text in _documents(folder) if text), ("text",))
 
 
@@ -192,9 +135,6 @@ def beir_pairs(folder: Path, split: str) -> Dataset:
     """Return ``query`` and ``document`` of each judgement above 0 whose document is not empty, query by query.
 
     Texts of documents are never in memory together; the ids are.
-
-    Raises:
-        LBRError: As for :func:`read_beir`.
     """
     path = _qrels_file(folder, split)
     corpus = write_rows(({"id": key, "text": text} for key, text in _documents(folder)), ("id", "text"))
@@ -219,15 +159,14 @@ def _documents(folder: Path) -> Iterator[tuple[str, str]]:
     path = folder / "corpus.jsonl"
     what = "the corpus is empty."
     for key, where, item in _by_id(path, ["_id"]):
-        if "text" not in item and "title" not in item:
-            raise missing_column("text", item, where)
+        if "title" not in item:
+            refuse_missing(["text"], item, where)
         title, text = item.get("title") or "", item.get("text") or ""
         if not isinstance(title, str) or not isinstance(text, str):
             raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
         document = f"{title} {text}".strip()
         check_characters(document, where, "the document")
-        if what:
-            what = "" if document else "no document has a text."
+        what = what and ("" if document else "no document has a text.")
         yield key, document
     if what:
         raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
@@ -235,11 +174,10 @@ def _documents(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _queries(folder: Path) -> Iterator[tuple[str, str]]:
     path = folder / "queries.jsonl"
-    empty = True
+    item = None
     for key, _, item in _by_id(path, ["_id", "text"]):
-        empty = False
         yield key, item["text"]
-    if empty:
+    if item is None:
         raise LBRError("there are no queries.", where=str(path), fix="Add at least one.")
 
 
@@ -249,11 +187,8 @@ def _by_id(path: Path, columns: list[str]) -> Iterator[tuple[str, str, dict[str,
     for where, item in read_json_records(path, columns):
         key, line = item["_id"], where.rpartition(" ")[2]
         if line_of.setdefault(key, line) is not line:
-            raise LBRError(
-                f"the id {key!r} comes twice; first in line {line_of[key]}.",
-                where=where,
-                fix="Give each its own '_id'.",
-            )
+            what = f"the id {key!r} comes twice; first in line {line_of[key]}."
+            raise LBRError(what, where=where, fix="Give each its own '_id'.")
         yield key, where, item
 
 
@@ -281,23 +216,16 @@ def _read_qrels(path: Path, queries: Container[str], corpus: Container[str]) -> 
             query, document, score = fields
             grade = int(score)
         except ValueError as error:
-            raise LBRError(
-                f"not a judgement: {line!r}.",
-                where=where,
-                fix="Write query id, document id and a whole number, with tabs between.",
-            ) from error
+            fix = "Write query id, document id and a whole number, with tabs between."
+            raise LBRError(f"not a judgement: {line!r}.", where=where, fix=fix) from error
         for kind, key, known in (("query", query, queries), ("document", document, corpus)):
             if key not in known:
-                file = "queries.jsonl" if kind == "query" else "corpus.jsonl"
-                fix = f"Add it to {file}, or drop this line."
+                fix = "Add it, or drop this line."
                 raise LBRError(f"the judgement names the unknown {kind} {key!r}.", where=where, fix=fix)
         judged = qrels.setdefault(query, {})
         if judged.get(document, grade) != grade:
-            raise LBRError(
-                f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before.",
-                where=where,
-                fix="Keep one of the two lines.",
-            )
+            what = f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before."
+            raise LBRError(what, where=where, fix="Keep one of the two lines.")
         repeated += document in judged
         judged[document] = grade
     if not qrels:
@@ -307,8 +235,3 @@ def _read_qrels(path: Path, queries: Container[str], corpus: Container[str]) -> 
 
 def _counted(counts: Mapping[str, int]) -> dict[str, int]:
     return {what: count for what, count in counts.items() if count}
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)

@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 
 SHORT = 9
 """An evaluation text below this many words is compared by its set of words, whatever their order (our choice). With
-eight words or fewer, one word exchanged leaves at most 7 of 9 alike, below 0.8, so that another question of the same
-form is no duplicate; one word added or left out is, from four words on."""
+eight words or fewer, one word exchanged leaves at most 7 of 9 alike, below 0.8. So another question of the same form is
+no duplicate; one word added or left out is, from four words on."""
 FEWEST = 4
 """A text of fewer words, which most names are, can only match whole: "acid salt" is no "salt acid"."""
 LEAST_CONTAINED = {"judged": 5, "query": 8}
-"""An evaluation text of fewer words is not looked for inside others (our choice): a name that a long text mentions is
-no contamination, as no textbook is. The longest of 1,500 ChEBI names asked for has six words."""
+"""An evaluation text of fewer words is not looked for inside others (our choice): a long text may mention a name, as
+textbooks do. The longest of 1,500 ChEBI names asked for has six words."""
 ANCHOR_WORDS = 3
-"""A text is looked for inside another where this many of its words stand there with the same spaces; elsewhere in it,
-spaces and punctuation may differ."""
+"""A text is looked for inside another where this many of its words stand there with the same spaces."""
+SHINGLE_WORDS = 3
+"""Words in a shingle. One word exchanged in the middle is noticed from 29 words on (our choice): shorter texts, such as
+definitions, differ by a word because they define different things."""
+NUM_PERM = 128
+"""Numbers in a MinHash signature. Fewer are faster and give more candidates to check."""
 REMEMBERED = 200_000
 """Training texts whose matches are kept: stage 1's texts are often the documents of stage 2's pairs."""
 FOUND = 0.999
@@ -61,49 +65,32 @@ class EvaluationText:
 class ContaminationCheck:
     """Finds training rows that repeat evaluation texts; made once, it checks several training tables.
 
-    A training text can repeat an evaluation text in three ways, the first that holds counting: ``exact`` (the same
-    letters and digits, in whatever case, spacing and punctuation), ``contains`` (a query of eight words or more, or a
-    judged document of five or more, stands in it), ``near`` (the Jaccard similarity of their sets of shingles, runs of
-    words, is at least ``threshold``). MinHash only proposes near duplicates, the sets themselves decide: none is
-    reported wrongly, and of those right at the threshold about one in a thousand is missed.
+    A training text can repeat an evaluation text in three ways, of which the first that holds counts:
 
-    *Harmful* are rows that repeat a query or a judged document (relevance above 0 in any of the sets). Rows equal to
-    other documents of the corpus are legitimate, since whoever indexes a corpus may also train on it: they are only
-    counted. Nor is it harm when a long text merely mentions a query of a few words.
+    - ``exact``: the same letters and digits, in whatever case, spacing and punctuation.
+    - ``contains``: a query of eight words or more, or a judged document of five or more, stands in it.
+    - ``near``: the Jaccard similarity of their sets of shingles (runs of words) is at least ``threshold``. MinHash only
+      proposes, the sets decide. None is reported wrongly; right at the threshold about one in a thousand is missed.
 
-    What is ours by choice: evaluation texts of up to three words are compared whole only, those of four to eight by
-    their set of words, longer ones by runs of ``shingle_words`` (3: one word exchanged in the middle is noticed from
-    29 words on; shorter texts, such as definitions, differ by a word because they define different things). Not
-    looked for: parts of an evaluation document in a shorter training text, paraphrases and translations.
+    Rows that repeat a query or a judged document (relevance above 0 in any of the sets) are *harmful*. Rows equal to
+    other documents of the corpus are only counted, since whoever indexes a corpus may also train on it.
+
+    It does not find parts of an evaluation document in a shorter training text, paraphrases or translations.
 
     Args:
         against: The retrieval sets.
         threshold: The least Jaccard similarity of a near duplicate, above 0 and at most 1.
-        shingle_words: Words in a shingle.
-        num_perm: Numbers in a MinHash signature; fewer are faster and give more candidates to check.
-        seed: Of the MinHash permutations; the same seed gives the same report.
 
     Raises:
-        LBRError: There is no set, or an argument is out of range.
+        LBRError: There is no set, or the threshold is out of range.
     """
 
-    def __init__(
-        self,
-        against: Sequence[RetrievalSet],
-        *,
-        threshold: float = 0.8,
-        shingle_words: int = 3,
-        num_perm: int = 128,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, against: Sequence[RetrievalSet], *, threshold: float = 0.8) -> None:
         if not against:
             raise LBRError("there is no evaluation set to check against.", fix="Give at least one.")
-        self.parameters = {"threshold": threshold, "shingle_words": shingle_words, "num_perm": num_perm, "seed": seed}
-        if not 0 < threshold <= 1 or shingle_words < 1 or num_perm < 2 or not 0 <= seed < 2**32:
-            raise LBRError(
-                f"no check can be made with {', '.join(f'{key}={value}' for key, value in self.parameters.items())}.",
-                fix="threshold must be in (0, 1], shingle_words 1 or more, num_perm 2 or more, seed 0 or more.",
-            )
+        if not 0 < threshold <= 1:
+            raise LBRError(f"threshold={threshold}.", fix="Give a number above 0 and at most 1.")
+        self.parameters = {"threshold": threshold, "shingle_words": SHINGLE_WORDS, "num_perm": NUM_PERM}
         self.against = [
             {"name": one.name, "revision": one.revision, "queries": len(one.queries), "documents": len(one.corpus)}
             for one in against
@@ -120,19 +107,17 @@ class ContaminationCheck:
             if "judged" in text.parts:
                 text.parts.pop("corpus", None)  # judged in one set is judged in all
             words = text.plain.count(" ") + 1
-            if words >= min((LEAST_CONTAINED.get(part, sys.maxsize) for part in text.parts), default=sys.maxsize):
-                self._anchors[_anchor(text.plain)].append(number)
+            if any(words >= LEAST_CONTAINED.get(part, sys.maxsize) for part in text.parts):
+                # The shingle of most letters, since long words are rare.
+                anchor = max(shingles(text.plain, ANCHOR_WORDS), key=lambda shingle: (len(shingle), shingle))
+                self._anchors[anchor].append(number)
             if words >= FEWEST:
                 (short if words < SHORT else long).append(number)
         # A text of many words is no near duplicate of one below SHORT, whichever they are: not worth signing.
         most = int((SHORT - 1) / threshold)
         self._near = [
-            (
-                numbers,
-                NearIndex([self.texts[number].plain for number in numbers], size, threshold, num_perm, seed),
-                upto,
-            )
-            for numbers, size, upto in ((short, 1, most), (long, shingle_words, sys.maxsize))
+            (numbers, NearIndex([self.texts[number].plain for number in numbers], size, threshold), upto)
+            for numbers, size, upto in ((short, 1, most), (long, SHINGLE_WORDS, sys.maxsize))
         ]
 
     def check(
@@ -141,8 +126,7 @@ class ContaminationCheck:
         """Return which rows of a training table repeat what.
 
         Args:
-            columns: Column → its texts, of one table. Columns of a dataset are read batch by batch, large ones in
-                several processes.
+            columns: Column → its texts. Columns of a dataset are read batch by batch, large ones in several processes.
             training: What to call the training data in the report.
             samples: Samples for each count.
 
@@ -165,16 +149,14 @@ class ContaminationCheck:
                         continue  # one sample a row: a row like many evaluation texts would fill the list
                     rows[key].append(row)
                     if len(shown[key]) < samples:
-                        both = cut(texts[row]), cut(item.text)
-                        shown[key].append(
-                            Sample(column, row, both[0], part, kind, similarity, name, identifier, both[1])
-                        )
+                        text, other = cut(texts[row]), cut(item.text)
+                        shown[key].append(Sample(column, row, text, part, kind, similarity, name, identifier, other))
         keys = [(c, p, k) for c in columns for p in PARTS for k in KINDS if (c, p, k) in rows]
         counts = [Count(*key, rows=len(rows[key]), items=len(items[key])) for key in keys]
-        harmful: dict[str, set[int]] = {}
+        harmful: defaultdict[str, set[int]] = defaultdict(set)
         for count, key in zip(counts, keys, strict=True):
             if count.harmful:
-                harmful.setdefault(count.column, set()).update(rows[key])
+                harmful[count.column].update(rows[key])
         return ContaminationReport(
             training=training,
             columns={column: len(texts) for column, texts in columns.items()},
@@ -258,41 +240,34 @@ class ContaminationCheck:
 
 
 class NearIndex:
-    """Texts that others are compared with, by the Jaccard similarity of their sets of shingles.
+    """Texts, as :func:`~lbr_st.data.texts.plain` gives them, found by the Jaccard similarity of sets of shingles.
 
-    MinHash proposes candidates, the sets themselves decide.
-
-    Args:
-        texts: Texts as :func:`~lbr_st.data.texts.plain` gives them.
-        size: Words in a shingle; a text with fewer words is like no other.
-        threshold: The least similarity that counts, above 0 and at most 1.
-        num_perm: Numbers in a MinHash signature.
-        seed: Of the permutations.
+    A shingle has ``size`` words; a text with fewer words is like no other.
     """
 
-    def __init__(self, texts: Sequence[str], size: int, threshold: float, num_perm: int, seed: int) -> None:
+    def __init__(self, texts: Sequence[str], size: int, threshold: float) -> None:
         import numpy as np
         from datasketch import MinHashLSH
 
-        self.size, self.threshold, self.num_perm, self.seed = size, threshold, num_perm, seed
+        self.size, self.threshold = size, threshold
         # Asked by the threshold, MinHashLSH would take (9, 13) at 0.8, and find 40% of the pairs right at it.
-        rows = rows_per_band(threshold, num_perm)
-        self._lsh = MinHashLSH(num_perm=num_perm, params=(num_perm // rows, rows))
+        rows = rows_per_band(threshold)
+        self._lsh = MinHashLSH(num_perm=NUM_PERM, params=(NUM_PERM // rows, rows))
         self._shingles = lru_cache(maxsize=4096)(lambda number: shingles(texts[number], size))
-        signed = self._sign([shingles(text, size) for text in texts])
+        signed = _sign([shingles(text, size) for text in texts])
         for number, one in enumerate(signed):
             self._lsh.insert(number, one, check_duplication=False)
         self._signatures = np.array([one.hashvalues for one in signed])
         # An estimate from 128 numbers is off by 0.035 (one standard deviation) at 0.8. What is off by five of them is
         # not worth comparing, and that is most candidates.
-        self._least = threshold - 5 * (threshold * (1 - threshold) / num_perm) ** 0.5
+        self._least = threshold - 5 * (threshold * (1 - threshold) / NUM_PERM) ** 0.5
 
     def matches(self, texts: Sequence[str]) -> Iterator[tuple[int, int, float]]:
         """Yield ``(number in texts, number in the index, similarity)`` for each pair at or above the threshold."""
         import numpy as np
 
         sets = [shingles(text, self.size) for text in texts]
-        for row, (one, signed) in enumerate(zip(sets, self._sign(sets), strict=True)):
+        for row, (one, signed) in enumerate(zip(sets, _sign(sets), strict=True)):
             candidates = np.array(self._lsh.query(signed) if one else [], dtype=np.int64)
             if not len(candidates):
                 continue
@@ -302,28 +277,24 @@ class NearIndex:
                 if similarity >= self.threshold:
                     yield row, number, similarity
 
-    def _sign(self, sets: list[set[str]]) -> list[MinHash]:
-        from datasketch import MinHash
 
-        encoded = ([shingle.encode() for shingle in one] for one in sets)
-        return MinHash.bulk(encoded, num_perm=self.num_perm, seed=self.seed, hashfunc=crc32, scheme="affine32")
-
-
-def rows_per_band(threshold: float, num_perm: int) -> int:
+def rows_per_band(threshold: float) -> int:
     """Return how many signature numbers make a band: the most with which a pair at the threshold is still found."""
-    for rows in range(num_perm // 2, 1, -1):  # MinHashLSH wants two bands
-        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= FOUND:
+    for rows in range(NUM_PERM // 2, 1, -1):  # MinHashLSH wants two bands
+        if 1 - (1 - threshold**rows) ** (NUM_PERM // rows) >= FOUND:
             return rows
     return 1
 
 
+def _sign(sets: list[set[str]]) -> list[MinHash]:
+    from datasketch import MinHash
+
+    encoded = ([shingle.encode() for shingle in one] for one in sets)
+    return MinHash.bulk(encoded, num_perm=NUM_PERM, seed=0, hashfunc=crc32, scheme="affine32")
+
+
 def _letters(words: str) -> int:
     return digest(words.replace(" ", ""))
-
-
-def _anchor(words: str) -> str:
-    """Return the shingle to find a text by: the one of most letters, since long words are rare."""
-    return max(shingles(words, ANCHOR_WORDS), key=lambda shingle: (len(shingle), shingle))
 
 
 def _hits(texts: list[str], rows: list[int]) -> dict[str, list[Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from typing import TYPE_CHECKING
 
 from lbr_st.data.beir import RetrievalSet
@@ -41,8 +40,7 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     # A document's number is its place among the different ones, in the order in which they come.
     texts, first = np.unique(column_digests(pairs, "document"), return_index=True)
     order = first.argsort(kind="stable")
-    number_of = np.empty_like(order)
-    number_of[order] = np.arange(len(order))
+    number_of = order.argsort(kind="stable")
     asked = pairs.select_columns(["query", "document"]).select(held)
     judged = number_of[texts.searchsorted(column_digests(asked, "document"))]
     # Sorted by digest the texts are in random order already.
@@ -51,68 +49,28 @@ def hold_out(pairs: Dataset, *, name: str, seed: int = 0) -> tuple[Dataset, Retr
     others = number_of[~np.isin(number_of, judged)][: max(0, most - len(set(judged.tolist())))]
     searched = np.union1d(judged, others)
     found = documents.select(first[order][searched])["document"]
-    queries: dict[str, str] = {}
-    qrels: dict[str, dict[str, int]] = {}
     ids: dict[str, str] = {}
-    for row, document, text in zip(held.tolist(), judged.tolist(), asked["query"], strict=True):
-        query = ids.setdefault(text, f"q{row}")
-        queries[query] = text
-        qrels.setdefault(query, {})[f"d{document}"] = 1
+    qrels: dict[str, dict[str, int]] = {}
+    for row, document, query in zip(held.tolist(), judged.tolist(), asked["query"], strict=True):
+        qrels.setdefault(ids.setdefault(query, f"q{row}"), {})[f"d{document}"] = 1
     safe = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "pairs"
-    left_out = {"documents beyond those searched": len(order) - len(searched)}
+    beyond = len(order) - len(searched)
     test = RetrievalSet(
         name=f"{safe}-held-out",
         corpus={f"d{number}": text for number, text in zip(searched.tolist(), found, strict=True)},
-        queries=queries,
+        queries={key: query for query, key in ids.items()},
         qrels=qrels,
         description="Pairs held out from training, by entity",
-        left_out={what: count for what, count in left_out.items() if count},
+        left_out={"documents beyond those searched": beyond} if beyond else {},
     )
-    kept = np.ones(len(pairs), dtype=bool)
-    kept[held] = False
-    return pairs.select(np.flatnonzero(kept)), test
-
-
-def groups_of(columns: list[np.ndarray], nothing: int) -> np.ndarray:
-    """Return for each row the row that stands for its group: rows that share a digest, directly or along a chain.
-
-    The groups and their first entities are those of ``group_entities``, which domain tasks are split by.
-
-    Args:
-        columns: Digests, of each column those of all rows.
-        nothing: The digest of an empty text, which groups nothing.
-    """
-    import numpy as np
-
-    keys = np.stack(columns, axis=1).ravel()  # row by row, as they are read
-    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
-    first = first[number]  # for each key, the place where it stands first
-    repeated = np.flatnonzero((first != np.arange(len(keys))) & (keys != nothing))
-    repeated = repeated[first[repeated].argsort(kind="stable")]
-    parent, members = array("q", range(len(columns[0]))), array("q", [1]) * len(columns[0])
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
-    rows = first[repeated] // len(columns), repeated // len(columns)
-    for one, other in zip(*(part.tolist() for part in rows), strict=True):
-        into, away = root(one), root(other)
-        if into != away:
-            if members[into] < members[away]:
-                into, away = away, into
-            parent[away] = into
-            members[into] += members[away]
-    return np.fromiter(map(root, range(len(parent))), dtype=np.int64, count=len(parent))
+    return pairs.select(np.setdiff1d(np.arange(len(pairs)), held)), test
 
 
 def _held(pairs: Dataset, seed: int) -> np.ndarray:
     """Return the rows to hold out: whole groups, in a random order, as long as they fit."""
     import numpy as np
 
-    columns = [column_digests(pairs, column, normalise) for column in ("query", "document")]
-    group = groups_of(columns, nothing=digest(""))
+    group = _groups([column_digests(pairs, column, normalise) for column in ("query", "document")])
     first, sizes = np.unique(group, return_counts=True)
     hashes = (hashlib.sha256(f"{seed}:{row}".encode()).digest()[:8] for row in first.tolist())
     order = np.frombuffer(b"".join(hashes), dtype=">u8").argsort(kind="stable")
@@ -126,3 +84,23 @@ def _held(pairs: Dataset, seed: int) -> np.ndarray:
         if held == wanted:
             break
     return np.flatnonzero(np.isin(group, chosen))
+
+
+def _groups(columns: list[np.ndarray]) -> np.ndarray:
+    """Return the first row of each row's group: rows that share a digest, directly or along a chain.
+
+    The digest of an empty text groups nothing.
+    """
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    keys = np.stack(columns, axis=1).ravel()  # row by row
+    _, first, number = np.unique(keys, return_index=True, return_inverse=True)
+    first = first[number]  # for each key, the place where it stands first
+    repeated = np.flatnonzero((first != np.arange(len(keys))) & (keys != digest("")))
+    linked = first[repeated] // len(columns), repeated // len(columns)
+    size = len(columns[0])
+    graph = coo_array((np.ones(len(repeated), dtype=np.int8), linked), shape=(size, size))
+    _, label = connected_components(graph, directed=False)
+    return np.unique(label, return_index=True)[1][label]

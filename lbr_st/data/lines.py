@@ -19,12 +19,15 @@ from lbr_st.errors import LBRError
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+Records = Iterator[tuple[str, dict[str, Any]]]
+"""``(where, row)`` for each row of a source; ``where`` is for messages."""
+
 ROWS = 512
 """Rows held at once, at most."""
 BYTES = 4_000_000
 """Bytes of text held at once, about. Of long texts fewer rows are taken."""
 LARGE = 50_000_000
-"""Bytes from which the work is shared among processes, and a progress bar is worth its line."""
+"""Bytes from which several processes share the work, and a progress bar is shown."""
 MOST_PROCESSES = 16
 """More would only wait for the disk."""
 
@@ -45,42 +48,37 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 # Some Windows programs begin a file with a byte-order mark, which is no part of the text.
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise LBRError(
-                    f"not UTF-8 (byte {error.start + 1} of the line).",
-                    where=f"{path}, line {number}",
-                    fix="Save the file as UTF-8.",
-                ) from error
+                what = f"not UTF-8 (byte {error.start + 1} of the line)."
+                raise LBRError(what, where=f"{path}, line {number}", fix="Save the file as UTF-8.") from error
             yield number, line.rstrip("\r\n")
 
 
-def read_json_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(where, object)`` for each object of a JSON-lines file, or of a ``.json`` file with one array of objects.
+def read_json_records(path: Path, columns: Sequence[str]) -> Records:
+    """Yield each object of a JSON-lines file, or of a ``.json`` file with one array, which is read as a whole.
 
-    Each object must hold a text under each of ``columns``. Blank lines are skipped. An array is read as a whole.
+    Blank lines are skipped.
 
     Raises:
-        LBRError: The file is missing, or something in it is not UTF-8, not JSON, not an object, or lacks a text.
+        LBRError: The file is missing, or something in it is not UTF-8, not JSON, or refused by :func:`checked`.
     """
-    lines = read_lines(path)
     if path.suffix == ".json":
         first = next((line for _, line in read_lines(path) if line.strip()), "")
         if first.lstrip().startswith("["):
-            items = _parse("\n".join(line for _, line in lines), str(path), "Write one array of JSON objects.")
-            for number, item in enumerate(items, start=1):
+            whole = "\n".join(line for _, line in read_lines(path))
+            for number, item in enumerate(_parse(whole, str(path), "Write one array of JSON objects."), start=1):
                 yield checked(item, f"{path}, item {number}", columns)
             return
-    for number, line in lines:
+    for number, line in read_lines(path):
         if line.strip():
             where = f"{path}, line {number}"
             yield checked(_parse(line, where, "Write one JSON object a line."), where, columns)
 
 
-def read_csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ``(where, row)`` for each row of a CSV file with a header; all values are texts, as written.
+def read_csv_records(path: Path, columns: Sequence[str]) -> Records:
+    """Yield each row of a CSV file with a header. All values are texts, as written.
 
     Raises:
-        LBRError: The file is missing or not UTF-8, lacks a column, or a row has an empty text, more fields than the
-            header, or quotes that do not match.
+        LBRError: As for :func:`read_json_records`, or a row has more fields than the header, or unmatched quotes.
     """
     csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
     reader = csv.DictReader((f"{line}\n" for _, line in read_lines(path)), strict=True)
@@ -100,30 +98,23 @@ def read_csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return ``(where, item)`` if ``item`` holds a text under each of ``columns``.
+    """Return ``(where, item)`` if ``item`` is a dictionary with a text under each of ``columns``.
 
     Raises:
-        LBRError: It is no dictionary, a column is missing, or its value is no text; see :func:`check_text`.
+        LBRError: It is no dictionary, lacks a column, or a value is no text, is empty, or holds half a character.
     """
     if not isinstance(item, dict):
-        raise LBRError(
-            f"{type(item).__name__} where a JSON object is expected.", where=where, fix='Write {"text": "..."}.'
-        )
+        what = f"{type(item).__name__} where a JSON object is expected."
+        raise LBRError(what, where=where, fix='Write {"text": "..."}.')
     refuse_missing(columns, item, where)
     for column in columns:
-        check_text(item[column], where, column)
+        value, what = item[column], f"the value of {column!r}"
+        if not isinstance(value, str):
+            raise LBRError(f"{what} is {type(value).__name__}, not text.", where=where, fix="Make it a string.")
+        if not value.strip():
+            raise LBRError(f"{what} is empty.", where=where, fix="Remove it or fill it in.")
+        check_characters(value, where, what)
     return where, item
-
-
-def check_text(value: object, where: str, column: str) -> None:
-    """Raise :class:`LBRError` unless ``value`` is a string of whole characters with more than white space in it."""
-    if not isinstance(value, str):
-        raise LBRError(
-            f"the value of {column!r} is {type(value).__name__}, not text.", where=where, fix="Make it a string."
-        )
-    if not value.strip():
-        raise LBRError(f"the value of {column!r} is empty.", where=where, fix="Remove it or fill it in.")
-    check_characters(value, where, f"the value of {column!r}")
 
 
 def check_characters(text: str, where: str, what: str) -> None:
@@ -131,27 +122,16 @@ def check_characters(text: str, where: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise LBRError(
-            f"{what} holds half a character ({text[error.start]!r}, a lone surrogate).",
-            where=where,
-            fix="Fix the text: it was cut inside a character.",
-        ) from error
+        what = f"{what} holds half a character ({text[error.start]!r}, a lone surrogate)."
+        raise LBRError(what, where=where, fix="Fix the text: it was cut inside a character.") from error
 
 
 def refuse_missing(columns: Iterable[str], present: Collection[str], where: str) -> None:
-    """Raise :class:`LBRError` for the first of ``columns`` that is not in ``present``."""
+    """Raise :class:`LBRError`, which lists those present, for the first of ``columns`` that is not in ``present``."""
     for column in columns:
         if column not in present:
-            raise missing_column(column, present, where)
-
-
-def missing_column(column: str, present: Collection[str], where: str) -> LBRError:
-    """Return the error for a missing column, which lists those that are present."""
-    return LBRError(
-        f"no column {column!r}; there are: {', '.join(map(str, present)) or 'none'}.",
-        where=where,
-        fix="Name the right column.",
-    )
+            there = ", ".join(map(str, present)) or "none"
+            raise LBRError(f"no column {column!r}; there are: {there}.", where=where, fix="Name the right column.")
 
 
 @contextmanager
@@ -190,11 +170,8 @@ def map_rows(
 ) -> Dataset:
     """Return the table that ``function`` makes of batches of rows, on disk; it may have more or fewer rows.
 
-    Args:
-        rows: The table.
-        function: From a batch (column → list) to a batch. A function of a module, so that other processes find it.
-        columns: Name → Arrow type of what it returns.
-        **options: For :meth:`datasets.Dataset.map`.
+    A batch is column → list. ``columns`` are the Arrow types of what the function returns, and ``options`` are for
+    :meth:`datasets.Dataset.map`.
     """
     from datasets import Dataset
 
@@ -202,7 +179,7 @@ def map_rows(
     if not len(rows):
         return Dataset.from_dict({name: [] for name in columns}, features=features)
     batch = rows_at_once(rows)
-    with _bar_if(is_large(rows)):
+    with _bar_if_large(rows):
         return rows.map(
             function,
             batched=True,
@@ -219,18 +196,13 @@ def map_rows(
 
 def save_rows(rows: Dataset, folder: Path) -> None:
     """Write a table to a folder that :meth:`datasets.Dataset.load_from_disk` maps back into memory."""
-    with _bar_if(is_large(rows)):
+    with _bar_if_large(rows):
         rows.save_to_disk(str(folder))
 
 
 def bytes_a_row(rows: Dataset) -> float:
     """Return the average bytes in a row of a table."""
     return rows.data.nbytes / max(1, len(rows.data))
-
-
-def is_large(rows: Dataset) -> bool:
-    """Whether a table holds at least :data:`LARGE` bytes."""
-    return bytes_a_row(rows) * len(rows) >= LARGE
 
 
 def rows_at_once(rows: Dataset) -> int:
@@ -241,16 +213,19 @@ def rows_at_once(rows: Dataset) -> int:
 def processes(rows: Dataset) -> int | None:
     """Return in how many processes to map a table; None for this one alone.
 
-    Only where processes fork: where they are spawned, a script without ``if __name__ == "__main__"`` would run again
-    in each of them.
+    Several are used only where they fork. Spawned, each would run a script without ``if __name__ == "__main__"`` again.
     """
     import multiprocess  # what datasets starts them with
 
-    if not is_large(rows) or multiprocess.get_context().get_start_method() != "fork":
+    if not _is_large(rows) or multiprocess.get_context().get_start_method() != "fork":
         return None
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(usable, MOST_PROCESSES, len(rows))
     return count if count > 1 else None
+
+
+def _is_large(rows: Dataset) -> bool:
+    return bytes_a_row(rows) * len(rows) >= LARGE
 
 
 def _parse(text: str, where: str, fix: str) -> Any:
@@ -280,11 +255,11 @@ def _features(columns: Mapping[str, str]) -> Features:
 
 
 @contextmanager
-def _bar_if(wanted: bool) -> Iterator[None]:
-    """Show the progress bars of ``datasets`` in this block only if they are wanted."""
+def _bar_if_large(rows: Dataset) -> Iterator[None]:
+    """Hide the progress bars of ``datasets`` in this block, unless the table is large."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hide = not wanted and not are_progress_bars_disabled()
+    hide = not _is_large(rows) and not are_progress_bars_disabled()
     if hide:
         disable_progress_bars()
     try:

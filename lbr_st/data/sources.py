@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.data.beir import beir_pairs, beir_texts
-from lbr_st.data.lines import checked, read_csv_records, read_json_records, refuse_missing, write_rows
+from lbr_st.data.lines import Records, checked, read_csv_records, read_json_records, refuse_missing, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Records = Iterator[tuple[str, dict[str, Any]]]
 
 
 def read_texts(source: str | Path, *, column: str = "text", split: str = "train") -> Dataset:
@@ -32,42 +30,27 @@ def read_texts(source: str | Path, *, column: str = "text", split: str = "train"
         LBRError: The source is missing or cannot be reached, lacks the column, or holds no or empty texts; the
             message names the file, the line or row, and the column.
     """
-    if Path(source).is_dir():
-        return _not_empty(beir_texts(_beir(source)), source)
-    return _load(source, {"text": column}, split)
+    return _read(source, {"text": column}, split)
 
 
 def read_pairs(
-    source: str | Path,
-    *,
-    query_column: str = "query",
-    document_column: str = "document",
-    negative_column: str | None = None,
-    split: str = "train",
+    source: str | Path, *, query_column: str = "query", document_column: str = "document", split: str = "train"
 ) -> Dataset:
-    """Return pairs as a dataset with the columns ``query``, ``document`` and, if asked for, ``negative``.
+    """Return pairs as a dataset with the columns ``query`` and ``document``.
 
     Args:
-        source: As for :func:`read_texts`; of a BEIR folder, each query of ``qrels/<split>.tsv`` with each
-            document judged relevant to it.
+        source: As for :func:`read_texts`; of a BEIR folder, the queries with each document judged relevant to them.
         query_column: The column that holds the query.
         document_column: The column that holds a document that answers it.
-        negative_column: The column that holds a document that does not. Optional; a BEIR folder has none.
         split: The split of a hub dataset or a BEIR folder.
 
     Raises:
         LBRError: As for :func:`read_texts`.
     """
     columns = {"query": query_column, "document": document_column}
-    if negative_column:
-        columns["negative"] = negative_column
-    if len(set(columns.values())) < len(columns):
+    if query_column == document_column:
         raise LBRError(f"a column is named twice: {columns}.", where=str(source), fix="Name different columns.")
-    if not Path(source).is_dir():
-        return _load(source, columns, split)
-    if negative_column:
-        raise LBRError("a BEIR folder has no negatives.", where=str(source), fix="Leave negative_column out.")
-    return _not_empty(beir_pairs(_beir(source), split), source)
+    return _read(source, columns, split)
 
 
 def is_local(source: str | Path) -> bool:
@@ -79,20 +62,28 @@ def is_local(source: str | Path) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
 
 
-def _load(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
-    """Return ``columns`` (new name → name in the source) of a file or a hub dataset."""
+def _read(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
+    """Return ``columns`` (new name → name in the source) of a folder, a file or a hub dataset."""
     path, wanted = Path(source), list(columns.values())
-    if not is_local(source):
-        records = _hub_records(str(source), wanted, split)
-    elif not path.is_file():
-        raise LBRError("no such file.", where=str(path), fix="Check the path.")
-    elif path.suffix not in READABLE:
-        kind = path.suffix or "a file without a suffix"
-        raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
+    if path.is_dir():
+        if not (path / "corpus.jsonl").is_file():
+            fix = "Give a BEIR folder, or one file."
+            raise LBRError("no corpus.jsonl in this folder.", where=str(source), fix=fix)
+        table = beir_texts(path) if "text" in columns else beir_pairs(path, split)
     else:
-        records = READABLE[path.suffix](path, wanted)
-    renamed = ({new: record[old] for new, old in columns.items()} for _, record in records)
-    return _not_empty(write_rows(renamed, columns), source)
+        if not is_local(source):
+            records = _hub_records(str(source), wanted, split)
+        elif not path.is_file():
+            raise LBRError("no such file.", where=str(path), fix="Check the path.")
+        elif path.suffix not in READABLE:
+            kind = path.suffix or "a file without a suffix"
+            raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
+        else:
+            records = READABLE[path.suffix](path, wanted)
+        table = write_rows(({new: row[old] for new, old in columns.items()} for _, row in records), columns)
+    if not len(table):
+        raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
+    return table
 
 
 def _hub_records(name: str, columns: Sequence[str], split: str) -> Records:
@@ -130,16 +121,3 @@ READABLE = {
     ".csv": read_csv_records,
     ".parquet": _parquet_records,
 }
-
-
-def _not_empty(dataset: Dataset, source: str | Path) -> Dataset:
-    if not len(dataset):
-        raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
-    return dataset
-
-
-def _beir(source: str | Path) -> Path:
-    folder = Path(source)
-    if not (folder / "corpus.jsonl").is_file():
-        raise LBRError("no corpus.jsonl in this folder.", where=str(source), fix="Give a BEIR folder, or one file.")
-    return folder

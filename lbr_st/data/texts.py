@@ -1,4 +1,4 @@
-"""What of a text is compared: its letters, its words, runs of words, and a hash of eight bytes."""
+"""How texts are compared: by their letters, by their words, by runs of words, and by a hash of eight bytes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
-SEED = 0
-"""Of the random order: sorted digests stand in the order in which ``stable_order(texts, 0)`` puts their texts."""
 NO_LETTER = bytes(code for code in range(128) if not chr(code).isalnum())
 NO_WORD_SIGN = re.compile(r"[^\w\s]|_")
 # Chinese and Japanese put no space between words; there each character counts as one.
@@ -32,8 +30,7 @@ def normalise(text: str) -> str:
 def plain(text: str) -> str:
     """Return the words of ``text``, one space between two; without the spaces it is ``normalise(text)``.
 
-    White space separates words, so that "alpha-D-glucose" is one word, as a chemist would have it, and a name's
-    commas and hyphens do not matter.
+    Only white space separates words: "alpha-D-glucose" is one, and a name's commas and hyphens do not matter.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     if not folded.isascii():
@@ -54,8 +51,8 @@ def jaccard(first: set[str], second: set[str]) -> float:
 
 
 def digest(text: str) -> int:
-    """Return the first eight bytes of a hash. Two of ten million texts share one in one case of half a million."""
-    return int.from_bytes(hashlib.sha256(f"{SEED}:{text}".encode()).digest()[:8], "big")
+    """Return the first eight bytes of a hash. Sorted, they stand in the order of ``stable_order(texts, 0)``."""
+    return int.from_bytes(hashlib.sha256(f"0:{text}".encode()).digest()[:8], "big")
 
 
 def digests(texts: Iterable[str]) -> np.ndarray:
@@ -66,13 +63,7 @@ def digests(texts: Iterable[str]) -> np.ndarray:
 
 
 def column_digests(rows: Dataset, column: str, spelling: Callable[[str], str] = str) -> np.ndarray:
-    """Return the digest of each text of a column: uint64 of shape (rows,).
-
-    Args:
-        rows: The table.
-        column: The column.
-        spelling: What is hashed of a text. A function of a module, so that other processes find it.
-    """
+    """Return the digest of what ``spelling`` makes of each text of a column: uint64 of shape (rows,)."""
     found = map_rows(
         rows.select_columns([column]),
         _of_batch,

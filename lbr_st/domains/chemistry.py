@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from typing import Any
 
 from lbr_st.domains.definitions import DomainTask, Entity, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 CHEBI = "CHEBI-ontology-2026-05-01.json.zst"
 CHEBI_LICENCE = "ChEBI: CC BY 4.0, https://www.ebi.ac.uk/chebi/ (carried by cellxgene-ontology-guide 1.11.1, MIT)"
@@ -27,53 +27,39 @@ CODE = re.compile(r"^(?:ec|un|nsc|ai3|ent|hsdb|caswell|ccris|rcra|usaf|einecs)\b
 
 
 def load_chebi() -> list[Entity]:
-    """Return the ChEBI entities that are current and have a name and a definition, by id. It takes a few seconds.
-
-    Raises:
-        LBRError: As for :func:`~lbr_st.domains.definitions.load_terms`.
-    """
+    """Return the ChEBI entities that are current and have a name and a definition, by id. It takes a few seconds."""
     return [entity for entity in load_terms(CHEBI) if entity.definition]
 
 
-def chebi_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+def chebi_task(**numbers: Any) -> DomainTask:
     """Return the task: which definition belongs to this chemical? See :func:`~lbr_st.domains.definitions.make_task`."""
     return make_task(
         load_chebi(),
         name="chebi-definitions",
         description="Given the name of a chemical entity, find its definition in ChEBI.",
         licence=CHEBI_LICENCE,
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
+        **numbers,
     )
 
 
 def load_compounds() -> list[Thing]:
-    """Return the 1,800 commonest compounds: the systematic name as the document, its other names, its formula.
+    """Return the 1,800 commonest compounds: the systematic name as the document, its other names, its formula."""
+    things = []
+    for line in (fetch_wheel(*WHEEL) / FILE).read_text(encoding="utf-8").splitlines():
+        fields = line.split("\t")
+        if fields[SYSTEMATIC]:
+            names = (name for name in fields[FIRST_NAME:] if not CODE.search(name))
+            things.append(Thing(fields[0], fields[SYSTEMATIC], tuple(names), fields[FORMULA]))
+    return things
 
-    Raises:
-        LBRError: The ``chemicals`` wheel is not available, or its data are not as expected.
-    """
-    return read_member(WHEEL, FILE, lambda path: list(_compounds(path.read_text(encoding="utf-8").splitlines())))
 
-
-def compounds_task(seed: int = 0, num_dev: int = 170, num_test: int = 400) -> DomainTask:
+def compounds_task() -> DomainTask:
     """Return the task: which compound has this name? See :func:`~lbr_st.domains.names.names_task`."""
     return names_task(
         load_compounds(),
         name="compound-names",
         description="Given a common or trade name of a compound, find its systematic name.",
         licence=COMPOUNDS_LICENCE,
-        seed=seed,
-        num_dev=num_dev,
-        num_test=num_test,
+        num_dev=170,
+        num_test=400,
     )
-
-
-def _compounds(lines: list[str]) -> Iterator[Thing]:
-    for line in lines:
-        fields = line.split("\t")
-        if fields[SYSTEMATIC]:
-            names = (name for name in fields[FIRST_NAME:] if not CODE.search(name))
-            yield Thing(fields[0], fields[SYSTEMATIC], tuple(names), fields[FORMULA])

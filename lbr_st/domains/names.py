@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.texts import normalise
-from lbr_st.domains.definitions import DomainTask, pair_table, record_table
+from lbr_st.domains.definitions import DomainTask, table
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def names_task(
     name: str,
     description: str,
     licence: str,
-    seed: int,
     num_dev: int,
     num_test: int,
     num_things: int | None = None,
+    seed: int = 0,
 ) -> DomainTask:
     """Return the task: which of all documents is this a name of?
 
@@ -71,10 +71,10 @@ def names_task(
         name: The sets' name, before "-test" and "-dev".
         description: One sentence on what is asked and what is found.
         licence: The licence of the texts, and whom to name.
-        seed: Another seed draws another split.
         num_dev: Things that dev asks for.
         num_test: Things that test asks for.
         num_things: How many of the usable things to draw at most; None for all.
+        seed: Another seed draws another split.
 
     Returns:
         ``train_pairs``: name and document of the things on the training side. ``records``: see :func:`records`, of all
@@ -83,15 +83,11 @@ def names_task(
     Raises:
         LBRError: A number is below 1, or they are more than there are things.
     """
-    from datasets import Dataset
-
     by_id = {thing.id: thing for thing in usable(things)}
     drawn = stable_order(by_id, seed)[:num_things]
     if min(num_dev, num_test) < 1 or num_dev + num_test >= len(drawn):
-        raise LBRError(
-            f"num_dev={num_dev}, num_test={num_test}, of {len(drawn)} things.",
-            fix="Give 1 or more each, and leave some to train on.",
-        )
+        what = f"num_dev={num_dev}, num_test={num_test}, of {len(drawn)} things."
+        raise LBRError(what, fix="Give 1 or more each, and leave some to train on.")
     chosen = [by_id[key] for key in sorted(drawn)]
     corpus = {thing.id: thing.document for thing in chosen}
 
@@ -106,8 +102,8 @@ def names_task(
     return DomainTask(
         retrieval("test", drawn[:num_test]),
         retrieval("dev", drawn[num_test : num_test + num_dev]),
-        pair_table((alias, thing.document) for thing in train for alias in thing.names),
-        Dataset.from_dict({"text": [thing.document for thing in train]}),
+        table(((alias, thing.document) for thing in train for alias in thing.names), "query", "document"),
+        table(((thing.document,) for thing in train), "text"),
         licence,
         records(chosen),
     )
@@ -152,7 +148,7 @@ def records(things: Iterable[Thing]) -> Dataset:
                 side = "document" if one == thing.document else "query"
                 yield from ((one, f"{known}, also called {other}.", side) for other in thing.names if other != one)
 
-    return record_table(said())
+    return table(said(), "name", "text", "side")
 
 
 def alike(one: str, other: str) -> float:

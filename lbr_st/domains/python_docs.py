@@ -12,18 +12,15 @@ import io
 import re
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from lbr_st.data.texts import normalise
-from lbr_st.domains.definitions import DomainTask, Entity, group_entities, make_task, pair_table, record_table
+from lbr_st.domains.definitions import DomainTask, Entity, alone, make_task, table
 from lbr_st.errors import LBRError
 from lbr_st.wheels import fetch_wheel
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 FunctionNode: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -63,7 +60,6 @@ LICENCE = "Python functions of " + ", ".join(
 
 FEWEST_WORDS = 4  # of a sentence
 FEWEST_CHARACTERS = 40  # letters and digits of a body; less is a getter or hands on to another function
-
 MOST_PASSAGES = 3  # of a function's documentation; the first ones
 # Tests, and copies of other packages.
 SKIPPED_PATH = re.compile(
@@ -106,7 +102,7 @@ class Function:
     passages: tuple[str, ...] = ()
 
 
-def pydoc_task(seed: int = 0, num_documents: int | None = None, num_dev: int = 500, num_test: int = 1000) -> DomainTask:
+def pydoc_task(**numbers: Any) -> DomainTask:
     """Return the code task: which function does what this sentence says?
 
     Dev, test and the corpus are functions of some packages, training pairs and texts those of others. A function is
@@ -114,111 +110,77 @@ def pydoc_task(seed: int = 0, num_documents: int | None = None, num_dev: int = 5
     sentence has one right answer, and nothing trained on is a copy of anything asked for.
 
     Args:
-        seed: Another seed draws other queries.
-        num_documents: Functions in the corpus; None for all usable ones of the evaluation's packages.
-        num_dev: Dev queries.
-        num_test: Test queries.
+        **numbers: As for :func:`~lbr_st.domains.definitions.make_task`; by default the corpus holds all functions.
 
     Raises:
         LBRError: A wheel is not available, or the numbers are more than the packages hold.
     """
-    return make_pydoc_task(
-        read_functions(EVALUATION_PACKAGES),
-        read_functions(TRAINING_PACKAGES),
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
-    )
+    return make_pydoc_task(read_functions(EVALUATION_PACKAGES), read_functions(TRAINING_PACKAGES), **numbers)
 
 
-def pydoc_open_task(
-    seed: int = 0, num_documents: int | None = 2000, num_dev: int = 300, num_test: int = 800
-) -> DomainTask:
+def pydoc_open_task() -> DomainTask:
     """Return the code task over functions whose docstring goes on after the sentence that is asked.
 
     What it goes on to say is the text of :attr:`~lbr_st.domains.definitions.DomainTask.records`, for all functions that
     are searched: a library's documentation mentions what is asked for in other words. Training pairs are of other
-    packages, as in :func:`pydoc_task`, which has the same arguments.
+    packages, as in :func:`pydoc_task`.
     """
     functions = {key: one for key, one in read_functions(EVALUATION_PACKAGES).items() if one.passages}
-    task = make_pydoc_task(
-        functions,
-        read_functions(TRAINING_PACKAGES),
-        seed=seed,
-        num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
-    )
-    return opened(task, functions)
+    training = read_functions(TRAINING_PACKAGES)
+    return opened(make_pydoc_task(functions, training, num_documents=2000, num_dev=300, num_test=800), functions)
 
 
 def make_pydoc_task(
     evaluation: Mapping[str, Function],
     training: Mapping[str, Function],
     *,
-    seed: int,
-    num_documents: int | None,
-    num_dev: int,
-    num_test: int,
+    num_documents: int | None = None,
+    **numbers: Any,
 ) -> DomainTask:
     """Return the task of :func:`pydoc_task`, over given functions by their ids."""
-    searched, trained = ([_entity(key, one) for key, one in side.items()] for side in (evaluation, training))
     # The same code under two names counts as one, since the body is a synonym.
-    single = {group[0].id for group in group_entities([*searched, *trained]) if len(group) == 1}
-    searched, trained = ([one for one in side if one.id in single] for side in (searched, trained))
-    if num_documents is None:
-        num_documents = len({normalise(one.definition) for one in searched})
+    entities = [Entity(key, f.sentence, f.source, (f.body,)) for key, f in (*evaluation.items(), *training.items())]
+    single = alone(entities)
     task = make_task(
-        searched,
+        [one for one in single if one.id in evaluation],
         name="pydoc-functions",
         description="Given the first sentence of a docstring, find the Python function it describes.",
         licence=LICENCE,
-        seed=seed,
         num_documents=num_documents,
-        num_dev=num_dev,
-        num_test=num_test,
+        **numbers,
     )
-    pairs = pair_table((one.name, one.definition) for one in trained)
+    trained = [one for one in single if one.id in training]
     return replace(
-        task, train_pairs=pairs, train_texts=pairs.select_columns("document").rename_column("document", "text")
+        task,
+        train_pairs=table(((one.name, one.definition) for one in trained), "query", "document"),
+        train_texts=table(((one.definition,) for one in trained), "text"),
     )
 
 
 def opened(task: DomainTask, functions: Mapping[str, Function]) -> DomainTask:
     """Return a code task with the documentation of what is searched as its records.
 
+    There are two records for each of the first three passages that a docstring goes on with. In one the code is the
+    name and the passage its text (``side`` "document"). The other is the reverse ("query", since a passage is prose, as
+    a query is). A passage that holds a query, up to case, space and punctuation, is left out.
+
     Args:
         task: As :func:`make_pydoc_task` gives it.
         functions: By id, at least those that are searched.
     """
-    asked = [*task.test.queries.values(), *task.dev.queries.values()]
+    asked = [normalise(query) for one in (task.test, task.dev) for query in one.queries.values()]
+    rows: list[tuple[str, str, str]] = []
+    for function in (functions[key] for key in task.test.corpus):
+        for passage in function.passages[:MOST_PASSAGES]:
+            known = normalise(passage)
+            if not any(query in known for query in asked):
+                rows += [(function.source, passage, "document"), (passage, function.source, "query")]
     return replace(
         task,
         test=replace(task.test, name="pydoc-open-test"),
         dev=replace(task.dev, name="pydoc-open-dev"),
-        records=documentation((functions[key] for key in task.test.corpus), asked),
+        records=table(rows, "name", "text", "side"),
     )
-
-
-def documentation(functions: Iterable[Function], asked: Iterable[str]) -> Dataset:
-    """Return what the docstrings of functions say after their first sentence, as ``name``, ``text`` and ``side``.
-
-    There are two rows for each passage. In one the code is the name and the passage its text (``side`` "document"). The
-    other is the reverse ("query", since a passage is prose, as a query is).
-
-    Args:
-        functions: With passages, of which the first three are used.
-        asked: Queries. A passage that holds one of them, up to case, space and punctuation, is left out.
-    """
-    forbidden = [normalise(query) for query in asked]
-    rows: list[tuple[str, str, str]] = []
-    for function in functions:
-        for passage in function.passages[:MOST_PASSAGES]:
-            known = normalise(passage)
-            if not any(query in known for query in forbidden):
-                rows += [(function.source, passage, "document"), (passage, function.source, "query")]
-    return record_table(rows)
 
 
 def read_functions(packages: tuple[Package, ...]) -> dict[str, Function]:
@@ -245,16 +207,12 @@ def read_functions(packages: tuple[Package, ...]) -> dict[str, Function]:
     return found
 
 
-def _entity(key: str, function: Function) -> Entity:
-    return Entity(key, function.sentence, function.source, (function.body,))
-
-
 def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
     """Yield the usable functions and methods of a module, in their order; those inside a function are part of it.
 
-    Usable: the docstring's first sentence has four words or more, and neither it nor the function's own compound
-    name gives the other away (the sentence does not stand in the code, as in a comment, and does not hold the name);
-    the body does more than pass, raise or return a constant and has 40 letters and digits or more; it is no test.
+    Usable: the docstring's first sentence has four words or more. It does not stand in the code, as in a comment, and
+    does not hold the function's own compound name. The body does more than pass, raise or return a constant and has 40
+    letters and digits or more. It is no test.
 
     Args:
         raw: The module's bytes, in the encoding it declares.

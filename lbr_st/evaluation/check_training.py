@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lbr_st.data import RetrievalSet, read_pairs, read_texts
-from lbr_st.data.contamination import ContaminationCheck as Evaluation
+from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.lines import missing_column, read_json_records, read_lines
+from lbr_st.data.lines import read_json_records, read_lines, refuse_missing
+from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
@@ -21,7 +22,7 @@ from lbr_st.training.data import recipe_columns
 
 
 def check_training(
-    sources: Sequence[str], against: Sequence[str], config: DataConfig, *, threshold: float = 0.8, seed: int = 0
+    sources: Sequence[str], against: Sequence[str], config: DataConfig, *, threshold: float = 0.8
 ) -> tuple[list[ContaminationReport], dict[str, str]]:
     """Check training sources against suites.
 
@@ -30,7 +31,6 @@ def check_training(
         against: What :func:`lbr_st.evaluation.suites.plan` understands; of a domain task, both test and dev.
         config: Names the columns and the split of the sources.
         threshold: Jaccard similarity from which two texts are near duplicates.
-        seed: Of the MinHash permutations.
 
     Returns:
         A report for each source, and evaluation task → why it could not be checked against.
@@ -45,7 +45,7 @@ def check_training(
             where=", ".join(against),
             fix="Name a suite or a folder that can be read here.",
         )
-    evaluation = Evaluation(sets, threshold=threshold, seed=seed)
+    evaluation = ContaminationCheck(sets, threshold=threshold)
     names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
     reports = []
     for source in sources:
@@ -147,7 +147,7 @@ def training_columns(
     present = _columns_of(source, list(named.values()), split)
     found = {name: column for name, column in named.items() if column in present}
     if not found:
-        raise missing_column(" or ".join(named.values()), present, str(source))
+        refuse_missing([" or ".join(named.values())], present, str(source))
     return {name: read_texts(source, column=column, split=split)["text"] for name, column in found.items()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.compute import Precision
-from lbr_st.data import RetrievalSet, read_beir
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task

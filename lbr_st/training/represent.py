@@ -23,10 +23,8 @@ from lbr_st.training.tokens import Column, tokenized
 from lbr_st.training.trainer import train
 
 DEPTH = 1000
-
-
-"""How far down a query's ranking hard negatives are searched. A model before stage 2 may rank the right answer low, and
-near misses lie below it: a smaller depth would leave out just the hardest queries."""
+"""How far down a query's ranking hard negatives are searched. Near misses lie below the right answer, which a model
+before stage 2 may rank low."""
 
 
 def represent(
@@ -44,12 +42,10 @@ def represent(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to put queries next to their documents.
 
-    :class:`~lbr_st.training.ranking.TokenBudgetRankingLoss` on the embedding that stage 1 filled, with the model's own
-    query and document prompts and no text twice in a batch.
-
-    Two processes with 32 pairs each, whose documents are gathered, are one with 64. Accumulated batches
-    (``gradient_accumulation_steps``) are *not* a larger batch, since each has its own documents as negatives only. For
-    many negatives in little memory, set ``mini_batch_tokens``.
+    The loss is :class:`~lbr_st.training.ranking.TokenBudgetRankingLoss`, with the model's own query and document
+    prompts and no text twice in a batch. Two processes with 32 pairs each, whose documents are gathered, are one with
+    64. Accumulated batches are *not* a larger batch, since each has only its own documents as negatives. For many
+    negatives in little memory, set ``mini_batch_tokens``.
 
     Args:
         model: A training model, after :func:`~lbr_st.training.learn.learn` or fresh.
@@ -115,8 +111,8 @@ def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Mod
 def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) -> Dataset:
     """Add to each pair the documents of other pairs that come nearest below its own.
 
-    Documents within 5% of the right answer's score or above it are left out, and so is the nearest of all: they may be
-    right answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
+    Documents within 5% of the right answer's score or above it, and the nearest of all, are left out: they may be right
+    answers too (NV-Retriever, arXiv 2407.15831). Scores are cosines of centred embeddings: see :class:`_Centred`.
 
     Args:
         model: Encodes queries and documents.
@@ -153,10 +149,9 @@ def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) 
 class _Centred:
     """A model whose embeddings have had their mean subtracted, of queries and of documents each.
 
-    Before stage 2 all embeddings point nearly the same way: cosines between queries and documents, right and wrong
-    ones, lay between 0.92 and 0.98 after stage 1. Every document was within 5% of the right answer, and no query had a
-    near miss. Without what they share the margin means what it means for a trained model (Mu and Viswanath, 2018,
-    arXiv 1702.01417).
+    Before stage 2 all embeddings point nearly the same way: every document is within 5% of the right answer, and no
+    query has a near miss. Without what they share the margin means what it means for a trained model (Mu and
+    Viswanath, 2018, arXiv 1702.01417).
     """
 
     def __init__(self, model: SentenceTransformer) -> None:

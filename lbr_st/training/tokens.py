@@ -1,8 +1,6 @@
-"""Tokenise a dataset once, in parallel, to Arrow on disk.
+"""Tokenises a dataset once, in parallel, to memory-mapped Arrow files.
 
-Token datasets are memory-mapped, so they never have to fit in memory. They are found again by what they were made of:
-texts, tokenizer, prompts and lengths, not by paths or times. A run that is moved to another machine with its folder
-therefore tokenises nothing again.
+They are found again by what they were made of (texts, tokenizer, prompts, lengths), also on another machine.
 """
 
 from __future__ import annotations
@@ -26,31 +24,16 @@ from lbr_st.data.texts import digests
 from lbr_st.files import alone, new_folder
 
 FORMAT = 3
-
-
-"""Of the files. Raise it to have all of them made again."""
-
-
+"""Raise it to have all token files made again."""
 NUM_TOKENS = "num_tokens"
-
-
 """The column with a row's number of tokens, all its texts together."""
-
-
 DIGEST = "_digest"
-
-
 """Appended to a text column's name for the column with digests of its texts, without prompts: uint64."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is tokenised.
-
-    Args:
-        prompt: Put before every text.
-        max_length: Most tokens, special tokens included; None for the tokenizer's own maximum.
-    """
+    """How a column is tokenised: the prompt before every text, and the most tokens (None: the tokenizer's maximum)."""
 
     prompt: str = ""
     max_length: int | None = None
@@ -63,20 +46,17 @@ def tokenized(
     *,
     cache_dir: Path | str | None = None,
 ) -> Dataset:
-    """Return a dataset's texts as token ids, made once and read back from then on.
-
-    The ids are those that the model's own ``preprocess`` gives, special tokens included. A large dataset is tokenised
-    in as many processes as there are cores, a small one by the tokenizer's own threads.
+    """Return a dataset's texts as the token ids that the model's own ``preprocess`` gives, special tokens included.
 
     Args:
-        dataset: Holds a column of texts for each of ``columns``.
+        dataset: Has a column of texts for each of ``columns``.
         tokenizer: The model's.
         columns: Which columns, in which order, and how.
         cache_dir: Where the token files are kept; None keeps them in memory.
 
     Returns:
-        A dataset of the same rows with, for each column, its ids under its own name (lists of int32) and
-        ``<name>_digest`` (uint64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
+        The same rows with, for each column, its ids under its own name (lists of int32) and ``<name>_digest``
+        (uint64, of the text without the prompt), and ``num_tokens`` (int32, of the whole row).
     """
     dataset = dataset.select_columns(list(columns))
     options = {name: asdict(column) for name, column in columns.items()}
@@ -148,10 +128,9 @@ def _key(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict[str
 
 
 def _kept(folder: Path) -> Dataset | None:
-    """Return the token dataset in a folder; None if there is none that can be read."""
     try:
         return _read(folder)
-    except (OSError, ValueError):  # pyarrow's own errors are among these
+    except (OSError, ValueError):  # none, or cut off: pyarrow's own errors are among these
         return None
 
 
@@ -161,11 +140,7 @@ def _read(folder: Path) -> Dataset:
 
 @dataclass
 class TokenCollator(SentenceTransformerDataCollator):
-    """Batches of token rows, padded: what Sentence Transformers' collator makes of texts.
-
-    Args:
-        pad_token_id: Fills up shorter rows, on the right.
-    """
+    """Pads batches of token rows on the right: the same batches that Sentence Transformers' collator makes of texts."""
 
     pad_token_id: int = 0
 

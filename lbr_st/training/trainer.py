@@ -41,14 +41,8 @@ from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
-
-
 """Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
-
-
 SECONDS_TO_A_SECOND_ONE = 1.0
-
-
 """A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
 
 
@@ -66,13 +60,13 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place on token rows, as either stage; return the trainer's log.
 
-    With ``eval_dataset`` or ``evaluator`` the held-out loss or another score is measured every ``config.eval_steps``
-    steps. All other arguments are those of :func:`training_arguments`.
+    ``eval_dataset`` or ``evaluator`` are measured every ``config.eval_steps`` steps. ``options`` are those of
+    :func:`training_arguments`.
     """
-    evaluate = evaluator is not None or eval_dataset is not None
+    options["evaluate"] = evaluator is not None or eval_dataset is not None
     trainer = LBRTrainer(
         model=model,
-        args=training_arguments(model, loss, output_dir, config, evaluate=evaluate, **options),
+        args=training_arguments(model, loss, output_dir, config, **options),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         loss=loss,
@@ -97,18 +91,17 @@ def training_arguments(
     """Return the training arguments of a stage.
 
     Args:
-        model: The model to train. Its device and parameters decide precision and learning-rate groups.
-        loss: The loss, which may have parameters of its own.
+        model: Its device decides the precision.
+        loss: Its parameters are trained; :data:`ALL_NEW_PARAMETERS` take ``config.token_learning_rate``.
         output_dir: Where checkpoints go, every ``config.eval_steps`` steps.
-        config: Steps, batch size, learning rates. The rates rise linearly over the warmup and fall to zero along a
-            cosine. ``token_learning_rate`` is for :data:`ALL_NEW_PARAMETERS`. A model without bottleneck tokens has
-            none: its trained row is the base's own end-of-text row, which keeps the ordinary rate.
+        config: Steps, batch size, learning rates, which rise linearly over the warmup and fall to zero along a cosine.
         evaluate: Evaluate every ``config.eval_steps`` steps.
         precision: See :func:`~lbr_st.compute.use_bfloat16`.
         seed: Seed of data order and dropout.
         show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
+    # Without bottleneck tokens nothing is new: the one trained row is the base's own end-of-text row.
     any_new = bool(backbone_of(model).bottleneck_ids) and any(
         re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters()
     )
@@ -148,23 +141,21 @@ class LBRTrainer(SentenceTransformerTrainer):
     """A :class:`~sentence_transformers.SentenceTransformerTrainer` for token rows, which can be stopped and resumed.
 
     - The generative loss is the mean over all tokens of a step, in however many accumulated batches and processes. A
-      plain trainer takes the mean of the batches' means, where a token of a batch with few tokens weighs more.
+      plain trainer takes the mean of the batches' means, in which short batches weigh too much.
     - It stops before the optimiser steps if a loss or gradient is not finite, and names the step and some rows. Neither
       the weights nor the last checkpoint are touched.
     - SIGINT and SIGTERM end it after the current step, which is saved. A resumed run gives the same weights to the bit.
-    - Under FSDP2 the first process saves whole checkpoints, which any number of processes can resume from. The model
-      stays spread; :func:`whole_model` returns it whole.
-
-    Datasets are those of :func:`lbr_st.training.tokens.tokenized`.
+    - Under FSDP2 checkpoints are whole: any number of processes can resume from them. The model stays spread;
+      :func:`whole_model` returns it whole.
 
     Raises:
-        LBRError: A loss or gradient is NaN or infinite, or FSDP cannot spread the model.
+        LBRError: A loss or gradient is NaN or infinite, or the launch is for FSDP 1.
         Interrupted: It was asked to stop.
     """
 
     def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
         prepare_sharding(model)
-        # FSDP takes the model apart in place. The first process keeps another one, to put what is saved into.
+        # FSDP takes the model apart in place, so what is saved goes through a copy.
         self._whole = copy.deepcopy(model).to("cpu") if shards() and is_first() else None
         collator = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
         super().__init__(model=model, data_collator=collator, **kwargs)
@@ -172,11 +163,11 @@ class LBRTrainer(SentenceTransformerTrainer):
         self._features: list[dict[str, Any]] = []
         self._mean_counts: dict[str, float] | None = None
 
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Leave out Sentence Transformers' own card, which quotes training texts. A release writes its own."""
+    def add_model_card_callback(self, *_: Any) -> None:
+        """Leave out Sentence Transformers' own card, which quotes training texts."""
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure on every held-out row; under DDP training leaves out a last batch that is not full."""
+        """Measure on every held-out row, also where training leaves out a last batch that is not full."""
         before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(*args, **kwargs)
@@ -184,7 +175,7 @@ class LBRTrainer(SentenceTransformerTrainer):
             self.args.dataloader_drop_last = before
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as Sentence Transformers does; with ``resume_from_checkpoint`` True, from :func:`newest_checkpoint`."""
+        """Train as Sentence Transformers does; True resumes from :func:`newest_checkpoint`, if there is one."""
         if resume_from_checkpoint is True:
             found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
             resume_from_checkpoint = str(found) if found else None
@@ -197,8 +188,7 @@ class LBRTrainer(SentenceTransformerTrainer):
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
                 self.remove_callback(request)
         finally:
-            # accelerate leaves its autocast around the model's forward. A later encode would silently run in
-            # bfloat16, and differ from the same model read from disk.
+            # accelerate leaves its autocast around the model's forward: a later encode would run in bfloat16.
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             model.__dict__.pop("forward", None)
             if self.args.gradient_checkpointing:
@@ -226,12 +216,12 @@ class LBRTrainer(SentenceTransformerTrainer):
         return fetched
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as Sentence Transformers does, with the counts of the whole step, and check it."""
+        """Compute the loss with the token counts of the whole step, and refuse one that is not finite."""
         self._features, _ = self.collect_features(inputs)
         training = self.model.training
         generative = self.loss if isinstance(self.loss, IBGenerativeLoss) else None
         if generative is not None and training:
-            # Every batch divides its sums by the mean count of a batch. The mean of these is the mean over all tokens.
+            # Sums divided by the mean count of a batch: the mean of these over the batches is that over all tokens.
             generative.shared_counts = self._mean_counts
         try:
             # accelerate casts inside the model's own forward only, and stage 1 calls the decoder below it.
@@ -249,17 +239,17 @@ class LBRTrainer(SentenceTransformerTrainer):
         """Return the error that says what broke, at which step and on which rows."""
         folder = str(self.args.output_dir)
         checkpoint = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+        good = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written yet."
         rows = [ids for features in self._features[:1] for ids in features["input_ids"][:4]]
         texts = [self.model.tokenizer.decode(ids, skip_special_tokens=True) for ids in rows]
         return LBRError(
-            f"{what}. Rows of this batch: {'; '.join(repr(text[:80]) for text in texts)}. "
-            + (f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint was written yet."),
+            f"{what}. Rows of this batch: {'; '.join(repr(text[:80]) for text in texts)}. {good}",
             where=f"step {self.state.global_step + 1}",
             fix="Lower the learning rate, use float32, or look at these rows.",
         )
 
     def _take_if_complete(self, checkpoint: Path) -> bool:
-        """Take the last checkpoint of a training as its result; transformers would train one step beyond it."""
+        """Take the last checkpoint of a finished training; transformers would train one step beyond it."""
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
@@ -287,8 +277,7 @@ class LBRTrainer(SentenceTransformerTrainer):
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         weights = load_model(checkpoint_path, device="cpu").state_dict()  # not next to the model on its device
         if not self.is_fsdp_enabled:
-            load_weights(self.model, weights)
-            return
+            return load_weights(self.model, weights)
         # A weight with two names, such as a tied head, is spread under the first and not found under the second.
         names = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
         weights = {name: tensor for name, tensor in weights.items() if name in names}
@@ -296,8 +285,7 @@ class LBRTrainer(SentenceTransformerTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
+            return super()._save_optimizer_and_scheduler(output_dir)
         # transformers would save the weights a second time, pickled.
         plugin = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
@@ -306,7 +294,7 @@ class LBRTrainer(SentenceTransformerTrainer):
 
 
 def newest_checkpoint(folder: Path | str) -> Path | None:
-    """Return the newest whole checkpoint, if there is one, and remove newer ones: cut off, or of an older format."""
+    """Return the newest whole checkpoint, if there is one, and remove newer ones that are cut off or outdated."""
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if is_marked_whole(checkpoint) and (checkpoint / SCHEDULER_NAME).is_file():
@@ -315,33 +303,23 @@ def newest_checkpoint(folder: Path | str) -> Path | None:
     return None
 
 
-# --- FSDP2 ------------------------------------------------------------------------------------------------------------
-
-
 def shards() -> bool:
     """Tell whether this launch spreads the weights of one model over its processes."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def prepare_sharding(model: SentenceTransformer) -> None:
-    """Tell FSDP how to spread this model: by layers of the decoder, which Sentence Transformers does not name.
+    """Tell FSDP to spread the model by layers of its decoder, which Sentence Transformers does not name.
 
     Raises:
-        LBRError: The launch is for the first version of FSDP, or the base does not name its layers.
+        LBRError: The launch is for FSDP 1.
     """
     if not shards():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise LBRError("is 1, which lbr-st does not train with.", where="fsdp_version", fix="Set it to 2.")
-    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
-    layers = named or ",".join(sorted(getattr(backbone_of(model).model, "_no_split_modules", None) or ()))
-    if not layers:
-        raise LBRError(
-            "the base does not name its layers, which FSDP puts together one at a time.",
-            where="fsdp_transformer_layer_cls_to_wrap",
-            fix="Give the class of its decoder layers there, in the configuration of accelerate.",
-        )
-    os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = layers
+    layers = ",".join(sorted(backbone_of(model).model._no_split_modules or ()))
+    os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", layers)
     os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"  # checkpoints that any number of processes can read
     # accelerate looks for the decoder's last norm among the model's own children and would take Normalize for it.
     cast(Any, model).base_model_prefix = "0"
@@ -355,9 +333,6 @@ def whole_model(model: SentenceTransformer, output_dir: Path | str) -> SentenceT
     checkpoint = newest_checkpoint(output_dir)
     assert checkpoint is not None  # the last step is always saved
     return load_model(checkpoint)
-
-
-# --- when to stop -----------------------------------------------------------------------------------------------------
 
 
 class _FiniteGradients(TrainerCallback):

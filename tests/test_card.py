@@ -1,12 +1,17 @@
-"""The results section of a card: from result files, with all that a reader needs to trust it."""
+"""The card's results section, from result files, and the record of what a release was made of."""
 
+import hashlib
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
+import lbr_st
+from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation import (
+from lbr_st.evaluation.scores import (
     Part,
     TaskScore,
     find_system,
@@ -16,10 +21,15 @@ from lbr_st.evaluation import (
     write_record,
     write_results,
 )
-from lbr_st.publish.card import BEGIN, END, read_results, refresh_card, results_section
+from lbr_st.publish.bundle import read_bundle
+from lbr_st.publish.card import PROVENANCE, git_revision, read_results, refresh_card, results_section
+from lbr_st.publish.stock import release
+from lbr_st.recipe import load_recipe
 
 
 def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):
+    by_query = {f"q{i}": score for i, score in enumerate(scores)}
+    texts = {"queries": {"q0": "a | b"}, "first": {"q0": ("d1", "text")}, "relevant": {"q0": ("d2", "other")}}
     values = {
         "model": model,
         "revision": "r" * 40,
@@ -29,17 +39,7 @@ def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):
         "metric": "ndcg_at_10",
         "score": sum(scores) / len(scores),
         "dataset_revision": "0" * 40,
-        "parts": (
-            Part(
-                "test",
-                "default",
-                15000,
-                {f"q{i}": score for i, score in enumerate(scores)},
-                queries={"q0": "a | b"},
-                first={"q0": ("d1", "text")},
-                relevant={"q0": ("d2", "other")},
-            ),
-        ),
+        "parts": (Part("test", "default", 15000, by_query, **texts),),
         "date": "2026-01-02T03:04:05+00:00",
         "command": f"lbr-st evaluate {model} --suite {task}",
         "versions": {"mteb": "2.26.24"},
@@ -94,25 +94,23 @@ def test_the_section_says_how_when_and_on_what():
     rows = [
         ("ours", score_of(experiment=half)),
         ("BM25", score_of("baseline/bm25")),
+        ("ours", score_of(dataset_revision="2" * 40)),
         ("ours", score_of(task="topics", experiment=half, **CLUSTERING)),
     ]
     text = results_section(rows)
-    assert text.startswith(BEGIN)
-    assert text.endswith(END)
-    assert "| ours | 0.5000 | 0.0000 to 1.0000 |" in text
-    assert "| topics | v_measure | 0.2500 | – | – | 00000000 |  |" in text
-    assert "Scored on 2026-01-02." in text
-    assert "lbr-st evaluate a/b --suite toy\nlbr-st evaluate baseline/bm25 --suite toy" in text
-    assert f"toy `{'0' * 40}`" in text
-    assert "mteb 2.26.24" in text
-    assert "Run with autocast bfloat16: ours." in text
+    assert text.count("| System |") == 2  # scores on other data have a table of their own
+    for said in (
+        "| ours | 0.5000 | 0.0000 to 1.0000 |",
+        "| topics | v_measure | 0.2500 | – | – | 00000000 |  |",
+        "Scored on 2026-01-02.",
+        "lbr-st evaluate a/b --suite toy\nlbr-st evaluate baseline/bm25 --suite toy",
+        f"toy `{'0' * 40}`",
+        "mteb 2.26.24",
+        "Run with autocast bfloat16: ours.",
+    ):
+        assert said in text
     with pytest.raises(LBRError):
         results_section([])
-
-
-def test_scores_on_other_data_have_a_table_of_their_own():
-    text = results_section([("ours", score_of()), ("ours", score_of(dataset_revision="2" * 40))])
-    assert text.count("| System |") == 2
 
 
 def test_the_section_is_replaced_and_the_rest_stays(tmp_path):
@@ -141,10 +139,67 @@ def test_a_card_is_refreshed_from_a_folder_or_a_runs_file(tmp_path):
     text = card.read_text()
     assert text.index("| baseline/bm25 |") < text.index("| a/b |")
     assert "other/x" not in text
-    write_results(tmp_path / "results.json", [("released", score_of(scores=(0.25,)))])
-    assert read_results(tmp_path / "results.json") == [("released", score_of(scores=(0.25,)))]
+    rows = [("released", score_of(scores=(0.25,)))]
+    write_results(tmp_path / "results.json", rows)
+    assert read_results(tmp_path / "results.json") == rows
     refresh_card(card, tmp_path / "results.json")
     assert "| released | 0.2500 | 0.0000 to 1.0000 |" in card.read_text()  # one query says nothing of others
     for path, results in ((tmp_path / "no", tmp_path / "results"), (card, tmp_path / "no"), (card, card)):
         with pytest.raises(LBRError):
             refresh_card(path, results)
+
+
+@pytest.fixture
+def run(toy_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "_plot", lambda work: None)
+    pipeline.run(load_recipe(toy_recipe), tmp_path / "out")
+    return tmp_path
+
+
+def test_a_release_records_seed_versions_data_and_revision(run, toy_recipe):
+    record = json.loads((run / "out" / PROVENANCE).read_text())
+    source = Path(load_recipe(toy_recipe).data.source)
+    content = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert record["data"] == {"source": {"name": source.name, "content": content}}
+    assert record["seed"] == 0
+    assert record["versions"].keys() >= {"python", "torch", "transformers", "sentence-transformers", "peft"}
+    assert record["processes"] == 1
+    assert record["git_revision"] == git_revision(Path(lbr_st.__file__).parent)
+    assert str(run) not in json.dumps(record)
+    # Each stage has it as well, and a release from a stage passes it on.
+    assert json.loads((run / "out-work" / "represent" / PROVENANCE).read_text()) == record
+    release(run / "out-work" / "represent", run / "again")
+    assert json.loads((run / "again" / PROVENANCE).read_text()) == record
+    release(run / "out-work" / "represent", run / "adapter", adapter_only=True)
+    assert read_bundle(run / "adapter").provenance == record
+
+
+def test_the_same_recipe_and_seed_give_the_same_weights_and_another_seed_others(run, toy_recipe):
+    recipe = load_recipe(toy_recipe)
+    pipeline.run(recipe, run / "again")
+    recipe.seed = 1
+    pipeline.run(recipe, run / "other")
+    first, again, other = ((run / name / "model.safetensors").read_bytes() for name in ("out", "again", "other"))
+    assert first == again
+    assert first != other
+
+
+def test_the_revision_of_a_checkout(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "code.py").write_text("a")
+    assert git_revision(tmp_path / "package") is None
+    git("init")
+    assert git_revision(tmp_path / "package") is None  # not tracked, as an installed package in a project's .venv
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = git_revision(tmp_path / "package")
+    assert clean is not None
+    assert len(clean) == 40
+    (tmp_path / "elsewhere").write_text("a change that is not the package's")
+    assert git_revision(tmp_path / "package") == clean
+    (tmp_path / "package" / "code.py").write_text("b")
+    assert git_revision(tmp_path / "package") == f"{clean}-dirty"

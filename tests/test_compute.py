@@ -1,11 +1,13 @@
-"""A computation as the forward pass of a wrapped model: the wrapper sees it, and the model is as before."""
+"""How computing is spread: encoding without padding, and a computation as the forward pass of a wrapped model."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lbr_st.compute import in_forward_of, unwrapped
+import lbr_st
+from lbr_st.compute import encoding_options, in_forward_of, unwrapped
+from lbr_st.model import load
 
 
 class Wrapper(nn.Module):
@@ -44,26 +46,25 @@ def test_an_error_leaves_the_model_as_it_was(model):
         assert torch.equal(model(x), x + 1)
         raise ValueError("broken")
 
-    with pytest.raises(ValueError, match="broken"):
-        in_forward_of(Wrapper(model), fails, torch.ones(1))
-    assert model.__dict__["forward"] is patched
-
-
-def test_a_wrapper_that_fails_first_leaves_the_model_as_it_was(model):
     class Refuses(Wrapper):
         def forward(self, *args):
-            raise RuntimeError("not now")
+            raise ValueError("broken")
 
-    with pytest.raises(RuntimeError, match="not now"):
-        in_forward_of(Refuses(model), model)
-    assert "forward" not in model.__dict__
+    for wrapper in (Wrapper, Refuses):  # in the computation, and before it
+        with pytest.raises(ValueError, match="broken"):
+            in_forward_of(wrapper(model), fails, torch.ones(1))
+        assert model.__dict__["forward"] is patched
 
 
 @pytest.fixture
-def one_process(tmp_path):
+def one_process():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+def never(*args):
+    raise AssertionError("waits for other processes, or runs copies")
 
 
 def test_gradients_are_reduced_and_measurements_wait_for_nobody(model, one_process, monkeypatch):
@@ -74,18 +75,12 @@ def test_gradients_are_reduced_and_measurements_wait_for_nobody(model, one_proce
     # The weight is used past the model's own forward, the bias not at all.
     assert sorted(torch.cat(reduced).tolist()) == [0, 3, 3]
 
-    def never(*args):
-        raise AssertionError("waits for other processes")
-
     monkeypatch.setattr(DistributedDataParallel, "forward", never)
     with torch.no_grad():
         assert in_forward_of(wrapper, lambda x: x.sum(), torch.ones(3)) == 3
 
 
 def test_copies_on_several_gpus_are_not_run(model, monkeypatch):
-    def never(*args):
-        raise AssertionError("runs copies")
-
     monkeypatch.setattr(nn.DataParallel, "forward", never)
     in_forward_of(nn.DataParallel(model), lambda x: model(x).sum(), torch.ones(3, 2)).backward()
     assert model.weight.grad.tolist() == [[3, 3]]
@@ -101,3 +96,20 @@ def test_wrappers_are_seen_through(model):
     assert unwrapped(model) is model
     assert unwrapped(Wrapper(Wrapper(model))) is model
     assert unwrapped(Wrapper(torch.compile(model))) is model
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_unpadded_only_where_flash_attention_can_run(monkeypatch, cuda, flash, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: flash)
+    wanted = {"attn_implementation": "flash_attention_2"} if cuda and flash and precision == "bfloat16" else {}
+    assert encoding_options(precision) == wanted
+
+
+def test_the_options_reach_the_model(monkeypatch, tiny_base, tmp_path):
+    released = str(lbr_st.release(lbr_st.build_model(tiny_base("llama"), device="cpu"), tmp_path / "released"))
+    monkeypatch.setattr(load, "encoding_options", lambda precision: {"attn_implementation": precision})
+    loaded, _, _ = load.load_by_name(released, "eager")
+    assert loaded[0].model.config._attn_implementation == "eager"

