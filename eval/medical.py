@@ -1,6 +1,6 @@
-"""Score any Sentence Transformers model on medicine: MONDO name → definition offline, MTEB(Medical, v1) on the hub.
+"""Score any Sentence Transformers model on medicine: Mondo name → definition offline, MTEB(Medical, v1) on the hub.
 
-python eval/medical.py lbr-medical
+python eval/medical.py lbr-med
 """
 
 import sys

@@ -1,7 +1,7 @@
 """lbr-chem: chemistry, from ChEBI and names of compounds. For a domain of your own, see recipes/README.md.
 
 python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
-python recipes/chem.py --output lbr-chem             # the full form, which ships: two hours
+python recipes/chem.py --output lbr-chem             # the model that ships: two hours
 """
 
 import sys
@@ -13,7 +13,7 @@ FULL = Recipe(
     name="lbr-chem",
     model=ModelConfig(max_seq_length=128, lora_rank=16, lora_alpha=32),
     data=DataConfig(source="chebi", also=["compounds"]),
-    # Records are the open regime: what is said of every compound, those that `compounds` asks for among them.
+    # Records are the open regime: they say what every compound is called, also those that `compounds` asks for.
     learn=LearnConfig(
         pairs=["records", "natural"],
         max_steps=160,
@@ -35,7 +35,7 @@ FULL = Recipe(
         warmup_steps=40,
         eval_steps=50,
     ),
-    # The slice of the quick form; `lbr-st evaluate` scores all of it.
+    # The quick form's slice, for speed. `lbr-st evaluate` scores the whole task.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=36, learn_batch_size=32)

@@ -1,7 +1,7 @@
 """lbr-code: Python functions by what they do, from docstrings. For a domain of your own, see recipes/README.md.
 
 python recipes/code.py --quick --output lbr-code     # minutes on two CPU cores
-python recipes/code.py --output lbr-code             # the full form, which ships: two hours, or minutes on a GPU
+python recipes/code.py --output lbr-code             # the model that ships: two hours, or minutes on a GPU
 """
 
 import sys
@@ -32,7 +32,7 @@ FULL = Recipe(
         token_learning_rate=5e-3,
         warmup_steps=40,
     ),
-    # The slice of the quick form; `lbr-st evaluate` scores all of it.
+    # The quick form's slice, for speed. `lbr-st evaluate` scores the whole task.
     evaluate=EvaluateConfig(num_queries=300, num_documents=2000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=64, learn_batch_size=24)

@@ -1,7 +1,7 @@
 """lbr-med: diseases and phenotypes, from Mondo and HPO. For a domain of your own, see recipes/README.md.
 
 python recipes/medical.py --quick --output lbr-med     # minutes on two CPU cores
-python recipes/medical.py --output lbr-med             # the full form, which ships: two hours, or minutes on a GPU
+python recipes/medical.py --output lbr-med             # the model that ships: two hours, or minutes on a GPU
 """
 
 import sys
@@ -13,7 +13,7 @@ FULL = Recipe(
     name="lbr-med",
     model=ModelConfig(max_seq_length=128, lora_rank=16, lora_alpha=32),
     data=DataConfig(source="mondo", also=["conditions"], synonyms=True),
-    # The open regime: what is said of every condition, those that `conditions` asks for among them; and definitions.
+    # Records are the open regime: they say what every condition is called, also those that `conditions` asks for.
     learn=LearnConfig(
         pairs=["records", "natural"],
         max_steps=400,
@@ -33,7 +33,7 @@ FULL = Recipe(
         token_learning_rate=5e-3,
         warmup_steps=40,
     ),
-    # The slice of the quick form; `lbr-st evaluate` scores all of it.
+    # The quick form's slice, for speed. `lbr-st evaluate` scores the whole task.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )
 QUICK = quick_form(FULL, max_seq_length=36, learn_batch_size=32)
