@@ -16,7 +16,17 @@ import yaml
 
 from lbr_st.errors import LBRError
 from lbr_st.files import without_place, write_whole
-from lbr_st.recipe_arguments import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Seed, check_value, did_you_mean, read_values
+from lbr_st.recipe_arguments import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    check_value,
+    did_you_mean,
+    read_values,
+)
 
 
 @dataclass
