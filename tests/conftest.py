@@ -10,15 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from functools import cache
 
 import pytest
+from architectures import WINDOW
 
 pytest_plugins = ["ib_reference", "no_bottleneck", "proof_harness"]
-
-ARCHITECTURES = ["llama", "llama-untied", "mistral", "qwen2", "qwen3", "gpt-neox", "gemma2", "gemma3"]
-"""Every decoder-only kind that ``tiny_base`` writes. gemma2 and gemma3 mix sliding and global layers, mistral only has
-sliding ones, all with a window of :data:`WINDOW`; gemma2 caps its logits; llama-untied and gpt-neox have a head of
-their own."""
-
-WINDOW = 6
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 

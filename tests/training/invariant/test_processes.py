@@ -18,7 +18,7 @@ from two_processes import SCENARIOS
 from lbr_st.model.build import build_model
 
 KINDS = ["llama", "llama-untied"]
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[2] / "helpers"
 UNGATHERED = "not gathered"
 FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces"}
 
@@ -40,7 +40,7 @@ def of_two(bases, tmp_path_factory, request):
         (folder / "bases" / kind).symlink_to(base)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *(str(HERE / "two_processes.py"), str(folder / "bases"), str(folder / "out"), *names),
+        *(str(HELPERS / "two_processes.py"), str(folder / "bases"), str(folder / "out"), *names),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)

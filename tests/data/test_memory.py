@@ -56,7 +56,7 @@ def test_memory_stays_small(evaluation, tmp_path, kind, monkeypatch):
         rows = ({"_id": f"{n}", "title": "", "text": text} for n, text in enumerate((*texts(), asked)))
         write_lines(source / "corpus.jsonl", rows)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    program = [sys.executable, str(Path(__file__).with_name("peak_memory.py")), str(folder), str(source)]
+    program = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "peak_memory.py"), str(folder), str(source)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

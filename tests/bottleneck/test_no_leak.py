@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 
 import lbr_st.model.mask
 from lbr_st.bottleneck.loss import IBGenerativeLoss

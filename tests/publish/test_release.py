@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from datasets import Dataset
 from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token, pieces
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments

@@ -18,7 +18,7 @@ from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.learn import learn
 from lbr_st.training.represent import represent
 
-PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
+PROOF = Path(__file__).parents[2] / "benchmarks" / "proof"
 PAIRS = [(f"acid {n}", f"the salt of acid {n}, a base " * (n % 3 + 1)) for n in range(32)]
 QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}
 

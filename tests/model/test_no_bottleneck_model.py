@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from no_bottleneck import altered, new_model, own_ids
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer

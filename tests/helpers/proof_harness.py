@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-PROOF = Path(__file__).parent.parent / "benchmarks" / "proof"
+PROOF = Path(__file__).parents[2] / "benchmarks" / "proof"
 
 
 @pytest.fixture(scope="module")

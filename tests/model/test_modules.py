@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from tiny_models import TEXTS, K, encode, new_model
 from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer
 

@@ -5,7 +5,7 @@
 3. With Matryoshka sizes, loss and gradients are those of Sentence Transformers' own, whole or in pieces.
 4. A batch within the budget is embedded in one pass where that costs no padding, and queries apart elsewhere.
 
-Two processes that gather each other's documents are in tests/invariant/test_processes.py.
+Two processes that gather each other's documents are in invariant/test_processes.py.
 """
 
 import pytest

@@ -20,7 +20,7 @@ from lbr_st.evaluation.systems import bm25_system, model_digest
 
 mteb = pytest.importorskip("mteb")
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 # With vectors fixed by hand: each text is "x y", its direction in the plane.
 PLANE = RetrievalSet(

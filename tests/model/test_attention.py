@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, WINDOW
+from architectures import ARCHITECTURES, WINDOW
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

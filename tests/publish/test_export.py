@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.cli import main

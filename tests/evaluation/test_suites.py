@@ -228,7 +228,7 @@ def test_the_command_line(saved, folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_script_of_each_suite(suite):
-    script = Path(__file__).parents[1] / "eval" / f"{suite}.py"
+    script = Path(__file__).parents[2] / "eval" / f"{suite}.py"
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
     assert "--suite" in done.stdout
     assert f'SUITE = "{suite}"' in script.read_text()

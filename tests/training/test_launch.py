@@ -15,7 +15,7 @@ from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.training.trainer import prepare_sharding
 
-PROGRAM = str(Path(__file__).with_name("launched.py"))
+PROGRAM = str(Path(__file__).parents[1] / "helpers" / "launched.py")
 
 
 def launch(kind, recipe, output, tmp_path, stop_at=None):

@@ -14,7 +14,7 @@ from lbr_st.errors import LBRError
 from lbr_st.files import only_run
 from lbr_st.recipe import load_recipe
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def program(tmp_path, *words, before=()):
@@ -29,7 +29,7 @@ def program(tmp_path, *words, before=()):
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_interrupted_at_random_points_it_loses_nothing(toy_recipe, tmp_path, kills):
     (tmp_path / "runs").mkdir()
-    result = program(tmp_path, HERE / "torture.py", toy_recipe, tmp_path / "runs", kills, 0)
+    result = program(tmp_path, HELPERS / "torture.py", toy_recipe, tmp_path / "runs", kills, 0)
     assert result["faults"] == []
     assert result["killed"] == kills
     assert result["completed"] >= 1
@@ -56,7 +56,7 @@ def _namespaces():
 @pytest.mark.skipif(not _namespaces(), reason="no mount namespaces for a small disk")
 def test_on_a_full_or_read_only_disk_nothing_is_lost(toy_recipe, tmp_path):
     (tmp_path / "disks").mkdir()
-    found = program(tmp_path, HERE / "full_disk.py", toy_recipe, tmp_path / "disks", before=["unshare", "-rm"])
+    found = program(tmp_path, HELPERS / "full_disk.py", toy_recipe, tmp_path / "disks", before=["unshare", "-rm"])
     *full, read_only = found
     assert len(full) == 7
     for attempt in full:

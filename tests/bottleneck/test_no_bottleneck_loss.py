@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from architectures import ARCHITECTURES
 from no_bottleneck import CONTEXTS, TARGETS, causal_lm_loss, columns, new_model, own_ids
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parent.parent / "benchmarks" / "rows.py"
+FILE = Path(__file__).parents[2] / "benchmarks" / "rows.py"
 
 
 @pytest.fixture(scope="module")
