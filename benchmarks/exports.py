@@ -63,19 +63,20 @@ def inside(path: str) -> None:
     for model in (plain, export):  # the first call compiles
         seconds(model)
     times = [(seconds(plain), seconds(export)) for _ in range(request["pairs"])]
-    for name, model in (("torch", plain), ("export", export)):
+    for folder, model in ((work.parent, plain), (work, export)):
         for kind, function in (("queries", model.encode_query), ("documents", model.encode_document)):
-            np.save(work / f"{name}-{kind}.npy", function(request[kind], batch_size=32, show_progress_bar=False))
+            if not (folder / f"{kind}.npy").exists():  # torch's are shared by all rows
+                np.save(folder / f"{kind}.npy", function(request[kind], batch_size=32, show_progress_bar=False))
     computes_in = worker.computes_in(export, request["backend"])
     answer = {"times": times, "computes_in": computes_in, "versions": worker.versions(request)}
     (work / "measured.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
-def per_query(data: Any, folder: Path, name: str) -> list[float]:
+def per_query(data: Any, folder: Path) -> list[float]:
     """Return nDCG@10 of each query, in the set's order, from the embeddings that the worker wrote."""
     import pytrec_eval
 
-    rows = [np.load(folder / f"{name}-{kind}.npy") for kind in ("queries", "documents")]
+    rows = [np.load(folder / f"{kind}.npy") for kind in ("queries", "documents")]
     queries, documents = (row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows)
     run = {
         query: dict(zip(data.corpus, row, strict=True))
@@ -118,14 +119,13 @@ def measure(name: str, given: argparse.Namespace, command: str, data: Any, timed
         # A negative number is a signal: OpenVINO in bfloat16 dies of SIGFPE with one thread on some processors.
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr[-2000:]}")
     found = json.loads((work / "measured.json").read_text(encoding="utf-8"))
-    change = paired([per_query(data, work, "torch")], [per_query(data, work, "export")])
+    change = paired([per_query(data, place)], [per_query(data, work)])
     eight, (low, high) = precision == "int8", change.interval
     against = "float32 torch of the same model"
     row = Row(f"CPU encode throughput, {name}", against, command, 2.0 if eight else None)
     row.note = (
         f"nDCG@10 on ChEBI's development queries {change.score_b:.4f} against {change.score_a:.4f}: "
-        f"{change.difference:+.4f} (95% {low:+.4f} to {high:+.4f})"
-        + ("; it may lose 0.01 at most." if eight else ".")
+        f"{change.difference:+.4f} (95% {low:+.4f} to {high:+.4f})" + ("; it may lose 0.01 at most." if eight else ".")
     )
     details = {"computes in": found["computes_in"], "environment": found["versions"]}
     return row.measured([torch_seconds / seconds for torch_seconds, seconds in found["times"]], **details)

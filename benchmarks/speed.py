@@ -71,7 +71,11 @@ def chebi_examples(tokenizer: Any, count: int, longest: int) -> list[Example]:
 def random_ids(sizes: list[tuple[int, int]], vocabulary: int, first: int = 0) -> list[Example]:
     """Return examples of random ids from ``first`` on, in given lengths of context and target."""
     draw = random.Random(0)
-    return [([first + draw.randrange(vocabulary) for _ in range(size)] for size in pair) for pair in sizes]  # type: ignore[misc]
+
+    def ids(size: int) -> list[int]:
+        return [first + draw.randrange(vocabulary) for _ in range(size)]
+
+    return [(ids(context), ids(target)) for context, target in sizes]
 
 
 def lengths_of(name: str, count: int, longest: int) -> list[tuple[int, int]]:
@@ -153,7 +157,8 @@ def plain(model: Any, eos: int, row: int) -> Loss:
         stream = torch.tensor([token for c, t in examples for token in [*c, *t, eos]], device=model.device)
         whole = len(stream) // row * row
         parts = [part for part in (stream[:whole].view(-1, row), stream[whole:][None]) if part.numel()]
-        return sum(part.numel() * model(input_ids=part, labels=part, use_cache=False).loss for part in parts) / len(stream)
+        losses = [part.numel() * model(input_ids=part, labels=part, use_cache=False).loss for part in parts]
+        return sum(losses) / len(stream)
 
     return loss
 

@@ -21,21 +21,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where each public name lives. The stages have a package of their own, because a module lbr_st.learn would replace the
-# function lbr_st.learn as soon as it is imported.
+# Where each public name lives.
 _HOMES = {
-    "IBGenerativeLoss": "losses",
+    "IBGenerativeLoss": "bottleneck.loss",
     "LBRError": "errors",
     "Recipe": "recipe",
     "baseline": "recipe",
-    "build_model": "build",
-    "build_released": "stages.release",
-    "learn": "stages.learn",
-    "load_model": "load",
+    "build_model": "model.build",
+    "build_released": "publish.stock",
+    "learn": "training.learn",
+    "load_model": "model.load",
     "load_recipe": "recipe",
-    "reconstruct": "stages.reconstruct",
-    "release": "stages.release",
-    "represent": "stages.represent",
+    "reconstruct": "bottleneck.reconstruct",
+    "release": "publish.stock",
+    "represent": "training.represent",
     "save_recipe": "recipe",
 }
 
