@@ -1,14 +1,14 @@
 """Rows that need a GPU: stage 1 against Hugging Face's Trainer with packing, and model FLOP utilisation.
 
-    python benchmarks/run.py --gpu          # on a machine with one; everything else needs none
-    python benchmarks/gpu.py --tiny         # the same code on a CPU with a tiny model, to see that it runs
+    python benchmarks/run.py --gpu     # on a machine with one
+    python benchmarks/gpu.py           # the same code with a tiny model, to see that it runs; a CPU will do
 
 Models have random weights in the shape of Qwen3-0.6B, which changes nothing about speed and needs no download.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from rows import Row, seconds, synchronise
-from stage1 import Example, Training, examples_of_lengths, ours, useful
+from speed import Example, Training, lengths_of, ours, random_ids, useful
 from transformers import TrainerCallback
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -33,58 +33,45 @@ def random_base(folder: Path, shape: str) -> str:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    sizes = SHAPES[shape]
-    words = ["<unk>", "<pad>", "<eos>", *(f"w{number}" for number in range(sizes["vocab_size"] - 19))]
+    words = ["<unk>", "<pad>", "<eos>", *(f"w{number}" for number in range(SHAPES[shape]["vocab_size"] - 19))]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>"
-    ).save_pretrained(folder)
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<eos>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
     torch.manual_seed(0)
-    config = Qwen3Config(**sizes, tie_word_embeddings=True, eos_token_id=2, pad_token_id=1, bos_token_id=None)
+    config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True, eos_token_id=2, pad_token_id=1, bos_token_id=None)
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return str(folder)
 
 
 class Timer(TrainerCallback):
-    """Seconds of the steps after the first two; for either trainer."""
+    """Measures the seconds of the steps after the first two, for either trainer."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the time."""
         synchronise()
         now = time.perf_counter()
         self.started = now if state.global_step <= 2 else self.started
-        self.steps, self.seconds = state.global_step - 2, now - self.started
+        self.rate = (state.global_step - 2) / (now - self.started) if state.global_step > 2 else 0.0
 
 
 def trainer_tokens_per_second(base: str, examples: list[Example], row: int, steps: int, bfloat16: bool) -> float:
     """Train the plain causal LM with Hugging Face's Trainer on full rows; return tokens a second."""
-    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
     stream = [token for context, target in examples for token in [*context, *target, 2]]
     needed = (steps + 2) * row
     stream = (stream * (needed // len(stream) + 1))[:needed]
     rows = [{"input_ids": stream[i : i + row], "labels": stream[i : i + row]} for i in range(0, needed, row)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
+    where = {"bf16": bfloat16, "use_cpu": not torch.cuda.is_available()}
+    timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=1,
-            max_steps=steps + 2,
-            bf16=bfloat16,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            use_cpu=not torch.cuda.is_available(),
-        )
-        timer = Timer()
-
-        def collate(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-            return {name: torch.tensor([one[name] for one in batch]) for name in batch[0]}
-
-        Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[timer]).train()
-    return timer.steps * row / timer.seconds
+        arguments = TrainingArguments(folder, per_device_train_batch_size=1, max_steps=steps + 2, **quiet, **where)
+        options = {"data_collator": default_data_collator, "train_dataset": rows, "callbacks": [timer]}
+        Trainer(model, arguments, **options).train()
+    return row * timer.rate
 
 
 def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: int, bfloat16: bool) -> float:
@@ -94,27 +81,21 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
     import lbr_st
     from lbr_st.recipe import LearnConfig
     from lbr_st.training.learn import generative_tokens
-    from lbr_st.training.trainer import LBRTrainer as GuardedTrainer
-    from lbr_st.training.trainer import training_arguments
+    from lbr_st.training.trainer import LBRTrainer, training_arguments
 
-    pairs = Dataset.from_dict(
-        {
-            name: [" ".join(f"w{token - WORDS}" for token in text) for text in texts]
-            for name, texts in zip(("context", "target"), zip(*examples, strict=True), strict=True)
-        }
-    )
+    texts = [[" ".join(f"w{token - WORDS}" for token in text) for text in pair] for pair in examples]
+    pairs = Dataset.from_dict(dict(zip(("context", "target"), map(list, zip(*texts, strict=True)), strict=True)))
     model = lbr_st.build_model(base, max_seq_length=1024)
     timer, loss = Timer(), lbr_st.IBGenerativeLoss(model)
     config = LearnConfig(max_steps=steps + 2, batch_size=10_000, batch_tokens=row)
-    precision = "bfloat16" if bfloat16 else "float32"
-    quiet = {"show_progress_bar": False, "save_strategy": "no"}
+    quiet = {"show_progress_bar": False, "save_strategy": "no", "precision": "bfloat16" if bfloat16 else "float32"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(model, loss, folder, config, evaluate=False, precision=precision, **quiet)
+        arguments = training_arguments(model, loss, folder, config, evaluate=False, **quiet)
         tokens = generative_tokens(model, pairs, "attention", None)
-        GuardedTrainer(model, args=arguments, train_dataset=tokens, loss=loss, callbacks=[timer]).train()
+        LBRTrainer(model, args=arguments, train_dataset=tokens, loss=loss, callbacks=[timer]).train()
     # The budget also counts the tokens appended to each text, 2k an example, which are not useful.
     share = useful(examples) / sum(len(c) + len(t) + 8 for c, t in examples)
-    return timer.steps * row * share / timer.seconds
+    return row * share * timer.rate
 
 
 def matrix_rate(size: int, bfloat16: bool) -> float:
@@ -137,12 +118,9 @@ def utilisation(base: str, examples: list[Example], size: int, steps: int, rate:
     model = lbr_st.build_model(base, max_seq_length=1024).train()
     backbone = backbone_of(model)
     linear = sum(m.weight.numel() for m in backbone.decoder.modules() if isinstance(m, torch.nn.Linear))
-    head = backbone.head.weight.numel()
     run = Training(model, ours(model, context_weight=0.1), examples, size, steps, merged=False)
-    tokens = sum(len(c) + len(t) + 4 for c, t in examples) / len(examples)
-    labelled = sum(len(c) - 1 + len(t) + 1 for c, t in examples) / len(examples)
-    own = useful(examples) / len(examples)
-    flop = 6 * (linear * tokens + head * labelled) / own  # a useful token's
+    tokens, labelled = sum(len(c) + len(t) + 4 for c, t in examples), sum(len(c) + len(t) for c, t in examples)
+    flop = 6 * (linear * tokens + backbone.head.weight.numel() * labelled) / useful(examples)  # of a useful token
     run()
     return [run() * flop / rate for _ in range(5)]
 
@@ -150,45 +128,25 @@ def utilisation(base: str, examples: list[Example], size: int, steps: int, rate:
 def rows(command: str, shape: str = "0.6B") -> list[Row]:
     """Measure the rows of this file."""
     gpu = torch.cuda.is_available()
+    if not gpu and shape != "tiny":
+        sys.exit("There is no GPU here. The rows stay as they are.")
     row, size, steps = (8192, 100, 10) if gpu else (512, 8, 2)
+    note = "Qwen3-0.6B's shape, random weights, every weight trained, bfloat16 autocast, ChEBI's lengths."
+    name, other = "stage-1 useful tokens/s on a GPU, packed rows of 8k tokens", "Hugging Face Trainer with packing"
+    first = Row(name, f"{other}, same backbone", command, 0.95, note=note)
+    name = "model FLOP utilisation in stage 1, 0.6B shape, one H100"
+    second = Row(name, "the chip's measured matrix rate", command, 0.40, note=note)
     with tempfile.TemporaryDirectory() as folder:
         base = random_base(Path(folder), shape)
-        examples = examples_of_lengths("chebi", 1024, SHAPES[shape]["vocab_size"] - 22, 512, first=WORDS)
+        examples = random_ids(lengths_of("chebi", 1024, 512), SHAPES[shape]["vocab_size"] - 22, WORDS)
         given = (base, examples, row, steps, gpu)
-        first, second = unmeasured(command)
-        first.of_turns(
-            lambda: our_tokens_per_second(*given), lambda: trainer_tokens_per_second(*given), 3 if gpu else 1, 0
-        )
+        turns = (lambda: our_tokens_per_second(*given)), (lambda: trainer_tokens_per_second(*given))
+        first.of_turns(*turns, 3 if gpu else 1, warmups=0)
         rate = matrix_rate(8192 if gpu else 512, gpu)
         details = {"matrix rate, TFLOP/s": round(rate / 1e12, 1)}
-        second.measured(utilisation(base, examples, size, steps, rate), **details)
-    return [first, second]
-
-
-def unmeasured(command: str) -> list[Row]:
-    """Return the rows of this file as they stand without a GPU."""
-    first = Row(
-        "stage-1 useful tokens/s on a GPU, packed rows of 8k tokens",
-        "Hugging Face Trainer with packing, same backbone",
-        command,
-        0.95,
-    )
-    first.note = "Qwen3-0.6B's shape, random weights, every weight trained, bfloat16 autocast, ChEBI's lengths."
-    second = Row(
-        "model FLOP utilisation in stage 1, 0.6B shape, one H100", "the chip's measured matrix rate", command, 0.40
-    )
-    second.note = first.note
-    return [first, second]
-
-
-def main() -> None:
-    """Run it all and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="A tiny model, to see that the code runs.")
-    given = parser.parse_args()
-    for row in rows("python benchmarks/run.py --gpu", "tiny" if given.tiny else "0.6B"):
-        print(row)
+        return [first, second.measured(utilisation(base, examples, size, steps, rate), **details)]
 
 
 if __name__ == "__main__":
-    main()
+    for made in rows("python benchmarks/gpu.py", "tiny"):
+        print(made)

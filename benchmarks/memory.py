@@ -1,4 +1,9 @@
-"""Peak memory: of the loss over a large vocabulary, and of a big contrastive batch. Each in a process of its own."""
+"""Memory: of the loss over a large vocabulary, of a big contrastive batch, by growing sizes, and of published shapes.
+
+    python benchmarks/memory.py sizes     # the table of docs/SCALING.md, computed on the meta device
+
+What is measured runs in its own process (other words on the command line), which begins with empty memory.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +12,42 @@ import resource
 import sys
 import tempfile
 import time
+from typing import Any
 
-from rows import Row, in_a_process
+from rows import HERE, Row, in_a_process, machine, versions
 
+GIB = 2**30
 TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 1024
 """A head of the size of Qwen3-0.6B's."""
+
+SWEEPS: dict[str, list[dict[str, int]]] = {
+    "context length": [{"context": n, "batch": max(n + 64, 2048)} for n in (128, 512, 2048, 8192)],
+    "batch tokens": [{"batch": n} for n in (512, 1024, 2048, 4096)],
+    "k": [{"k": n} for n in (1, 4, 16, 32)],
+}
+DEFAULTS = {"context": 64, "batch": 2048, "k": 4}
+TARGET = 64
+POINTS = HERE / "growth.json"
+
+# The shapes of Qwen/Qwen3-0.6B, -4B and -8B, from their configurations on the hub.
+SHAPES = {
+    "0.6B": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
+    "4B": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
+    "8B": {"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288},
+}
 
 
 def peak_gib() -> float:
     """Return the most memory that this process has held, in GiB."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (GIB if sys.platform == "darwin" else 2**20)
 
 
-def held_gib() -> float:
-    """Return the memory that this process holds, in GiB."""
-    import psutil
-
-    return psutil.Process().memory_info().rss / 2**30
+# --- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def loss_peak(how: str, device: str) -> dict[str, float]:
     """Return how much the loss and its gradient take beyond states and head (bfloat16), in GiB, and the seconds."""
+    import psutil
     import torch
 
     from lbr_st.model.nll import Head, nll_sum
@@ -40,7 +59,7 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
     gpu = device == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() / 2**30 if gpu else held_gib()
+    before = (torch.cuda.memory_allocated() if gpu else psutil.Process().memory_info().rss) / GIB
     started = time.perf_counter()
     if how == "chunked":
         loss = nll_sum(hidden, labels, Head(weight)) / TOKENS
@@ -51,45 +70,43 @@ def loss_peak(how: str, device: str) -> dict[str, float]:
         loss = torch.nn.functional.cross_entropy((hidden @ weight.t()).float(), labels)
     loss.backward()
     value = loss.item()
-    peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gib()
+    peak = torch.cuda.max_memory_allocated() / GIB if gpu else peak_gib()
     return {"gib": peak - before, "seconds": time.perf_counter() - started, "loss": value}
 
 
-def contrastive_peak(pairs: int, tokens: int) -> dict[str, float]:
+def memory(command: str, device: str = "cpu") -> list[Row]:
+    """Measure the loss's memory against that of materialised logits."""
+    where = " on a GPU" if device == "cuda" else ""
+    name = f"peak memory of the loss{where}, {TOKENS:,} tokens × {VOCABULARY:,} × {HIDDEN:,}"
+    row = Row(name, "materialised logits, softmax in float32", command, 0.25, at_most=True)
+    found = {how: in_a_process(__file__, "loss", how, device) for how in ("chunked", "materialised", "torch")}
+    shown = {how: f"{one['gib']:.2f} GiB, {one['seconds']:.1f} s, loss {one['loss']:.4f}" for how, one in found.items()}
+    row.note = (
+        "Beyond hidden states and weight, both bfloat16; the weight is frozen, as under LoRA. A trained one adds its "
+        "own gradient to either side. torch is torch.nn.functional.linear_cross_entropy in chunks, not used here."
+    )
+    return [row.measured([found["chunked"]["gib"] / found["materialised"]["gib"]], **shown)]
+
+
+# --- a big contrastive batch ------------------------------------------------------------------------------------------
+
+
+def contrastive_peak(pairs: str, tokens: str) -> dict[str, float]:
     """Return the peak of a whole process that takes one step of stage 2 with that many pairs, in GiB."""
     import lbr_st
     from lbr_st.domains.tasks import domain_task
     from lbr_st.recipe import RepresentConfig
 
-    data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * pairs))
+    data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * int(pairs)))
     model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=192)
-    config = RepresentConfig(max_steps=1, batch_size=pairs, mini_batch_tokens=tokens, warmup_steps=0)
+    config = RepresentConfig(max_steps=1, batch_size=int(pairs), mini_batch_tokens=int(tokens), warmup_steps=0)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         log = lbr_st.represent(model, data, config, output_dir=folder, save_strategy="no", show_progress_bar=False)
     return {"gib": peak_gib(), "seconds": time.perf_counter() - started, "loss": log[0]["loss"]}
 
 
-def loss_row(command: str, device: str = "cpu") -> Row:
-    """Measure the loss's memory against that of materialised logits."""
-    where = " on a GPU" if device == "cuda" else ""
-    row = Row(
-        f"peak memory of the loss{where}, {TOKENS:,} tokens × {VOCABULARY:,} × {HIDDEN:,}",
-        "materialised logits, softmax in float32",
-        command,
-        0.25,
-        at_most=True,
-    )
-    found = {how: in_a_process(__file__, how, device) for how in ("chunked", "materialised", "torch")}
-    shown = {how: f"{one['gib']:.2f} GiB, {one['seconds']:.1f} s, loss {one['loss']:.4f}" for how, one in found.items()}
-    row.note = (
-        "Beyond hidden states and weight, both bfloat16; the weight is frozen, as under LoRA. A trained one adds its "
-        "own gradient to either side. torch is torch.nn.functional.linear_cross_entropy in chunks, not used here."
-    )
-    return row.measured([found["chunked"]["gib"] / found["materialised"]["gib"]], **shown)
-
-
-def contrastive_row(command: str) -> Row:
+def contrastive(command: str) -> list[Row]:
     """Measure a batch of 1,024 pairs in stage 2."""
     row = Row("peak memory of a stage-2 step with 1,024 pairs", "8 GB, the whole process", command, 8.0, True, " GB")
     found = in_a_process(__file__, "contrastive", "1024", "2048")
@@ -97,11 +114,115 @@ def contrastive_row(command: str) -> Row:
         "SmolLM2-135M with LoRA, ChEBI names and definitions whole (192 tokens at most), bfloat16 where the processor "
         "has it, represent.mini_batch_tokens 2048."
     )
-    return row.measured(
-        [found["gib"] * 2**30 / 1e9], seconds=f"{found['seconds']:.0f}", loss=f"{found['loss']:.3f}, chance is 6.931"
+    shown = {"seconds": f"{found['seconds']:.0f}", "loss": f"{found['loss']:.3f}, chance is 6.931"}
+    return [row.measured([found["gib"] * GIB / 1e9], **shown)]
+
+
+# --- how cost grows ---------------------------------------------------------------------------------------------------
+
+
+def growth_point(*setting: str) -> dict[str, float]:
+    """Measure a stage-1 step on examples of ``context`` + 64 tokens, as many as make up ``batch`` tokens."""
+    import torch
+    from speed import Training, ours, random_ids
+
+    import lbr_st
+    from lbr_st.bottleneck.passes import backbone_of
+
+    context, batch, k = map(int, setting)
+    model = lbr_st.build_model(
+        "smollm2-135m", num_bottleneck_tokens=k, lora_rank=32, max_seq_length=context + k + TARGET
+    ).train()
+    count = max(1, batch // (context + TARGET))
+    examples = random_ids([(context, TARGET - 1)] * count, min(backbone_of(model).bottleneck_ids))
+    run = Training(model, ours(model), examples, count, merged=False)
+    # With the longest contexts a step takes minutes; the extra of a first step does not matter there.
+    speed = max(run() for _ in range(3 if context < 4096 else 1))
+    gib = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else peak_gib()
+    return {"tokens_per_second": speed, "gib": gib, "examples": count}
+
+
+def growth(command: str) -> list[Row]:
+    """Draw the figure of how tokens a second and peak memory grow, which is no row."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for sweep, settings in SWEEPS.items():
+        found[sweep] = []
+        for setting in settings:
+            chosen = {**DEFAULTS, **setting}
+            found[sweep].append({**chosen, **in_a_process(__file__, "growth", *map(str, chosen.values()))})
+            print(sweep, found[sweep][-1], flush=True)
+    points = {"machine": machine(), "versions": versions(), "sweeps": found}
+    POINTS.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
+    draw(points)
+    return []
+
+
+def draw(data: dict[str, Any]) -> None:
+    """Draw the figure from the points."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    axes = figure.subplots(2, 3, sharey="row")
+    titles = {"context": "context length, tokens", "batch": "tokens per step", "k": "k, bottleneck tokens"}
+    for column, ((key, title), points) in enumerate(zip(titles.items(), data["sweeps"].values(), strict=True)):
+        at = [one[key] for one in points]
+        for axis, name in zip(axes[:, column], ("tokens_per_second", "gib"), strict=True):
+            axis.plot(at, [one[name] for one in points], marker="o", color="#1f5f8b")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(at, [f"{value:,}" for value in at], fontsize=7)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        axis.set_xlabel(title)
+    for axis, label in zip(axes[:, 0], ("useful tokens / s", "peak memory, GiB"), strict=True):
+        axis.set_ylabel(label)
+        axis.set_ylim(bottom=0)  # the three share it
+    figure.suptitle(
+        f"A stage-1 step, SmolLM2-135M with LoRA, targets of {TARGET} tokens; otherwise contexts of "
+        f"{DEFAULTS['context']}, {DEFAULTS['batch']:,} tokens a step, k = {DEFAULTS['k']}\n{data['machine']}",
+        fontsize=9,
     )
+    figure.savefig(HERE / "growth.png", dpi=110)
+
+
+# --- published shapes -------------------------------------------------------------------------------------------------
+
+
+def sizes(tokens: int = 4096, rank: int = 32) -> None:
+    """Print what training takes by the sizes of published backbones, for steps of ``tokens`` tokens in one process."""
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3Config
+
+    from lbr_st.model.lora import add_lora
+
+    names = ["backbone", "weights (10⁹)", "trained by LoRA (10⁶)", "LoRA, ddp", "LoRA, fsdp2 on 8", "all weights, ddp"]
+    names += ["all weights, fsdp2 on 8", "QLoRA, ddp", "+ activations", "+ the same, recomputed"]
+    print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|")
+    for name, shape in SHAPES.items():
+        rest = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": VOCABULARY}
+        config = Qwen3Config(**shape, **rest, tie_word_embeddings=name != "8B")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+            weights = sum(parameter.numel() for parameter in model.parameters())
+            modules = model.base_model.modules()
+            linear = sum(module.weight.numel() for module in modules if isinstance(module, torch.nn.Linear))
+            add_lora(model, [0, 1, 2, 3], base=name, rank=rank, alpha=2 * rank)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        # float32 weights; what is trained also has gradients and Adam's two moments, in float32 as well.
+        lora, full = 4 * weights + 16 * trained, 16 * weights
+        # 4.127 bits a weight with the second quantisation of the scales (arXiv 2305.14314); embeddings, norms and head
+        # are kept in float32.
+        qlora = linear * 4.127 / 8 + 4 * (weights - linear) + 16 * trained
+        # Bytes a token and layer in 16 bits, attention's own left out, and with recomputation (arXiv 2205.05198).
+        state = config.hidden_size * config.num_hidden_layers * tokens
+        figures = [lora, lora / 8, full, full / 8, qlora, 34 * state, 2 * state]
+        cells = [name, f"{weights / 1e9:.2f}", f"{trained / 1e6:.0f}", *(f"{figure / GIB:.1f}" for figure in figures)]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
-    what, *numbers = sys.argv[1:]
-    print(json.dumps(contrastive_peak(*map(int, numbers)) if what == "contrastive" else loss_peak(what, *numbers)))
+    what, *words = sys.argv[1:]
+    if what == "sizes":
+        sizes()
+    else:
+        measure = {"loss": loss_peak, "contrastive": contrastive_peak, "growth": growth_point}[what]
+        print(json.dumps(measure(*words)))

@@ -1,4 +1,4 @@
-"""Rows of the benchmark: a ratio, the floor it has to reach, and where it was measured. JSON, shown as Markdown."""
+"""Rows of the benchmark: a ratio, the floor it must reach, and where it was measured. Kept as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -26,33 +26,15 @@ PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", 
 
 @dataclass
 class Row:
-    """One line of the benchmark.
-
-    Args:
-        name: What is measured.
-        against: What it is compared with.
-        command: Measures it.
-        floor: What the ratio has to reach; None for a row that only informs.
-        at_most: Whether the floor is a ceiling.
-        unit: The unit of what is no plain ratio.
-        ratio: The median over the pairs of runs; None if not measured.
-        low: The smallest ratio.
-        high: The largest ratio.
-        pairs: The number of pairs of runs.
-        note: What to know before reading it.
-        details: Further figures.
-        machine: Processor, cores, accelerator, and the load before.
-        versions: Of the packages.
-        date: UTC.
-    """
+    """One line of the benchmark; ``ratio`` is None until it is measured."""
 
     name: str
     against: str
     command: str
-    floor: float | None = None
-    at_most: bool = False
-    unit: str = ""
-    ratio: float | None = None
+    floor: float | None = None  # what the ratio has to reach; None for a row that only informs
+    at_most: bool = False  # the floor is a ceiling
+    unit: str = ""  # of what is no plain ratio
+    ratio: float | None = None  # the median over the pairs of runs
     low: float | None = None
     high: float | None = None
     pairs: int = 0
@@ -125,32 +107,26 @@ def synchronise() -> None:
 
 
 def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
-    """Run a script in a process of its own, with empty memory; return the JSON of the last line that it prints."""
+    """Run a script in its own process, with empty memory; return the JSON of the last line that it prints."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def processor() -> str:
-    """Return the processor's name and its instructions for narrow numbers."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return name
-    lines = info.read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    wide = [flag for flag in ("avx512_bf16", "amx_bf16", "amx_int8") if flag in flags.split()]
-    return f"{name} ({', '.join(wide)})" if wide else name
-
-
 def machine() -> str:
-    """Return the processor, its cores, the accelerator if any, and the load of the last minute."""
+    """Return the processor with its instructions for narrow numbers, its cores, any accelerator, and the load."""
     import torch
 
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+        narrow = [flag for flag in ("avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
+        name += f" ({', '.join(narrow)})" if narrow else ""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor()}, {os.cpu_count()} cores{gpu}, load {os.getloadavg()[0]:.1f}"
+    return f"{name}, {os.cpu_count()} cores{gpu}, load {os.getloadavg()[0]:.1f}"
 
 
 def versions() -> dict[str, str]:
@@ -160,15 +136,14 @@ def versions() -> dict[str, str]:
 
 def read() -> list[Row]:
     """Return the rows that were measured before."""
-    if not RESULTS.is_file():
-        return []
     return [Row(**row) for row in json.loads(RESULTS.read_text(encoding="utf-8"))]
 
 
-def write(rows: list[Row]) -> None:
-    """Write the rows, and the page made from them."""
-    RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(rows), encoding="utf-8")
+def write(new: list[Row]) -> None:
+    """Write new rows, each replacing the one of its name, and the page made from all."""
+    rows = {row.name: row for row in [*read(), *new]}
+    RESULTS.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(list(rows.values())), encoding="utf-8")
 
 
 def page(rows: list[Row]) -> str:

@@ -1,15 +1,15 @@
 """The same training step in half the kernels, for many small trials that share a GPU.
 
-With a model of this size a step is some 8,000 kernels of a few microseconds each, and how many a GPU can start in a
-second is what limits trials side by side. Values and gradients are those of peft and transformers, up to rounding to
-bfloat16: adapters are copied to bfloat16 once a pass, layers with the same input are one product, a norm is one kernel,
-query and key are rotated together. For Llama's layers; adapters only under autocast to bfloat16, else they are peft's.
+A step of a model of this size is some 8,000 short kernels, and how many a GPU can start in a second limits trials side
+by side. Values and gradients are those of peft and transformers, up to rounding to bfloat16. Adapters are copied to
+bfloat16 once a pass, layers with the same input are one product, a norm is one kernel, and query and key are rotated
+together. It is for Llama's layers; without autocast to bfloat16 the adapters are peft's.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
+
+import lbr_st.training.trainer
 
 HALF = torch.bfloat16
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -44,21 +46,21 @@ class _Group:
         return [row.split(self.ranks, dim=1)[place] for place, row in enumerate(rows)]
 
 
-class _Copies:
-    """The adapters of a model in bfloat16, copied again in every pass: an optimiser's step leaves no trace to see."""
-
-    def __init__(self, groups: list[_Group]) -> None:
-        self.adapters = [tensor for group in groups for tensor in (*group.down, *group.up)]
-        self.copies = [part for group in groups for part in (*group.downs.split(group.ranks), *group.blocks(group.ups))]
-        self.plain = [tensor for group in groups for tensor in (group.downs, group.ups)]
-        self.scaled = [tensor for group in groups for tensor in (group.scaled_downs, group.scaled_ups)]
-        self.scales = [group.scale for group in groups for _ in range(2)]
+def _refresher(groups: list[_Group]) -> Callable[[], None]:
+    """Return what copies the adapters to bfloat16, in every pass: an optimiser's step leaves no trace to see."""
+    adapters = [tensor for group in groups for tensor in (*group.down, *group.up)]
+    copies = [part for group in groups for part in (*group.downs.split(group.ranks), *group.blocks(group.ups))]
+    plain = [tensor for group in groups for tensor in (group.downs, group.ups)]
+    scaled = [tensor for group in groups for tensor in (group.scaled_downs, group.scaled_ups)]
+    scales = [group.scale for group in groups for _ in range(2)]
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        torch._foreach_copy_(self.copies, self.adapters)
-        torch._foreach_copy_(self.scaled, self.plain)
-        torch._foreach_mul_(self.scaled, self.scales)
+    def refresh() -> None:
+        torch._foreach_copy_(copies, adapters)
+        torch._foreach_copy_(scaled, plain)
+        torch._foreach_mul_(scaled, scales)
+
+    return refresh
 
 
 class _Product(torch.autograd.Function):
@@ -88,29 +90,22 @@ def _in_float32(one: Tensor, other: Tensor) -> Tensor:
     return torch.mm(one, other, out_dtype=torch.float32) if one.is_cuda else (one @ other).float()
 
 
-class _Place:
-    """Where a layer is: in which group, the how manieth, and whether it is the first of the model."""
-
-    def __init__(self, copies: _Copies, group: _Group, number: int, first: bool) -> None:
-        self.copies, self.group, self.number, self.first = copies, group, number, first
-
-
 _waiting: dict[tuple[int, int], tuple[Any, Tensor]] = {}
-"""Results of a group's later layers, by group and number, until these are called; each with its input."""
+"""Results of a group's later layers, by group and number, until those are called; each with its input."""
 
 
 def _forward(self: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    place: _Place | None = self.__dict__.get("_place")
+    place: tuple[_Group, int, Callable[[], None] | None] | None = self.__dict__.get("_place")
     half = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == HALF
     if place is None or not half or args or kwargs or self.merged or self.disable_adapters:
         return _peft_forward(self, x, *args, **kwargs)
-    group = place.group
-    if place.number:
-        given, result = _waiting.pop((id(group), place.number))
+    group, number, refresh = place
+    if number:
+        given, result = _waiting.pop((id(group), number))
         assert given() is x, "layers of one group were given different inputs"
         return result
-    if place.first:
-        place.copies.refresh()
+    if refresh:
+        refresh()
     result = _Product.apply(x.to(HALF), group, *group.down, *group.up)
     if len(group.sizes) == 1:
         return result
@@ -130,10 +125,11 @@ def grouped(model: nn.Module) -> Iterator[None]:
             if all(_fits(member) for member in members):
                 layers.append(members)
                 groups.append(_Group(members))
-    copies = _Copies(groups)
-    for number, (group, members) in enumerate(zip(groups, layers, strict=True)):
-        for place, member in enumerate(members):
-            member.__dict__["_place"] = _Place(copies, group, place, number == 0)
+    refresh: Callable[[], None] | None = _refresher(groups)
+    for group, members in zip(groups, layers, strict=True):
+        for number, member in enumerate(members):
+            member.__dict__["_place"] = (group, number, refresh)
+            refresh = None  # the first layer of the model does it for all
     try:
         yield
     finally:
@@ -158,7 +154,7 @@ def _norm(self: Any, x: Tensor) -> Tensor:
 
 
 _signed: list[tuple[Any, tuple[Tensor, Tensor]]] = []
-"""The last cosine and sine that were made ready, which every layer of a pass is given again."""
+"""The last cosine and sine as made ready, for the next layers of the same pass."""
 
 
 def _rotate(
@@ -181,6 +177,4 @@ def install() -> None:
     Linear.forward = _forward
     modeling_llama.LlamaRMSNorm.forward = _norm
     modeling_llama.apply_rotary_pos_emb = _rotate
-    import lbr_st.training.trainer
-
-    lbr_st.model.lora.merged_while_training = grouped
+    lbr_st.training.trainer.merged_while_training = grouped

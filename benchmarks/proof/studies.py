@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trial import Trial, causal_lm, changed, contrastive_only
+from trial import Trial, changed
 
 import lbr_st
-from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
+from lbr_st.recipe import (
+    DataConfig,
+    EvaluateConfig,
+    LearnConfig,
+    ModelConfig,
+    Recipe,
+    RepresentConfig,
+    baseline,
+    load_recipe,
+)
 
 MODELS = Path(lbr_st.__file__).parent / "bundles"
 RESULTS = Path(__file__).parent / "results"
@@ -70,6 +79,11 @@ def names(source: str, learn_batch: int = 64) -> Recipe:
         ),
         evaluate=EvaluateConfig(batch_size=64, precision="auto"),
     )
+
+
+def contrastive_only(recipe: Recipe) -> Recipe:
+    """Return the recipe without stage 1."""
+    return baseline(recipe, "contrastive-only")
 
 
 def with_rate(recipe: Recipe, rate: float, steps: int) -> Recipe:
@@ -278,7 +292,7 @@ def compare(make: Callable[[], Recipe], chosen: Chosen, options: dict[str, Any])
             Trial("LBR, attention bottleneck", own, options=options),
             Trial("contrastive only", contrastive_only(with_rate(recipe, *chosen.contrastive)), options=pairs),
             embedder(recipe, "general embedder, fine-tuned", *chosen.embedder, **pairs),
-            Trial("causal LM, then contrastive", causal_lm(own), options=options),
+            Trial("causal LM, then contrastive", baseline(own, "causal-lm"), options=options),
             Trial("LBR, embedding bottleneck", changed(own, learn__bottleneck="embedding"), options=options),
             Trial("contrastive only, tokens of LBR", contrastive_only(with_rate(recipe, *chosen.long)), options=pairs),
         ]

