@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from lbr_st.evaluation.compare import format_p
-from lbr_st.evaluation.plots import COLOURS, drawing, new_figure, save
+from lbr_st.evaluation.plots import COLOURS, drawing
 from lbr_st.evaluation.statistics import Paired, holm, mean_interval, paired
 
 LBR = "LBR, attention bottleneck"
@@ -199,8 +199,8 @@ def plot(folder: Path, order: list[str], path: Path) -> list[Path]:
     results = read(folder)
     names = [name for name in order if name in results]
     reference = reference_of(folder.name, results)
-    with drawing():
-        figure = new_figure(8, 1.2 + 0.3 * len(names))
+    told = f"Arms: {'; '.join(names)}."
+    with drawing(path, 8, 1.2 + 0.3 * len(names), folder.name, told) as (figure, paths):
         axes = figure.subplots()
         for place, name in enumerate(names):
             scores = averaged(results[name])
@@ -218,4 +218,4 @@ def plot(folder: Path, order: list[str], path: Path) -> list[Path]:
         split = results[names[0]][0]["split"]
         axes.set_xlabel(f"nDCG@10 on {split} queries; line: 95% interval over things asked for; dots: seeds")
         axes.set_title(folder.name, loc="left", fontweight="bold")
-        return save(figure, path, folder.name, f"Arms: {'; '.join(names)}.")
+    return paths

@@ -21,8 +21,7 @@ from beir_folder import write_beir
 
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
-from lbr_st.training.data import read_sources, without_evaluation
-from lbr_st.training.learn_pairs import learn_pairs
+from lbr_st.training.data import pairs_to_learn, read_sources, without_evaluation
 
 ROWS, WORDS, LETTERS = 28_000, 18, 320
 
@@ -30,7 +29,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status")
 
 
 def measured(*words):
-    done = subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True, check=False)
+    command, environment = (
+        [sys.executable, __file__, *map(str, words)],
+        {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -117,11 +120,11 @@ def reading(evaluation, source):
     def recipe(**data):
         return Recipe(data=DataConfig(source=evaluation, **data), learn=LearnConfig(pairs=["reconstruct", "continue"]))
 
-    learn_pairs(recipe(), without_evaluation(recipe(), read_sources(recipe()))[0])  # so that imports do not count
+    pairs_to_learn(recipe(), without_evaluation(recipe(), read_sources(recipe()))[0])  # so that imports do not count
     peak = Peak()
     large = recipe(texts=source)
     tables, reports = without_evaluation(large, read_sources(large))
-    pairs, _ = learn_pairs(large, tables)
+    pairs, _ = pairs_to_learn(large, tables)
     growth = peak.now()
     everything = list(tables["texts"]["text"])
     found = {"growth": growth, "all": peak.now(), "rows": len(everything), "pairs": len(pairs)}
