@@ -60,24 +60,6 @@ def rows_of(model, contexts=CONTEXTS, targets=TARGETS, **options):
     return assemble(backbone, context, targets_of(backbone, target, **options), packed=False)
 
 
-def labels_of(model, targets, **options) -> list[list[int]]:
-    """What is predicted of each target."""
-    found = targets_of(backbone_of(model), model.preprocess(targets), **options)
-    return [ids[keep].tolist() for ids, keep in zip(found.tokens, found.keep, strict=True)]
-
-
-def test_a_row_written_out(llama):
-    rows = rows_of(llama, ["acid salt"], ["base"])
-    c, b, t = pieces(llama, "acid salt", "base")
-    eos = llama.tokenizer.eos_token_id
-    assert c[0] == llama.tokenizer.bos_token_id
-    assert eos not in c + t
-    assert rows.input_ids.tolist() == [c + b + t]
-    kinds = [Segment.CONTEXT] * len(c) + [Segment.BOTTLENECK] * K + [Segment.TARGET] * len(t)
-    assert rows.segments.tolist() == [kinds]
-    assert rows.labels.tolist() == [[*c[1:], IGNORE, *[IGNORE] * (K - 1), *t, eos]]
-
-
 def test_bottleneck_tokens_are_never_labels(llama):
     rows = rows_of(llama)
     bottleneck = backbone_of(llama).bottleneck_ids
@@ -87,10 +69,6 @@ def test_bottleneck_tokens_are_never_labels(llama):
         at = (rows.segments[row] == Segment.BOTTLENECK).nonzero().flatten()
         first = llama.tokenizer(target, add_special_tokens=False)["input_ids"][0]
         assert rows.labels[row, at].tolist() == [IGNORE] * (K - 1) + [first]
-
-
-def test_targets_bring_no_begin_token_of_their_own(llama):
-    assert all(llama.tokenizer.bos_token_id not in ids for ids in labels_of(llama, TARGETS))
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -108,7 +86,8 @@ def test_max_target_tokens_in_the_loss(llama, bottleneck, limit):
 
 def test_a_target_cut_by_the_tokenizer_has_no_eos(tiny_base):
     model = new_model(tiny_base("llama"), max_seq_length=12)
-    long, short = labels_of(model, [" ".join(TARGETS), "salt"])
+    found = targets_of(backbone_of(model), model.preprocess([" ".join(TARGETS), "salt"]))
+    long, short = (ids[keep].tolist() for ids, keep in zip(found.tokens, found.keep, strict=True))
     eos = model.tokenizer.eos_token_id
     assert len(long) == 12 - K - 1
     assert eos not in long

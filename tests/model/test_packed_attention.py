@@ -5,11 +5,11 @@ import torch
 from architectures import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import new_model
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.model import packed_attention
-from lbr_st.model.build import build_model
 from lbr_st.model.mask import Segment, attention_mask, causal_spans, dense_mask
 from lbr_st.model.packed_attention import IMPLEMENTATION, PackedMask, attention
 
@@ -53,12 +53,6 @@ def test_the_spans_allow_what_the_predicate_allows(row, window):
     assert torch.equal(seen_through(mask, length)[real], dense_mask(segments, examples, window=window)[0, 0][real])
 
 
-def test_the_spans_of_a_row_written_out():
-    segments, examples = row_of([(2, 1, 2), (0, 1, 2), (3, 1, 0)], padding=1)
-    # A context with its bottleneck; the target behind that bottleneck; a target alone; a context alone.
-    assert causal_spans(segments, examples) == [(0, 3, 0), (2, 3, 1), (5, 3, 0), (8, 4, 0)]
-
-
 class Layer(torch.nn.Module):
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -99,13 +93,6 @@ def test_dropout_goes_through_sdpa():
     assert torch.isfinite(dropped).all()
 
 
-def test_nothing_of_it_is_written_to_disk(tiny_base, tmp_path):
-    model = build_model(tiny_base("llama"), device="cpu")
-    model.save_pretrained(str(tmp_path), create_model_card=False)
-    files = [path for path in tmp_path.rglob("*.json") if IMPLEMENTATION in path.read_text(encoding="utf-8")]
-    assert files == []
-
-
 # --- packed = padded = one by one -------------------------------------------------------------------------------------
 
 
@@ -133,16 +120,6 @@ def per_term(model, **options) -> list[torch.Tensor]:
     """The loss's terms without gradients, which FlexAttention cannot give on a CPU."""
     loss = IBGenerativeLoss(model, **options)
     return list(loss([model.preprocess(CONTEXTS), model.preprocess(TARGETS)]).values())
-
-
-def new_model(base: str, **options):
-    """A model whose adapters, if any, do something: they start as zeros."""
-    model = build_model(base, num_bottleneck_tokens=3, device="cpu", **options)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
 
 
 def assert_same(found, wanted):
