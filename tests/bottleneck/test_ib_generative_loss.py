@@ -4,7 +4,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 from datasets import Dataset
-from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token, pieces
+from ib_reference import CONTEXTS, REFERENCE, TARGETS, columns, per_token
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from tiny_models import K, new_model
 

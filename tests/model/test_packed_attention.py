@@ -5,7 +5,7 @@ import torch
 from architectures import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import new_model
+from tiny_models import new_model, perturbed
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
@@ -141,7 +141,7 @@ ALONE = [([c], [t]) for c, t in zip(CONTEXTS, TARGETS, strict=True)]
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_packed_padded_and_one_by_one_are_equal(tiny_base, kind, options, bottleneck):
-    model = new_model(tiny_base(kind), **options)
+    model = perturbed(new_model(tiny_base(kind), **options))  # adapters start as zeros
     chosen = {"bottleneck": bottleneck, "max_target_tokens": 20}
     packed = loss_and_gradients(model, TOGETHER, **chosen)
     assert_same(loss_and_gradients(model, TOGETHER, packed=False, **chosen), packed)
@@ -199,7 +199,7 @@ def test_what_encoding_made_first_training_can_use(tiny_base):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_batch_in_one_row_has_the_states_of_each_text_alone(tiny_base, kind, side):
-    model = new_model(tiny_base(kind)).eval()
+    model = new_model(tiny_base(kind))
     backbone = backbone_of(model)
     model.tokenizer.padding_side = side
     features = model.preprocess(CONTEXTS)
