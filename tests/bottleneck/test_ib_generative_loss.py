@@ -39,18 +39,6 @@ def test_terms_equal_the_reference_for_every_way_to_build(tiny_base, bottleneck,
     torch.testing.assert_close(terms["target"], -torch.cat(found).mean(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
-def test_left_padding_does_not_matter(tiny_base, kind, bottleneck):
-    model = new_model(tiny_base(kind))
-    loss = IBGenerativeLoss(model, bottleneck=bottleneck).eval()
-    right = per_token(loss, columns(model))
-    model.tokenizer.padding_side = "left"
-    features = columns(model)
-    assert features[0]["attention_mask"][0, 0] == 0
-    for a, b in zip(per_token(loss, features), right, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 

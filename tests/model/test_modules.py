@@ -76,15 +76,6 @@ def test_chat_template_is_dropped(tiny_base, tmp_path):
     assert reloaded.preprocess(["x"])["input_ids"][0, -K:].tolist() == backbone_of(model).bottleneck_ids
 
 
-def test_without_a_pad_token_eos_pads(tiny_base):
-    base = tiny_base("llama", pad=False)
-    assert AutoTokenizer.from_pretrained(base).pad_token is None
-    model = new_model(base)
-    assert model.tokenizer.pad_token == model.tokenizer.eos_token == "</s>"
-    alone = torch.cat([encode(model, [text]) for text in TEXTS])
-    torch.testing.assert_close(encode(model), alone, rtol=0, atol=1e-6)
-
-
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
