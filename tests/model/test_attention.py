@@ -46,21 +46,6 @@ def batches(draw):
     return [[int(s) for s in row] for row in padded]
 
 
-def test_mask_of_a_row_written_out():
-    row = torch.tensor([[P, C, C, B, B, T, T, P]])
-    expected = [
-        "1.......",
-        ".1......",
-        ".11.....",
-        ".111....",  # the bottleneck reads the context
-        ".1111...",
-        "...111..",  # a target reads the bottleneck and the targets before it
-        "...1111.",
-        ".......1",
-    ]
-    assert ["".join(".1"[int(seen)] for seen in line) for line in dense_mask(row)[0, 0].tolist()] == expected
-
-
 @settings(max_examples=60, deadline=None)
 @given(rows=batches(), window=st.one_of(st.none(), st.integers(1, 8)))
 def test_dense_mask_equals_the_definition(rows, window):
@@ -125,15 +110,6 @@ def test_windows_are_the_architectures_own(tiny_base, kind):
         own = backbone.decoder(input_ids=ids, use_cache=False).last_hidden_state
         ours = backbone.hidden_states(ids, torch.full_like(ids, C))
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
-
-
-def test_window_is_for_local_layers_only(tiny_base):
-    config = build_model(tiny_base("gemma3"), device="cpu")[0].model.config
-    segments = torch.full((1, 2 * WINDOW), C)
-    masks = attention_mask(segments, config, torch.float32)
-    assert set(masks) == {"sliding_attention", "full_attention"}
-    assert masks["sliding_attention"][0, 0, -1].sum() == WINDOW
-    assert masks["full_attention"][0, 0, -1].sum() == 2 * WINDOW
 
 
 def test_flash_attention_is_refused(tiny_base):

@@ -60,16 +60,6 @@ def test_only_what_is_trained_gets_a_gradient():
     assert not nll_sum(fixed, labels, frozen).requires_grad
 
 
-def test_a_slice_of_a_tied_matrix_gets_its_gradient():
-    hidden, labels, head = make()
-    whole = torch.cat([head.weight.detach(), torch.randn(3, HIDDEN)]).requires_grad_()
-    nll_sum(hidden, labels, Head(whole[:VOCABULARY])).backward()
-    assert (whole.grad[VOCABULARY:] == 0).all()
-    torch.testing.assert_close(
-        whole.grad[:VOCABULARY], torch.autograd.grad(reference(hidden, labels, head).sum(), head.weight)[0]
-    )
-
-
 def test_autocast_keeps_the_softmax_in_float32():
     hidden, labels, head = make()
     hidden = (30 * hidden.detach()).requires_grad_()

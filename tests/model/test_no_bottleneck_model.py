@@ -48,28 +48,6 @@ def test_the_embedding_is_the_state_of_the_appended_token(any_base, side):
         assert (found - unit[-2]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_padding_does_not_matter_where_end_of_text_pads(tiny_base, tmp_path, kind):
-    model = new_model(altered(tiny_base(kind), tmp_path / "base", eos_pads=True))
-    assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
-    alone = torch.cat([encode(model, [text]) for text in TEXTS])
-    for side in ("left", "right"):
-        model.tokenizer.padding_side = side
-        torch.testing.assert_close(encode(model), alone, rtol=0, atol=1e-6)
-    assert (alone @ alone.T).fill_diagonal_(0).max() < 0.999  # the texts are told apart
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_truncation_keeps_the_appended_token(any_base, side):
-    model = new_model(any_base, max_seq_length=10)
-    model.tokenizer.padding_side = side
-    features = model.preprocess(["an acid of a base and a salt " * 20, "x"])
-    assert features["input_ids"].shape[1] == 10
-    for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
-        assert ids[mask.bool()].tolist().count(2) == 1
-        assert ids[mask.bool()][-1] == 2
-
-
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ["llama", "llama-untied", "gemma2", "gpt-neox"])
 def test_the_appended_tokens_row_is_trained_where_it_pads_too(tiny_base, tmp_path, kind, options):

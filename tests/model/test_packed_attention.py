@@ -5,11 +5,11 @@ import torch
 from architectures import ARCHITECTURES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import new_model, perturbed
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.model import packed_attention
-from lbr_st.model.build import build_model
 from lbr_st.model.mask import Segment, attention_mask, causal_spans, dense_mask
 from lbr_st.model.packed_attention import IMPLEMENTATION, PackedMask, attention
 
@@ -53,12 +53,6 @@ def test_the_spans_allow_what_the_predicate_allows(row, window):
     assert torch.equal(seen_through(mask, length)[real], dense_mask(segments, examples, window=window)[0, 0][real])
 
 
-def test_the_spans_of_a_row_written_out():
-    segments, examples = row_of([(2, 1, 2), (0, 1, 2), (3, 1, 0)], padding=1)
-    # A context with its bottleneck; the target behind that bottleneck; a target alone; a context alone.
-    assert causal_spans(segments, examples) == [(0, 3, 0), (2, 3, 1), (5, 3, 0), (8, 4, 0)]
-
-
 class Layer(torch.nn.Module):
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -99,13 +93,6 @@ def test_dropout_goes_through_sdpa():
     assert torch.isfinite(dropped).all()
 
 
-def test_nothing_of_it_is_written_to_disk(tiny_base, tmp_path):
-    model = build_model(tiny_base("llama"), device="cpu")
-    model.save_pretrained(str(tmp_path), create_model_card=False)
-    files = [path for path in tmp_path.rglob("*.json") if IMPLEMENTATION in path.read_text(encoding="utf-8")]
-    assert files == []
-
-
 # --- packed = padded = one by one -------------------------------------------------------------------------------------
 
 
@@ -135,16 +122,6 @@ def per_term(model, **options) -> list[torch.Tensor]:
     return list(loss([model.preprocess(CONTEXTS), model.preprocess(TARGETS)]).values())
 
 
-def new_model(base: str, **options):
-    """A model whose adapters, if any, do something: they start as zeros."""
-    model = build_model(base, num_bottleneck_tokens=3, device="cpu", **options)
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
 def assert_same(found, wanted):
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
     assert found[1].keys() == wanted[1].keys()
@@ -164,7 +141,7 @@ ALONE = [([c], [t]) for c, t in zip(CONTEXTS, TARGETS, strict=True)]
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_packed_padded_and_one_by_one_are_equal(tiny_base, kind, options, bottleneck):
-    model = new_model(tiny_base(kind), **options)
+    model = perturbed(new_model(tiny_base(kind), **options))  # adapters start as zeros
     chosen = {"bottleneck": bottleneck, "max_target_tokens": 20}
     packed = loss_and_gradients(model, TOGETHER, **chosen)
     assert_same(loss_and_gradients(model, TOGETHER, packed=False, **chosen), packed)
@@ -222,7 +199,7 @@ def test_what_encoding_made_first_training_can_use(tiny_base):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_batch_in_one_row_has_the_states_of_each_text_alone(tiny_base, kind, side):
-    model = new_model(tiny_base(kind)).eval()
+    model = new_model(tiny_base(kind))
     backbone = backbone_of(model)
     model.tokenizer.padding_side = side
     features = model.preprocess(CONTEXTS)

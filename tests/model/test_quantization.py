@@ -21,7 +21,7 @@ from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS, is_quantized
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release
-from lbr_st.recipe import LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe, save_recipe
+from lbr_st.recipe import LearnConfig, ModelConfig, Recipe, RepresentConfig
 
 
 def pretend(monkeypatch, *, bitsandbytes=True, gpu=True):
@@ -54,13 +54,9 @@ def test_only_a_model_with_adapters_is_loaded_in_4_bits(monkeypatch, tiny_base, 
         load_model(tmp_path, quantize="4bit")
 
 
-def test_a_recipe_says_it(tmp_path):
-    recipe = Recipe(model=ModelConfig(quantize="4bit"))
-    save_recipe(recipe, tmp_path / "recipe.yaml")
-    assert load_recipe(tmp_path / "recipe.yaml") == recipe
-    recipe.model.lora = False
+def test_a_recipe_has_it_with_adapters_only():
     with pytest.raises(LBRError, match=r"^model\.quantize: .*model\.lora"):
-        recipe.validate()
+        Recipe(model=ModelConfig(quantize="4bit", lora=False)).validate()
 
 
 @pytest.mark.parametrize("command", [pipeline.run, pipeline.run_learn])
@@ -132,14 +128,15 @@ def test_training_moves_adapters_and_is_resumed_to_the_same_weights(on_cpu, base
         assert torch.equal(resumed[name], weight), name
 
 
-def learnt(base, folder):
+@pytest.fixture
+def learnt(on_cpu, base, tmp_path):
     model = build(base)
-    run_stage("learn", model, folder)
+    run_stage("learn", model, tmp_path / "run")
     return model
 
 
-def test_what_is_saved_is_read_in_full_precision_or_in_4_bits_again(on_cpu, base, tmp_path):
-    model = learnt(base, tmp_path / "run")
+def test_what_is_saved_is_read_in_full_precision_or_in_4_bits_again(learnt, tmp_path):
+    model = learnt
     model.save_pretrained(str(tmp_path / "saved"))
     full = load_model(tmp_path / "saved", device="cpu")
     assert not is_quantized(backbone_of(full).model)
@@ -150,9 +147,8 @@ def test_what_is_saved_is_read_in_full_precision_or_in_4_bits_again(on_cpu, base
     assert np.abs(full.encode(WORDS) - model.encode(WORDS)).max() > 1e-3  # which is why the two are told apart
 
 
-def test_a_release_is_the_full_precision_base_with_the_adapters(on_cpu, base, tmp_path, capsys):
-    model = learnt(base, tmp_path / "run")
-    before = model.encode(WORDS)
+def test_a_release_is_the_full_precision_base_with_the_adapters(learnt, base, tmp_path, capsys):
+    model, before = learnt, learnt.encode(WORDS)
     info = CardInfo("toy", recipe=Recipe(model=ModelConfig(base="toy", quantize="4bit")))
     release(model, tmp_path / "released", info=info)
     assert "least cosine to the 4-bit model is 0." in capsys.readouterr().err
@@ -169,19 +165,14 @@ def test_a_release_is_the_full_precision_base_with_the_adapters(on_cpu, base, tm
         assert change.abs().max() > 0
         expected = plain[f"model.layers.1.{layer}.weight"].float() + change
         torch.testing.assert_close(released[f"layers.1.{layer}.weight"], expected, rtol=0, atol=1e-6)
+    # The same from the adapters alone, which are kept in 16 bits.
+    release(model, tmp_path / "adapter", adapter_only=True)
+    other = load_file(release(tmp_path / "adapter", tmp_path / "again", base=base) / "model.safetensors")
+    assert all(torch.allclose(released[name], other[name], atol=1e-3) for name in released)
     stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
     model.save_pretrained(str(tmp_path / "saved"))
     np.testing.assert_allclose(stock.encode(WORDS), load_model(tmp_path / "saved").encode(WORDS), atol=1e-5)
     assert "in 4 bits (QLoRA)" in (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
-
-
-def test_adapters_alone_are_released_and_give_the_same_stock_form(on_cpu, base, tmp_path):
-    model = learnt(base, tmp_path / "run")
-    release(model, tmp_path / "adapter", adapter_only=True)
-    release(tmp_path / "adapter", tmp_path / "from_adapter", base=base)
-    release(model, tmp_path / "whole")
-    whole, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "from_adapter"))
-    assert all(torch.allclose(whole[name], other[name], atol=1e-3) for name in whole)  # kept in 16 bits
 
 
 def test_a_base_that_is_in_4_bits_on_disk_is_not_merged_into(on_cpu, base, tmp_path):

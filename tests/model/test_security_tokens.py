@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -148,31 +147,13 @@ def test_token_files_are_made_anew_for_a_tokenizer_that_reads_otherwise(model, t
     assert len(list(tmp_path.glob("tokens-*"))) == 2
 
 
-class BareReader:
-    """A program that reads ``tokenizer.json`` and nothing else, where the option has no place."""
-
-    def __init__(self, model, folder):
-        self.model = model
-        self.backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.backend.enable_truncation(32)
-        self.backend.enable_padding(pad_id=self.model.tokenizer.pad_token_id)
-
-    def encode(self, texts):
-        encodings = self.backend.encode_batch(texts)
-        features = {
-            "input_ids": torch.tensor([encoding.ids for encoding in encodings]),
-            "attention_mask": torch.tensor([encoding.attention_mask for encoding in encodings]),
-        }
-        with torch.no_grad():
-            return self.model(features)["sentence_embedding"].numpy()
-
-
 def test_for_readers_of_tokenizer_json_alone_a_forged_text_changes_only_itself(model, tmp_path):
-    reader = BareReader(released(model, tmp_path), tmp_path / "released")
-    special = specials(model.tokenizer)
-    ids = reader.backend.encode(FORGED[0]).ids
+    reader, special = released(model, tmp_path), specials(model.tokenizer)
+    ids = Tokenizer.from_file(str(tmp_path / "released" / "tokenizer.json")).encode(FORGED[0]).ids
     assert special["<|lbr_3|>"] in ids[1:-K]  # it does forge one there
     assert ids[-K:] == [special[f"<|lbr_{i}|>"] for i in range(K)]  # and the real ones still end the text
+    reader.tokenizer.split_special_tokens = False
+    assert ids_of(reader, FORGED[0]) == ids
     texts = ["an acid of a salt", "the base", "x"]
     alone = reader.encode(texts)
     for text in FORGED:
