@@ -26,7 +26,6 @@ from lbr_st.publish.export import (
     ask,
     calibration_texts,
     check,
-    export_card,
     export_model,
 )
 from lbr_st.publish.stock import release
@@ -196,12 +195,6 @@ def test_the_bounds():
     assert LEAST["float32"].lowest == 0.999
 
 
-def test_a_card_without_a_title_gets_the_section():
-    made = Export("onnx", "float32", "float32", Parity(1.0, 1.0), Parity(1.0, 1.0))
-    assert export_card("", made).startswith("## This folder is an export for ONNX")
-    assert export_card("words", made).startswith("words\n\n## This folder")
-
-
 @pytest.fixture
 def fake_pip(monkeypatch, tmp_path):
     """``venv`` and ``pip`` that only leave a file; ``fake_pip.fail`` names the command that fails."""
@@ -262,17 +255,6 @@ def test_an_empty_list_makes_a_real_environment(monkeypatch, tmp_path):
     with pytest.raises(LBRError, match=r"requirements-onnx\.txt") as caught:
         ask(python, "versions", "onnx")
     assert "ModuleNotFoundError" in str(caught.value)
-
-
-def test_pip_is_quoted_when_it_fails(monkeypatch, tmp_path):
-    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    monkeypatch.setattr(export, "requirements", lambda backend: "lbr-st-no-such-package==1\n")
-    with pytest.raises(LBRError, match="No matching distribution") as caught:
-        export.environment("onnx")
-    assert "--python" in str(caught.value)
-    assert made_in(tmp_path) == []
 
 
 def test_the_lists_are_pinned_and_come_with_the_package():

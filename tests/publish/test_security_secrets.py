@@ -13,15 +13,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.files import command_line, without_place
 from lbr_st.publish.stock import release
-from lbr_st.recipe import (
-    DataConfig,
-    EvaluateConfig,
-    LearnConfig,
-    ModelConfig,
-    Recipe,
-    RepresentConfig,
-    load_recipe,
-)
+from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
 USER = "telltaleuser"
@@ -134,7 +126,6 @@ def holds_no_code(folder):
     [
         ("/home/me/pairs.jsonl", "pairs.jsonl"),
         ("~/pairs.jsonl", "pairs.jsonl"),
-        ("C:\\Users\\me\\pairs.jsonl", "pairs.jsonl"),
         ("\\\\server\\share\\me\\pairs.jsonl", "pairs.jsonl"),
         ("data/pairs.jsonl", "data/pairs.jsonl"),
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
