@@ -148,7 +148,6 @@ def test_the_queries_that_changed_most():
     assert [change["query"] for change in gains] == [f"q{i}" for i in range(24, 4, -1)]
     assert [change["query"] for change in losses] == [f"q{i}" for i in range(29, 24, -1)]
     assert (gains[0]["before"], gains[0]["after"]) == pytest.approx((0.5, 0.9))
-    assert gains[0]["first_before"] == ("o/old-d24", f"found {NASTY}")
     assert gains[0]["first_after"] == ("o/new-d24", f"found {NASTY}")
     assert gains[0]["relevant"] == ("d24", "wanted")
 
@@ -199,9 +198,6 @@ def test_what_is_written(tmp_path):
     names = {path.name for path in (tmp_path / "out" / "changed_queries").iterdir()}
     assert {name.lower() for name in names} == {"1-a-b.md", "2-a-b.md"}  # two files even where case is ignored
     assert {f"changed_queries/{name}" for name in names} == set(linked)
-    for test in comparison.tests:
-        assert f"- {test.sentence}" in page
-
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (content["reference"], content["systems"], content["resamples"]) == ("o/old", ["o/new"], 10_000)
     kept, test = content["tests"][0], comparison.tests[0]

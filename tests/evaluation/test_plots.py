@@ -87,6 +87,12 @@ def test_points_lie_where_the_scores_are(tmp_path, drawn):
     assert set(level.get_ydata()) == {given[0].ndcg_at_10}
 
 
+def test_other_data_is_another_task(tmp_path):
+    given = [score("a/a", "one", noisy(1, 50)), score("b/b", "one", noisy(2, 50), data="data-two")]
+    found = texts(plot_tasks(given, tmp_path / "tasks")[1])
+    assert {"one (data-one)", "one (data-two)"} <= set(found)
+
+
 def test_by_embedding_size(tmp_path):
     paths = plot_embedding_size(scores(), tmp_path / "sizes")
     check(paths, tmp_path)

@@ -12,7 +12,15 @@ import lbr_st
 from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.scores import find_system, latest, read_record, read_records, write_record, write_results
+from lbr_st.evaluation.scores import (
+    RECORDS,
+    find_system,
+    latest,
+    read_record,
+    read_records,
+    write_record,
+    write_results,
+)
 from lbr_st.publish.bundle import read_bundle
 from lbr_st.publish.card import PROVENANCE, git_revision, read_results, refresh_card, results_section
 from lbr_st.publish.stock import release
@@ -29,19 +37,16 @@ CLUSTERING = {"parts": (), "task_type": "Clustering", "metric": "v_measure", "sc
 
 
 def put(folder, *scores):
-    for score in scores:
-        how = "-".join(f"{k}_{v}" for k, v in score.experiment.items())
-        write_record(
-            folder / "per_query" / score.model.replace("/", "__") / score.revision / how / f"{score.task}.json", score
-        )
+    for number, one in enumerate(scores):
+        write_record(folder / RECORDS / f"{number}.json", one)
 
 
 def test_records_come_back_equal_and_unfinished_ones_do_not_count(tmp_path):
-    score = score_of(experiment={"truncate_dim": 64}, embed_dim=64, seconds=1.5)
-    write_record(tmp_path / "x.json", score)
-    assert read_record(tmp_path / "x.json") == score
-    put(tmp_path, score, score_of(task="other", date=""))
-    assert read_records(tmp_path) == [score]
+    one = score_of(experiment={"truncate_dim": 64}, embed_dim=64, seconds=1.5)
+    write_record(tmp_path / "x.json", one)
+    assert read_record(tmp_path / "x.json") == one
+    put(tmp_path, one, score_of(task="other", date=""))
+    assert read_records(tmp_path) == [one]
     for damage in ("{", "[]", "null", json.dumps({"format": 2}), (tmp_path / "x.json").read_text()[:200]):
         (tmp_path / "x.json").write_text(damage)
         assert read_record(tmp_path / "x.json") is None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,23 +198,19 @@ def test_the_bounds():
 
 @pytest.fixture
 def fake_pip(monkeypatch, tmp_path):
-    """``venv`` and ``pip`` that only leave a file; ``fake_pip.fail`` names the command that fails."""
+    """``venv`` and ``pip`` that only leave a file; of ``commands`` run so far, those with a word in ``fail`` failed."""
+    fake = SimpleNamespace(commands=[], fail=set())
 
-    class Fake:
-        fail = None
+    def run(command):
+        fake.commands.append(command)
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir()
+            (Path(command[-1]) / "bin" / "python").touch()
+        if fail := fake.fail.intersection(command):
+            raise LBRError(f"{fail} failed")
 
-        def run(self, command):
-            self.commands.append(command)
-            if "venv" in command:
-                (Path(command[-1]) / "bin").mkdir()
-                (Path(command[-1]) / "bin" / "python").touch()
-            if self.fail in command:
-                raise LBRError("it failed")
-
-    fake = Fake()
-    fake.commands = []
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(export, "_run", fake.run)
+    monkeypatch.setattr(export, "_run", run)
     return fake
 
 
@@ -239,7 +236,7 @@ def test_an_environment_is_made_once_under_the_hash_of_its_list(fake_pip, monkey
 
 @pytest.mark.parametrize("command", ["venv", "install", "uninstall"])
 def test_a_half_made_environment_is_removed(fake_pip, tmp_path, command):
-    fake_pip.fail = command
+    fake_pip.fail.add(command)
     with pytest.raises(LBRError):
         export.environment("openvino")
     assert made_in(tmp_path) == []
