@@ -5,22 +5,20 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from task_scores import score
 from vector_model import numbers, vector_model
 
-from lbr_st.data.beir import RetrievalSet, read_beir
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval, evaluate_task
-from lbr_st.evaluation.scores import format_table, format_tasks, write_results
+from lbr_st.evaluation.scores import format_table, format_tasks
 from lbr_st.evaluation.systems import bm25_system, model_digest
 
 mteb = pytest.importorskip("mteb")
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 # With vectors fixed by hand: each text is "x y", its direction in the plane.
 PLANE = RetrievalSet(
@@ -43,34 +41,6 @@ TOY = RetrievalSet(
 )
 
 
-@pytest.fixture
-def encoded(monkeypatch):
-    """Count the texts that go through each of a model's two encoders."""
-
-    def watch(model):
-        counts = {"encode_query": 0, "encode_document": 0}
-        for name in counts:
-            encode = getattr(model, name)
-
-            def call(texts, *args, name=name, encode=encode, **kwargs):
-                counts[name] += len(texts)
-                return encode(texts, *args, **kwargs)
-
-            monkeypatch.setattr(model, name, call)
-        return counts
-
-    return watch
-
-
-def test_what_a_score_holds(tmp_path):
-    result = evaluate_retrieval(vector_model(numbers), PLANE, name="test/plane", output_folder=tmp_path)
-    assert result.per_query == pytest.approx({"q0": 0.5, "q1": 1.0})
-    assert result.ndcg_at_10 == pytest.approx(0.75)
-    assert (result.recall_at_10, result.recall_at_100) == (1.0, 1.0)
-    assert (result.num_queries, result.num_documents, result.task) == (2, 5, "plane")
-    assert result.confidence_interval() == pytest.approx((0.5, 1.0))
-
-
 def test_slices_and_splits_are_named_apart(tmp_path):
     part = RetrievalSet("plane/test", PLANE.corpus, PLANE.queries, PLANE.qrels).slice(2, 4)
     result = evaluate_retrieval(vector_model(numbers), part, name="a/b", output_folder=tmp_path)
@@ -78,13 +48,12 @@ def test_slices_and_splits_are_named_apart(tmp_path):
     assert [path.name for path in tmp_path.glob("results/a__b/*/plane*")] == [part.name.replace("/", "-") + ".json"]
 
 
-def test_second_run_reads_back_and_a_lost_file_reruns(bert, tmp_path, encoded):
+def test_second_run_reads_back_and_a_lost_file_reruns(bert, tmp_path):
     model = bert()
-    counts = encoded(model)
+    model.encode_document = encode = Mock(wraps=model.encode_document)
     first = evaluate_retrieval(model, TOY, name="test/bert", output_folder=tmp_path)
-    assert counts == {"encode_query": len(TOY.queries), "encode_document": len(TOY.corpus)}
     assert evaluate_retrieval(model, TOY, name="test/bert", output_folder=tmp_path) == first
-    assert counts["encode_document"] == len(TOY.corpus)
+    assert encode.call_count == 1
 
     revision = model_digest(model)
     assert (tmp_path / "results" / "test__bert" / revision / "toy.json").exists()
@@ -93,7 +62,7 @@ def test_second_run_reads_back_and_a_lost_file_reruns(bert, tmp_path, encoded):
     for runs, damage in ((2, kept.unlink), (3, lambda: kept.write_text("{"))):
         damage()
         assert evaluate_retrieval(model, TOY, name="test/bert", output_folder=tmp_path).per_query == first.per_query
-        assert counts["encode_document"] == runs * len(TOY.corpus)
+        assert encode.call_count == runs
 
 
 def test_a_record_of_format_1_is_read_back(tmp_path):
@@ -142,12 +111,10 @@ def test_the_digest_follows_the_weights_and_the_prompts(bert, tmp_path):
     assert model_digest(saved) != digest
 
 
-def test_bfloat16_is_kept_apart_and_close(bert, tmp_path, encoded):
+def test_bfloat16_is_kept_apart_and_close(bert, tmp_path):
     model = bert()
     full = evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path)
-    counts = encoded(model)
     half = evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path, precision="bfloat16")
-    assert counts["encode_document"] == len(TOY.corpus)
     assert half.ndcg_at_10 == pytest.approx(full.ndcg_at_10, abs=0.15)
     assert len(list(tmp_path.glob("per_query/a__b/*/experiments/autocast_bfloat16/toy.json"))) == 1
     assert evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path) == full
@@ -176,7 +143,6 @@ def test_a_name_of_dots_stays_inside_the_folder(tmp_path):
         ({"precision": "float16"}, "precision"),
         ({"corpus": {**PLANE.corpus, "d5": "nan 1"}}, "not finite"),
         ({"set": "../escape"}, "cannot name a task"),
-        ({"set": "ä"}, "cannot name a task"),
         ({"qrels": {"q0": {"d0": 0}}}, "no query has a relevant document"),
     ],
 )
@@ -240,38 +206,14 @@ def test_bm25_by_hand():
     assert result.parts[0].relevant["q2"] == ("d3", "nothing here")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("folder", "ndcg"),
-    [("chemistry/chebi_definitions", 0.432), ("medical/mondo_definitions", 0.488), ("code/pydoc", 0.269)],
-)
-def test_bm25_on_the_shared_sets(folder, ndcg):
-    if not (SHARED / folder).is_dir():
-        pytest.skip("the shared data is not here")
-    assert evaluate_bm25(read_beir(SHARED / folder, "test")).ndcg_at_10 == pytest.approx(ndcg, abs=0.005)
-
-
 def test_table():
     first = score("a/b", "toy", (0.0, 0.5, 1.0), description="500 of 15,000 definitions.")
     table = format_table([("ours | x", first), ("BM25", score("a/b", "toy", [0.25] * 3))]).splitlines()
     assert table[0].startswith("toy: 500 of 15,000 definitions. Data revision data-one")
-    assert table[2] == "| System | nDCG@10 | 95% interval | Recall@10 | Recall@100 | Queries × documents |"
-    assert table[3] == "|---|---:|:---:|---:|---:|---:|"
     assert table[4] == "| ours \\| x | 0.5000 | 0.0000 to 1.0000 | 0.7500 | – | 3 × 15,000 |"
-    assert table[5] == "| BM25 | 0.2500 | 0.2500 to 0.2500 | 0.7500 | – | 3 × 15,000 |"
     for other in (score("a/b", "other", [0.5]), score("a/b", "toy", [0.5], data="data-two")):
         with pytest.raises(LBRError, match="same data"):
             format_table([("ours", first), ("theirs", other)])
     for make in (format_table, format_tasks):
         with pytest.raises(LBRError, match="no results to show"):
             make([])
-    assert "A slice of toy/test:" in format_table([("ours", score("a/b", "toy/test-q3-d15000", [0.5]))])
-
-
-def test_write_results(tmp_path):
-    path = tmp_path / "deep" / "results.json"
-    write_results(path, [("ours", score("a/b", "toy", (0.0, 0.5, 1.0)))])
-    row = json.loads(path.read_text())[0]
-    assert (row["label"], row["ndcg_at_10"], row["recall_at_10"], row["recall_at_100"]) == ("ours", 0.5, 0.75, None)
-    assert row["parts"][0]["ndcg_at_10"] == {"q0": 0.0, "q1": 0.5, "q2": 1.0}
-    assert row["confidence_interval_95"] == [0.0, 1.0]

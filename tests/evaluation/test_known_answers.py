@@ -25,9 +25,9 @@ def angles():
     return vector_model(lambda text: [math.cos(math.radians(float(text))), math.sin(math.radians(float(text)))])
 
 
-def ranking(*grades, documents=None):
+def ranking(*grades):
     """A set whose only query, at 0 degrees, finds documents in this order; None is a document nobody judged."""
-    documents = documents or [f"d{rank:03}" for rank in range(len(grades))]
+    documents = [f"d{rank:03}" for rank in range(len(grades))]
     corpus = {document: str(rank + 1) for rank, document in enumerate(documents)}
     judged = {document: grade for document, grade in zip(documents, grades, strict=True) if grade is not None}
     return RetrievalSet("known", corpus, {"q": "0"}, {"q": judged})

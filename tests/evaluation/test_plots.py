@@ -175,16 +175,10 @@ def test_the_command(tmp_path, capsys):
     told = capsys.readouterr()
     written = {"tasks.png", "tasks.svg", "training.png", "training.svg"}
     assert {path.name for path in (tmp_path / "plots").iterdir()} == written
-    assert {line.rpartition("/")[2] for line in told.out.splitlines()} == written
     assert "no plot of embedding_size: there are not two sizes of embeddings" in told.err
 
-    assert main(["plot", *flags]) == 0
-    assert "no plot of training: give lbr-st train's work folder" in capsys.readouterr().err
-
     assert main(["plot", "--results", str(tmp_path / "none"), "--output", str(tmp_path / "none")]) == 1
-    error = capsys.readouterr().err
-    assert "nothing could be plotted" in error
-    assert "there are no results here" in error
+    assert "nothing could be plotted" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
     for number, item in enumerate(scores()):
@@ -193,4 +187,3 @@ def test_the_command(tmp_path, capsys):
     shown = texts(tmp_path / "plots" / "tasks.svg")
     assert "org/ours" in shown
     assert not [text for text in shown if "truncate_dim" in text]  # cut embeddings are in their own picture
-    assert "32" in texts(tmp_path / "plots" / "embedding_size.svg")

@@ -1,13 +1,11 @@
 """Suites and systems by name, a run over several tasks, and what is said of tasks that cannot be run."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from beir_folder import write_beir
-from hub_folder import write_hub_folder
 
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
@@ -80,7 +78,7 @@ def test_mteb_tasks_and_benchmarks_by_name():
 
 @pytest.mark.parametrize(
     ("word", "close"),
-    [("chemm", "chem"), ("ChemRxivRetrival", "ChemRxivRetrieval"), ("MTEB(Cod, v1)", r"MTEB\(Code, v1\)")],
+    [("chemm", "chem"), ("ChemRxivRetrival", "ChemRxivRetrieval")],
 )
 def test_an_unknown_name_gives_the_closest(word, close):
     with pytest.raises(LBRError, match=f"Did you mean .*{close}"):
@@ -110,12 +108,6 @@ def test_scores_are_filed_by_name_and_digest_and_read_back(saved, folder, tmp_pa
     again = evaluate_suites(saved, [folder], tmp_path / "out", command="another")
     assert again.scores == [score]
     assert find_system(read_records(tmp_path / "out"), "my-model") == [score]
-
-
-def test_sizes_are_systems_of_their_own(saved, folder, tmp_path):
-    report = evaluate_suites(saved, [folder], tmp_path, dimensions=[8, 32])
-    assert [score.name for score in report.scores] == ["local/my-model", "local/my-model (truncate_dim=8)"]
-    assert report.to_markdown().count("| toy-test |") == 2
 
 
 def test_what_plays_no_part_is_counted_next_to_the_score(folder, tmp_path):
@@ -153,16 +145,6 @@ def test_one_task_that_fails_leaves_the_others(saved, toy_chebi, folder, tmp_pat
     assert len(records) == 3  # those of the failed tasks are unfinished, and are not read
 
 
-def test_a_cached_hub_task_is_scored_offline(saved, tmp_path, monkeypatch):
-    """From the task's name to its score, with its own class and loader, over data in the hub's schema."""
-    folder = write_hub_folder(tmp_path / "data", {(None, "test"): (TOY.corpus, TOY.queries, TOY.qrels)})
-    kind = type(mteb.get_task("ChemRxivRetrieval"))
-    dataset = {"path": str(folder), "revision": "5" * 40}
-    monkeypatch.setattr(kind, "metadata", kind.metadata.model_copy(update={"dataset": dataset}))
-    [score] = evaluate_suites(saved, ["ChemRxivRetrieval"], tmp_path / "out").scores
-    assert (score.task, score.dataset_revision, score.num_documents) == ("ChemRxivRetrieval", "5" * 40, 8)
-
-
 def test_bm25_skips_what_is_no_retrieval(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(suites_module, "hub_reachable", lambda: True)
     report = evaluate_suites("bm25", [folder, "SDSGlovesClassification"], tmp_path)
@@ -197,10 +179,7 @@ def test_models_by_name(tiny_base, tmp_path):
         load_by_name("smollm2-135m")
     assert load_system("bm25").name == "baseline/bm25"
     (tmp_path / "empty").mkdir()
-    (tmp_path / "foreign").mkdir()
-    listing = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.nowhere.Nothing"}]
-    (tmp_path / "foreign" / "modules.json").write_text(json.dumps(listing))
-    for missing in (str(tmp_path / "empty"), str(tmp_path / "foreign"), "nobody/nothing"):
+    for missing in (str(tmp_path / "empty"), "nobody/nothing"):
         with pytest.raises(LBRError, match="the model cannot be loaded"):
             load_system(missing)
     with pytest.raises(LBRError, match="org/model"):

@@ -6,14 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from task_scores import score
 
 import lbr_st
 from lbr_st import pipeline
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import (
-    Part,
-    TaskScore,
+    RECORDS,
     find_system,
     latest,
     read_record,
@@ -28,42 +28,25 @@ from lbr_st.recipe import load_recipe
 
 
 def score_of(model="a/b", task="toy", scores=(0.0, 0.5, 1.0), **changes):
-    by_query = {f"q{i}": score for i, score in enumerate(scores)}
-    texts = {"queries": {"q0": "a | b"}, "first": {"q0": ("d1", "text")}, "relevant": {"q0": ("d2", "other")}}
-    values = {
-        "model": model,
-        "revision": "r" * 40,
-        "digest": "1" * 40,
-        "task": task,
-        "task_type": "Retrieval",
-        "metric": "ndcg_at_10",
-        "score": sum(scores) / len(scores),
-        "dataset_revision": "0" * 40,
-        "parts": (Part("test", "default", 15000, by_query, **texts),),
-        "date": "2026-01-02T03:04:05+00:00",
-        "command": f"lbr-st evaluate {model} --suite {task}",
-        "versions": {"mteb": "2.26.24"},
-    }
-    return TaskScore(**{**values, **changes})
+    command = f"lbr-st evaluate {model} --suite {task}"
+    given = {"revision": "r" * 40, "data": "0" * 40, "command": command, "versions": {"mteb": "2.26.24"}}
+    return score(model, task, scores, **{**given, **changes})
 
 
 CLUSTERING = {"parts": (), "task_type": "Clustering", "metric": "v_measure", "score": 0.25}
 
 
 def put(folder, *scores):
-    for score in scores:
-        how = "-".join(f"{k}_{v}" for k, v in score.experiment.items())
-        write_record(
-            folder / "per_query" / score.model.replace("/", "__") / score.revision / how / f"{score.task}.json", score
-        )
+    for number, one in enumerate(scores):
+        write_record(folder / RECORDS / f"{number}.json", one)
 
 
 def test_records_come_back_equal_and_unfinished_ones_do_not_count(tmp_path):
-    score = score_of(experiment={"truncate_dim": 64}, embed_dim=64, seconds=1.5)
-    write_record(tmp_path / "x.json", score)
-    assert read_record(tmp_path / "x.json") == score
-    put(tmp_path, score, score_of(task="other", date=""))
-    assert read_records(tmp_path) == [score]
+    one = score_of(experiment={"truncate_dim": 64}, embed_dim=64, seconds=1.5)
+    write_record(tmp_path / "x.json", one)
+    assert read_record(tmp_path / "x.json") == one
+    put(tmp_path, one, score_of(task="other", date=""))
+    assert read_records(tmp_path) == [one]
     for damage in ("{", "[]", "null", json.dumps({"format": 2}), (tmp_path / "x.json").read_text()[:200]):
         (tmp_path / "x.json").write_text(damage)
         assert read_record(tmp_path / "x.json") is None
@@ -102,7 +85,7 @@ def test_the_section_says_how_when_and_on_what():
     for said in (
         "| ours | 0.5000 | 0.0000 to 1.0000 |",
         "| topics | v_measure | 0.2500 | – | – | 00000000 |  |",
-        "Scored on 2026-01-02.",
+        "Scored on 2026-01-01.",
         "lbr-st evaluate a/b --suite toy\nlbr-st evaluate baseline/bm25 --suite toy",
         f"toy `{'0' * 40}`",
         "mteb 2.26.24",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,6 @@ from lbr_st.publish.export import (
     ask,
     calibration_texts,
     check,
-    export_card,
     export_model,
 )
 from lbr_st.publish.stock import release
@@ -196,31 +196,21 @@ def test_the_bounds():
     assert LEAST["float32"].lowest == 0.999
 
 
-def test_a_card_without_a_title_gets_the_section():
-    made = Export("onnx", "float32", "float32", Parity(1.0, 1.0), Parity(1.0, 1.0))
-    assert export_card("", made).startswith("## This folder is an export for ONNX")
-    assert export_card("words", made).startswith("words\n\n## This folder")
-
-
 @pytest.fixture
 def fake_pip(monkeypatch, tmp_path):
-    """``venv`` and ``pip`` that only leave a file; ``fake_pip.fail`` names the command that fails."""
+    """``venv`` and ``pip`` that only leave a file; of ``commands`` run so far, those with a word in ``fail`` failed."""
+    fake = SimpleNamespace(commands=[], fail=set())
 
-    class Fake:
-        fail = None
+    def run(command):
+        fake.commands.append(command)
+        if "venv" in command:
+            (Path(command[-1]) / "bin").mkdir()
+            (Path(command[-1]) / "bin" / "python").touch()
+        if fail := fake.fail.intersection(command):
+            raise LBRError(f"{fail} failed")
 
-        def run(self, command):
-            self.commands.append(command)
-            if "venv" in command:
-                (Path(command[-1]) / "bin").mkdir()
-                (Path(command[-1]) / "bin" / "python").touch()
-            if self.fail in command:
-                raise LBRError("it failed")
-
-    fake = Fake()
-    fake.commands = []
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(export, "_run", fake.run)
+    monkeypatch.setattr(export, "_run", run)
     return fake
 
 
@@ -246,7 +236,7 @@ def test_an_environment_is_made_once_under_the_hash_of_its_list(fake_pip, monkey
 
 @pytest.mark.parametrize("command", ["venv", "install", "uninstall"])
 def test_a_half_made_environment_is_removed(fake_pip, tmp_path, command):
-    fake_pip.fail = command
+    fake_pip.fail.add(command)
     with pytest.raises(LBRError):
         export.environment("openvino")
     assert made_in(tmp_path) == []
@@ -262,17 +252,6 @@ def test_an_empty_list_makes_a_real_environment(monkeypatch, tmp_path):
     with pytest.raises(LBRError, match=r"requirements-onnx\.txt") as caught:
         ask(python, "versions", "onnx")
     assert "ModuleNotFoundError" in str(caught.value)
-
-
-def test_pip_is_quoted_when_it_fails(monkeypatch, tmp_path):
-    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    monkeypatch.setattr(export, "requirements", lambda backend: "lbr-st-no-such-package==1\n")
-    with pytest.raises(LBRError, match="No matching distribution") as caught:
-        export.environment("onnx")
-    assert "--python" in str(caught.value)
-    assert made_in(tmp_path) == []
 
 
 def test_the_lists_are_pinned_and_come_with_the_package():

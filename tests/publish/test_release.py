@@ -18,7 +18,7 @@ from lbr_st.model.load import load_model
 from lbr_st.publish import bundle
 from lbr_st.publish import stock as release_module
 from lbr_st.publish.card import CardInfo
-from lbr_st.publish.stock import release, stock_form
+from lbr_st.publish.stock import release
 from lbr_st.recipe import Recipe
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
@@ -108,27 +108,6 @@ def test_a_base_that_is_in_4_bits_on_disk_is_refused(tiny_base, tmp_path, monkey
     with pytest.raises(LBRError, match="the base itself is in 4 bits"):
         release(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_stock_form_is_written_without_card_or_origin_and_returned(tiny_base, tmp_path):
-    model = trained(tiny_base("llama"), lora_rank=4)
-    stock = stock_form(model, tmp_path)
-    np.testing.assert_allclose(encodings(stock), encodings(model), atol=1e-5)
-    assert (tmp_path / "modules.json").is_file()
-    assert not {"README.md", "recipe.yaml", "provenance.json"} & {file.name for file in tmp_path.iterdir()}
-    with pytest.raises(LBRError, match=r"shape \(2, 4\), the model \(2, 3\)"):
-        bundle.cosines(np.ones((2, 3)), np.ones((2, 4)))
-
-
-def test_existing_output_is_refused_and_overwritten_when_asked(tiny_base, tmp_path):
-    model = trained(tiny_base("llama"), lora_rank=4)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("keep me")
-    with pytest.raises(LBRError, match="already exists"):
-        release(model, tmp_path / "out")
-    assert (tmp_path / "out" / "mine.txt").read_text() == "keep me"
-    release(model, tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
 
 
 def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):

@@ -13,15 +13,7 @@ from sentence_transformers import SentenceTransformer
 from lbr_st import pipeline
 from lbr_st.files import command_line, without_place
 from lbr_st.publish.stock import release
-from lbr_st.recipe import (
-    DataConfig,
-    EvaluateConfig,
-    LearnConfig,
-    ModelConfig,
-    Recipe,
-    RepresentConfig,
-    load_recipe,
-)
+from lbr_st.recipe import DataConfig, EvaluateConfig, load_recipe
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
 USER = "telltaleuser"
@@ -67,24 +59,19 @@ def found(folders, words):
 
 
 @pytest.fixture
-def toy(machine, tiny_base, bert):
+def toy(machine, toy_recipe, bert):
     """A recipe that names everything by its absolute path."""
     pairs = [{"query": f"acid {i}", "document": f"the acid of class {i} is a salt {i * 7}"} for i in range(84)]
     texts = [{"text": f"an ester of class {i}"} for i in range(9)]
     for name, rows in (("pairs", pairs), ("texts", texts)):
         (machine / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    base = machine / "my-base"
-    base.symlink_to(tiny_base("llama"))
+    recipe = load_recipe(toy_recipe)
+    (machine / "my-base").symlink_to(recipe.model.base)
     bert().save(str(machine / "general"))
-    return Recipe(
-        name="lbr-toy",
-        precision="float32",
-        model=ModelConfig(base=str(base), max_seq_length=48, lora_rank=4, lora_alpha=8),
-        data=DataConfig(source=str(machine / "pairs.jsonl"), texts=str(machine / "texts.jsonl")),
-        learn=LearnConfig(max_steps=2, batch_size=4, warmup_steps=1, eval_steps=2, num_eval_pairs=4),
-        represent=RepresentConfig(max_steps=2, batch_size=4, warmup_steps=1),
-        evaluate=EvaluateConfig(beside=str(machine / "general")),
-    )
+    recipe.model.base = str(machine / "my-base")
+    recipe.data = DataConfig(source=str(machine / "pairs.jsonl"), texts=str(machine / "texts.jsonl"))
+    recipe.evaluate = EvaluateConfig(beside=str(machine / "general"))
+    return recipe
 
 
 def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypatch):
@@ -134,7 +121,6 @@ def holds_no_code(folder):
     [
         ("/home/me/pairs.jsonl", "pairs.jsonl"),
         ("~/pairs.jsonl", "pairs.jsonl"),
-        ("C:\\Users\\me\\pairs.jsonl", "pairs.jsonl"),
         ("\\\\server\\share\\me\\pairs.jsonl", "pairs.jsonl"),
         ("data/pairs.jsonl", "data/pairs.jsonl"),
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
