@@ -3,7 +3,7 @@
 import pytest
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, is_marked_whole, mark_whole, new_folder, only_run
+from lbr_st.files import is_marked_whole, mark_whole, new_folder, only_run
 
 
 def test_a_folder_appears_when_the_block_ends_well(tmp_path):
@@ -60,8 +60,3 @@ def test_a_folder_that_was_filled_in_place_is_whole_once_it_is_marked(tmp_path):
     assert not is_marked_whole(tmp_path)
     mark_whole(tmp_path)
     assert is_marked_whole(tmp_path)
-
-
-def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path

@@ -246,29 +246,10 @@ def test_beir_folder_keeps_its_own_test_split(tmp_path):
     assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))
 
 
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_a_base_that_cannot_be_had_is_named(pairs_file, tmp_path, evaluate):
-    recipe = recipe_for("nobody/no-such-base", pairs_file, evaluate=EvaluateConfig(enabled=evaluate))
-    with pytest.raises(LBRError, match="nobody/no-such-base: the base cannot be loaded"):
-        pipeline.run(recipe, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "empty|no "),
-        (b'{"query": "a", "document": "b"}\nnot json\n', "line 2"),
-        (b'{"query": "a"}\n', "document"),
-        (b'{"query": "a", "document": "  "}\n', "line 1"),
-        (b'{"query": "a", "document": "\xff"}\n', "UTF-8"),
-    ],
-)
-def test_bad_data_is_named_before_training(tiny_base, tmp_path, content, message, monkeypatch):
+def test_bad_data_is_named_before_training(tiny_base, tmp_path, monkeypatch):
     path = tmp_path / "pairs.jsonl"
-    path.write_bytes(content)
+    path.write_text('{"query": "a", "document": "b"}\nnot json\n')
     monkeypatch.setattr(pipeline, "model_from_recipe", lambda *a, **k: pytest.fail("started building a model"))
-    with pytest.raises(LBRError, match=message) as caught:
+    with pytest.raises(LBRError, match=r"pairs\.jsonl, line 2"):
         pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
-    assert "pairs.jsonl" in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -130,15 +130,3 @@ def test_killed_while_it_downloads_it_starts_again_and_leaves_nothing(pip, tmp_p
     folder = wheels.fetch_wheel("thing==1.0", NAME, pip.sha256)
     assert (folder / "thing" / "data.txt").read_text() == "hello"
     assert left_behind(tmp_path) == [folder.name]
-
-
-def test_killed_while_an_entry_is_made_it_is_made_again(tmp_path):
-    def half(target):
-        (target / "model.safetensors").write_text("ha")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    killed_in(lambda: wheels.make_once(tmp_path / "entry", half))
-    assert not (tmp_path / "entry").exists()
-    wheels.make_once(tmp_path / "entry", lambda target: (target / "model.safetensors").write_text("half and half"))
-    assert (tmp_path / "entry" / "model.safetensors").read_text() == "half and half"
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".entry.lock", "entry"]

@@ -9,10 +9,7 @@ from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.errors import LBRError
 
 
-@pytest.fixture(autouse=True)
-def own_datasets_cache(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def jsonl(path, *items):
@@ -51,7 +48,6 @@ def test_json_array_and_byte_order_mark(tmp_path):
     [
         (b"[]", ["no text"]),
         (b'[{"text": "one"}', ["Expecting ',' delimiter", "line 1"]),
-        (b'[{"text": "one"},\n {"text": "two"} {"text": "three"}]', ["Expecting ',' delimiter", "line 2"]),
         (b'[{"text": "one"}, 12]', ["item 2", "int", "object"]),
         (b'[{"text": "one"}] more', ["Extra data"]),
         (b'[{"text": "one"},\n{"text": "\xff"}]', ["line 2", "UTF-8"]),
@@ -72,9 +68,7 @@ def test_bad_json_arrays_are_named(tmp_path, content, parts):
         (b'["x"]', ["list", "object"]),
         (b'{"txt": "x"}', ["'text'", "txt"]),
         (b'{"text": 3}', ["'text'", "int"]),
-        (b'{"text": null}', ["'text'", "NoneType"]),
         (b'{"text": ""}', ["'text'", "empty"]),
-        (b'{"text": " \\t\\n"}', ["'text'", "empty"]),
         (b'{"text": "\\ud83d"}', ["'text'", "half a character"]),
     ],
 )
