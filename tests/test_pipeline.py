@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from beir_folder import write_beir
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.recipe import (
@@ -229,18 +231,12 @@ def test_no_text_of_the_evaluation_is_trained_on(tiny_base, pairs_file):
 
 def test_beir_folder_keeps_its_own_test_split(tmp_path):
     folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{i}", "title": "", "text": f"the acid of class {i}"} for i in range(12)]
-    queries = [{"_id": f"q{i}", "text": f"acid {i}"} for i in range(12)]
+    corpus = {f"d{i}": f"the acid of class {i}" for i in range(12)}
     # The training query q3 is spelt like the test query q0, and d1 is judged for both sides.
-    queries[3]["text"] = "Acid  0"
-    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    head = "query-id\tcorpus-id\tscore\n"
-    (folder / "qrels" / "test.tsv").write_text(f"{head}q0\td0\t1\nq1\td1\t1\n")
-    (folder / "qrels" / "train.tsv").write_text(
-        head + "".join(f"q{i}\td{i}\t1\n" for i in range(3, 12)) + "q2\td1\t1\n"
-    )
+    queries = {f"q{i}": f"acid {i}" for i in range(12)} | {"q3": "Acid  0"}
+    test, train = {"q0": {"d0": 1}, "q1": {"d1": 1}}, {f"q{i}": {f"d{i}": 1} for i in range(3, 12)} | {"q2": {"d1": 1}}
+    splits = {"test": test, "train": train}
+    write_beir({n: RetrievalSet(n, corpus, {q: queries[q] for q in of}, of) for n, of in splits.items()}, folder)
     recipe = recipe_for("x", folder)
     data = SimpleNamespace(**without_evaluation(recipe, read_sources(recipe))[0])
     assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))

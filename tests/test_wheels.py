@@ -12,6 +12,7 @@ import pytest
 
 from lbr_st import wheels
 from lbr_st.domains import definitions, python_docs
+from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.model.bases import BASES
 
@@ -106,6 +107,7 @@ def test_every_download_is_pinned():
         assert not set(requirement.partition("==")[2]) & set("*<>,~")
         assert len(sha256) == 64
         assert int(sha256, 16)
+    assert all(len(sha256) == 64 for name in DOMAIN_TASKS for sha256 in pinned_wheels(name))
 
 
 def killed_in(work):

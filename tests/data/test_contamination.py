@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from datasets import Dataset
 
 from lbr_st.data import contamination as module
 from lbr_st.data.beir import RetrievalSet
@@ -288,8 +289,6 @@ def test_columns_are_those_the_file_has(tmp_path):
     (tmp_path / "c.csv").write_text("query,document\na,b\nc,d\n")
     for name in ("a.jsonl", "b.json", "c.csv"):
         assert training_columns(tmp_path / name) == both
-    from datasets import Dataset
-
     Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     assert training_columns(str(tmp_path / "d.parquet"), text_column="document", document_column="none") == {
         "query": ["a", "c"],
@@ -309,8 +308,6 @@ def test_columns_are_those_the_file_has(tmp_path):
 
 
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
-    from datasets import Dataset
-
     import lbr_st.evaluation.check_training as columns
 
     (tmp_path / "qrels").mkdir()

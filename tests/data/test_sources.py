@@ -3,11 +3,11 @@ import json
 
 import pytest
 from beir_folder import write_beir
+from datasets import Dataset
 
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.errors import LBRError
-
 
 pytestmark = pytest.mark.usefixtures("datasets_cache")
 
@@ -113,8 +113,6 @@ def test_bad_csv_rows_are_named(tmp_path, content, parts):
 
 
 def test_parquet(tmp_path):
-    from datasets import Dataset
-
     path = tmp_path / "a.parquet"
     Dataset.from_dict({"n": [1, 2], "q": ["x", "y"], "d": ["u", "v"]}).to_parquet(path)
     assert read_texts(path, column="d")[:] == {"text": ["u", "v"]}
@@ -180,8 +178,6 @@ def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch
 
 
 def test_hub_dataset(monkeypatch):
-    from datasets import Dataset
-
     def load(name, split):
         if split == "none":
             raise ConnectionError("Couldn't reach it on the Hub")

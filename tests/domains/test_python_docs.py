@@ -183,13 +183,14 @@ def test_later_passages(docstring, wanted):
     assert later_passages(docstring) == wanted
 
 
-def crafted():
-    def function(package, number, sentence=None, body=None):
-        body = body or f"    return add({number}, {package})"
-        source = f"def f{number}():\n{body}"
-        sentence = sentence or f"Add {number} to {package} soon."
-        return f"{package}/m.py:f{number}", Function(f"f{number}", sentence, source, body)
+def function(package, number, sentence=None, body=None, passages=()):
+    body = body or f"    return add({number}, {package})"
+    source = f"def f{number}():\n{body}"
+    sentence = sentence or f"Add {number} to {package} soon."
+    return f"{package}/m.py:f{number}", Function(f"f{number}", sentence, source, body, passages)
 
+
+def crafted():
     evaluation = dict(function("e", n) for n in range(40))
     training = dict(function("t", n) for n in range(30))
     evaluation |= [
@@ -239,7 +240,7 @@ def test_impossible_tasks_are_refused():
 
 def test_packages_are_read_without_tests_and_copies(tmp_path, monkeypatch):
     text = f'def f(weights):\n    """Make {{}} add up to one."""\n    {WORK}\n'
-    left_out = "a/tests/x.py test/x.py _vendor/x.py a/test_x.py a/conftest.py a/x_test.py".split()
+    left_out = ["a/tests/x.py", "test/x.py", "_vendor/x.py", "a/test_x.py", "a/conftest.py", "a/x_test.py"]
     for number, name in enumerate(["b.py", "a/z.py", *left_out, "attest.py", "a/latest/contest.py"]):
         path = tmp_path / "pack" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,17 +264,9 @@ def test_no_package_serves_both_sides():
 
 
 def with_passages():
-    def function(number, passages):
-        body = f"    return add({number}, e)"
-        return Function(f"f{number}", f"Add {number} to e soon.", f"def f{number}():\n{body}", body, passages)
-
     passages = [(f"{LONG} {n}", f"{n} {LONG}", f"{LONG} {n}+", "fourth") for n in range(9)]
-    functions = {f"e/m.py:f{n}": function(n, passages[n]) for n in range(9)}
-    training = {
-        f"t/m.py:g{n}": Function(f"g{n}", f"Take {n} from t.", f"def g{n}():\n    t - {n}", f"    t - {n}")
-        for n in range(3)
-    }
-    return functions, training
+    functions = dict(function("e", n, passages=passages[n]) for n in range(9))
+    return functions, dict(function("t", n) for n in range(3))
 
 
 def build_open(functions, training, **numbers):
@@ -298,10 +291,7 @@ def test_records_say_of_each_function_searched_what_its_docstring_goes_on_to_say
 def test_no_record_holds_a_query():
     functions, training = with_passages()
     sentence = functions["e/m.py:f0"].sentence
-    of_another = functions["e/m.py:f1"]
-    functions["e/m.py:f1"] = Function(
-        "f1", of_another.sentence, of_another.source, of_another.body, (f"{LONG} ADD 0  to e, soon! {LONG}", LONG)
-    )
+    functions |= [function("e", 1, passages=(f"{LONG} ADD 0  to e, soon! {LONG}", LONG))]
     for seed in range(6):
         task = build_open(functions, training, seed=seed)
         asked = [normalise(query) for part in (task.test, task.dev) for query in part.queries.values()]

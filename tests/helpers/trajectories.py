@@ -65,26 +65,19 @@ def trajectory_of(model: SentenceTransformer, history: list[dict[str, Any]]) -> 
     return Trajectory(steps, weights, [entry for entry in measured if entry])
 
 
-def learned(
-    model: SentenceTransformer, folder: Any, config: dict[str, Any] | None = None, **options: Any
-) -> Trajectory:
+SHORT = {"max_steps": STEPS, "batch_size": 8, "warmup_steps": 1}
+
+
+def learned(model, folder, config=None, *, pairs=PAIRS, **options) -> Trajectory:
     """Train a stage 1; ``config`` is for :class:`LearnConfig`."""
-    pairs = options.pop("pairs", PAIRS)
-    settings = LearnConfig(
-        **{"max_steps": STEPS, "batch_size": 8, "batch_tokens": None, "warmup_steps": 1, **(config or {})}
-    )
+    settings = LearnConfig(**{**SHORT, "batch_tokens": None, **(config or {})})
     history = learn(model, Dataset.from_dict(pairs), settings, output_dir=folder, **{**ONE_BY_ONE, **options})
     return trajectory_of(model, history)
 
 
-def represented(
-    model: SentenceTransformer, folder: Any, config: dict[str, Any] | None = None, **options: Any
-) -> Trajectory:
+def represented(model, folder, config=None, *, pairs=QUERIES, **options) -> Trajectory:
     """Train a stage 2; ``config`` is for :class:`RepresentConfig`."""
-    pairs = options.pop("pairs", QUERIES)
-    settings = RepresentConfig(
-        **{"max_steps": STEPS, "batch_size": 8, "mini_batch_tokens": None, "warmup_steps": 1, **(config or {})}
-    )
+    settings = RepresentConfig(**{**SHORT, "mini_batch_tokens": None, **(config or {})})
     history = represent(model, Dataset.from_dict(pairs), settings, output_dir=folder, **{**ONE_BY_ONE, **options})
     return trajectory_of(model, history)
 
