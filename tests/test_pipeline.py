@@ -26,18 +26,14 @@ from lbr_st.recipe import (
 from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
 from lbr_st.training.data import pairs_to_learn as learn_pairs
 
-KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
-
 
 @pytest.fixture
 def pairs_file(tmp_path):
+    about = "the {0} of the class {1} that is a salt of an acid and a base. It is {2} of {1}."
     rows = [
-        {
-            "query": f"{kind} number {i}",
-            "document": f"the {kind} of the class {i} that is a salt of an acid and a base. It is {i * 7} of {i}.",
-        }
+        {"query": f"{kind} number {i}", "document": about.format(kind, i, i * 7)}
         for i in range(14)
-        for kind in KINDS
+        for kind in ("acid", "base", "salt", "ester", "enzyme", "protein")
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")

@@ -128,10 +128,6 @@ def test_short_queries_are_compared_by_their_words(query, text, kind):
     ("text", "kind"),
     [
         (f"It is known since long. {JUDGED}. It is made from acetic acid in a plant nearby", "contains"),
-        (
-            f"It is known since long. {JUDGED.replace('acetic acid', 'acetic-acid').upper()}; it is made here",
-            "contains",
-        ),
         # The text goes on within the last word, and begins within the first.
         (f"It is known since long that {JUDGED}1 is a thing of some use for many people in the world", None),
         (f"It is known since long: The{JUDGED} of some use for many people in the whole wide world", None),

@@ -1,8 +1,7 @@
 """Neither a large text nor a large evaluation is in memory: each takes a small part of its size.
 
-What is measured runs as ``python test_memory.py NAME ARGUMENT...``, in its own process, and prints JSON. Counted is
-anonymous memory, of this process and of those it forks: pages of memory-mapped files are given back when others need
-the room, and what Python holds is not.
+What is measured runs as ``python test_memory.py NAME ARGUMENT...`` and prints JSON. Counted is anonymous memory, of
+this process and of those it forks: pages of memory-mapped files are given back when others need the room.
 """
 
 import json

@@ -38,16 +38,6 @@ def only(source):
     return function
 
 
-def test_a_plain_function():
-    function = only(
-        f'import os\n\ndef scale(weights):\n    """Make numbers add up to one.\n\n    More."""\n    {WORK}\n\nx = 1\n'
-    )
-    assert function.name == "scale"
-    assert function.sentence == "Make numbers add up to one."
-    assert function.source == f"def scale(weights):\n    {WORK}"
-    assert function.body == f"    {WORK}"
-
-
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
