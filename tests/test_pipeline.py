@@ -66,7 +66,7 @@ def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_fil
     # The released model is the one after stage 2, which is neither stage 1's nor the base.
     learned = pipeline.load_model(tmp_path / "out-work" / "learn", device="cpu")
     assert not np.allclose(stock.encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
-    assert not np.allclose(pipeline.build(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
+    assert not np.allclose(pipeline.model_from_recipe(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
 
     # The recipe that ran is kept, and runs again, to the same weights; beside the model it tells no places.
     assert load_recipe(tmp_path / "out" / "recipe.yaml") == recipe_without_places(recipe)
