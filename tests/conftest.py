@@ -41,16 +41,8 @@ def _what_is_imported_is_not_searched_for_garbage():
 def tiny_base(tmp_path_factory):
     """Return ``tiny_base(kind, **options) -> folder``: a base of two layers with random weights and a tokenizer.
 
-    Options, next to the kind (one of ``ARCHITECTURES``, or "bert", "t5"):
-
-    - bos: the tokenizer puts ``<s>`` before every text.
-    - pad: it has a pad token.
-    - chat_template: it has a chat template.
-    - words: a word-level vocabulary of these words instead of byte-level BPE.
-    - spare_rows: vocabulary rows of the model beyond the tokenizer's; with 0 the model must grow.
-    - seed, dtype: of the weights.
-
-    Equal calls share a folder: treat it as read-only.
+    ``words`` makes a word-level vocabulary of these; ``spare_rows`` are vocabulary rows beyond the tokenizer's (with
+    0 the model must grow). Equal calls share a folder: treat it as read-only.
     """
     import torch
 

@@ -15,7 +15,7 @@ from lbr_st.data.pairs import mix, natural_pairs, reconstruct_pairs
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_model
 from lbr_st.publish.stock import release
-from lbr_st.recipe import BASELINES, LearnConfig, Recipe, RepresentConfig, baseline, load_recipe, save_recipe
+from lbr_st.recipe import BASELINES, LearnConfig, Recipe, RepresentConfig, baseline, load_recipe
 from lbr_st.training.learn import generative_pairs, learn
 from lbr_st.training.represent import represent
 
@@ -146,13 +146,6 @@ def test_a_baseline_differs_in_nothing_but_what_it_must(options):
         **{f"learn.{name}": 0.0 for name in options},  # only a bottleneck has these
     }
     assert recipe == new()
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_survives_its_file(tmp_path, name):
-    made = baseline(Recipe(), name)
-    save_recipe(made, tmp_path / "recipe.yaml")
-    assert load_recipe(tmp_path / "recipe.yaml") == made
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,6 @@ def test_a_baseline_is_the_recipe_with_its_changes(calls):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["/x/bin/lbr-st", "evaluate", "a b"], "lbr-st evaluate 'a b'"),
         (["/x/lbr_st/__main__.py", "train"], "lbr-st train"),
         (["recipes/chem.py", "--quick"], "python recipes/chem.py --quick"),
         (["/x/recipes/chem.py", "--output", "/home/me/out"], "python recipes/chem.py --output out"),

@@ -3,7 +3,7 @@
 import pytest
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, is_marked_whole, mark_whole, new_folder, only_run
+from lbr_st.files import new_folder, only_run
 
 
 def test_a_folder_appears_when_the_block_ends_well(tmp_path):
@@ -53,15 +53,3 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path):
         # The swap was killed between its two steps: the folder from before is back.
         assert (tmp_path / "out" / "file").read_text() == ".out.123.old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
-
-
-def test_a_folder_that_was_filled_in_place_is_whole_once_it_is_marked(tmp_path):
-    (tmp_path / "file").write_text("x")
-    assert not is_marked_whole(tmp_path)
-    mark_whole(tmp_path)
-    assert is_marked_whole(tmp_path)
-
-
-def test_cache_dir_follows_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path))
-    assert cache_dir() == tmp_path

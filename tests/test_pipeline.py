@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from beir_folder import write_beir
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.recipe import (
@@ -24,18 +26,14 @@ from lbr_st.recipe import (
 from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
 from lbr_st.training.data import pairs_to_learn as learn_pairs
 
-KINDS = ["acid", "base", "salt", "ester", "enzyme", "protein"]
-
 
 @pytest.fixture
 def pairs_file(tmp_path):
+    about = "the {0} of the class {1} that is a salt of an acid and a base. It is {2} of {1}."
     rows = [
-        {
-            "query": f"{kind} number {i}",
-            "document": f"the {kind} of the class {i} that is a salt of an acid and a base. It is {i * 7} of {i}.",
-        }
+        {"query": f"{kind} number {i}", "document": about.format(kind, i, i * 7)}
         for i in range(14)
-        for kind in KINDS
+        for kind in ("acid", "base", "salt", "ester", "enzyme", "protein")
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
@@ -68,7 +66,7 @@ def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_fil
     # The released model is the one after stage 2, which is neither stage 1's nor the base.
     learned = pipeline.load_model(tmp_path / "out-work" / "learn", device="cpu")
     assert not np.allclose(stock.encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
-    assert not np.allclose(pipeline.build(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
+    assert not np.allclose(pipeline.model_from_recipe(recipe).encode(["acid"]), learned.encode(["acid"]), atol=1e-4)
 
     # The recipe that ran is kept, and runs again, to the same weights; beside the model it tells no places.
     assert load_recipe(tmp_path / "out" / "recipe.yaml") == recipe_without_places(recipe)
@@ -229,46 +227,21 @@ def test_no_text_of_the_evaluation_is_trained_on(tiny_base, pairs_file):
 
 def test_beir_folder_keeps_its_own_test_split(tmp_path):
     folder = tmp_path / "beir"
-    (folder / "qrels").mkdir(parents=True)
-    documents = [{"_id": f"d{i}", "title": "", "text": f"the acid of class {i}"} for i in range(12)]
-    queries = [{"_id": f"q{i}", "text": f"acid {i}"} for i in range(12)]
+    corpus = {f"d{i}": f"the acid of class {i}" for i in range(12)}
     # The training query q3 is spelt like the test query q0, and d1 is judged for both sides.
-    queries[3]["text"] = "Acid  0"
-    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    head = "query-id\tcorpus-id\tscore\n"
-    (folder / "qrels" / "test.tsv").write_text(f"{head}q0\td0\t1\nq1\td1\t1\n")
-    (folder / "qrels" / "train.tsv").write_text(
-        head + "".join(f"q{i}\td{i}\t1\n" for i in range(3, 12)) + "q2\td1\t1\n"
-    )
+    queries = {f"q{i}": f"acid {i}" for i in range(12)} | {"q3": "Acid  0"}
+    test, train = {"q0": {"d0": 1}, "q1": {"d1": 1}}, {f"q{i}": {f"d{i}": 1} for i in range(3, 12)} | {"q2": {"d1": 1}}
+    splits = {"test": test, "train": train}
+    write_beir({n: RetrievalSet(n, corpus, {q: queries[q] for q in of}, of) for n, of in splits.items()}, folder)
     recipe = recipe_for("x", folder)
     data = SimpleNamespace(**without_evaluation(recipe, read_sources(recipe))[0])
     assert sorted(data.pairs["query"]) == sorted(f"acid {i}" for i in range(4, 12))
 
 
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_a_base_that_cannot_be_had_is_named(pairs_file, tmp_path, evaluate):
-    recipe = recipe_for("nobody/no-such-base", pairs_file, evaluate=EvaluateConfig(enabled=evaluate))
-    with pytest.raises(LBRError, match="nobody/no-such-base: the base cannot be loaded"):
-        pipeline.run(recipe, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "empty|no "),
-        (b'{"query": "a", "document": "b"}\nnot json\n', "line 2"),
-        (b'{"query": "a"}\n', "document"),
-        (b'{"query": "a", "document": "  "}\n', "line 1"),
-        (b'{"query": "a", "document": "\xff"}\n', "UTF-8"),
-    ],
-)
-def test_bad_data_is_named_before_training(tiny_base, tmp_path, content, message, monkeypatch):
+def test_bad_data_is_named_before_training(tiny_base, tmp_path, monkeypatch):
     path = tmp_path / "pairs.jsonl"
-    path.write_bytes(content)
+    path.write_text('{"query": "a", "document": "b"}\nnot json\n')
     monkeypatch.setattr(pipeline, "model_from_recipe", lambda *a, **k: pytest.fail("started building a model"))
-    with pytest.raises(LBRError, match=message) as caught:
+    with pytest.raises(LBRError, match=r"pairs\.jsonl, line 2"):
         pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
-    assert "pairs.jsonl" in str(caught.value)
     assert not (tmp_path / "out").exists()

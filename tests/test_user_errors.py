@@ -90,7 +90,6 @@ def results(content):
 CASES = [
     # Models that are damaged, or of the wrong form.
     case(RECONSTRUCT, "trained: the model cannot be loaded", lambda: cut("trained/model.safetensors")),
-    case(EVALUATE, "released: the model cannot be loaded", lambda: remove("released/config.json")),
     case("release adapter --output out", "adapter: the model", lambda: cut("adapter/adapter_model.safetensors")),
     case("release adapter --output out --base a-file", "a-file: no such folder."),
     case(RECONSTRUCT, "no file named model.safetensors", lambda: remove("trained/model.safetensors")),
@@ -98,13 +97,10 @@ CASES = [
     case(RECONSTRUCT, "it has no modules.json", lambda: remove("trained/modules.json")),
     case(EXPORT, "released/modules.json: cannot be read", lambda: cut("released/modules.json")),
     case("submission released --org o", "a module without a type", lambda: write("released/modules.json", "[1]")),
-    case("reconstruct nothing water", "nothing: there is no such folder."),
     case("release released --output out", "released: not in training form"),
     case("export trained --output out", "trained: not a released model"),
-    case("submission trained --org o", "trained: is in training form"),
     # Bases, and what is on the hub while that is off.
     case(TRAIN, "base: the base cannot be loaded", lambda: cut("base/model.safetensors")),
-    case(f"{TRAIN} --model.base ./a-file", "./a-file: no such folder."),
     case(f"{TRAIN} --model.base no-one/nothing", "no-one/nothing: the base cannot be loaded"),
     case(f"{TRAIN} --model.max_seq_length 999", "999 is more than the 512 tokens"),
     case("evaluate no-one/nothing --suite beir", "no-one/nothing: the model cannot be"),
@@ -117,7 +113,6 @@ CASES = [
     # Data, results and recipes.
     case(f"{TRAIN} --data.source base", "base: no corpus.jsonl in this folder."),
     case(f"{TRAIN} --data.source x.parquet", "cannot load it", lambda: write("x.parquet", "x")),
-    case(f"{TRAIN} --data.source a-file/x.jsonl", "a-file/x.jsonl: no such file."),
     case(EVALUATE, "beir/corpus.jsonl, line 1: not JSON", lambda: cut("beir/corpus.jsonl")),
     case(EVALUATE, "beir/qrels: no split 'test'", lambda: remove("beir/qrels/test.tsv")),
     case(f"{EXPORT} --precision int8 --calibration base", "base: no such file."),
@@ -126,17 +121,11 @@ CASES = [
     case("card released --results a-file", "a-file: cannot be read as results"),
     case("card README.md", "there is no card here", lambda: Path("README.md").mkdir()),
     case(f"{TRAIN} --config none.yaml", "none.yaml: cannot be used: No such file or directory."),
-    case(f"{TRAIN} --config base", "base: cannot be used: Is a directory."),
     case(f"{EXPORT}-none", "-none: cannot be run: No such file or directory."),
     case(f"{REPRESENT} --represent.num_hard_negatives 1000", "num_hard_negatives: 1000 cannot be found for each"),
-    case(f"{RECONSTRUCT} --max-new-tokens 0", "max_new_tokens: must be at least 1, not 0."),
     # How the command is called.
-    case(f"{TRAIN} --config", "--config: expected one argument", status=2),
     case(["evaluate", "", "--suite", "beir"], "MODEL must not be empty.", status=2),
-    case(["evaluate", "released", "--suite", ""], "--suite must not be empty.", status=2),
     case("launch-config x", "kind: must be one of ddp, fsdp2, not x.", status=2),
-    case(f"{EVALUATE} --only x", "only: must be one of local, hub or null, not x.", status=2),
-    case("compare a b --resamples x", "must be a whole number, not x.", status=2),
 ]
 
 
@@ -162,9 +151,7 @@ def wrapped(error, cause):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (IsADirectoryError(21, "Is a directory", "out/a.json"), "out/a.json: cannot be used: Is a directory."),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full."),
-        (OSError(errno.EROFS, "Read-only file system", "out"), "out: cannot be used: Read-only file system."),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full."),
         (RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"), "the disk is full."),
         (wrapped(ValueError("dataset"), OSError(errno.ENOSPC, "No space", "out/x.arrow")), "out/x.arrow: the disk is"),

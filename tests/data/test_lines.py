@@ -32,15 +32,6 @@ def test_rows_are_written_once_and_kept_on_disk(numbers):
     assert len(write_rows(iter(()), ["text"])) == 0
 
 
-def test_what_the_rows_raise_comes_through():
-    def rows():
-        yield {"text": "x"}
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        write_rows(rows(), ["text"])
-
-
 def test_long_texts_are_written_in_small_batches(monkeypatch):
     monkeypatch.setattr(lines, "BYTES", 10)
     long = write_rows(({"text": "x" * size} for size in (3, 12, 4, 4, 4)), ["text"])

@@ -1,8 +1,7 @@
 """Neither a large text nor a large evaluation is in memory: each takes a small part of its size.
 
-What is measured runs as ``python test_memory.py NAME ARGUMENT...``, in its own process, and prints JSON. Counted is
-anonymous memory, of this process and of those it forks: pages of memory-mapped files are given back when others need
-the room, and what Python holds is not.
+What is measured runs as ``python test_memory.py NAME ARGUMENT...`` and prints JSON. Counted is anonymous memory, of
+this process and of those it forks: pages of memory-mapped files are given back when others need the room.
 """
 
 import json
@@ -29,10 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/status")
 
 
 def measured(*words):
-    command, environment = (
-        [sys.executable, __file__, *map(str, words)],
-        {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    command = [sys.executable, __file__, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -56,11 +53,9 @@ def test_memory_stays_small(tmp_path, kind, monkeypatch):
     numbers = [f"{n}" for n in range(300)]
     about = "this document is about the number {}, and it says what it is good for and for whom"
     corpus = {n: about.format(n) for n in numbers}
-    task = RetrievalSet("t", corpus, {n: f"what is {n}" for n in numbers}, {n: {n: 1} for n in numbers})
-    write_beir({"train": task}, tmp_path / "small")
-    for split, some in {"test": numbers[:50], "train": numbers[50:]}.items():
-        lines = ["query-id\tcorpus-id\tscore", *(f"{n}\t{n}\t1" for n in some), ""]
-        (tmp_path / "small" / "qrels" / f"{split}.tsv").write_text("\n".join(lines))
+    small = {"test": numbers[:50], "train": numbers[50:]}.items()
+    asked = {split: ({n: f"what is {n}" for n in some}, {n: {n: 1} for n in some}) for split, some in small}
+    write_beir({split: RetrievalSet("t", corpus, *of) for split, of in asked.items()}, tmp_path / "small")
     large = (*texts(), corpus["7"].upper())
     if kind == "file":
         source = tmp_path / "large.jsonl"

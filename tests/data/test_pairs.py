@@ -98,10 +98,9 @@ def test_texts_that_come_one_by_one_are_read_once():
 def test_examples_are_on_disk_and_the_same_in_several_processes(monkeypatch):
     texts = datasets.Dataset.from_dict({"text": [f"{n} {PASSAGE}" if n % 3 else f"{n}" for n in range(1500)]})
     pairs = datasets.Dataset.from_dict({"query": texts["text"][:], "document": texts["text"][:]})
-    alone = [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")]
+    made = ((reconstruct_pairs, texts), (continue_pairs, texts), (natural_pairs, pairs))
+    alone = [make(table, "p") for make, table in made]
     monkeypatch.setattr(lines, "LARGE", 1)
-    for one, other in zip(
-        alone, [reconstruct_pairs(texts, "p"), continue_pairs(texts, "p"), natural_pairs(pairs, "p")], strict=True
-    ):
+    for one, other in zip(alone, [make(table, "p") for make, table in made], strict=True):
         assert one.cache_files
         assert one[:] == other[:]

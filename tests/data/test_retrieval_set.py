@@ -127,21 +127,14 @@ GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d
         ("corpus.jsonl", {"corpus": ""}, "the corpus is empty"),
         ("corpus.jsonl", {"corpus": lines({"_id": "d1", "text": " "}, {"_id": "d2", "text": ""})}, "no document has a"),
         ("corpus.jsonl, line 2", {"corpus": lines({"_id": "d1", "text": "x"}, {"_id": "d2", "body": "y"})}, "'text'"),
-        ("corpus.jsonl, line 1", {"corpus": lines({"_id": 5, "text": "x"})}, "'_id' is int, not text"),
-        ("corpus.jsonl, line 1", {"corpus": lines({"_id": "d1", "title": ["x"], "text": "x"})}, "must be strings"),
-        ("corpus.jsonl, line 1", {"corpus": lines({"_id": "", "text": "x"})}, "'_id' is empty"),
         ("corpus.jsonl, line 1", {"corpus": "{'_id': 'd1'}\n"}, "not JSON"),
-        ("corpus.jsonl, line 1", {"corpus": '"d1"\n'}, "str where a JSON object is expected"),
         ("corpus.jsonl, line 3", {"corpus": CORPUS + CORPUS}, "the id 'd1' comes twice; first in line 1"),
         ("corpus.jsonl, line 1", {"corpus": b'{"_id": "d1", "text": "\xff"}\n'}, "not UTF-8 (byte 24"),
         ("corpus.jsonl, line 1", {"corpus": lines({"text": "x"})}, "no column '_id'"),
-        ("corpus.jsonl, line 1", {"corpus": '{"_id": "d1", "text": "\\ud83d"}\n'}, "half a character"),
         ("queries.jsonl", {"queries": None}, "no such file"),
         ("queries.jsonl", {"queries": "\n"}, "there are no queries"),
         ("queries.jsonl, line 3", {"queries": QUERIES + QUERIES}, "the id 'a' comes twice; first in line 1"),
-        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "text": None})}, "'text' is NoneType"),
         ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "text": "  "})}, "'text' is empty"),
-        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "query": "x"})}, "no column 'text'"),
         ("test.tsv, line 2", {"test": HEADER + "z\td1\t1\n"}, "unknown query 'z'"),
         ("test.tsv, line 4", {"test": QRELS + "a\td9\t1\n"}, "unknown document 'd9'"),
         ("test.tsv, line 4", {"test": QRELS + "a\td1\t2\n"}, "'a' and document 'd1' are judged 2 here and 1 before"),
@@ -150,7 +143,6 @@ GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d
             for line in ("a\td1", "a\td1\tyes", "a\td1\t1.0", "a\t0\td1\t1", "a d1 1")
         ),
         ("test.tsv", {"test": HEADER}, "there are no judgements"),
-        ("test.tsv", {"test": ""}, "there are no judgements"),
     ],
 )
 def test_refused(folder, where, files, says):
@@ -177,10 +169,8 @@ def test_a_wrong_split_lists_the_splits(folder):
 @pytest.mark.parametrize(
     "files",
     [
-        {"corpus": b"\xef\xbb\xbf" + CORPUS.encode(), "queries": b"\xef\xbb\xbf" + QUERIES.encode()},
-        {"test": b"\xef\xbb\xbf" + QRELS.encode()},
-        {"corpus": CORPUS.replace("\n", "\r\n"), "queries": QUERIES.replace("\n", "\r\n")},
-        {"test": QRELS.replace("\n", "\r\n")},
+        {"corpus": b"\xef\xbb\xbf" + CORPUS.encode(), "test": b"\xef\xbb\xbf" + QRELS.encode()},
+        {"corpus": CORPUS.replace("\n", "\r\n"), "test": QRELS.replace("\n", "\r\n")},
         {"corpus": "\n" + CORPUS.replace("\n", "\n\n"), "queries": QUERIES + "  \n", "test": QRELS + "\n \n"},
         {"corpus": CORPUS.rstrip("\n"), "queries": QUERIES.rstrip("\n"), "test": QRELS.rstrip("\n")},
         {"test": QRELS.removeprefix(HEADER)},
@@ -188,7 +178,7 @@ def test_a_wrong_split_lists_the_splits(folder):
         {"corpus": lines({"_id": "d1", "text": "T one"}, {"_id": "d2", "title": None, "text": "two", "url": 5})},
         {"corpus": lines({"_id": "d1", "title": "T one", "text": None}, {"_id": "d2", "title": "two"})},
     ],
-    ids=["mark", "mark-qrels", "crlf", "crlf-qrels", "blank", "no-end", "no-header", "header", "no-title", "no-text"],
+    ids=["mark", "crlf", "blank", "no-end", "no-header", "header", "no-title", "no-text"],
 )
 def test_read_all_the_same(folder, files):
     task = read_beir(folder(**files))

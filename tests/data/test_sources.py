@@ -3,16 +3,13 @@ import json
 
 import pytest
 from beir_folder import write_beir
+from datasets import Dataset
 
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.sources import read_pairs, read_texts
 from lbr_st.errors import LBRError
 
-
-@pytest.fixture(autouse=True)
-def own_datasets_cache(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def jsonl(path, *items):
@@ -46,42 +43,38 @@ def test_json_array_and_byte_order_mark(tmp_path):
     assert read_texts(marked)["text"][:] == ["x", "y"]
 
 
+def bad_line(line, *parts):
+    return "bad.jsonl", b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n', ["line 3", *parts]
+
+
 @pytest.mark.parametrize(
-    ("content", "parts"),
+    ("name", "content", "parts"),
     [
-        (b"[]", ["no text"]),
-        (b'[{"text": "one"}', ["Expecting ',' delimiter", "line 1"]),
-        (b'[{"text": "one"},\n {"text": "two"} {"text": "three"}]', ["Expecting ',' delimiter", "line 2"]),
-        (b'[{"text": "one"}, 12]', ["item 2", "int", "object"]),
-        (b'[{"text": "one"}] more', ["Extra data"]),
-        (b'[{"text": "one"},\n{"text": "\xff"}]', ["line 2", "UTF-8"]),
-        (b"[" * 100_000, ["not JSON"]),
+        ("bad.json", b"[]", ["no text"]),
+        ("bad.json", b'[{"text": "one"}', ["Expecting ',' delimiter", "line 1"]),
+        ("bad.json", b'[{"text": "one"}, 12]', ["item 2", "int", "object"]),
+        ("bad.json", b'[{"text": "one"}] more', ["Extra data"]),
+        ("bad.json", b'[{"text": "one"},\n{"text": "\xff"}]', ["line 2", "UTF-8"]),
+        ("bad.json", b"[" * 100_000, ["not JSON"]),
+        bad_line(b'{"text": "\xff"}', "UTF-8"),
+        bad_line(b'{"text": "x"', "not JSON"),
+        bad_line(b'["x"]', "list", "object"),
+        bad_line(b'{"txt": "x"}', "'text'", "txt"),
+        bad_line(b'{"text": 3}', "'text'", "int"),
+        bad_line(b'{"text": ""}', "'text'", "empty"),
+        bad_line(b'{"text": "\\ud83d"}', "'text'", "half a character"),
+        ("bad.csv", b"id,text\n", ["no text"]),
+        ("bad.csv", b'id,text\n1,"two\nlines"\n2, \n', ["line 4", "'text'", "empty"]),
+        ("bad.csv", b"id,text\n1,x\n2,\xff\n", ["line 3", "UTF-8"]),
+        ("bad.csv", b"id,text\n1,one, two\n", ["line 2", "more fields than the header"]),
+        ("bad.csv", b"id,text\n1\n", ["line 2", "'text'", "NoneType"]),
+        ("bad.csv", b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 2"]),
     ],
 )
-def test_bad_json_arrays_are_named(tmp_path, content, parts):
-    path = tmp_path / "bad.json"
+def test_bad_files_are_named(tmp_path, name, content, parts):
+    path = tmp_path / name
     path.write_bytes(content)
     fails(lambda: read_texts(path), str(path), *parts)
-
-
-@pytest.mark.parametrize(
-    ("line", "parts"),
-    [
-        (b'{"text": "\xff"}', ["UTF-8"]),
-        (b'{"text": "x"', ["not JSON"]),
-        (b'["x"]', ["list", "object"]),
-        (b'{"txt": "x"}', ["'text'", "txt"]),
-        (b'{"text": 3}', ["'text'", "int"]),
-        (b'{"text": null}', ["'text'", "NoneType"]),
-        (b'{"text": ""}', ["'text'", "empty"]),
-        (b'{"text": " \\t\\n"}', ["'text'", "empty"]),
-        (b'{"text": "\\ud83d"}', ["'text'", "half a character"]),
-    ],
-)
-def test_bad_json_lines_are_named(tmp_path, line, parts):
-    path = tmp_path / "bad.jsonl"
-    path.write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "fine"}\n')
-    fails(lambda: read_texts(path), str(path), "line 3", *parts)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
@@ -101,26 +94,7 @@ def test_csv_takes_words_as_they_are(tmp_path):
     fails(lambda: read_texts(path, column="body"), str(path), "'body'", "id, text")
 
 
-@pytest.mark.parametrize(
-    ("content", "parts"),
-    [
-        (b"id,text\n", ["no text"]),
-        (b'id,text\n1,"two\nlines"\n2, \n', ["line 4", "'text'", "empty"]),
-        (b"id,text\n1,x\n2,\xff\n", ["line 3", "UTF-8"]),
-        (b"id,text\n1,one, two\n", ["line 2", "more fields than the header"]),
-        (b"id,text\n1\n", ["line 2", "'text'", "NoneType"]),
-        (b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 2"]),
-    ],
-)
-def test_bad_csv_rows_are_named(tmp_path, content, parts):
-    path = tmp_path / "bad.csv"
-    path.write_bytes(content)
-    fails(lambda: read_texts(path), str(path), *parts)
-
-
 def test_parquet(tmp_path):
-    from datasets import Dataset
-
     path = tmp_path / "a.parquet"
     Dataset.from_dict({"n": [1, 2], "q": ["x", "y"], "d": ["u", "v"]}).to_parquet(path)
     assert read_texts(path, column="d")[:] == {"text": ["u", "v"]}
@@ -186,8 +160,6 @@ def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch
 
 
 def test_hub_dataset(monkeypatch):
-    from datasets import Dataset
-
     def load(name, split):
         if split == "none":
             raise ConnectionError("Couldn't reach it on the Hub")

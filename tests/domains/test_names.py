@@ -4,7 +4,7 @@ import pytest
 
 from lbr_st.data.texts import normalise
 from lbr_st.domains import chemistry, medicine
-from lbr_st.domains.names import Thing, alike, names_task, records, usable
+from lbr_st.domains.names import Thing, names_task, records, usable
 from lbr_st.domains.tasks import domain_task
 from lbr_st.errors import LBRError
 
@@ -80,12 +80,6 @@ def test_a_name_of_two_things_belongs_to_the_first():
     assert len({normalise(name) for one in kept for name in one.names}) == 4
     many = Thing("c", "ethanol", ("grain spirit", "methyl carbinol", "wine", "cologne water", "hooch stuff"))
     assert next(usable([many])).names == ("grain spirit", "methyl carbinol", "wine")
-
-
-def test_alike_is_the_share_of_three_letter_runs():
-    assert alike("abcd", "ABC-d") == 1
-    assert alike("abcd", "bcde") == pytest.approx(1 / 3)
-    assert alike("ab", "cd") == 0
 
 
 @pytest.mark.parametrize("numbers", [{"num_dev": 0}, {"num_test": 0}, {"num_dev": 6, "num_test": 6}, {"num_things": 5}])

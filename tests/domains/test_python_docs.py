@@ -38,16 +38,6 @@ def only(source):
     return function
 
 
-def test_a_plain_function():
-    function = only(
-        f'import os\n\ndef scale(weights):\n    """Make numbers add up to one.\n\n    More."""\n    {WORK}\n\nx = 1\n'
-    )
-    assert function.name == "scale"
-    assert function.sentence == "Make numbers add up to one."
-    assert function.source == f"def scale(weights):\n    {WORK}"
-    assert function.body == f"    {WORK}"
-
-
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [
@@ -57,30 +47,16 @@ def test_a_plain_function():
             "        return {key: value for key, value in self.items.items()}\n",
             "@cached(\n    size=3)\n@other\ndef f(self):\n    return {key: value for key, value in self.items.items()}",
         ),
-        (
-            'async def f(reader):\n  r"""Do one two three."""\n'
-            "  async for line in reader: await handle(line, reader.name)\n",
-            "async def f(reader):\n  async for line in reader: await handle(line, reader.name)",
-        ),
         # all on one line
         (
             'def f(a): "Do one two three."; return [numeral * numeral for numeral in a if numeral]\n',
             "def f(a): return [numeral * numeral for numeral in a if numeral]",
-        ),
-        (
-            'def f(a): \\\n  "Do one two three."; return [numeral * numeral for numeral in a if numeral]\n',
-            "def f(a): \\\n  return [numeral * numeral for numeral in a if numeral]",
         ),
         # what stands behind the docstring stays, whatever it is
         (
             "def f(a):\n    ('Do one '\n     'two three.')  # a remark\n"
             "    return [numeral * numeral for numeral in a if numeral]\n",
             "def f(a):\n    # a remark\n    return [numeral * numeral for numeral in a if numeral]",
-        ),
-        (
-            'def f(a):\n\t"""Do one two three.""";  b = a\n\n'
-            "\treturn [numeral * numeral for numeral in b if numeral]\n",
-            "def f(a):\n\tb = a\n\n\treturn [numeral * numeral for numeral in b if numeral]",
         ),
         # another function inside keeps its docstring, and is no function of its own
         (
@@ -131,15 +107,12 @@ def test_what_cannot_be_parsed_is_named():
     "source",
     [
         f'def f(weights):\n    """Only three words."""\n    {WORK}',
-        f'def f(weights):\n    """One - = + two."""\n    {WORK}',
         f"def f(weights):\n    {WORK}",
-        f'def f(weights):\n    f"""Do {{one}} two three."""\n    {WORK}',
         f'def f(weights):\n    """f(weights) -> numbers that add up to one"""\n    {WORK}',
         f'def scale_all(weights):\n    """What scale_all does to numbers."""\n    {WORK}',
         f'def test_it(weights):\n    """Make numbers add up to one."""\n    {WORK}',
         f'def f(weights):\n    """Make numbers add up to one."""\n    # make  numbers\n# add up to one!\n    {WORK}',
         'def f(weights):\n    """Make numbers add up to one."""',
-        'def f(weights):\n    """Make numbers add up to one."""\n    return weights.scaled',
         f'def f(weights):\n    """Make numbers add up to one."""\n    raise NotImplementedError("{"long " * 20}")',
         f'def f(weights):\n    """Make numbers add up to one."""\n    "{"long " * 20}"\n    return "{"long " * 20}"',
     ],
@@ -165,15 +138,11 @@ def test_functions_come_from_classes_and_branches_in_order():
     [
         ("\n    Do this\n    and that. Then more.\n", "Do this and that."),
         ("Use e.g. Lists, i.e. Arrays vs. Sets. Then more.", "Use e.g. Lists, i.e. Arrays vs. Sets."),
-        ("Version 1.5 of a.b does it! Yes.", "Version 1.5 of a.b does it!"),
-        ("No full stop here\n\nSecond paragraph.", "No full stop here"),
         ("Do it\n    :param x: what\n", "Do it"),
-        ("Do it\n    @param x: what\n", "Do it"),
         ("Do it\n    Parameters\n    ----------\n", "Do it"),
         ("Do it\n    >>> it()\n", "Do it"),
         ("A title\n    =======\n    Text.", ""),
         ("Call :meth:`~a.B.run` on L{Deferred}s and ``None``, **now**.", "Call a.B.run on Deferreds and None, now."),
-        ("See :ref:`the guide <guide>` and `it`_.", "See the guide and it."),
         ('It says "stop." Then more.', 'It says "stop."'),
         ("", ""),
     ],
@@ -187,7 +156,6 @@ def test_first_sentence(docstring, wanted):
     [
         (f"Do it. {LONG}", (LONG,)),
         (f"Do it\n\n    {LONG[:20]}\n    {LONG[20:]}\n", (f"{LONG[:20]} {LONG[20:]}",)),
-        (f"Do it. {LONG}\n\n{LONG}\n", (LONG, LONG)),
         (f"Do it\n    :param x: {LONG}\n", (f":param x: {LONG}",)),
         (f"Do it\n\nReturns\n-------\n    {LONG}\n", (f"Returns {LONG}",)),
         (f"Do ``it``.\n\nSee :func:`~a.b`, `it`_. {LONG}", (f"See a.b, it. {LONG}",)),
@@ -205,21 +173,14 @@ def test_later_passages(docstring, wanted):
     assert later_passages(docstring) == wanted
 
 
-def test_functions_carry_their_passages():
-    body = "    return [weight / sum(weights) for weight in weights]\n"
-    raw = f'def f(weights):\n    """Make numbers add up.\n\n    {LONG}\n    """\n{body}'
-    (function,) = functions_in(raw.encode())
-    assert (function.sentence, function.passages) == ("Make numbers add up.", (LONG,))
-    assert LONG not in function.source
+def function(package, number, sentence=None, body=None, passages=()):
+    body = body or f"    return add({number}, {package})"
+    source = f"def f{number}():\n{body}"
+    sentence = sentence or f"Add {number} to {package} soon."
+    return f"{package}/m.py:f{number}", Function(f"f{number}", sentence, source, body, passages)
 
 
 def crafted():
-    def function(package, number, sentence=None, body=None):
-        body = body or f"    return add({number}, {package})"
-        source = f"def f{number}():\n{body}"
-        sentence = sentence or f"Add {number} to {package} soon."
-        return f"{package}/m.py:f{number}", Function(f"f{number}", sentence, source, body)
-
     evaluation = dict(function("e", n) for n in range(40))
     training = dict(function("t", n) for n in range(30))
     evaluation |= [
@@ -269,17 +230,8 @@ def test_impossible_tasks_are_refused():
 
 def test_packages_are_read_without_tests_and_copies(tmp_path, monkeypatch):
     text = f'def f(weights):\n    """Make {{}} add up to one."""\n    {WORK}\n'
-    files = [
-        "b.py",
-        "a/z.py",
-        "a/tests/x.py",
-        "test/x.py",
-        "_vendor/x.py",
-        "a/test_x.py",
-        "a/conftest.py",
-        "a/x_test.py",
-    ]
-    for number, name in enumerate([*files, "attest.py", "a/latest/contest.py"]):
+    left_out = ["a/tests/x.py", "test/x.py", "_vendor/x.py", "a/test_x.py", "a/conftest.py", "a/x_test.py"]
+    for number, name in enumerate(["b.py", "a/z.py", *left_out, "attest.py", "a/latest/contest.py"]):
         path = tmp_path / "pack" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(number) * (2 if name == "b.py" else 1))
@@ -302,17 +254,9 @@ def test_no_package_serves_both_sides():
 
 
 def with_passages():
-    def function(number, passages):
-        body = f"    return add({number}, e)"
-        return Function(f"f{number}", f"Add {number} to e soon.", f"def f{number}():\n{body}", body, passages)
-
     passages = [(f"{LONG} {n}", f"{n} {LONG}", f"{LONG} {n}+", "fourth") for n in range(9)]
-    functions = {f"e/m.py:f{n}": function(n, passages[n]) for n in range(9)}
-    training = {
-        f"t/m.py:g{n}": Function(f"g{n}", f"Take {n} from t.", f"def g{n}():\n    t - {n}", f"    t - {n}")
-        for n in range(3)
-    }
-    return functions, training
+    functions = dict(function("e", n, passages=passages[n]) for n in range(9))
+    return functions, dict(function("t", n) for n in range(3))
 
 
 def build_open(functions, training, **numbers):
@@ -337,10 +281,7 @@ def test_records_say_of_each_function_searched_what_its_docstring_goes_on_to_say
 def test_no_record_holds_a_query():
     functions, training = with_passages()
     sentence = functions["e/m.py:f0"].sentence
-    of_another = functions["e/m.py:f1"]
-    functions["e/m.py:f1"] = Function(
-        "f1", of_another.sentence, of_another.source, of_another.body, (f"{LONG} ADD 0  to e, soon! {LONG}", LONG)
-    )
+    functions |= [function("e", 1, passages=(f"{LONG} ADD 0  to e, soon! {LONG}", LONG))]
     for seed in range(6):
         task = build_open(functions, training, seed=seed)
         asked = [normalise(query) for part in (task.test, task.dev) for query in part.queries.values()]

@@ -1,8 +1,6 @@
 """Interrupt a tiny run again and again, at random points, and let it continue; run by test_damage.py as a program.
 
-Every attempt is a fork of this process, which has imported everything already. Half of them are killed at a random file
-operation (the moments at which a folder is half-written), half get SIGKILL, SIGTERM or SIGINT after a random time
-(inside a native write, or a step).
+Every attempt is a fork. Half are killed at a random file operation, half get a signal after a random time.
 """
 
 import gc

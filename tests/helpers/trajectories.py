@@ -44,13 +44,7 @@ ONE_BY_ONE = {
 
 @dataclass
 class Trajectory:
-    """What a training logged and left.
-
-    Args:
-        logs: Of each step, ``loss``, ``grad_norm`` and the terms (these rounded to four places by the trainer).
-        weights: The trained parameters after the last step.
-        evaluations: What was measured on held-out rows, if any were given.
-    """
+    """What each step logged, the trained parameters after the last, and what was measured on held-out rows."""
 
     logs: list[dict[str, float]]
     weights: dict[str, torch.Tensor]
@@ -71,26 +65,19 @@ def trajectory_of(model: SentenceTransformer, history: list[dict[str, Any]]) -> 
     return Trajectory(steps, weights, [entry for entry in measured if entry])
 
 
-def learned(
-    model: SentenceTransformer, folder: Any, config: dict[str, Any] | None = None, **options: Any
-) -> Trajectory:
+SHORT = {"max_steps": STEPS, "batch_size": 8, "warmup_steps": 1}
+
+
+def learned(model, folder, config=None, *, pairs=PAIRS, **options) -> Trajectory:
     """Train a stage 1; ``config`` is for :class:`LearnConfig`."""
-    pairs = options.pop("pairs", PAIRS)
-    settings = LearnConfig(
-        **{"max_steps": STEPS, "batch_size": 8, "batch_tokens": None, "warmup_steps": 1, **(config or {})}
-    )
+    settings = LearnConfig(**{**SHORT, "batch_tokens": None, **(config or {})})
     history = learn(model, Dataset.from_dict(pairs), settings, output_dir=folder, **{**ONE_BY_ONE, **options})
     return trajectory_of(model, history)
 
 
-def represented(
-    model: SentenceTransformer, folder: Any, config: dict[str, Any] | None = None, **options: Any
-) -> Trajectory:
+def represented(model, folder, config=None, *, pairs=QUERIES, **options) -> Trajectory:
     """Train a stage 2; ``config`` is for :class:`RepresentConfig`."""
-    pairs = options.pop("pairs", QUERIES)
-    settings = RepresentConfig(
-        **{"max_steps": STEPS, "batch_size": 8, "mini_batch_tokens": None, "warmup_steps": 1, **(config or {})}
-    )
+    settings = RepresentConfig(**{**SHORT, "mini_batch_tokens": None, **(config or {})})
     history = represent(model, Dataset.from_dict(pairs), settings, output_dir=folder, **{**ONE_BY_ONE, **options})
     return trajectory_of(model, history)
 
@@ -98,13 +85,8 @@ def represented(
 def assert_same(found: Trajectory, wanted: Trajectory, *, rtol: float = 1e-5, later: float = 1e-4) -> None:
     """Compare losses, terms, gradient norms and what is left.
 
-    Args:
-        found: One trajectory.
-        wanted: The other.
-        rtol: Allowed relative difference in the first two steps, which both see the weights that they began with (the
-            first is taken with learning rate 0): nothing but float32 summation.
-        later: That of later steps, where differences have gone into the weights, and of the weights themselves, there
-            absolute as well.
+    ``rtol`` is for the first two steps, which both see the weights that they began with (the first has learning rate
+    0), and ``later`` for the others and, absolute as well, for the weights.
     """
     assert len(found.logs) == len(wanted.logs) >= STEPS
     assert wanted.logs[0]["learning_rate"] == 0 < wanted.logs[1]["learning_rate"]

@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ def model_of(base: str, **options: Any) -> Any:
     return build_model(base, num_bottleneck_tokens=2, max_seq_length=64, device="cpu", **options)
 
 
-def stage_1(kind: str = "llama", model: dict[str, Any] | None = None, config: Any = None, **options: Any) -> Any:
+def stage(train: Any, kind: str = "llama", model: Any = None, config: Any = None, **options: Any) -> Any:
     def run(bases: dict[str, str], folder: Path) -> Trajectory:
-        return learned(
-            model_of(bases[kind], **(model or {})), folder, {"batch_size": 8 // world(), **(config or {})}, **options
-        )
+        settings = {"batch_size": 8 // world(), **(config or {})}
+        return train(model_of(bases[kind], **(model or {})), folder, settings, **options)
 
     return run
+
+
+stage_1, stage_2 = partial(stage, learned), partial(stage, represented, pairs=HARD)
 
 
 def by_tokens(bases: dict[str, str], folder: Path) -> Trajectory:
@@ -41,14 +44,6 @@ def by_tokens(bases: dict[str, str], folder: Path) -> Trajectory:
     config = {"batch_size": 100, "batch_tokens": 120}
     steps = {"gradient_accumulation_steps": 2 // world(), "dataloader_drop_last": True}
     return learned(model_of(bases["llama"]), folder, config, **steps)
-
-
-def stage_2(kind: str = "llama", model: dict[str, Any] | None = None, config: Any = None, **options: Any) -> Any:
-    def run(bases: dict[str, str], folder: Path) -> Trajectory:
-        settings = {"batch_size": 8 // world(), **(config or {})}
-        return represented(model_of(bases[kind], **(model or {})), folder, settings, pairs=HARD, **options)
-
-    return run
 
 
 def held_out(bottleneck: str) -> Any:
