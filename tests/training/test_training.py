@@ -148,9 +148,8 @@ def losses_of(log) -> list[float]:
 @pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
 def test_represent(model, stage2, tmp_path, monkeypatch, options, negatives):
     if negatives:  # in another order than that of the columns which the loss needs
-        stage2 = Dataset.from_dict(
-            {"negative": [f"no {t}" for t in TERMS], **stage2.select_columns(["document", "query"])[:]}
-        )
+        stage2 = stage2.add_column("negative", [f"no {t}" for t in TERMS])
+        stage2 = stage2.select_columns(["negative", "document", "query"])
     seen = spy_on_texts(monkeypatch, model, MatryoshkaLoss if "matryoshka_dims" in options else TokenBudgetRankingLoss)
     before = snapshot(model)
     config = RepresentConfig(max_steps=2, batch_size=4, warmup_steps=0, **options)

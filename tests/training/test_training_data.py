@@ -424,6 +424,8 @@ def test_content_matters_and_neither_path_nor_time(recipe, source, tmp_path, mad
         lambda recipe: setattr(recipe.model, "query_prompt", "ask: "),
         lambda recipe: setattr(recipe.data, "contamination", "report"),
         lambda recipe: setattr(recipe.learn, "pairs", ["natural"]),
+        lambda recipe: setattr(recipe.learn, "num_eval_pairs", 4),
+        lambda recipe: setattr(recipe.learn, "enabled", False),
     ],
 )
 def test_a_changed_recipe_makes_them_again(recipe, tmp_path, made, change):
@@ -453,6 +455,8 @@ def test_what_cannot_be_read_is_made_again(recipe, tmp_path):
     first = contents(prepare(recipe, tmp_path / "data"))
     table = tmp_path / "data" / "prepared" / "pairs" / "data-00000-of-00001.arrow"
     table.write_bytes(b"\0" * table.stat().st_size)
+    assert contents(prepare(recipe, tmp_path / "data")) == first
+    (tmp_path / "data" / "prepared" / "prepared.json").unlink()
     assert contents(prepare(recipe, tmp_path / "data")) == first
 
 
