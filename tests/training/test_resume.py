@@ -75,8 +75,8 @@ def test_after_bfloat16_training_the_model_computes_in_float32_again(tiny_base, 
 def test_stage_1_computes_in_the_precision_asked_for(tiny_base, tmp_path, monkeypatch, bottleneck, precision):
     seen = []
     real = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda *args: seen.append((out := real(*args)).dtype) or out)
     model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4)
+    monkeypatch.setattr(Head, "logits", lambda *args: seen.append((out := real(*args)).dtype) or out)
     run_stage("learn", model, tmp_path / "run", max_steps=1, precision=precision, bottleneck=bottleneck)
     assert set(seen) == {getattr(torch, precision)}
 

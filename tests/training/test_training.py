@@ -243,7 +243,7 @@ def test_several_processes_gather_as_many_pairs_each(new_model, tmp_path, monkey
     model = new_model(lora_rank=2)
     made = []
     monkeypatch.setattr(LBRTrainer, "train", lambda self, **options: made.append(self))
-    monkeypatch.setattr("lbr_st.compute.world_size", lambda: 2)
+    monkeypatch.setattr("lbr_st.training.represent.world_size", lambda: 2)
     represent(model, stage2, RepresentConfig(), output_dir=tmp_path, **QUIET)
     assert made[0].loss.gather_across_devices
     assert made[0].args.dataloader_drop_last
