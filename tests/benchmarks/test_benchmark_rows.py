@@ -9,7 +9,6 @@ import pytest
         ([0.9, 1.2, 1.0], 1.0, False, "reached"),
         ([0.9, 1.2, 0.9], 1.0, False, "missed"),
         ([0.9, 1.2, 0.9], 1.0, True, "reached"),
-        ([1.1], 1.0, True, "missed"),
         ([1.1], None, False, ""),
     ],
 )

@@ -1,21 +1,13 @@
 """The proof's training step with fewer kernels (benchmarks/proof/fewer_kernels.py) is the step that it stands for."""
 
-from typing import Any
-
 import pytest
 import torch
-from datasets import Dataset
+from trajectories import learned, represented
 from transformers.models.llama import modeling_llama
 
 import lbr_st.training.trainer
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.model.build import build_model
-from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.training.learn import learn
-from lbr_st.training.represent import represent
-
-PAIRS = [(f"acid {n}", f"the salt of acid {n}, a base " * (n % 3 + 1)) for n in range(32)]
-QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}
 
 
 @pytest.fixture
@@ -30,22 +22,15 @@ def fewer_kernels(proof, monkeypatch):
 
 
 def trained(base, folder, bottleneck="attention", precision="bfloat16"):
-    """Train a tiny model in both stages; return the losses of every step and the adapters."""
+    """Train a tiny model in both stages, the second in one piece and in several; return the losses and the adapters."""
     model = build_model(base, num_bottleneck_tokens=2, max_seq_length=24, lora_rank=4, lora_alpha=8, seed=0)
-    generative = Dataset.from_dict({"context": [f"query: {q}" for q, _ in PAIRS], "target": [d for _, d in PAIRS]})
-    pairs = Dataset.from_dict({"query": [q for q, _ in PAIRS], "document": [d for _, d in PAIRS]})
-    config = LearnConfig(
-        bottleneck=bottleneck, max_steps=4, batch_size=8, batch_tokens=None, packed=False, bag_weight=1.0,
-        warmup_steps=1, learning_rate=5e-3,
-    )  # fmt: skip
-    log = learn(model, generative, config, output_dir=folder / "1", precision=precision, **QUIET)
-    for budget in (4096, 64):  # in one piece, and in several
-        config = RepresentConfig(
-            max_steps=4, batch_size=16, warmup_steps=1, learning_rate=5e-3, mini_batch_tokens=budget
-        )
-        log += represent(model, pairs, config, output_dir=folder / str(budget), precision=precision, **QUIET)
-    adapters = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}
-    return [row["loss"] for row in log if "loss" in row], adapters, model
+    own = {"precision": precision, "adam_epsilon": 1e-8, "use_cpu": True}
+    rates = {"max_steps": 4, "learning_rate": 5e-3}
+    stages = [learned(model, folder, {"bottleneck": bottleneck, "packed": False, "bag_weight": 1.0, **rates}, **own)]
+    for budget in (4096, 64):
+        stages.append(represented(model, folder, {"batch_size": 16, "mini_batch_tokens": budget, **rates}, **own))
+    adapters = {name: weight for name, weight in stages[-1].weights.items() if "lora_" in name}
+    return torch.cat([stage.of("loss") for stage in stages]), adapters, model
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", pytest.param("embedding", marks=pytest.mark.slow)])
@@ -56,8 +41,7 @@ def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck):
     fewer_kernels.install()
     again, others, model = trained(base, tmp_path / "after", bottleneck)
     assert len(losses) == 12
-    rounding = max(abs(a - b) for a, b in zip(exact, losses, strict=True))
-    assert max(abs(a - b) for a, b in zip(exact, again, strict=True)) <= max(3 * rounding, 0.02)
+    assert (exact - again).abs().max() <= max(3 * (exact - losses).abs().max(), 0.02)
     for name, adapter in adapters.items():
         # Adam's first steps are signs of gradients: of those near 0 rounding decides.
         assert torch.nn.functional.cosine_similarity(adapter.flatten(), others[name].flatten(), dim=0) > 0.9, name

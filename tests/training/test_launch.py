@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.training.trainer import prepare_sharding
@@ -67,11 +66,6 @@ def test_both_kinds_give_the_same_model_and_resume(toy_recipe, tmp_path):
     status, said = launch("fsdp2", toy_recipe, tmp_path / "fsdp2", tmp_path)
     assert status == 0, said[-3000:]
     assert difference(tmp_path / "fsdp2", tmp_path / "ddp") < 1e-5
-
-
-def test_an_unknown_configuration_is_a_usage_error(capsys):
-    assert main(["launch-config", "megatron"]) == 2
-    assert "ddp" in capsys.readouterr().err
 
 
 def test_fsdp_1_is_refused_and_fsdp_2_is_told_the_layers(tiny_base, monkeypatch):

@@ -4,8 +4,6 @@
 2. No piece that is embedded with gradients has more tokens than the budget, but for a single longer text.
 3. With Matryoshka sizes, loss and gradients are those of Sentence Transformers' own, whole or in pieces.
 4. A batch within the budget is embedded in one pass where that costs no padding, and queries apart elsewhere.
-
-Two processes that gather each other's documents are in invariant/test_processes.py.
 """
 
 import pytest
@@ -103,11 +101,3 @@ def test_no_piece_has_more_tokens_than_the_budget(model, monkeypatch, budget):
     assert sum(tokens for tokens, _ in pieces) == total
     assert len(pieces) == (1 if budget > 30 else len(pieces))
     assert budget > 30 or len(pieces) > 3
-
-
-def test_evaluation_gives_the_same_loss(model):
-    loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=30)
-    plain = MultipleNegativesRankingLoss(model)
-    with torch.no_grad():
-        columns = features(model, negatives=False)
-        torch.testing.assert_close(loss(columns, None), plain(features(model, negatives=False), None))

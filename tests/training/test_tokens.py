@@ -11,15 +11,7 @@ from lbr_st.model.build import build_model
 from lbr_st.training import tokens
 from lbr_st.training.tokens import Column, TokenCollator, tokenized
 
-TEXTS = [
-    "an acid",
-    "",
-    "  spaces  ",
-    "β-D-Galp-(1→4) 😀",
-    "the base of a salt and an ester " * 9,
-    "<|lbr_0|>",
-    "a\nb\0c",
-]
+TEXTS = ["an acid", "", "  spaces  ", "β-D-Galp-(1→4) 😀", "the base of a salt " * 15, "<|lbr_0|>", "a\nb\0c"]
 COLUMNS = {"query": Column("query: "), "document": Column("document: ", max_length=9)}
 
 
@@ -38,12 +30,7 @@ def calls(monkeypatch) -> list[int]:
     """The rows of each batch that is tokenised."""
     calls: list[int] = []
     real = tokens._tokenize
-
-    def counted(batch, **options):
-        calls.append(len(batch["query"]))
-        return real(batch, **options)
-
-    monkeypatch.setattr(tokens, "_tokenize", counted)
+    monkeypatch.setattr(tokens, "_tokenize", lambda rows, **how: calls.append(len(rows["query"])) or real(rows, **how))
     return calls
 
 
@@ -100,14 +87,10 @@ def test_anything_else_is_made_again(model, pairs, tmp_path, calls, change):
     assert calls == [len(TEXTS)] * 2
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone"])
-def test_broken_files_are_made_again(model, pairs, tmp_path, harm):
+def test_broken_files_are_made_again(model, pairs, tmp_path):
     first = tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path).to_dict()
     [file] = tmp_path.glob("tokens-*/*.arrow")
-    if harm == "cut":
-        file.write_bytes(file.read_bytes()[:200])
-    else:
-        file.unlink()
+    file.write_bytes(file.read_bytes()[:200])
     assert tokenized(pairs, model.tokenizer, COLUMNS, cache_dir=tmp_path).to_dict() == first
 
 

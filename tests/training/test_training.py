@@ -73,21 +73,11 @@ def break_at(monkeypatch, step: int, spoil, model):
     return weights
 
 
-def spoilt_gradient(factor):
-    def spoil(term):
-        term.register_hook(lambda gradient: gradient * factor)
-        return term
-
-    return spoil
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda term: term * math.nan, "loss is nan"),
         (lambda term: term + math.inf, "loss is inf"),
-        (spoilt_gradient(math.nan), "gradient norm is nan"),
-        (spoilt_gradient(math.inf), "gradient norm is (nan|inf)"),
+        (lambda term: term.register_hook(lambda gradient: gradient * math.nan) and term, "gradient norm is nan"),
     ],
 )
 def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil, message):
@@ -107,13 +97,6 @@ def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil
     assert str(tmp_path / "checkpoint-2") in str(caught.value)
 
 
-def test_a_run_that_breaks_before_any_checkpoint_says_so(model, stage1, tmp_path, monkeypatch):
-    break_at(monkeypatch, 1, lambda term: term * math.nan, model)
-    with pytest.raises(LBRError, match="No checkpoint was written yet") as caught:
-        learn(model, stage1, LearnConfig(max_steps=2, batch_size=2), output_dir=tmp_path / "new", **QUIET)
-    assert caught.value.where == "step 1"
-
-
 def test_new_parameters_take_their_own_learning_rate(new_model, stage1, tmp_path, monkeypatch):
     model = new_model(lora_rank=2)
     trainers = []
@@ -129,7 +112,6 @@ def test_new_parameters_take_their_own_learning_rate(new_model, stage1, tmp_path
     assert all("lora_" in name for name in rates[1e-3])
     for wanted in ("trainable_tokens_delta", "bridge.weight", "log_variance.bias"):
         assert any(wanted in name for name in rates[1e-2])
-    assert not any("lora_" in name for name in rates[1e-2])
 
 
 # --- represent --------------------------------------------------------------------------------------------------------
@@ -159,52 +141,30 @@ def losses_of(log) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        ({}, TokenBudgetRankingLoss),
-        ({"mini_batch_tokens": 20}, TokenBudgetRankingLoss),
-        ({"temperature": 0.5}, TokenBudgetRankingLoss),
-        ({"matryoshka_dims": [8, 4], "mini_batch_tokens": 20}, MatryoshkaLoss),
-    ],
-    ids=["plain", "cached", "warm", "matryoshka"],
+    "options",
+    [{}, {"mini_batch_tokens": 20}, {"matryoshka_dims": [8, 4], "mini_batch_tokens": 20}],
+    ids=["plain", "cached", "matryoshka"],
 )
 @pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
-def test_represent(model, stage2, tmp_path, monkeypatch, options, kind, negatives):
-    if negatives:
-        # In another order than that of the columns which the loss needs.
-        stage2 = stage2.add_column("negative", [f"no {t}" for t in TERMS]).select_columns(
-            ["negative", "document", "query"]
-        )
-    seen = spy_on_texts(monkeypatch, model, kind)
+def test_represent(model, stage2, tmp_path, monkeypatch, options, negatives):
+    if negatives:  # in another order than that of the columns which the loss needs
+        stage2 = stage2.add_column("negative", [f"no {t}" for t in TERMS])
+        stage2 = stage2.select_columns(["negative", "document", "query"])
+    seen = spy_on_texts(monkeypatch, model, MatryoshkaLoss if "matryoshka_dims" in options else TokenBudgetRankingLoss)
     before = snapshot(model)
     config = RepresentConfig(max_steps=2, batch_size=4, warmup_steps=0, **options)
     losses = losses_of(represent(model, stage2, config, output_dir=tmp_path, **QUIET))
-    assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     assert finite(model)
     assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
-    assert len(seen) == 2
+    assert len(seen) == len(losses) == 2
     for columns in seen:
         assert len(columns) == (3 if negatives else 2)
         query, document, *negative = columns
         assert all(text.startswith("query: ") and text.endswith("?") for text in query)
         assert all(text.startswith("document: an ") for text in document)
         assert all(text.startswith("document: no ") for column in negative for text in column)
-
-
-@pytest.mark.parametrize("mini_batch_tokens", [None, 20, 4096], ids=["plain", "pieces", "whole"])
-def test_matryoshka_adds_the_loss_of_each_smaller_size(new_model, stage2, tmp_path, mini_batch_tokens):
-    found = {}
-    for dims in ((), (8,), (8, 4)):
-        model = new_model()
-        config = RepresentConfig(
-            max_steps=1, batch_size=4, matryoshka_dims=list(dims), mini_batch_tokens=mini_batch_tokens
-        )
-        (found[dims],) = losses_of(represent(model, stage2, config, output_dir=tmp_path / str(dims), **QUIET))
-    # Each of about log 4, from a model that knows nothing.
-    assert found[(8,)] - found[()] > 0.5
-    assert found[(8, 4)] - found[(8,)] > 0.5
 
 
 def test_a_matryoshka_size_must_be_smaller_than_the_embedding(model, stage2, tmp_path):
@@ -227,7 +187,7 @@ def test_temperature_divides_the_cosines(new_model, stage2, tmp_path):
 def test_represent_stops_at_a_nan_too(model, stage2, tmp_path):
     trained = next(p for p in backbone_of(model).model.parameters() if p.requires_grad)
     trained.data.fill_(math.nan)
-    with pytest.raises(LBRError, match="loss is nan") as caught:
+    with pytest.raises(LBRError, match=r"loss is nan(.|\n)*No checkpoint was written yet") as caught:
         represent(model, stage2, RepresentConfig(max_steps=1, batch_size=2), output_dir=tmp_path, **QUIET)
     assert caught.value.where == "step 1"
     assert "query: " in str(caught.value)

@@ -94,11 +94,6 @@ def test_drop_leaves_the_harmful_rows_out_and_says_so(beir, capsys):
     [report] = data.contamination
     assert report.dropped
     assert report.rows == [0, 1, 2, 3]
-    assert {(c.column, c.part, c.kind) for c in report.counts if c.harmful} == {
-        ("query", "query", "exact"),
-        ("document", "judged", "near"),
-        ("document", "judged", "contains"),
-    }
     assert [one["name"] for one in report.against] == ["beir-test", "beir-dev"]
     assert "4 of 9 training rows of pairs of beir repeat" in capsys.readouterr().err
 
@@ -107,7 +102,6 @@ def test_refuse_stops_with_counts_and_samples(beir):
     with pytest.raises(LBRError, match=r"4 of 9 .* d1 of beir-test") as caught:
         training_data(recipe_for(beir, contamination="refuse"))
     assert caught.value.where == "data.contamination"
-    assert "Question ABOUT 0!" in str(caught.value)  # cut and put on one line
 
 
 def test_report_keeps_the_rows_and_says_so(beir, capsys):
@@ -211,8 +205,6 @@ def test_any_domain_task_is_a_source_and_is_checked_against_dev_too(toy_task):
         ("texts of toy", [6, 7]),
     ]
     assert len(data.pairs) == len(data.texts) == 6
-    # Documents of the corpus that answer nothing are counted and kept.
-    assert [(c.part, c.kind, c.rows) for c in data.contamination[0].counts if not c.harmful] == [("corpus", "exact", 6)]
     assert len(toy_task.train_pairs) == 8
 
 
@@ -282,13 +274,11 @@ def test_settings_are_chosen_on_dev_where_there_is_one(toy_task, beir, tmp_path)
         evaluation_set(recipe)
 
 
-def test_recipe_columns_are_what_the_sources_hold(toy_task, beir, tmp_path):
+def test_recipe_columns_are_what_the_sources_hold(toy_task, tmp_path):
     extra = write_lines(tmp_path / "extra.jsonl", [{"text": "more"}])
     columns = recipe_columns(recipe_for("toy", texts=str(extra)))
     assert list(columns) == ["query", "document", "text"]
     assert columns["text"] == [*toy_task.train_texts["text"], "more"]
-    columns = recipe_columns(recipe_for(beir))
-    assert (list(columns), len(columns["query"])) == (["query", "document"], 9)
 
 
 def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch):
@@ -302,8 +292,6 @@ def test_a_check_in_several_processes_finds_the_same(beir, tmp_path, monkeypatch
     assert together.contamination == alone.contamination
     assert together.contamination[1].rows == [0, 1, 2, 900, 901]
     assert (together.pairs[:], together.texts[:]) == (alone.pairs[:], alone.texts[:])
-    trained = [pairs_to_learn(recipe, data.tables) for data in (alone, together)]
-    assert [rows[:] for rows in trained[0]] == [rows[:] for rows in trained[1]]
 
 
 def test_the_hidden_texts_are_the_first_in_the_stable_order(tmp_path):
@@ -392,13 +380,10 @@ def test_it_is_what_the_sources_and_the_check_give(recipe, tmp_path):
         *(table[:] for table in (tables["pairs"], train, held_out)), sources.test, sources.licences, reports
     ]  # fmt: skip
     assert found.test == evaluation_set(recipe)
-    assert list(found.test.corpus) == list(sources.test.corpus)
     # Memory-mapped, from the folder itself.
     for table in (found.pairs, found.learn_pairs, found.held_out):
         assert all(file["filename"].startswith(str(tmp_path / "data" / "prepared")) for file in table.cache_files)
         assert table.cache_files
-    assert left_in(tmp_path / "data") == ["prepared"]
-    assert not (tmp_path / "data" / "prepared" / "reading").exists()
 
 
 def test_a_second_run_reads_nothing_and_says_again_what_was_dropped(tmp_path, capsys, nothing_is_read):
@@ -414,16 +399,6 @@ def test_a_second_run_reads_nothing_and_says_again_what_was_dropped(tmp_path, ca
     taken, *again = capsys.readouterr().err.splitlines()
     assert "prepared before" in taken
     assert again == dropped
-
-
-def test_a_copied_folder_needs_its_own_source_no_more_but_any_other(recipe, source, tmp_path, nothing_is_read):
-    first = contents(prepare(recipe, tmp_path / "data"))
-    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
-    source.unlink()
-    with pytest.raises(LBRError, match="no such file"):
-        prepare(replace(recipe, data=DataConfig(source=str(source) + "2.jsonl")), tmp_path / "elsewhere")
-    nothing_is_read()
-    assert contents(prepare(recipe, tmp_path / "elsewhere")) == first
 
 
 def test_content_matters_and_neither_path_nor_time(recipe, source, tmp_path, made):
@@ -476,15 +451,12 @@ def test_pairs_for_stage_1_are_made_only_if_it_is_trained(recipe, tmp_path):
     assert prepare(recipe, tmp_path / "c").learn_pairs is None
 
 
-def scramble(folder):
-    path = folder / "pairs" / "data-00000-of-00001.arrow"
-    path.write_bytes(b"\0" * path.stat().st_size)
-
-
-@pytest.mark.parametrize("damage", [scramble, lambda folder: (folder / "prepared.json").unlink()])
-def test_what_cannot_be_read_is_made_again(recipe, tmp_path, damage):
+def test_what_cannot_be_read_is_made_again(recipe, tmp_path):
     first = contents(prepare(recipe, tmp_path / "data"))
-    damage(tmp_path / "data" / "prepared")
+    table = tmp_path / "data" / "prepared" / "pairs" / "data-00000-of-00001.arrow"
+    table.write_bytes(b"\0" * table.stat().st_size)
+    assert contents(prepare(recipe, tmp_path / "data")) == first
+    (tmp_path / "data" / "prepared" / "prepared.json").unlink()
     assert contents(prepare(recipe, tmp_path / "data")) == first
 
 
@@ -519,18 +491,12 @@ def test_a_beir_folder_is_known_by_all_its_files(tmp_path, made):
         file.write("q0\td1\t1\n")
     assert len(prepare(recipe, tmp_path / "data").pairs) == 21
     assert len(made) == 2
-    shutil.rmtree(folder)
-    assert len(prepare(recipe, tmp_path / "data").pairs) == 21
 
 
 def test_a_hub_dataset_is_asked_for_once(tmp_path, monkeypatch):
     asked = []
-
-    def load(name, **options):
-        asked.append(options["split"])
-        return Dataset.from_list(rows())
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = Dataset.from_list(rows())
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, **options: asked.append(split) or found)
     recipe = recipe_for("some/set")
     first = contents(prepare(recipe, tmp_path / "data"))
     assert contents(prepare(recipe, tmp_path / "data")) == first
@@ -554,15 +520,6 @@ def test_a_domain_task_is_known_by_its_wheels(toy_task, tmp_path, monkeypatch, m
     found = prepare(recipe, tmp_path / "data")
     assert len(made) == 3
     assert found.sources["also other"] == {"name": "other", "content": ["a", "b"]}
-
-
-def test_no_table_holds_a_path_of_the_machine(tmp_path):
-    csv = tmp_path / "pairs.csv"
-    csv.write_text("query,document\n" + "".join(f'{row["query"]},"{row["document"]}"\n' for row in rows()))
-    prepare(recipe_for(csv), tmp_path / "data")
-    kept = [path for path in (tmp_path / "data" / "prepared").glob("*/*") if path.is_file()]
-    assert len(kept) == 9
-    assert not [path for path in kept if str(tmp_path).encode() in path.read_bytes()]
 
 
 def test_a_moved_run_resumes_without_its_source(tiny_base, recipe, source, tmp_path, nothing_is_read):

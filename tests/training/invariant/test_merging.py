@@ -32,51 +32,35 @@ def model_of(base):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
-def test_merged_learns_the_same_losses(tiny_base, tmp_path, monkeypatch, kind, bottleneck):
-    model = model_of(tiny_base(kind))
+@pytest.mark.parametrize("stage", ["attention", "embedding", "represent"])
+def test_merged_has_the_same_losses_and_embeddings(tiny_base, tmp_path, monkeypatch, kind, stage):
+    model, ranks = model_of(tiny_base(kind)), stage == "represent"
     losses = []
-    real = IBGenerativeLoss.forward
+    loss = TokenBudgetRankingLoss if ranks else IBGenerativeLoss
+    real = loss.forward
 
     def forward(self, columns, *args):
         columns = list(columns)
-        twin = IBGenerativeLoss(merged(self.model), **self.get_config_dict())
+        twin = loss(merged(self.model), **({"scale": self.scale} if ranks else self.get_config_dict()))
         with torch.no_grad():
-            losses.append(sum(real(twin, [dict(column) for column in columns]).values()))
+            value = real(twin, [dict(column) for column in columns], *args)
+        losses.append(value if ranks else sum(value.values()))
         return real(self, columns, *args)
 
-    monkeypatch.setattr(IBGenerativeLoss, "forward", forward)
-    found = learned(model, tmp_path, {"bottleneck": bottleneck, "learning_rate": 1e-2})
+    monkeypatch.setattr(loss, "forward", forward)
+    if ranks:
+        found = represented(model, tmp_path, {"mini_batch_tokens": 4096, "learning_rate": 1e-2}, pairs=HARD)
+    else:
+        found = learned(model, tmp_path, {"bottleneck": stage, "learning_rate": 1e-2})
     assert len(losses) == STEPS
-    torch.testing.assert_close(torch.stack(losses).double(), found.of("loss"), rtol=1e-5, atol=0)
-    check_embeddings(model, tiny_base(kind))
+    atol = 1e-6 if ranks else 0
+    torch.testing.assert_close(torch.stack(losses).double(), found.of("loss"), rtol=1e-5, atol=atol)
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_merged_ranks_with_the_same_losses(tiny_base, tmp_path, monkeypatch, kind):
-    model = model_of(tiny_base(kind))
-    losses = []
-    real = TokenBudgetRankingLoss.forward
-
-    def forward(self, columns, labels):
-        columns = list(columns)
-        twin = TokenBudgetRankingLoss(merged(self.model), scale=self.scale)
-        with torch.no_grad():
-            losses.append(real(twin, [dict(column) for column in columns], labels))
-        return real(self, columns, labels)
-
-    monkeypatch.setattr(TokenBudgetRankingLoss, "forward", forward)
-    found = represented(model, tmp_path, {"mini_batch_tokens": 4096, "learning_rate": 1e-2}, pairs=HARD)
-    assert len(losses) == STEPS
-    torch.testing.assert_close(torch.stack(losses).double(), found.of("loss"), rtol=1e-5, atol=1e-6)
-    check_embeddings(model, tiny_base(kind))
-
-
-def check_embeddings(model, base):
     embeddings = model.encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(merged(model).encode(TEXTS, convert_to_tensor=True), embeddings, rtol=0, atol=1e-5)
     # The training did change them.
-    assert (embeddings - model_of(base).encode(TEXTS, convert_to_tensor=True)).abs().max() > 1e-2
+    before = model_of(tiny_base(kind)).encode(TEXTS, convert_to_tensor=True)
+    assert (embeddings - before).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)
