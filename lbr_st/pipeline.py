@@ -61,6 +61,7 @@ def run(
         Interrupted: The run was asked to stop. It resumes when it is started again.
     """
     start, output = time.monotonic(), Path(output)
+    refuse_nameless(output)
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     with _alone(recipe, output, work, overwrite=overwrite):
         data = first_alone(lambda: prepare(recipe, work / DATA))
@@ -254,7 +255,6 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
             where="model.quantize",
             fix="Launch with ddp.yaml, where each process has the base whole, or set it to null.",
         )
-    refuse_nameless(output)
     start_processes()
     with only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():
@@ -283,6 +283,7 @@ def _single(
     recipe: Recipe, output: Path, overwrite: bool, stage: Callable[[RunData, Path], Any], *, generative: bool
 ) -> None:
     """Run one stage by itself, its data next to its output."""
+    refuse_nameless(output)
     with _alone(recipe, output, overwrite=overwrite):
         place = output.with_name(f"{output.name}-{DATA}")
         stage(first_alone(lambda: prepare(recipe, place, generative=generative)), output)

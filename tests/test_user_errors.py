@@ -96,7 +96,7 @@ CASES = [
     case(RECONSTRUCT, "trained: 21 of its weights are missing, such as ", lambda: other_weights("trained")),
     case(RECONSTRUCT, "it has no modules.json", lambda: remove("trained/modules.json")),
     case(EXPORT, "released/modules.json: cannot be read", lambda: cut("released/modules.json")),
-    case("submission released --org o", "a module without a type", lambda: write("released/modules.json", "[1]")),
+    case("submission released --org o", "a module has no type or no path", lambda: write("released/modules.json", "[1]")),
     case("release released --output out", "released: not in training form"),
     case("export trained --output out", "trained: not a released model"),
     # Bases, and what is on the hub while that is off.
@@ -121,7 +121,7 @@ CASES = [
     case("card released --results a-file", "a-file: cannot be read as results"),
     case("card README.md", "there is no card here", lambda: Path("README.md").mkdir()),
     case(f"{TRAIN} --config none.yaml", "none.yaml: cannot be used: No such file or directory."),
-    case(f"{EXPORT}-none", "-none: cannot be run: No such file or directory."),
+    case(f"{EXPORT}-none", "-none: cannot be used: No such file or directory."),
     case(f"{REPRESENT} --represent.num_hard_negatives 1000", "num_hard_negatives: 1000 cannot be found for each"),
     # How the command is called.
     case(["evaluate", "", "--suite", "beir"], "MODEL must not be empty.", status=2),

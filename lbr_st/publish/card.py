@@ -83,7 +83,7 @@ def run_card(
     """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
     base = BASES.get(recipe.model.base)
     sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
-    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.revisions()]
+    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
     return CardInfo(
         recipe.name,
         recipe=recipe,
