@@ -143,7 +143,7 @@ def test_a_name_of_dots_stays_inside_the_folder(tmp_path):
         ({"precision": "float16"}, "precision"),
         ({"corpus": {**PLANE.corpus, "d5": "nan 1"}}, "not finite"),
         ({"set": "../escape"}, "cannot name a task"),
-        ({"qrels": {"q0": {"d0": 0}}}, "no query has a relevant document"),
+        ({"queries": {"q0": "10 0"}, "qrels": {"q0": {"d0": 0}}}, "no query has a relevant document"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tmp_path, change, says):
