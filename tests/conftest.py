@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 from architectures import WINDOW
 
-pytest_plugins = ["ib_reference", "no_bottleneck", "proof_harness"]
+pytest_plugins = ["ib_reference", "no_bottleneck", "proof_harness", "run_sources"]
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
 
