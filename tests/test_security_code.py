@@ -87,6 +87,7 @@ def test_the_scan_sees_what_it_is_for(source):
     assert faults(source)
 
 
+@pytest.mark.slow
 def test_a_run_opens_no_pickle(tiny_base, tmp_path):
     """Not even a library's: with every unpickler broken, a base is built, saved, loaded, released and encoded with."""
     script = f"""

@@ -52,7 +52,7 @@ texts = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=120), st.booleans(), st.integers(0, 3))
 def test_the_same_as_with_all_texts_in_memory(rows, numbered, seed):
     pairs = Dataset.from_dict(

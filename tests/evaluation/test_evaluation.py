@@ -153,6 +153,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path, change, says):
         evaluate_retrieval(vector_model(numbers), data, **{"name": "a/b", "output_folder": tmp_path, **change})
 
 
+@pytest.mark.slow
 def test_bm25_leaves_jax_alone_and_in_its_place(tmp_path):
     """At bm25s's import JAX would take most of a GPU."""
     (tmp_path / "jax").mkdir()

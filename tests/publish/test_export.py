@@ -242,6 +242,7 @@ def test_a_half_made_environment_is_removed(fake_pip, tmp_path, command):
     assert made_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_empty_list_makes_a_real_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(export, "requirements", lambda backend: "# nothing\n")
