@@ -51,11 +51,6 @@ class Suite:
         """Names of MTEB tasks."""
         return self.hub.split()
 
-    def revisions(self) -> dict[str, str]:
-        """Return hub task → dataset revision: MTEB's own, or ours where MTEB has none."""
-        tasks = {name: import_extra("mteb").get_task(name).metadata.dataset for name in self.hub_tasks}
-        return {name: PINNED.get(dataset["path"], dataset["revision"]) for name, dataset in tasks.items()}
-
 
 SUITES = {
     "chem": Suite(  # ChemTEB(v1.1)
