@@ -17,6 +17,7 @@ import yaml
 from lbr_st.errors import LBRError
 from lbr_st.files import without_place, write_whole
 from lbr_st.recipe_arguments import (
+    FiniteFloat,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -92,6 +93,10 @@ class DataConfig:
         synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
+        min_score: Least score of a right pair, where a label or score column has more values than 0 and 1; rows below it
+            are left out.
+        bad_rows: What to do with rows whose text is missing, empty or no text: stop with an error, or skip them (at most
+            one in twenty).
         contamination: What to do with training rows that repeat, word for word or nearly, an evaluation query or a
             document judged for one: drop them, refuse to run, or only report them.
     """
@@ -105,6 +110,8 @@ class DataConfig:
     synonyms: bool = False
     texts: str | None = None
     pairs: str | None = None
+    min_score: FiniteFloat | None = None
+    bad_rows: Literal["error", "skip"] = "error"
     contamination: Literal["drop", "refuse", "report"] = "drop"
 
 

@@ -22,6 +22,7 @@ from lbr_st.errors import LBRError, UsageError
 from lbr_st.files import notice
 
 if TYPE_CHECKING:
+    FiniteFloat: TypeAlias = float
     Fraction: TypeAlias = float
     NonNegativeFloat: TypeAlias = float
     NonNegativeInt: TypeAlias = int
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 else:
     from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
+    FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -math.inf), ("<", math.inf)])
     Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 _BOUNDS: dict[Any, str] = {
+    FiniteFloat: "finite",
     Fraction: "at least 0 and below 1",
     NonNegativeFloat: "at least 0 and finite",
     NonNegativeInt: "at least 0",
