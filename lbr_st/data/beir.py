@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.lines import ROWS, check_characters, read_json_records, read_lines, refuse_missing, write_rows
+from lbr_st.data.lines import ROWS, check_characters, checked, read_json_records, read_lines, refuse_missing, write_rows
 from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ def _queries(folder: Path) -> Iterator[tuple[str, str]]:
 def _by_id(path: Path, columns: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield ``(id, where, object)`` of a JSON-lines file whose ids must differ."""
     line_of: dict[str, str] = {}
-    for where, item in read_json_records(path, columns):
+    for where, item in read_json_records(path):
+        checked(item, where, columns)
         key, line = item["_id"], where.rpartition(" ")[2]
         if line_of.setdefault(key, line) is not line:
             what = f"the id {key!r} comes twice; first in line {line_of[key]}."

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import functools
+import gzip
+import io
 import json
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lbr_st.errors import LBRError
 
@@ -31,107 +35,119 @@ LARGE = 50_000_000
 MOST_PROCESSES = 16
 """More would only wait for the disk."""
 
+_NO_TEXT = re.compile("[\0\udc80-\udcff]")
+
 _scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
+def kind_of(path: Path) -> str:
+    """Return a file's suffix in lower case; of ``pairs.CSV.gz`` it is ``.csv``."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield ``(line number, line)`` of a UTF-8 file, numbered from 1, without the line end.
+    """Yield ``(line number, line)`` of a text file, numbered from 1, without the line end.
+
+    The text is UTF-8, or UTF-16 with a byte-order mark, and may be packed (``.gz``). A line ends with LF, CRLF or CR.
 
     Raises:
         LBRError: The file is missing, or a line is not UTF-8.
     """
+    for number, line in whole_lines(path):
+        yield number, line.rstrip("\r\n")
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file with their ends."""
     if not path.is_file():
         raise LBRError("no such file.", where=str(path), fix="Check the path.")
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                # Some Windows programs begin a file with a byte-order mark, which is no part of the text.
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                what = f"not UTF-8 (byte {error.start + 1} of the line)."
-                raise LBRError(what, where=f"{path}, line {number}", fix="Save the file as UTF-8.") from error
-            yield number, line.rstrip("\r\n")
+    number = 0
+    try:
+        with cast(BinaryIO, gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")) as file:
+            marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            file.seek(0)
+            # Some Windows programs begin a file with a byte-order mark, which is no part of the text. What is not UTF-8
+            # becomes half a character here, so that its line can be named.
+            encoding = "utf-16" if marked else "utf-8-sig"
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, "surrogateescape", newline=""), start=1):
+                if bad := _NO_TEXT.search(line):
+                    before = len(line[: bad.start()].encode(errors="surrogatepass"))
+                    what = f"not UTF-8 (byte {before + 1} of the line)."
+                    raise LBRError(what, where=f"{path}, line {number}", fix="Save the file as UTF-8.")
+                yield number, line
+    except UnicodeDecodeError as error:
+        fix = "Save the file as UTF-8."
+        raise LBRError(f"not {error.encoding}.", where=f"{path}, after line {number}", fix=fix) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        fix = "Pack it again, or give the unpacked file."
+        raise LBRError(f"cannot be unpacked: {error}.", where=str(path), fix=fix) from error
 
 
-def read_json_records(path: Path, columns: Sequence[str]) -> Records:
+def read_json_records(path: Path) -> Records:
     """Yield each object of a JSON-lines file, or of a ``.json`` file with one array, which is read as a whole.
 
     Blank lines are skipped.
 
     Raises:
-        LBRError: The file is missing, or something in it is not UTF-8, not JSON, or refused by :func:`checked`.
+        LBRError: The file is missing, or something in it is not UTF-8, not JSON or no object, or has a key twice.
     """
-    if path.suffix == ".json":
+    if kind_of(path) == ".json":
         first = next((line for _, line in read_lines(path) if line.strip()), "")
         if first.lstrip().startswith("["):
             whole = "\n".join(line for _, line in read_lines(path))
             for number, item in enumerate(_parse(whole, str(path), "Write one array of JSON objects."), start=1):
-                yield checked(item, f"{path}, item {number}", columns)
+                yield _an_object(item, f"{path}, item {number}")
             return
     for number, line in read_lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            yield checked(_parse(line, where, "Write one JSON object a line."), where, columns)
+            yield _an_object(_parse(line, where, "Write one JSON object a line."), where)
 
 
-def read_csv_records(path: Path, columns: Sequence[str]) -> Records:
-    """Yield each row of a CSV file with a header. All values are texts, as written.
-
-    Raises:
-        LBRError: As for :func:`read_json_records`, or a row has more fields than the header, or unmatched quotes.
-    """
-    csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
-    reader = csv.DictReader((f"{line}\n" for _, line in read_lines(path)), strict=True)
-    try:
-        if reader.fieldnames:
-            refuse_missing(columns, reader.fieldnames, str(path))
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row:
-                fix = "Put texts that contain commas in quotes."
-                raise LBRError("the row has more fields than the header.", where=where, fix=fix)
-            yield checked(row, where, columns)
-    except csv.Error as error:
-        fix = "Put texts that contain commas or quotes in quotes, and double the quotes in them."
-        where = f"{path}, line {reader.line_num + 1}"  # where the row begins: a quote may run on to the file's end
-        raise LBRError(f"not CSV: {error}.", where=where, fix=fix) from error
-
-
-def checked(item: Any, where: str, columns: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Return ``(where, item)`` if ``item`` is a dictionary with a text under each of ``columns``.
-
-    Raises:
-        LBRError: It is no dictionary, lacks a column, or a value is no text, is empty, or holds half a character.
-    """
+def _an_object(item: Any, where: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(item, dict):
         what = f"{type(item).__name__} where a JSON object is expected."
         raise LBRError(what, where=where, fix='Write {"text": "..."}.')
-    refuse_missing(columns, item, where)
-    for column in columns:
-        value, what = item[column], f"the value of {column!r}"
-        if not isinstance(value, str):
-            raise LBRError(f"{what} is {type(value).__name__}, not text.", where=where, fix="Make it a string.")
-        if not value.strip():
-            raise LBRError(f"{what} is empty.", where=where, fix="Remove it or fill it in.")
-        check_characters(value, where, what)
     return where, item
 
 
+class BadRow(LBRError):
+    """A row whose text is missing, empty or no text; ``data.bad_rows`` says whether it may be skipped."""
+
+
+def checked(item: Mapping[str, Any], where: str, columns: Iterable[str]) -> None:
+    """Raise :class:`BadRow` unless ``item`` has a text under each of ``columns``."""
+    refuse_missing(columns, item, where)
+    for column in columns:
+        check_text(item[column], where, f"the value of {column!r}")
+
+
+def check_text(value: Any, where: str, what: str) -> None:
+    """Raise :class:`BadRow` if a value is no text, is empty, or holds half a character; ``what`` names it."""
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is {type(value).__name__}, not text.", where=where, fix="Make it a string.")
+    if not value.strip():
+        raise BadRow(f"{what} is empty.", where=where, fix="Remove it or fill it in.")
+    check_characters(value, where, what)
+
+
 def check_characters(text: str, where: str, what: str) -> None:
-    """Raise :class:`LBRError` for a lone surrogate, which JSON's escapes can spell and no tokenizer accepts."""
+    """Raise :class:`BadRow` for a lone surrogate, which JSON's escapes can spell and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         what = f"{what} holds half a character ({text[error.start]!r}, a lone surrogate)."
-        raise LBRError(what, where=where, fix="Fix the text: it was cut inside a character.") from error
+        raise BadRow(what, where=where, fix="Fix the text: it was cut inside a character.") from error
 
 
-def refuse_missing(columns: Iterable[str], present: Collection[str], where: str) -> None:
-    """Raise :class:`LBRError`, which lists those present, for the first of ``columns`` that is not in ``present``."""
+def refuse_missing(
+    columns: Iterable[str], present: Collection[str], where: str, fix: str = "Name the right column."
+) -> None:
+    """Raise :class:`BadRow`, which lists those present, for the first of ``columns`` that is not in ``present``."""
     for column in columns:
         if column not in present:
             there = ", ".join(map(str, present)) or "none"
-            raise LBRError(f"no column {column!r}; there are: {there}.", where=where, fix="Name the right column.")
+            raise BadRow(f"no column {column!r}; there are: {there}.", where=where, fix=fix)
 
 
 @contextmanager
@@ -230,9 +246,16 @@ def _is_large(rows: Dataset) -> bool:
 
 def _parse(text: str, where: str, fix: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
         raise LBRError(f"not JSON: {error}.", where=where, fix=fix) from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    if len(item) < len(pairs):  # json would keep the last value without a word
+        raise ValueError(f"a key comes twice among {', '.join(key for key, _ in pairs)}")
+    return item
 
 
 def _batches(rows: Iterable[Mapping[str, str]], columns: list[str]) -> Iterator[list[Mapping[str, str]]]:

@@ -2,91 +2,153 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.beir import beir_pairs, beir_texts
-from lbr_st.data.lines import Records, checked, read_csv_records, read_json_records, refuse_missing, write_rows
+from lbr_st.data.columns import GoodRows, PairRows, find_text, title_of
+from lbr_st.data.csv_files import read_csv_records
+from lbr_st.data.lines import Records, check_text, kind_of, read_json_records, write_rows
 from lbr_st.errors import LBRError
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
+
+BadRows = Literal["error", "skip"]
+Use = Callable[[Sequence[str], str], list[str]]
+"""Takes a table's column names and its place for messages, and returns which of them are read."""
+
+READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Suffixes of files that are read; all but the last may be packed (``.jsonl.gz``)."""
 
 
-def read_texts(source: str | Path, *, column: str = "text", split: str = "train") -> Dataset:
+def read_texts(
+    source: str | Path,
+    *,
+    column: str = "text",
+    split: str = "train",
+    bad_rows: BadRows = "error",
+    say: Callable[[str], None] = notice,
+) -> Dataset:
     """Return domain text as a dataset with the one column ``text``.
 
     It is memory-mapped and may be larger than memory: what is read is written as Arrow to the system's temporary
-    folder (``TMPDIR``) until the program ends. Only a ``.json`` file with one array is held in memory once.
+    folder (``TMPDIR``) until the program ends. Only a ``.json`` file with one array is held in memory once. A column
+    ``title`` is put before the text, as in BEIR's corpora.
 
     Args:
-        source: A ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, a BEIR folder (its documents, without empty
-            ones), or a hub dataset id.
+        source: A file (:data:`READABLE`, also packed as ``.gz``), a BEIR folder (its documents, without empty ones), or
+            a hub dataset id.
         column: The column that holds the text. A BEIR folder has its own.
         split: The split of a hub dataset.
+        bad_rows: ``"skip"`` leaves out rows whose text is missing, empty or no text, up to one in twenty.
+        say: Told what else there is to know: columns that are ignored, rows that are left out.
 
     Raises:
         LBRError: The source is missing or cannot be reached, lacks the column, or holds no or empty texts; the
             message names the file, the line or row, and the column.
     """
-    return _read(source, {"text": column}, split)
+    path = Path(source)
+    if path.is_dir():
+        return _not_empty(beir_texts(_beir(path)), source)
+    rows = GoodRows(path.name if is_local(source) else str(source), bad_rows, say)
+
+    def use(names: Sequence[str], where: str) -> list[str]:
+        found = find_text(names, column, where)
+        rows.used.update(found)
+        return found
+
+    def take(where: str, item: dict[str, Any]) -> list[dict[str, str]]:
+        text, *title = use(tuple(item), where)
+        check_text(item[text], where, f"the value of {text!r}")
+        return [{"text": f"{title_of(item, title, where)}{item[text]}"}]
+
+    table = write_rows(rows.read(_records(source, split, use), take), ("text",))
+    rows.tell("'title' stands before each text" if len(rows.used) > 1 else "")
+    return _not_empty(table, source)
 
 
 def read_pairs(
-    source: str | Path, *, query_column: str = "query", document_column: str = "document", split: str = "train"
+    source: str | Path,
+    *,
+    query_column: str = "query",
+    document_column: str = "document",
+    split: str = "train",
+    min_score: float | None = None,
+    bad_rows: BadRows = "error",
+    say: Callable[[str], None] = notice,
 ) -> Dataset:
-    """Return pairs as a dataset with the columns ``query`` and ``document``.
+    """Return pairs as a dataset with the columns ``query`` and ``document``, and hard negatives if there are any.
+
+    Without columns of these names the usual ones are taken: question and answer, anchor and positive, FlagEmbedding's
+    pos and neg. Each text of a list is a pair of its own. Negatives (negative, negative_1, neg, …) come as
+    ``negative_1`` to ``negative_n``, "" where a pair has fewer. Where a label says that a pair is wrong (0), it is a
+    hard negative of its query's right pairs, or left out.
 
     Args:
         source: As for :func:`read_texts`; of a BEIR folder, the queries with each document judged relevant to them.
         query_column: The column that holds the query.
         document_column: The column that holds a document that answers it.
         split: The split of a hub dataset or a BEIR folder.
+        min_score: Least score of a right pair, where a label or score has more values than 0 and 1; others are left
+            out.
+        bad_rows: As for :func:`read_texts`.
+        say: As for :func:`read_texts`.
 
     Raises:
-        LBRError: As for :func:`read_texts`.
+        LBRError: As for :func:`read_texts`, or labels leave open which pairs are right.
     """
-    columns = {"query": query_column, "document": document_column}
+    path = Path(source)
     if query_column == document_column:
-        raise LBRError(f"a column is named twice: {columns}.", where=str(source), fix="Name different columns.")
-    return _read(source, columns, split)
+        what = f"a column is named twice: {query_column}."
+        raise LBRError(what, where=str(source), fix="Name different columns.")
+    if path.is_dir():
+        return _not_empty(beir_pairs(_beir(path), split), source)
+    rows = GoodRows(path.name if is_local(source) else str(source), bad_rows, say)
+    pairs = PairRows(rows, query_column, document_column, min_score)
+    return _not_empty(pairs.read(_records(source, split, pairs.use)), source)
 
 
 def is_local(source: str | Path) -> bool:
     """Whether a source is a file or a folder, even a missing one; otherwise it is the id of a hub dataset."""
     path, text = Path(source), str(source)
-    if path.suffix in READABLE or path.exists() or isinstance(source, Path):
+    if kind_of(path) in READABLE or path.exists() or isinstance(source, Path):
         return True
     # Hub ids have one slash at most, and no dots before it.
     return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
 
 
-def _read(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
-    """Return ``columns`` (new name → name in the source) of a folder, a file or a hub dataset."""
-    path, wanted = Path(source), list(columns.values())
-    if path.is_dir():
-        if not (path / "corpus.jsonl").is_file():
-            fix = "Give a BEIR folder, or one file."
-            raise LBRError("no corpus.jsonl in this folder.", where=str(source), fix=fix)
-        table = beir_texts(path) if "text" in columns else beir_pairs(path, split)
-    else:
-        if not is_local(source):
-            records = _hub_records(str(source), wanted, split)
-        elif not path.is_file():
-            raise LBRError("no such file.", where=str(path), fix="Check the path.")
-        elif path.suffix not in READABLE:
-            kind = path.suffix or "a file without a suffix"
-            raise LBRError(f"cannot read {kind}.", where=str(path), fix=f"Use {', '.join(READABLE)}.")
-        else:
-            records = READABLE[path.suffix](path, wanted)
-        table = write_rows(({new: row[old] for new, old in columns.items()} for _, row in records), columns)
+def _beir(folder: Path) -> Path:
+    if not (folder / "corpus.jsonl").is_file():
+        raise LBRError("no corpus.jsonl in this folder.", where=str(folder), fix="Give a BEIR folder, or one file.")
+    return folder
+
+
+def _not_empty(table: Dataset, source: str | Path) -> Dataset:
     if not len(table):
         raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
     return table
 
 
-def _hub_records(name: str, columns: Sequence[str], split: str) -> Records:
+def _records(source: str | Path, split: str, use: Use) -> Records:
+    """Return the rows of a file or a hub dataset; of a table that is stored by columns, those that are read."""
+    path = Path(source)
+    if not is_local(source):
+        return _hub_records(str(source), split, use)
+    if not path.is_file():
+        raise LBRError("no such file.", where=str(path), fix="Check the path.")
+    kind = kind_of(path)
+    if kind not in READABLE:
+        what = f"cannot read {kind or 'a file without a suffix'}."
+        raise LBRError(what, where=str(path), fix=f"Use {', '.join(READABLE)}.")
+    if kind in (".csv", ".tsv"):
+        return read_csv_records(path, lambda names: use(names, str(path)))
+    return _parquet_records(path, use) if kind == ".parquet" else read_json_records(path)
+
+
+def _hub_records(name: str, split: str, use: Use) -> Records:
     from datasets import load_dataset
 
     try:
@@ -96,12 +158,12 @@ def _hub_records(name: str, columns: Sequence[str], split: str) -> Records:
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         fix = "Check the id, the split and the network, or give a file."
         raise LBRError(f"cannot load it: {reason}.", where=name, fix=fix) from error
-    refuse_missing(columns, dataset.column_names, name)
-    for number, row in enumerate(dataset.select_columns(columns), start=1):
-        yield checked(row, f"{name}, row {number}", columns)
+    rows = dataset.select_columns(use(dataset.column_names, name))
+    return _numbered(rows, dataset.features, name)
 
 
-def _parquet_records(path: Path, columns: Sequence[str]) -> Records:
+def _parquet_records(path: Path, use: Use) -> Records:
+    from datasets import Features
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -109,15 +171,16 @@ def _parquet_records(path: Path, columns: Sequence[str]) -> Records:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
         raise LBRError(f"cannot load it: {error}.", where=str(path), fix="Write the file again.") from error
-    refuse_missing(columns, file.schema_arrow.names, str(path))
+    columns = use(file.schema_arrow.names, str(path))
     rows = (row for batch in file.iter_batches(512, columns=columns) for row in batch.to_pylist())
+    return _numbered(rows, Features.from_arrow_schema(file.schema_arrow), str(path))
+
+
+def _numbered(rows: Any, features: Features, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield rows with their places, and the names of labels that datasets keeps as numbers."""
+    labels = {name: kind.names for name, kind in features.items() if hasattr(kind, "names")}
     for number, row in enumerate(rows, start=1):
-        yield checked(row, f"{path}, row {number}", columns)
-
-
-READABLE = {
-    ".jsonl": read_json_records,
-    ".json": read_json_records,
-    ".csv": read_csv_records,
-    ".parquet": _parquet_records,
-}
+        for name in labels.keys() & row.keys():
+            if row[name] is not None and row[name] >= 0:  # -1 stands for no label
+                row = {**row, name: labels[name][row[name]]}
+        yield f"{place}, row {number}", row

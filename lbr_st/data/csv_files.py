@@ -1,0 +1,161 @@
+"""Tables of separated values (CSV, TSV): how a file is written is found out, and no row may be ragged."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lbr_st.data.lines import Records, kind_of, whole_lines
+from lbr_st.errors import LBRError
+from lbr_st.files import notice
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+ONE_COLUMN = "\x1f"
+"""In the place of a separator: a sign that is in no text."""
+NULL = r"\N"  # what MySQL, PostgreSQL and Hive write for nothing
+_SAID = re.compile("sep=(.)")  # Excel's first line
+
+
+class Dialect(NamedTuple):
+    """How a table is written."""
+
+    separator: str
+    backslash: bool  # escapes a quote, a separator or a line end, as MySQL and Spark write them
+    spaced: bool  # a space follows each separator
+
+
+def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> Records:
+    """Yield each row of a table with a header. All values are texts, as written.
+
+    Columns are separated by commas, semicolons, tabs or bars, whichever gives every row as many fields as the header.
+    Quotes inside a quoted text are doubled (RFC 4180), or escaped by backslashes if the file reads in no other way.
+
+    Args:
+        path: The file.
+        use: Called with the header's names before any row is read.
+
+    Raises:
+        LBRError: A row has more or fewer fields than the header, quotes do not match, the file reads in several ways or
+            mixes line ends, or a column is named twice or has texts without a name.
+    """
+    dialect = _dialect(path)
+    if dialect is None:  # an empty file
+        return
+    if dialect.separator not in (ONE_COLUMN, "\t" if kind_of(path) == ".tsv" else ","):
+        notice(f"{path.name}: {SEPARATORS.get(dialect.separator, dialect.separator)} separate the columns.")
+    if dialect.backslash:
+        notice(f"{path.name}: backslashes escape quotes, separators and line ends.")
+    rows = _rows(path, dialect)
+    names = [name.strip() for name in next(rows)[1]]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise LBRError(f"the header names {twice[0]!r} twice.", where=str(path), fix="Give each column its own name.")
+    use(names)
+    number = None
+    for number, fields in rows:
+        where = f"{path}, line {number}"
+        # The first column may be without a name: pandas writes its index so.
+        if any(field.strip() for name, field in zip(names[1:], fields[1:], strict=True) if not name):
+            fix = "Give the column a name, or put texts that contain the separator in quotes."
+            raise LBRError("there is text in a column without a name.", where=where, fix=fix)
+        yield where, {name: "" if field == NULL else field for name, field in zip(names, fields, strict=True)}
+    if number is None:
+        raise LBRError("a header with no row below it, so no text.", where=str(path), fix="Add at least one row.")
+
+
+def _dialect(path: Path) -> Dialect | None:
+    """Return how a table is written; None if the file is empty."""
+    header, said, backslash, quote = "", None, False, False
+    for _, line in whole_lines(path):
+        line = line.strip(" \r\n")
+        if not header and not said and (said := _SAID.fullmatch(line)):
+            continue
+        header = header or line
+        backslash, quote = backslash or "\\" in line, quote or '\\"' in line
+    if not header:
+        return None
+    found = [said[1]] if said else [one for one in SEPARATORS if one in header] or [ONE_COLUMN]
+    dialects = [
+        Dialect(one, escapes, header.count(one) == header.count(f"{one} ") > 0)
+        for one in found
+        for escapes in ((False, True) if backslash else (False,))
+    ]
+    if len(dialects) == 1:
+        return dialects[0]
+    readings: dict[bytes, Dialect] = {}
+    errors: list[LBRError] = []
+    for dialect in dialects:
+        content = hashlib.sha256()
+        try:
+            for _, fields in _rows(path, dialect):
+                content.update(repr(fields).encode())
+            readings.setdefault(content.digest(), dialect)
+        except LBRError as error:
+            errors.append(error)
+    if not readings or not any(quote or not dialect.backslash for dialect in readings.values()):
+        raise errors[0]
+    if len(readings) == 1:
+        return readings.popitem()[1]
+    separators = dict.fromkeys(dialect.separator for dialect in readings.values())
+    if len(separators) > 1:
+        what = f"every row fits whether {' or '.join(SEPARATORS[one] for one in separators)} separate the columns."
+        raise LBRError(what, where=str(path), fix="Put the names in the header in quotes.")
+    what = "a backslash may stand for itself, or escape the sign behind it: every row fits both."
+    raise LBRError(what, where=str(path), fix="Give JSON lines, or CSV in which quotes are doubled.")
+
+
+def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row's first line and fields, the header's first, without blank lines.
+
+    Raises:
+        LBRError: As for :func:`read_csv_records`, or the file is not written so.
+    """
+    csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
+    separator = re.escape(dialect.separator)
+    signs = "".join(SEPARATORS) if dialect.separator == ONE_COLUMN else separator
+    other = re.compile(rf'(?<!\\)\\(?:\\\\)*(?!\\)[^"{signs}\r\n]')  # a backslash that escapes nothing
+    lines: list[str] = []  # of the row that is being read
+
+    def feed() -> Iterator[str]:
+        for number, line in whole_lines(path):
+            if number > 1 or not _SAID.fullmatch(line.strip()):
+                lines.append(line)
+                yield line
+
+    reader = csv.reader(
+        feed(),
+        delimiter=dialect.separator,
+        strict=True,
+        skipinitialspace=dialect.spaced,
+        escapechar="\\" if dialect.backslash else None,
+    )
+    put = f"Put texts that contain {SEPARATORS.get(dialect.separator, 'quotes')}, quotes or line ends in quotes"
+    width, end, read = 0, "", 0
+    while True:
+        where = f"{path}, line {read + 1}"
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise LBRError(f"not CSV: {error}.", where=where, fix=f"{put}, and double the quotes in them.") from error
+        if fields is None:
+            return
+        written = "".join(lines)
+        lines.clear()
+        if fields and (len(fields) > 1 or written.strip()):
+            width, end = width or len(fields), end or written[-1]
+            if len(fields) != width:
+                word = "more" if len(fields) > width else "fewer"
+                what = f"the row has {word} fields than the header ({len(fields)}, not {width})."
+                raise LBRError(what, where=where, fix=f"{put}.")
+            if dialect.backslash and other.search(written):
+                raise LBRError("a backslash escapes nothing.", where=where)
+            if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' and field in written for field in fields):
+                raise LBRError("a space stands before a quote.", where=where, fix="Remove the space.")
+            if written[-1] in "\r\n" and written[-1] != end:
+                what = "some rows end with CR and some with LF."
+                raise LBRError(what, where=where, fix="Save the file with one kind of line end.")
+            yield read + 1, fields
+        read = reader.line_num
