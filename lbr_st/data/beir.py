@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.data.lines import ROWS, check_characters, checked, read_json_records, read_lines, refuse_missing, write_rows
+from lbr_st.data.lines import ROWS, check_characters, read_json_records, read_lines, refuse_missing, write_rows
+from lbr_st.data.texts import digest
 from lbr_st.errors import LBRError
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+IDS = {
+    "corpus": ("_id", "id", "doc_id", "docid", "document_id", "corpus_id", "corpus-id", "pid"),
+    "queries": ("_id", "id", "query_id", "queryid", "query-id", "qid"),
+}
+"""File → the names that its ids may have; of several in a row the first here counts."""
+JUDGED = {
+    "query": "quer|qid|topic|question",
+    "document": "corpus|doc|pid|passage",
+    "score": "score|rel|label|judg|grade",
+}
+"""Column of judgements → what its name in a header has in it."""
+UNKNOWN = "judgements of unknown queries"
 
 
 def stable_order(items: Iterable[str], seed: int) -> list[str]:
@@ -37,7 +55,7 @@ class RetrievalSet:
 
     Raises:
         LBRError: The corpus or the queries are empty, a query has no judgement, a judgement names an unknown
-            query or document, or a relevance is no whole number.
+            query, or a relevance is no whole number. Judged documents may be missing: no ranking finds them.
     """
 
     name: str
@@ -61,9 +79,7 @@ class RetrievalSet:
         for query, judged in self.qrels.items():
             if query not in self.queries:
                 yield f"a judgement names the unknown query {query!r}.", "Add it or drop its line."
-            for document, grade in judged.items():
-                if document not in self.corpus:
-                    yield f"query {query!r} is judged with the unknown document {document!r}.", "Add it to the corpus."
+            for grade in judged.values():
                 if not isinstance(grade, int):
                     what = f"the relevance {grade!r} of query {query!r} is no whole number."
                     yield what, "Use 0 for not relevant, 1 and more for relevant."
@@ -79,9 +95,11 @@ class RetrievalSet:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What does not count in the scores → how often: what the reader left out, and queries that nothing answers."""
+        """What bears on the scores → how often: what was left out or is missing, and queries that nothing answers."""
         hopeless = sum(max(judged.values()) <= 0 for judged in self.qrels.values())
-        return _counted({**self.left_out, "queries without a relevant document": hopeless})
+        missing = len(set().union(*self.qrels.values()) - self.corpus.keys())
+        known = {"judged documents missing from the corpus": missing, "queries without a relevant document": hopeless}
+        return _counted({**self.left_out, **known})
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:
         """Return a smaller set for quick looks, fixed by ``seed``. Its scores are not comparable with the whole set's.
@@ -90,7 +108,7 @@ class RetrievalSet:
         documents fill up to ``num_documents``.
         """
         kept = sorted(stable_order(self.queries, seed)[:num_queries])
-        documents = {document for query in kept for document in self.qrels[query]}
+        documents = {document for query in kept for document in self.qrels[query] if document in self.corpus}
         others = stable_order((document for document in self.corpus if document not in documents), seed)
         documents.update(others[: max(0, num_documents - len(documents))])
         return replace(
@@ -106,42 +124,47 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     """Read a BEIR folder: ``corpus.jsonl``, ``queries.jsonl``, and the queries judged in ``qrels/<split>.tsv``.
 
     A document is its title and its text, joined by a space, as MTEB and BEIR score it. Queries that only other splits
-    judge are left out, as BEIR does. :attr:`RetrievalSet.skipped` counts queries that no split judges and judgements
-    written twice.
+    judge are left out, as BEIR does, and so are judgements of unknown queries. Judgements of missing documents stay, as
+    MTEB and BEIR count them. :attr:`RetrievalSet.skipped` counts all of these and whatever is written twice.
 
     Raises:
         LBRError: There is no such split, a file is missing or malformed, or the set does not hold together (see
             :class:`RetrievalSet`).
     """
     folder = Path(folder)
-    path = _qrels_file(folder, split)
-    corpus, queries = dict(_documents(folder)), dict(_queries(folder))
-    qrels, repeated = _read_qrels(path, queries, corpus)
+    counts: Counter[str] = Counter()
+    queries, qrels = _judged(folder, split, counts)
+    corpus = dict(_documents(folder, counts))
+    _missing(folder, qrels, corpus)
     judged = {query: text for query, text in queries.items() if query in qrels}
     known = set(judged)
     if len(judged) < len(queries):
-        known.update(line.split("\t")[0] for other in path.parent.glob("*.tsv") for _, line in read_lines(other))
-    unjudged = sum(query not in known for query in queries)
-    left_out = _counted({"judgements written twice": repeated, "queries that no split judges": unjudged})
-    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=left_out)
+        others = (folder / "qrels").glob("*.tsv")
+        known.update(fields[0] for other in others for _, _, fields in _judgements(other))
+    counts["queries that no split judges"] = sum(query not in known for query in queries)
+    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=_counted(counts))
 
 
 def beir_texts(folder: Path) -> Dataset:
     """Return the documents of a BEIR folder that are not empty, as ``text``, in their order."""
-    return write_rows(({"text": text} for _, text in _documents(folder) if text), ("text",))
+    return write_rows(({"text": text} for _, text in _documents(folder, Counter()) if text), ("text",))
 
 
-def beir_pairs(folder: Path, split: str) -> Dataset:
+def beir_pairs(folder: Path, split: str, say: Callable[[str], None] = notice) -> Dataset:
     """Return ``query`` and ``document`` of each judgement above 0 whose document is not empty, query by query.
 
-    Texts of documents are never in memory together; the ids are.
+    ``say`` is told what was left out. Texts of documents are never in memory together; the ids are.
     """
-    path = _qrels_file(folder, split)
-    corpus = write_rows(({"id": key, "text": text} for key, text in _documents(folder)), ("id", "text"))
+    counts: Counter[str] = Counter()
+    queries, qrels = _judged(folder, split, counts)
+    corpus = write_rows(({"id": key, "text": text} for key, text in _documents(folder, counts)), ("id", "text"))
     row_of = {key: row for row, key in enumerate(corpus["id"][:])}
-    queries = dict(_queries(folder))
-    qrels, _ = _read_qrels(path, queries, row_of)
-    judged = [(queries[query], row_of[key]) for query, of in qrels.items() for key, grade in of.items() if grade > 0]
+    counts["judgements of missing documents"] = _missing(folder, qrels, row_of)
+    known = ((query, key) for query, of in qrels.items() for key, grade in of.items() if grade > 0 and key in row_of)
+    judged = [(queries[query], row_of[key]) for query, key in known]
+    if left_out := _counted(counts):
+        listed = ", ".join(f"{count:,} {what}" for what, count in left_out.items())
+        say(f"{folder.resolve().name}, {split}: left out {listed}.")
 
     def pairs() -> Iterator[dict[str, str]]:
         for start in range(0, len(judged), ROWS):
@@ -154,43 +177,57 @@ def beir_pairs(folder: Path, split: str) -> Dataset:
     return write_rows(pairs(), ("query", "document"))
 
 
-def _documents(folder: Path) -> Iterator[tuple[str, str]]:
+def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield id and ``"title text"`` of each document. Empty ones stay, as published corpora hold some."""
     path = folder / "corpus.jsonl"
     what = "the corpus is empty."
-    for key, where, item in _by_id(path, ["_id"]):
-        if "title" not in item:
-            refuse_missing(["text"], item, where)
-        title, text = item.get("title") or "", item.get("text") or ""
-        if not isinstance(title, str) or not isinstance(text, str):
-            raise LBRError("'title' and 'text' must be strings.", where=where, fix="Make them strings.")
-        document = f"{title} {text}".strip()
-        check_characters(document, where, "the document")
+    for key, text in _by_id(path, ("title", "text"), counts, "documents written twice"):
+        document = text.strip()
         what = what and ("" if document else "no document has a text.")
         yield key, document
     if what:
         raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
 
 
-def _queries(folder: Path) -> Iterator[tuple[str, str]]:
-    path = folder / "queries.jsonl"
-    item = None
-    for key, _, item in _by_id(path, ["_id", "text"]):
-        yield key, item["text"]
-    if item is None:
-        raise LBRError("there are no queries.", where=str(path), fix="Add at least one.")
-
-
-def _by_id(path: Path, columns: list[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield ``(id, where, object)`` of a JSON-lines file whose ids must differ."""
-    line_of: dict[str, str] = {}
+def _by_id(path: Path, names: Sequence[str], counts: Counter[str], twice: str) -> Iterator[tuple[str, str]]:
+    """Yield id and text of each row of a JSON-lines file; a row that repeats another is only counted."""
+    known: dict[str, int] = {}  # digests, as the texts of a corpus may not fit in memory
     for where, item in read_json_records(path):
-        checked(item, where, columns)
-        key, line = item["_id"], where.rpartition(" ")[2]
-        if line_of.setdefault(key, line) is not line:
-            what = f"the id {key!r} comes twice; first in line {line_of[key]}."
-            raise LBRError(what, where=where, fix="Give each its own '_id'.")
-        yield key, where, item
+        key = _id(item, where, IDS[path.stem])
+        if names[0] not in item:
+            refuse_missing(["text"], item, where)
+        texts = ["" if item.get(name) is None else item[name] for name in names]
+        if not all(isinstance(text, str) for text in texts):
+            raise LBRError(f"{' and '.join(names)} must be text.", where=where, fix="Make each a string.")
+        text = " ".join(texts)
+        check_characters(text, where, "the text")
+        new = digest(text.strip())
+        if key not in known:
+            known[key] = new
+            yield key, text
+        elif known[key] == new:
+            counts[twice] += 1
+        else:
+            what = f"the id {key!r} comes twice; first in line {_line_of(path, key)}, with another text."
+            raise LBRError(what, where=where, fix="Give each its own id, or drop one of the two.")
+
+
+def _id(item: Mapping[str, Any], where: str, names: Iterable[str]) -> str:
+    """Return the id of a row, a number as its digits."""
+    name = next((name for name in names if name in item), "_id")
+    refuse_missing([name], item, where)
+    value = str(item[name]) if type(item[name]) is int else item[name]
+    if not isinstance(value, str) or not value.strip():
+        fix = "Make it a string that is not empty, or a whole number."
+        raise LBRError(f"the value of {name!r} is no id: {value!r}.", where=where, fix=fix)
+    check_characters(value, where, f"the value of {name!r}")
+    return value
+
+
+def _line_of(path: Path, key: str) -> str:
+    """Return the number of the line that has an id first. Only errors ask, so none is remembered."""
+    records = read_json_records(path)
+    return next(where.rpartition(" ")[2] for where, item in records if _id(item, where, IDS[path.stem]) == key)
 
 
 def _qrels_file(folder: Path, split: str) -> Path:
@@ -203,35 +240,77 @@ def _qrels_file(folder: Path, split: str) -> Path:
     return path
 
 
-def _read_qrels(path: Path, queries: Container[str], corpus: Container[str]) -> tuple[dict[str, dict[str, int]], int]:
-    """Return the judgements of a file, and how many lines repeat an earlier one."""
+def _judged(folder: Path, split: str, counts: Counter[str]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return all queries, and a split's judgements of them. Only queries that it does not judge may be empty."""
+    path, source = _qrels_file(folder, split), folder / "queries.jsonl"
+    queries = dict(_by_id(source, ["text"], counts, "queries written twice"))
+    if not queries:
+        raise LBRError("there are no queries.", where=str(source), fix="Add at least one.")
+    qrels = _read_qrels(path, queries, counts)
+    for query in qrels:
+        if not queries[query].strip():
+            where = f"{source}, line {_line_of(source, query)}"
+            raise LBRError("the value of 'text' is empty, and the query is judged.", where=where, fix="Fill it in.")
+    return queries, qrels
+
+
+def _read_qrels(path: Path, queries: Container[str], counts: Counter[str]) -> dict[str, dict[str, int]]:
+    """Return the judgements of known queries. Those of unknown queries and repeated ones are counted."""
     qrels: dict[str, dict[str, int]] = {}
-    repeated = 0
-    for number, line in read_lines(path):
-        fields = line.split("\t")
-        # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.
-        if not line.strip() or (number == 1 and (fields[0] == "query-id" or fields[2:] == ["score"])):
-            continue
-        where = f"{path}, line {number}"
-        try:
-            query, document, score = fields
-            grade = int(score)
-        except ValueError as error:
+    for where, line, fields in _judgements(path):
+        grade = _number(fields[-1]) if all(fields) else None
+        if grade is None or not grade.is_integer():
             fix = "Write query id, document id and a whole number, with tabs between."
-            raise LBRError(f"not a judgement: {line!r}.", where=where, fix=fix) from error
-        for kind, key, known in (("query", query, queries), ("document", document, corpus)):
-            if key not in known:
-                fix = "Add it, or drop this line."
-                raise LBRError(f"the judgement names the unknown {kind} {key!r}.", where=where, fix=fix)
+            raise LBRError(f"not a judgement: {line!r}.", where=where, fix=fix)
+        query, document, grade = fields[0], fields[1], int(grade)
+        if query not in queries:
+            counts[UNKNOWN] += 1
+            continue
         judged = qrels.setdefault(query, {})
         if judged.get(document, grade) != grade:
             what = f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before."
             raise LBRError(what, where=where, fix="Keep one of the two lines.")
-        repeated += document in judged
+        counts["judgements written twice"] += document in judged
         judged[document] = grade
     if not qrels:
-        raise LBRError("there are no judgements.", where=str(path), fix="Add at least one.")
-    return qrels, repeated
+        what, fix = "there are no judgements.", "Add at least one."
+        if counts[UNKNOWN]:
+            what = f"no judgement names a query of queries.jsonl; the last names {query!r}."
+            fix = "Use the same ids in both files."
+        raise LBRError(what, where=str(path), fix=fix)
+    return qrels
+
+
+def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield ``(where, line, [query, document, score])``; the three are empty where a line has other columns."""
+    places = {3: [0, 1, 2], 4: [0, 2, 3]}  # BEIR's columns, and TREC's with the iteration
+    first = True
+    for number, line in read_lines(path):
+        fields = line.split("\t") if "\t" in line else line.split()
+        if first and len(fields) > 2 and _number(fields[-1]) is None:
+            names = [name.lower() for name in fields]
+            kinds = ["".join(kind for kind, has in JUDGED.items() if re.search(has, name)) for name in names]
+            if all(kinds.count(kind) == 1 for kind in JUDGED):
+                places[len(fields)] = [kinds.index(kind) for kind in JUDGED]
+        elif line.strip():
+            found = places.get(len(fields))
+            yield f"{path}, line {number}", line, [fields[place] for place in found] if found else [""] * 3
+        first = first and not line.strip()
+
+
+def _number(score: str) -> float | None:
+    with suppress(ValueError):
+        return float(score)
+    return None
+
+
+def _missing(folder: Path, qrels: Mapping[str, Iterable[str]], corpus: Container[str]) -> int:
+    """Return how many judgements name a document that the corpus lacks, and raise if all do."""
+    missing = [document not in corpus for judged in qrels.values() for document in judged]
+    if all(missing):
+        fix = "Use the same ids in both files."
+        raise LBRError("no judged document is in corpus.jsonl.", where=str(folder), fix=fix)
+    return sum(missing)
 
 
 def _counted(counts: Mapping[str, int]) -> dict[str, int]:

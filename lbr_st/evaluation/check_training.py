@@ -89,11 +89,8 @@ def _as_set(name: str, data: Any) -> RetrievalSet:
     rows = zip(corpus["id"], titles, corpus["text"], strict=True)
     documents = {identifier: f"{title or ''} {text}".strip() for identifier, title, text in rows}
     texts = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
-    qrels = {
-        query: known
-        for query, judged in data["relevant_docs"].items()
-        if query in texts and (known := {d: int(score) for d, score in judged.items() if d in documents})
-    }
+    judgements = {query: judged for query, judged in data["relevant_docs"].items() if query in texts and judged}
+    qrels = {query: {d: int(score) for d, score in judged.items()} for query, judged in judgements.items()}
     return RetrievalSet(name, documents, {query: str(texts[query]) for query in qrels}, qrels)
 
 

@@ -22,7 +22,6 @@ def make_set(queries=4, documents=30):
         ({"corpus": {}}, "corpus is empty"),
         ({"queries": {}, "qrels": {}}, "there are no queries"),
         ({"qrels": {"q9": {"d0": 1}}}, "unknown query 'q9'"),
-        ({"qrels": {"q0": {"d99": 1}}}, "unknown document 'd99'"),
         ({"qrels": {"q0": {"d0": 1}}}, "'q1' has no judgement"),
         ({"qrels": {f"q{n}": {} for n in range(4)}}, "'q0' has no judgement"),
         *(({"qrels": {"q0": {"d0": grade}}}, f"relevance {grade!r} .* whole number") for grade in (0.5, "1", None)),
@@ -128,19 +127,39 @@ GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d
         ("corpus.jsonl", {"corpus": lines({"_id": "d1", "text": " "}, {"_id": "d2", "text": ""})}, "no document has a"),
         ("corpus.jsonl, line 2", {"corpus": lines({"_id": "d1", "text": "x"}, {"_id": "d2", "body": "y"})}, "'text'"),
         ("corpus.jsonl, line 1", {"corpus": "{'_id': 'd1'}\n"}, "not JSON"),
-        ("corpus.jsonl, line 3", {"corpus": CORPUS + CORPUS}, "the id 'd1' comes twice; first in line 1"),
+        (
+            "corpus.jsonl, line 3",
+            {"corpus": CORPUS + lines({"_id": "d2", "text": "three"})},
+            "the id 'd2' comes twice; first in line 2, with another text",
+        ),
+        ("corpus.jsonl, line 3", {"corpus": CORPUS + lines({"_id": "d3", "text": 3})}, "must be text"),
         ("corpus.jsonl, line 1", {"corpus": b'{"_id": "d1", "text": "\xff"}\n'}, "not UTF-8 (byte 24"),
         ("corpus.jsonl, line 1", {"corpus": lines({"text": "x"})}, "no column '_id'"),
         ("queries.jsonl", {"queries": None}, "no such file"),
         ("queries.jsonl", {"queries": "\n"}, "there are no queries"),
-        ("queries.jsonl, line 3", {"queries": QUERIES + QUERIES}, "the id 'a' comes twice; first in line 1"),
-        ("queries.jsonl, line 1", {"queries": lines({"_id": "a", "text": "  "})}, "'text' is empty"),
-        ("test.tsv, line 2", {"test": HEADER + "z\td1\t1\n"}, "unknown query 'z'"),
-        ("test.tsv, line 4", {"test": QRELS + "a\td9\t1\n"}, "unknown document 'd9'"),
+        ("queries.jsonl, line 3", {"queries": QUERIES + lines({"id": "a", "text": "?"})}, "the id 'a' comes twice"),
+        *(
+            (
+                "queries.jsonl, line 3",
+                {"queries": QUERIES + lines({"_id": "c", "text": text}), "test": "c\td1\t1"},
+                says,
+            )
+            for text, says in (("  ", "'text' is empty"), (None, "'text' is empty"), (3, "must be text"))
+        ),
+        *(
+            ("queries.jsonl, line 3", {"queries": QUERIES + lines({"_id": key, "text": "x"})}, "no id")
+            for key in (None, "", " ", 1.5, True, ["a"])
+        ),
+        (
+            "test.tsv",
+            {"test": HEADER + "z\td1\t1\n"},
+            "no judgement names a query of queries.jsonl; the last names 'z'",
+        ),
+        ("folder", {"test": HEADER + "a\td9\t1\n"}, "no judged document is in corpus.jsonl"),
         ("test.tsv, line 4", {"test": QRELS + "a\td1\t2\n"}, "'a' and document 'd1' are judged 2 here and 1 before"),
         *(
             ("test.tsv, line 4", {"test": f"{QRELS}{line}\n"}, "not a judgement")
-            for line in ("a\td1", "a\td1\tyes", "a\td1\t1.0", "a\t0\td1\t1", "a d1 1")
+            for line in ("a\td1", "a\td1\tyes", "a\td1\t0.5", "a\td1\tnan", "a\t\t1", "a\t0\td1\t1\tx", "a d1")
         ),
         ("test.tsv", {"test": HEADER}, "there are no judgements"),
     ],
@@ -177,8 +196,19 @@ def test_a_wrong_split_lists_the_splits(folder):
         {"test": "query_id\tdoc_id\tscore\n" + QRELS.removeprefix(HEADER)},
         {"corpus": lines({"_id": "d1", "text": "T one"}, {"_id": "d2", "title": None, "text": "two", "url": 5})},
         {"corpus": lines({"_id": "d1", "title": "T one", "text": None}, {"_id": "d2", "title": "two"})},
+        {"test": "topic\titer\tdocno\trel\na\t0\td1\t1\nb\t0\td2\t2\n"},
+        {"test": "a 0 d1 1\nb  0  d2  2\n"},
+        {"test": "a Q0 d1 1\nb d2 2\n"},
+        {"test": "\na\td1\t1.0\nb\td2\t2e0\n"},
+        {"test": "Label,PassageID,QID,note\n1,d1,a,-\n2,d2,b,-\n".replace(",", "\t")},
+        {"test": "left\tright\thow good\n" + QRELS.removeprefix(HEADER)},
+        {"corpus": CORPUS.replace("_id", "id"), "queries": QUERIES.replace("_id", "query_id")},
+        {"corpus": CORPUS.replace("_id", "doc_id"), "queries": QUERIES.replace("_id", "qid")},
     ],
-    ids=["mark", "crlf", "blank", "no-end", "no-header", "header", "no-title", "no-text"],
+    ids=[
+        *("mark", "crlf", "blank", "no-end", "no-header", "header", "no-title", "no-text", "trec", "spaces", "mixed"),
+        *("scores", "names", "no-names", "id", "doc-id"),
+    ],
 )
 def test_read_all_the_same(folder, files):
     task = read_beir(folder(**files))
@@ -219,3 +249,34 @@ def test_ids_as_odd_as_they_may_be_come_back(tmp_path):
     )
     write_beir({"test": task}, tmp_path / "folder")
     assert read_beir(tmp_path / "folder").revision == task.revision
+
+
+def test_integers_are_ids(folder):
+    corpus, queries = ({"_id": n, "text": f"text {n}"} for n in (1, 2)), [{"_id": 7, "text": "x"}]
+    task = read_beir(folder(lines(*corpus), lines(*queries, {"_id": "7", "text": "x"}), test="7\t2\t1\n"))
+    assert (task.corpus, task.queries, task.qrels) == ({"1": "text 1", "2": "text 2"}, {"7": "x"}, {"7": {"2": 1}})
+    assert task.skipped == {"queries written twice": 1}
+
+
+def test_an_unjudged_query_may_be_empty_and_a_row_may_come_twice(folder):
+    empty = lines({"_id": "c", "text": ""}, {"_id": "d", "text": None})
+    same = lines({"_id": "d2", "text": "two", "metadata": {"seen": "again"}})
+    task = read_beir(folder(corpus=CORPUS + same + same, queries=QUERIES + empty + QUERIES))
+    assert (task.corpus, task.queries, task.qrels) == GOOD
+    assert task.skipped == {
+        "documents written twice": 2,
+        "queries written twice": 2,
+        "queries that no split judges": 2,
+    }
+
+
+def test_judgements_of_what_is_not_there(folder):
+    dangling = "z\td1\t1\nz\td9\t1\na\td9\t1\nb\td9\t2\nb\td8\t0\n"
+    task = read_beir(folder(test=QRELS + dangling))
+    assert (task.corpus, task.queries) == GOOD[:2]
+    assert task.qrels == {"a": {"d1": 1, "d9": 1}, "b": {"d2": 2, "d9": 2, "d8": 0}}
+    assert task.skipped == {"judgements of unknown queries": 2, "judged documents missing from the corpus": 2}
+    part = task.slice(2, 1)
+    assert (part.name, part.corpus, part.qrels) == ("folder-test-q2-d2", task.corpus, task.qrels)
+    with pytest.raises(LBRError, match="unknown query 'z'"):
+        replace(task, qrels=task.qrels | {"z": {"d1": 1}})

@@ -145,11 +145,24 @@ def test_beir_folder_is_read_from_disk_and_its_errors_are_kept(tmp_path):
     for read in (read_texts, read_pairs):
         fails(lambda read=read: read(folder), "corpus.jsonl, line 1201", "'d7' comes twice; first in line 8")
     write_beir({"train": task}, folder)
-    for line, what in {"q9\td9999\t1": "unknown document 'd9999'", "x\td9\t1": "unknown query 'x'"}.items():
+    for line, what in {"q9\td9999\t1": "no judged document", "x\td9\t1": "'x'", "q9\td9\t1.5": "line 2: not a"}.items():
         (folder / "qrels" / "bad.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
-        fails(lambda: read_pairs(folder, split="bad"), "bad.tsv, line 2", what)
+        fails(lambda: read_pairs(folder, split="bad"), what)
     (folder / "queries.jsonl").write_text("")
     fails(lambda: read_pairs(folder), "queries.jsonl", "no queries")
+
+
+def test_judgements_of_what_a_beir_folder_lacks_are_left_out_with_one_note(tmp_path, capsys):
+    qrels = {"1": {"a": 1, "gone": 1, "lost": 1}, "2": {"gone": 1}}
+    task = RetrievalSet("t", {"a": "alpha"}, {"1": "first?", "2": "second?"}, qrels)
+    write_beir({"train": task}, tmp_path / "beir")
+    with (tmp_path / "beir" / "qrels" / "train.tsv").open("a") as file:
+        file.write("3\ta\t1\n")
+    assert read_pairs(tmp_path / "beir").to_list() == [{"query": "first?", "document": "alpha"}]
+    said = "beir, train: left out 1 judgements of unknown queries, 3 judgements of missing documents.\n"
+    assert capsys.readouterr().err == said
+    assert read_texts(tmp_path / "beir").to_list() == [{"text": "alpha"}]
+    assert not capsys.readouterr().err
 
 
 def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch):

@@ -61,16 +61,18 @@ def test_a_recipe_stands_for_its_data(pairs, folder, tmp_path):
 
 
 def test_a_hub_task_is_read_with_its_own_class(pairs, tmp_path, monkeypatch):
-    data = write_hub_folder(tmp_path / "hub", {(None, "test"): (SET.corpus, SET.queries, SET.qrels)})
+    # Of "q2" the only judged document is missing; it is asked all the same.
+    queries, qrels = SET.queries | {"q2": "salt"}, SET.qrels | {"q2": {"gone": 1}}
+    data = write_hub_folder(tmp_path / "hub", {(None, "test"): (SET.corpus, queries, qrels)})
     kind = type(mteb.get_task("ChemRxivRetrieval"))
     dataset = {"path": str(data), "revision": "5" * 40}
     monkeypatch.setattr(kind, "metadata", kind.metadata.model_copy(update={"dataset": dataset}))
     sets, skipped = evaluation_sets(["ChemRxivRetrieval", "SDSGlovesClassification"])
     assert [one.name for one in sets] == ["ChemRxivRetrieval/default/test"]
-    assert (sets[0].corpus, sets[0].qrels) == (SET.corpus, SET.qrels)
+    assert (sets[0].corpus, sets[0].qrels) == (SET.corpus, qrels)
     assert "Classification tasks have no queries" in skipped["SDSGlovesClassification"]
     [report], _ = check_training([pairs], ["ChemRxivRetrieval"], DataConfig())
-    assert report.rows == [0, 1]
+    assert report.rows == [0, 1, 2]
 
 
 def test_without_the_hub_the_rest_is_checked_and_said(pairs, folder, monkeypatch):

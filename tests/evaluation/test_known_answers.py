@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from beir_folder import write_beir
 from vector_model import evaluate_beir, released, vector_model
 
-from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
+from lbr_st.evaluation.systems import embedding_system
 
 pytest.importorskip("mteb")
 
@@ -86,6 +88,54 @@ def test_the_mean_is_over_queries_and_not_over_documents(evaluate):
     gained = sum(discount(rank) for rank in range(2, 8)) / sum(discount(rank) for rank in range(1, 7))
     assert result.per_query == pytest.approx({"one": 1.0, "many": gained}, abs=1e-6)
     assert result.ndcg_at_10 == pytest.approx((1 + gained) / 2, abs=1e-6)
+
+
+def test_judgements_of_what_is_not_there_score_as_in_mteb_itself(evaluate, tmp_path):
+    corpus = {f"d{rank}": str(10 * rank) for rank in range(8)}
+    queries = {"some": "0", "all": "20", "none": "41", "least": "3"}
+    qrels = {
+        "some": {"d1": 1, "gone": 2, "d3": 1},
+        "all": {"gone": 1, "lost": 1},
+        "none": {"d2": 1, "d4": 2},
+        "least": {"gone": 0, "lost": -1, "d2": 1},
+    }
+    write_beir({"test": RetrievalSet("t", corpus, queries, qrels)}, tmp_path / "folder")
+    with (tmp_path / "folder" / "qrels" / "test.tsv").open("a") as file:
+        file.write("nobody\td1\t1\n")
+    result = evaluate(angles(), read_beir(tmp_path / "folder"))
+    # d1 and d3 at ranks 2 and 4, where grades 2, 1 and 1 were to be had; of "all", nothing can be found.
+    some = (discount(2) + discount(4)) / (2 + discount(2) + discount(3))
+    assert result.per_query["some"] == pytest.approx(some, abs=1e-6)
+    assert result.per_query["all"] == 0.0
+    assert result.ndcg_at_10 == pytest.approx(ndcg_of_mteb(angles(), corpus, queries, qrels), abs=1e-5)
+
+
+def ndcg_of_mteb(model, corpus, queries, qrels):
+    """Return what mteb gives from the same parts, to 5 decimals: the judgements as they are, and an unknown query."""
+    import mteb
+    from datasets import Dataset
+    from mteb.abstasks import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    class Plain(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name="Plain",
+            description="-",
+            dataset={"path": "local/plain", "revision": "1"},
+            type="Retrieval",
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+
+        def load_data(self, **options):
+            rows = [Dataset.from_dict({"id": list(of), "text": list(of.values())}) for of in (corpus, queries)]
+            judged = {**qrels, "nobody": {"d1": 1}}
+            data = {"corpus": rows[0], "queries": rows[1], "relevant_docs": judged, "top_ranked": None}
+            self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+    encoder = embedding_system(model, "a/b").model
+    found = mteb.evaluate(encoder, Plain(), cache=None, co2_tracker=False, show_progress_bar=False)
+    return found.task_results[0].get_score()
 
 
 @pytest.mark.parametrize("documents", [["a", "b", "c"], ["c", "b", "a"]])
