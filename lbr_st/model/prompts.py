@@ -1,0 +1,71 @@
+"""Prompts: whether the texts of a batch open with those that the model puts before every text it encodes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from lbr_st.compute import is_first
+
+logger = logging.getLogger(__name__)
+
+ROWS = 4
+"""How many rows of a batch are looked at."""
+
+
+def with_prompts_checked(model: SentenceTransformer) -> SentenceTransformer:
+    """Return the model, which now warns when it is trained on texts without its prompts."""
+    model.register_forward_pre_hook(_PromptCheck())
+    return model
+
+
+def open_with_prompt(model: SentenceTransformer, features: dict[str, Any]) -> list[bool]:
+    """Tell of the first rows of a tokenised column whether each opens with one of the model's prompts."""
+
+    def read(ids: Any) -> str:
+        # The end of a prompt may be one token with the beginning of a text, white space in particular.
+        return "".join(model.tokenizer.decode(ids, skip_special_tokens=True).split())
+
+    # Prompts are read as the tokenizer gives them back: some tokenizers lower-case, or do not know a word.
+    prompts = [read(model.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in _said(model)]
+    return [read(ids).startswith(tuple(prompts)) for ids in features["input_ids"][:ROWS].tolist()]
+
+
+def _said(model: SentenceTransformer) -> list[str]:
+    return [prompt for prompt in model.prompts.values() if prompt]
+
+
+class _PromptCheck:
+    """Warns where a model is trained on texts without its prompts.
+
+    It looks at the first batch of a training only, since reading tokens back makes a GPU wait. Stage 1's batches are
+    lists of columns, all others are dicts. It looks again after an evaluation, and warns once of each.
+    """
+
+    def __init__(self) -> None:
+        self.looked: set[type] = set()
+        self.warned: set[type] = set()
+
+    def __call__(self, model: SentenceTransformer, inputs: tuple[Any, ...]) -> None:
+        if not model.training:
+            self.looked = set(self.warned)
+        elif inputs and torch.is_grad_enabled() and (kind := type(inputs[0])) not in self.looked:
+            self.looked.add(kind)
+            contexts = kind is list
+            # Of these prompts, one stands before the first rows. Where it may be empty, nothing can be told.
+            due = list(model.prompts.values()) if contexts else [model.prompts.get("query")]
+            if due and all(due) and not any(open_with_prompt(model, inputs[0][0] if contexts else inputs[0])):
+                self.warned.add(kind)
+                if is_first():
+                    logger.warning(_WITHOUT, ", ".join(map(repr, _said(model))), _CONTEXTS if contexts else _COLUMNS)
+
+
+_WITHOUT = "This model is being trained on texts without its prompts (%s), which it puts before every text later. %s"
+_CONTEXTS = 'Put the prompt before each context: reconstruct_pairs(texts, prompt=model.prompts["document"]).'
+_COLUMNS = (
+    "Pass prompts=model.prompts to SentenceTransformerTrainingArguments, with columns named as these prompts: query "
+    "and document."
+)
