@@ -15,7 +15,7 @@ from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import resolve_base
 from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
-from lbr_st.model.prompts import with_prompts_checked
+from lbr_st.model.prompts import PromptCheck
 from lbr_st.model.safe import explain_load_errors
 
 TokenInit = Literal["mean", "eos", "random"]
@@ -105,7 +105,8 @@ def build_model(
         similarity_fn_name="cosine",
         device=device,
     )
-    return with_prompts_checked(model)
+    model.register_forward_pre_hook(PromptCheck())
+    return model
 
 
 def _check_length(backbone: CausalBackbone, num_bottleneck_tokens: int) -> None:

@@ -12,34 +12,25 @@ from lbr_st.compute import is_first
 
 logger = logging.getLogger(__name__)
 
-ROWS = 4
-"""How many rows of a batch are looked at."""
-
-
-def with_prompts_checked(model: SentenceTransformer) -> SentenceTransformer:
-    """Return the model, which now warns when it is trained on texts without its prompts."""
-    model.register_forward_pre_hook(_PromptCheck())
-    return model
+_WITHOUT = "This model is being trained on texts without its prompts (%s), which it puts before every text later. %s"
+_CONTEXTS = 'Put the prompt before each context: reconstruct_pairs(texts, prompt=model.prompts["document"]).'
+_COLUMNS = "Pass prompts=model.prompts to SentenceTransformerTrainingArguments, and name columns query and document."
 
 
 def open_with_prompt(model: SentenceTransformer, features: dict[str, Any]) -> list[bool]:
-    """Tell of the first rows of a tokenised column whether each opens with one of the model's prompts."""
+    """Tell of the first four rows of a tokenised column whether each opens with one of the model's prompts."""
 
     def read(ids: Any) -> str:
         # The end of a prompt may be one token with the beginning of a text, white space in particular.
         return "".join(model.tokenizer.decode(ids, skip_special_tokens=True).split())
 
     # Prompts are read as the tokenizer gives them back: some tokenizers lower-case, or do not know a word.
-    prompts = [read(model.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in _said(model)]
-    return [read(ids).startswith(tuple(prompts)) for ids in features["input_ids"][:ROWS].tolist()]
+    ids = [model.tokenizer(one, add_special_tokens=False)["input_ids"] for one in model.prompts.values() if one]
+    return [read(row).startswith(tuple(map(read, ids))) for row in features["input_ids"][:4].tolist()]
 
 
-def _said(model: SentenceTransformer) -> list[str]:
-    return [prompt for prompt in model.prompts.values() if prompt]
-
-
-class _PromptCheck:
-    """Warns where a model is trained on texts without its prompts.
+class PromptCheck:
+    """A model's forward hook that warns where the model is trained on texts without its prompts.
 
     It looks at the first batch of a training only, since reading tokens back makes a GPU wait. Stage 1's batches are
     lists of columns, all others are dicts. It looks again after an evaluation, and warns once of each.
@@ -54,18 +45,11 @@ class _PromptCheck:
             self.looked = set(self.warned)
         elif inputs and torch.is_grad_enabled() and (kind := type(inputs[0])) not in self.looked:
             self.looked.add(kind)
-            contexts = kind is list
-            # Of these prompts, one stands before the first rows. Where it may be empty, nothing can be told.
-            due = list(model.prompts.values()) if contexts else [model.prompts.get("query")]
-            if due and all(due) and not any(open_with_prompt(model, inputs[0][0] if contexts else inputs[0])):
+            stage_1 = kind is list
+            # One of these stands before each of the first rows. Where it may be empty, nothing can be told.
+            due = list(model.prompts.values()) if stage_1 else [model.prompts.get("query")]
+            if due and all(due) and not any(open_with_prompt(model, inputs[0][0] if stage_1 else inputs[0])):
                 self.warned.add(kind)
                 if is_first():
-                    logger.warning(_WITHOUT, ", ".join(map(repr, _said(model))), _CONTEXTS if contexts else _COLUMNS)
-
-
-_WITHOUT = "This model is being trained on texts without its prompts (%s), which it puts before every text later. %s"
-_CONTEXTS = 'Put the prompt before each context: reconstruct_pairs(texts, prompt=model.prompts["document"]).'
-_COLUMNS = (
-    "Pass prompts=model.prompts to SentenceTransformerTrainingArguments, with columns named as these prompts: query "
-    "and document."
-)
+                    prompts = ", ".join(repr(prompt) for prompt in model.prompts.values() if prompt)
+                    logger.warning(_WITHOUT, prompts, _CONTEXTS if stage_1 else _COLUMNS)
