@@ -32,8 +32,8 @@ def open_with_prompt(model: SentenceTransformer, features: dict[str, Any]) -> li
 class PromptCheck:
     """A model's forward hook that warns where the model is trained on texts without its prompts.
 
-    It looks at the first batch of a training only, since reading tokens back makes a GPU wait. Stage 1's batches are
-    lists of columns, all others are dicts. It looks again after an evaluation, and warns once of each.
+    It looks at a training's first batch only, since reading tokens back makes a GPU wait, and again after an
+    evaluation. Stage 1's batches are lists of columns, all others are dicts. It warns of each kind once.
     """
 
     def __init__(self) -> None:
@@ -41,6 +41,7 @@ class PromptCheck:
         self.warned: set[type] = set()
 
     def __call__(self, model: SentenceTransformer, inputs: tuple[Any, ...]) -> None:
+        """Look at a batch that the model is about to read."""
         if not model.training:
             self.looked = set(self.warned)
         elif inputs and torch.is_grad_enabled() and (kind := type(inputs[0])) not in self.looked:
