@@ -14,6 +14,7 @@ from lbr_st.bottleneck.gain import BottleneckGainEvaluator
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import Bottleneck, backbone_of
 from lbr_st.compute import Precision, start_processes
+from lbr_st.data.lines import refuse_missing
 from lbr_st.recipe import LearnConfig
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.tokens import Column, tokenized
@@ -56,7 +57,7 @@ def learn(
         The trainer's log: a dict per logged step, with each loss term and ``eval_bottleneck_gain`` or ``eval_loss``.
 
     Raises:
-        LBRError: An option is out of range, or a loss is not finite.
+        LBRError: A column is missing, an option is out of range, or a loss is not finite.
 
     Example:
         ::
@@ -65,6 +66,9 @@ def learn(
             lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
     """
     start_processes()
+    for where, given in (("pairs", pairs), ("held_out", held_out)):
+        if given is not None:
+            refuse_missing(["context", "target"], given.column_names, where)
     config = config or LearnConfig()
     loss = IBGenerativeLoss(
         model,

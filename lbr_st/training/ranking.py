@@ -45,7 +45,8 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         ::
 
             loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=4096)
-            trainer = SentenceTransformerTrainer(model=model, train_dataset=pairs, loss=loss)
+            args = SentenceTransformerTrainingArguments("run", prompts=model.prompts)
+            trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
             trainer.train()
     """
 

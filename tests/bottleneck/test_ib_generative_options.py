@@ -112,6 +112,30 @@ def test_a_wrong_number_of_columns_is_refused(llama, count):
         IBGenerativeLoss(llama)((columns(llama) * 2)[:count])
 
 
+@pytest.mark.parametrize("kind", ["attention", "embedding", "none"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "measuring"])
+def test_swapped_columns_are_refused(llama, kind, training):
+    prompted = ["query: an acid", "document: a salt"]
+    loss = IBGenerativeLoss(llama, bottleneck=kind)
+    run = loss if training else loss.target_nll
+    with pytest.raises(LBRError, match=r'swapped.*select_columns\(\["context", "target"\]\)'):
+        run(columns(llama, ["an acid", "a salt"], prompted))
+    run(columns(llama, prompted, ["an acid", "a salt"]))
+
+
+@pytest.mark.parametrize(
+    ("contexts", "targets"),
+    [
+        (["document: query: x", "document: x"], ["query: x", "query: x"]),  # texts that begin like a prompt
+        (["an acid", "a salt"], ["query: x", "x"]),  # one of them by chance
+        (["query: x", "x"], ["query: x", "query: y"]),
+        (["an acid", "a salt"], ["the base", "the ester"]),  # no prompts at all
+    ],
+)
+def test_other_columns_are_not_taken_for_swapped(llama, contexts, targets):
+    assert IBGenerativeLoss(llama)(columns(llama, contexts, targets))["target"] > 0
+
+
 def test_features_of_a_foreign_tokenizer_are_refused(llama, tiny_base, bottleneck):
     plain = AutoTokenizer.from_pretrained(tiny_base("llama"))
     context = dict(plain(CONTEXTS, padding=True, return_tensors="pt"))

@@ -97,6 +97,13 @@ def test_a_broken_step_stops_the_run(model, stage1, tmp_path, monkeypatch, spoil
     assert str(tmp_path / "checkpoint-2") in str(caught.value)
 
 
+@pytest.mark.parametrize("where", ["pairs", "held_out"])
+def test_learn_names_the_columns_that_it_misses(new_model, stage1, stage2, tmp_path, where):
+    data = {"pairs": stage1, "held_out": stage1, where: stage2}
+    with pytest.raises(LBRError, match=f"{where}: no column 'context'; there are: query, document"):
+        learn(new_model(), data["pairs"], held_out=data["held_out"], output_dir=tmp_path)
+
+
 def test_new_parameters_take_their_own_learning_rate(new_model, stage1, tmp_path, monkeypatch):
     model = new_model(lora_rank=2)
     trainers = []
