@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
-from lbr_st.training.data import DATA, RunData, evaluation_set, prepare
+from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
-from lbr_st.training.model import RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
+from lbr_st.training.model import PROVENANCE, RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
 from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
 
@@ -122,11 +123,14 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
         **options: For :func:`lbr_st.evaluation.suites.evaluate`: ``name``, ``revision``, ``harness``, ``dimensions``.
 
     Raises:
-        LBRError: The data has no held-out queries.
+        LBRError: The data has no held-out queries, or the model was trained on them.
     """
+    if _held_nothing_out(model, recipe):
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, enabled=False))
     test = evaluation_set(recipe)
     if test is None:
-        raise LBRError("this data has no held-out queries.", where=recipe.data.source, fix="Give a BEIR folder.")
+        what = "no queries were held out of this data, so a model may have been trained on all of them."
+        raise LBRError(what, where=recipe.data.source, fix="Give other queries: --suite with a BEIR folder.")
     planned, config = [held_out(test)], recipe.evaluate
     options = {"name": f"{recipe.name}/model", **{key: value for key, value in options.items() if value is not None}}
     options |= {"batch_size": config.batch_size, "precision": config.precision, "command": command}
@@ -139,6 +143,16 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     write_results(Path(output) / RESULTS, rows)
     print(format_table(rows))
     return scores[0]
+
+
+def _held_nothing_out(model: str, recipe: Recipe) -> bool:
+    """Tell whether a model's folder says that it was trained on a recipe's pairs without evaluation."""
+    kept, made = Path(model) / RECIPE, Path(model) / PROVENANCE
+    if not (kept.is_file() and made.is_file()) or load_recipe(kept).evaluate.enabled:
+        return False
+    asked = source_of(recipe.data.pairs or recipe.data.source)
+    sources = json.loads(made.read_text(encoding="utf-8"))["data"].values()
+    return any((one["content"] or one["name"]) == (asked["content"] or asked["name"]) for one in sources)
 
 
 class _Scores:
@@ -234,7 +248,7 @@ def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, 
         write_results(work / RESULTS, rows)
     info = run_card(
         recipe,
-        licences=data.licences,
+        licences=[*data.licences, *data.notes],
         contamination=data.contamination,
         examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
         results=work / RESULTS if rows else None,

@@ -84,7 +84,7 @@ class DataConfig:
     """Where the text and the query-document pairs come from.
 
     Args:
-        source: Domain data: chebi, a BEIR folder, a .jsonl, .csv or .parquet file, or a hub dataset id.
+        source: Domain data: chebi, a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, or a hub dataset id.
         text_column: Column that holds plain text.
         query_column: Column that holds the query of a pair.
         document_column: Column that holds the document of a pair.
@@ -93,10 +93,9 @@ class DataConfig:
         synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
-        min_score: Least score of a right pair, where a label or score column has more values than 0 and 1; rows below it
-            are left out.
-        bad_rows: What to do with rows whose text is missing, empty or no text: stop with an error, or skip them (at most
-            one in twenty).
+        min_score: Least score of a right pair, where a column of labels or scores has more values than 0 and 1.
+        bad_rows: What to do with rows whose text is missing, empty or no text: stop with an error, or skip up to one in
+            twenty.
         contamination: What to do with training rows that repeat, word for word or nearly, an evaluation query or a
             document judged for one: drop them, refuse to run, or only report them.
     """

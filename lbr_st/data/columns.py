@@ -74,6 +74,14 @@ def find_columns(names: Sequence[str], query: str, document: str, where: str) ->
     return Columns(asked, found, title_column(rest), grades, negative_columns(rest))
 
 
+def is_pairs(names: Sequence[str], query: str, document: str) -> bool:
+    """Tell whether a table has a query and a document in the sense of :func:`find_columns`."""
+    with suppress(BadRow):
+        find_columns(names, query, document, "")
+        return True
+    return False
+
+
 def find_text(names: Sequence[str], text: str, where: str) -> list[str]:
     """Return the column that holds the text, then the one with its title, if any; raises as :func:`find_columns`."""
     found = _find(names, "text", text, ("text",), where)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.columns import is_pairs
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.lines import refuse_missing
-from lbr_st.data.sources import READABLE, read_pairs, read_texts
+from lbr_st.data.sources import column_names, read_pairs, read_texts
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
@@ -40,11 +40,10 @@ def check_training(
         reasons = "; ".join(skipped.values())
         raise LBRError(f"there is nothing to check against: {reasons}", where=", ".join(against), fix=fix)
     check = ContaminationCheck(sets, threshold=threshold)
-    names = {key: value for key, value in asdict(config).items() if key.endswith("_column") or key == "split"}
     reports = []
     for source in sources:
         is_recipe = Path(source).suffix in (".yaml", ".yml")
-        columns = recipe_columns(load_recipe(source)) if is_recipe else training_columns(source, **names)
+        columns = recipe_columns(load_recipe(source)) if is_recipe else training_columns(source, config)
         reports.append(check.check(columns, training=source))
     return reports, skipped
 
@@ -94,45 +93,37 @@ def _as_set(name: str, data: Any) -> RetrievalSet:
     return RetrievalSet(name, documents, {query: str(texts[query]) for query in qrels}, qrels)
 
 
-def training_columns(
-    source: str | Path,
-    *,
-    text_column: str = "text",
-    query_column: str = "query",
-    document_column: str = "document",
-    negative_column: str = "negative",
-    split: str = "train",
-) -> dict[str, Sequence[str]]:
-    """Return the texts to check: those of ``text``, ``query``, ``document`` and ``negative`` that the source has.
+def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequence[str]]:
+    """Return the texts to check: those of ``text``, ``query``, ``document`` and its negatives that the source has.
 
-    The columns are read from disk as they are used. ``source`` is a domain task's name (its training side: ``text`` has
-    rows of its own), a BEIR folder (the pairs of ``split``, or all documents as ``text`` without such a split), a file,
-    or a hub dataset id. The other arguments name its columns and split.
+    They are read as training reads them, from disk as they are used. ``source`` is a domain task's name (its training
+    side: ``text`` has rows of its own), a BEIR folder (the pairs of the split, or all documents as ``text`` without such
+    a split), a file, or a hub dataset id.
 
     Raises:
-        LBRError: The source cannot be read, has none of the columns, or a text of one of them is missing or empty.
+        LBRError: The source cannot be read or has none of the columns.
     """
     if str(source) in DOMAIN_TASKS:
         task = domain_task(str(source))
         pairs, texts = task.train_pairs, task.train_texts
         return {"query": pairs["query"], "document": pairs["document"], "text": texts["text"]}
+    pairs_as = {name: getattr(config, name) for name in ("query_column", "document_column", "split", "min_score")}
     if Path(source).is_dir():
-        if not (Path(source) / "qrels" / f"{split}.tsv").is_file():
-            return {"text": read_texts(source)["text"]}
-        pairs = read_pairs(source, split=split)
-        return {"query": pairs["query"], "document": pairs["document"]}
-    named = {"text": text_column, "query": query_column, "document": document_column, "negative": negative_column}
-    suffix, first = Path(source).suffix, None
-    if suffix in READABLE and suffix != ".parquet":  # a column of the first row must not be missing in a later one
-        first = next(READABLE[suffix](Path(source), []), ("", {}))[1]
+        has_pairs = (Path(source) / "qrels" / f"{config.split}.tsv").is_file()
+        single = {} if has_pairs else {"text": config.text_column}
+    else:
+        names = column_names(source, config.split)
+        has_pairs = is_pairs(names, config.query_column, config.document_column)
+        single = {"text": config.text_column}
+        if not has_pairs:
+            single |= {"query": config.query_column, "document": config.document_column}
+        single = {name: column for name, column in single.items() if column in names}
+        if not (has_pairs or single):
+            refuse_missing([" or ".join([config.text_column, config.query_column])], names, str(source))
     found: dict[str, Sequence[str]] = {}
-    for name, column in named.items():
-        if first is None or column in first:
-            try:
-                found[name] = read_texts(source, column=column, split=split)["text"]
-            except LBRError as error:
-                if first is not None or not error.what.startswith("no column"):
-                    raise
-    if not found:
-        refuse_missing([" or ".join(named.values())], first or [], str(source))
+    if has_pairs:
+        pairs = read_pairs(source, bad_rows=config.bad_rows, **pairs_as)
+        found = {name: pairs[name] for name in pairs.column_names}
+    for name, column in single.items():
+        found[name] = read_texts(source, column=column, split=config.split, bad_rows=config.bad_rows)["text"]
     return found

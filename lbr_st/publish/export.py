@@ -14,13 +14,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lbr_st.data.lines import read_json_records
+from lbr_st.data.sources import read_texts
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, cache_dir, installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_stock
@@ -319,7 +318,7 @@ def calibration_texts(path: Path | None) -> list[str]:
         LBRError: The file cannot be read, or has too few texts.
     """
     if path is not None:
-        texts = [record["text"] for _, record in islice(read_json_records(path, ["text"]), NUM_TEXTS)]
+        texts = read_texts(path)["text"][:NUM_TEXTS]
         if len(texts) < LEAST_TEXTS:
             fix = f"Give {LEAST_TEXTS} or more, such as documents and queries of your domain."
             raise LBRError(f"{len(texts)} texts are too few to calibrate with.", where=str(path), fix=fix)

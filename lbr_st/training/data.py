@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +14,22 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from lbr_st.data.beir import RetrievalSet, read_beir
+from lbr_st.data.columns import negative_columns
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import save_rows, scratch
+from lbr_st.data.lines import save_rows, scratch, write_rows
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
 from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
-from lbr_st.recipe import EvaluateConfig, Recipe
+from lbr_st.recipe import DataConfig, EvaluateConfig, Recipe
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
-FORMAT = 2
+FORMAT = 3
 """Raise it when a change of the code makes something else of the same recipe."""
 FOLDER, RECORD, EVALUATION = "prepared", "prepared.json", "evaluation.json"
 FEWEST_PAIRS_TO_HOLD_OUT = 50
@@ -45,6 +46,7 @@ class RunData:
         learn_pairs: ``context`` and ``target`` for stage 1, mixed; None if stage 1 is not trained.
         held_out: The same of texts that training never sees, for the bottleneck gain; None if there are too few.
         licences: A line for each source.
+        notes: What was left out or read in a particular way, a sentence each.
         contamination: For each source, what it repeated of the held-out and dev sets before anything was dropped.
         sources: Role (source, texts, pairs, also …) → ``name`` and the SHA-256 of its ``content``.
         evaluate: Which part of the held-out queries is evaluated.
@@ -55,6 +57,7 @@ class RunData:
     learn_pairs: Dataset | None
     held_out: Dataset | None
     licences: list[str]
+    notes: list[str]
     contamination: list[ContaminationReport]
     sources: dict[str, dict[str, Any]]
     evaluate: EvaluateConfig
@@ -83,6 +86,7 @@ class Sources(NamedTuple):
     dev: RetrievalSet | None
     others: list[RetrievalSet]
     licences: list[str]
+    notes: list[str]
 
 
 def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> RunData:
@@ -106,7 +110,7 @@ def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = Non
         generative = recipe.learn.enabled and recipe.learn.max_steps > 0
     key = _key(recipe, generative)
     if (kept := _kept(recipe, folder, key)) is not None:
-        notice(f"Data: prepared before, taken from {folder}.")
+        notice("\n".join([f"Data: prepared before, taken from {folder}.", *kept.notes]))
         for report in kept.contamination:
             if report.rows:
                 notice(report.summary())
@@ -154,8 +158,14 @@ def read_sources(recipe: Recipe) -> Sources:
     config = recipe.data
     own, also = _short(config.source), [domain_task(name) for name in config.also]
     records: Dataset | None = None
+    notes: list[str] = []
+
+    def say(what: str) -> None:
+        notice(what)
+        notes.append(what)
+
     if config.source not in DOMAIN_TASKS:
-        pairs, texts, test, dev = _read_own(recipe)
+        pairs, texts, test, dev = _read_own(recipe, say)
         licences = [_short(name) for name in (config.source, config.pairs) if name]
     elif config.pairs:
         raise LBRError(
@@ -170,7 +180,7 @@ def read_sources(recipe: Recipe) -> Sources:
     more, names = [task.train_texts for task in also], [*config.also]
     licences += [task.licence for task in also]
     if config.texts:
-        more.append(read_texts(config.texts, column=config.text_column, split=config.split))
+        more.append(_texts(config, config.texts, say))
         names.append(_short(config.texts))
         licences.append(names[-1])
     if pairs is not None:
@@ -189,26 +199,39 @@ def read_sources(recipe: Recipe) -> Sources:
         dev,
         [one for task in also for one in (task.test, task.dev)],
         list(dict.fromkeys(licences)),
+        notes,
     )
 
 
-def _read_own(recipe: Recipe) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
+def _texts(config: DataConfig, source: str, say: Callable[[str], None]) -> Dataset:
+    return read_texts(source, column=config.text_column, split=config.split, bad_rows=config.bad_rows, say=say)
+
+
+def _read_own(
+    recipe: Recipe, say: Callable[[str], None]
+) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
     """Return pairs, texts, test and dev of the user's own sources; no texts where they are the pairs' documents."""
     config = recipe.data
     texts = None
     if config.pairs or not _needs_pairs(recipe):
-        texts = read_texts(config.source, column=config.text_column, split=config.split)
+        texts = _texts(config, config.source, say)
     if not _needs_pairs(recipe):
         return None, texts, None, None
     source = config.pairs or config.source
-    columns = {"query_column": config.query_column, "document_column": config.document_column}
-    pairs = read_pairs(source, split=config.split, **columns)
+    names = ("query_column", "document_column", "split", "min_score", "bad_rows")
+    pairs = read_pairs(source, say=say, **{name: getattr(config, name) for name in names})
     test, dev = (
         read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
         for split in ("test", "dev")
     )
-    if test is None and len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
-        pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
+    if test is None and recipe.evaluate.enabled:
+        if len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
+            pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
+        if test is None:
+            say(
+                f"{_short(source)}: no pairs can be held out, so nothing is evaluated: they are fewer than "
+                f"{FEWEST_PAIRS_TO_HOLD_OUT}, or most share a query or a document."
+            )
     return pairs, texts, test, dev if config.split != "dev" else None
 
 
@@ -238,7 +261,8 @@ def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: Ev
 
 
 def _text_columns(rows: Dataset) -> list[str]:
-    return [column for column in rows.column_names if column != "side"]  # of a record
+    names = rows.column_names
+    return [name for name in names if name != "side" and name not in negative_columns(names)]  # the side of a record
 
 
 def _short(source: str) -> str:
@@ -246,7 +270,12 @@ def _short(source: str) -> str:
 
 
 def _joined(tables: Iterable[Dataset | None]) -> Dataset | None:
+    """Return the rows of all tables; a column that one of them lacks is "" there."""
     parts = [part for part in tables if part is not None]
+    names = dict.fromkeys(name for part in parts for name in part.column_names)
+    for index, part in enumerate(parts):
+        for name in names.keys() - set(part.column_names):
+            parts[index] = parts[index].add_column(name, [""] * len(part))
     return concatenate_datasets(parts) if parts else None
 
 
@@ -284,6 +313,9 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
             else:
                 rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
             reports.append(report)
+            if recipe.data.contamination != "report" and (names := negative_columns(rows.column_names)):
+                found = evaluation.check({column: rows[column] for column in names}).harmful
+                rows = _without_negatives(rows, {column: set(found[column]) for column in names if column in found})
         kept.append((kind, rows))
         if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
@@ -308,6 +340,21 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
         what = "every training row repeats an evaluation query or its document."
         raise LBRError(what, where=report.training, fix="Give other training data.")
     return rows.select(np.delete(np.arange(len(rows)), harmful))
+
+
+def _without_negatives(rows: Dataset, repeats: Mapping[str, set[int]]) -> Dataset:
+    """Return pairs without those negatives that repeat evaluation texts: column → the numbers of their rows."""
+    if not repeats:
+        return rows
+    names = negative_columns(rows.column_names)
+    notice(f"Left out {sum(map(len, repeats.values())):,} hard negatives that repeat evaluation texts.")
+
+    def without() -> Iterator[dict[str, str]]:
+        for number, row in enumerate(rows):
+            stay = [row[name] for name in names if row[name] and number not in repeats.get(name, ())]
+            yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
+
+    return write_rows(without(), rows.column_names)
 
 
 def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
@@ -340,6 +387,7 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
             "key": key,
             "rows": rows,
             "licences": sources.licences,
+            "notes": sources.notes,
             "contamination": [report.to_dict() for report in reports],
         }
         (target / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -365,6 +413,7 @@ def _load(recipe: Recipe, folder: Path) -> RunData:
         tables.get("learn"),
         tables.get("held_out"),
         record["licences"],
+        record["notes"],
         [ContaminationReport.from_dict(report) for report in record["contamination"]],
         {role: {part: source[part] for part in ("name", "content")} for role, source in sources},
         recipe.evaluate,
@@ -385,12 +434,13 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "format": FORMAT,
         "data": {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")},
         "with_pairs": _needs_pairs(recipe),
+        "holds_out": recipe.evaluate.enabled,
         "learn": made if generative else None,
-        "sources": {name: _source(given) for name, given in sources.items() if given},
+        "sources": {name: source_of(given) for name, given in sources.items() if given},
     }
 
 
-def _source(given: str) -> dict[str, Any]:
+def source_of(given: str) -> dict[str, Any]:
     """Return what a source is known by. Its name counts, since reports and the held-out set are named after it."""
     path = Path(given)
     if given in DOMAIN_TASKS:

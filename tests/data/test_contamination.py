@@ -14,6 +14,7 @@ from lbr_st.data.texts import jaccard, shingles
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.check_training import training_columns
+from lbr_st.recipe import DataConfig
 
 JUDGED = "A monocarboxylic acid that is acetic acid with one of its hydrogens replaced by a chloro group"
 UNJUDGED = "The conjugate base of some strong mineral acid that nobody ever asked for in any query of this set"
@@ -284,23 +285,26 @@ def test_columns_are_those_the_file_has(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(rows))
     (tmp_path / "c.csv").write_text("query,document\na,b\nc,d\n")
     for name in ("a.jsonl", "b.json", "c.csv"):
-        assert training_columns(tmp_path / name) == both
+        assert training_columns(tmp_path / name, DataConfig()) == both
     Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
-    assert training_columns(str(tmp_path / "d.parquet"), text_column="document", document_column="none") == {
-        "query": ["a", "c"],
-        "text": ["b", "d"],
-    }
+    other = DataConfig(text_column="document", document_column="none")
+    assert training_columns(str(tmp_path / "d.parquet"), other) == {"query": ["a", "c"], "text": ["b", "d"]}
     with pytest.raises(LBRError, match="query, document, other"):
-        training_columns(
-            tmp_path / "a.jsonl", query_column="x", document_column="y", text_column="z", negative_column="w"
-        )
+        training_columns(tmp_path / "a.jsonl", DataConfig(query_column="x", document_column="y", text_column="z"))
+    (tmp_path / "e.jsonl").write_text('{"question": "a", "pos": ["b", "d"], "neg": ["n"], "text": "t"}\n')
+    assert training_columns(tmp_path / "e.jsonl", DataConfig(document_column="pos")) == {
+        "query": ["a", "a"],
+        "document": ["b", "d"],
+        "negative_1": ["n", "n"],
+        "text": ["t"],
+    }
     # A column that a later row lacks is not passed over.
-    (tmp_path / "a.jsonl").write_text('{"query": "a", "negative": "n"}\n{"query": "b"}\n')
+    (tmp_path / "a.jsonl").write_text('{"query": "a", "negative": "n"}\n{"negative": "b"}\n')
     with pytest.raises(LBRError, match="line 2"):
-        training_columns(tmp_path / "a.jsonl")
+        training_columns(tmp_path / "a.jsonl", DataConfig())
     for missing in ("none.jsonl", "none.csv", "none.parquet", "none/"):
         with pytest.raises(LBRError, match="none"):
-            training_columns(str(tmp_path / missing))
+            training_columns(str(tmp_path / missing), DataConfig())
 
 
 def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
@@ -309,12 +313,12 @@ def test_columns_of_a_beir_folder_and_of_a_domain_task(tmp_path, monkeypatch):
     (tmp_path / "qrels").mkdir()
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "x"}\n{"_id": "e", "text": "y"}\n')
     (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "a"}\n')
-    assert training_columns(tmp_path) == {"text": ["T x", "y"]}
+    assert training_columns(tmp_path, DataConfig()) == {"text": ["T x", "y"]}
     (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
-    assert training_columns(tmp_path) == {"query": ["a"], "document": ["T x"]}
+    assert training_columns(tmp_path, DataConfig()) == {"query": ["a"], "document": ["T x"]}
 
     pairs = Dataset.from_dict({"query": ["n"], "document": ["m"]})
     task = DomainTask(toy(), toy(), pairs, Dataset.from_dict({"text": ["m", "k"]}), "free")
     monkeypatch.setattr(columns, "DOMAIN_TASKS", {"toy": None})
     monkeypatch.setattr(columns, "domain_task", lambda name: task)
-    assert training_columns("toy") == {"query": ["n"], "document": ["m"], "text": ["m", "k"]}
+    assert training_columns("toy", DataConfig()) == {"query": ["n"], "document": ["m"], "text": ["m", "k"]}

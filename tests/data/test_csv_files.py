@@ -4,7 +4,6 @@ import csv
 import io
 
 import pandas
-import pytest
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
