@@ -178,8 +178,8 @@ class RepresentConfig:
         token_learning_rate: Peak learning rate of the new token rows.
         warmup_steps: Steps over which the learning rates rise from zero.
         temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
-        num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2; a pair with fewer near
-            misses is left out. 0 uses in-batch negatives only.
+        num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2 and next to those that a
+            pair has; a pair with fewer near misses and none of its own is left out. 0 mines none.
         similar_group_size: Number of pairs with similar words that enter a batch together, so that its negatives are
             hard; a step costs no more. 1 draws each pair on its own.
         matryoshka_dims: Smaller embedding sizes to train too (Matryoshka); an empty list trains the whole size only.

@@ -12,7 +12,8 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from lbr_st.compute import world_size
 from lbr_st.errors import LBRError
-from lbr_st.training.tokens import DIGEST, NUM_TOKENS
+from lbr_st.files import notice
+from lbr_st.training.tokens import DIGEST, MISSING, NUM_TOKENS
 
 SEARCHED = 1000
 """How many rows put off for their texts are looked through for each batch. Rows beyond it wait."""
@@ -29,6 +30,9 @@ class TokenBatchSampler(DefaultBatchSampler):
 
     With n processes, each takes every n-th batch. Without ``batch_tokens``, their batches of one step together are the
     batch that one process would take alone, and no text is in it twice.
+
+    With ``no_duplicates``, rows with negatives and rows without never share a batch, nor one step of several processes:
+    the loss needs equally many columns. Batches of both kinds come in random order, in proportion to their rows.
 
     Args:
         dataset: Token rows as :func:`lbr_st.training.tokens.tokenized` gives them.
@@ -64,9 +68,11 @@ class TokenBatchSampler(DefaultBatchSampler):
         arrow = dataset.with_format("numpy")
         self.num_tokens = np.asarray(arrow[NUM_TOKENS][:])
         self.digests: np.ndarray | None = None
+        self.lacks = np.zeros(len(dataset), bool)
         if no_duplicates:
             names = [name for name in dataset.column_names if name.endswith(DIGEST)]
             self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
+            self.lacks = (self.digests == MISSING).any(axis=1)
         self.groups = SimilarGroups(dataset, similar_group_size) if similar_group_size > 1 else None
         self.batch_tokens = batch_tokens
         processes = world_size()
@@ -76,15 +82,10 @@ class TokenBatchSampler(DefaultBatchSampler):
         if batch_tokens is not None and processes > 1:
             # Rounds of several processes are complete whatever the batches' sizes; accelerate would drop unequal ones.
             self.batch_size = None  # type: ignore[assignment]
-        made = sum(1 for _ in self._order(0, 0))
-        if not made:
-            raise LBRError(
-                f"{len(dataset)} rows do not fill one batch of {self.rows_at_most}, and a smaller one is left out.",
-                where="batch_size",
-                fix="Lower it, or give more rows with different texts.",
-            )
+        lack = [bool(self.lacks[batch[0]]) for batch in self._order(0, 0)]
+        self._refuse_too_few(lack)
         # No process may be left with one batch more than the others.
-        self._length = max(processes, made - made % processes)
+        self._length = max(processes, len(lack) - len(lack) % processes)
 
     def __len__(self) -> int:
         """Return how many batches every epoch has."""
@@ -101,6 +102,18 @@ class TokenBatchSampler(DefaultBatchSampler):
                     return
             turn += 1
 
+    def _refuse_too_few(self, lack: list[bool]) -> None:
+        """Raise if no row is in a batch, and say so of one kind of rows; ``lack`` tells the kinds of the batches."""
+        for lacking, count in enumerate(np.bincount(self.lacks, minlength=2)):
+            if lacking in lack or count == 0 < len(self.lacks):
+                continue
+            which = "" if count == len(self.lacks) else " without negatives" if lacking else " with negatives"
+            what = f"{count} rows{which} do not fill one batch of {self.rows_at_most}, and a smaller one is left out."
+            fix = "Lower it, or give more rows with different texts."
+            if not lack:
+                raise LBRError(what, where="batch_size", fix=fix)
+            notice(f"batch_size: {what} {fix}")
+
     def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
         """Yield the batches of one random order of all rows."""
         # The first order of an epoch is that of Sentence Transformers' samplers. Later ones are drawn from elsewhere.
@@ -110,7 +123,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         else:
             order = torch.randperm(len(self.num_tokens), generator=self.orders.manual_seed(seed)).numpy()
         full_only = self.drop_last and self.batch_tokens is None
-        for batch in self._in_order(order) if self.digests is None else self._without_duplicates(order, self.digests):
+        for batch in self._in_order(order) if self.digests is None else self._of_one_kind(order, self.digests, seed):
             if not full_only or len(batch) == self.rows_at_most:
                 yield from (batch[begin : begin + self.size] for begin in range(0, len(batch), self.size))
 
@@ -124,6 +137,17 @@ class TokenBatchSampler(DefaultBatchSampler):
                 end = max(begin + 1, min(end, fitting))
             yield order[begin:end].tolist()
             begin, before = end, int(until[end - 1])
+
+    def _of_one_kind(self, order: np.ndarray, digests: np.ndarray, seed: int) -> Iterator[list[int]]:
+        """Yield batches of rows that have every text and of rows that lack some, the more rows left the likelier."""
+        kinds = [order[~self.lacks[order]], order[self.lacks[order]]]
+        left = [len(rows) for rows in kinds]
+        batches = [self._without_duplicates(rows, digests) for rows in kinds]
+        random = np.random.default_rng(seed)
+        while sum(left):
+            kind = int(random.integers(sum(left)) >= left[0])
+            yield (batch := next(batches[kind]))
+            left[kind] -= len(batch)
 
     def _without_duplicates(self, order: np.ndarray, digests: np.ndarray) -> Iterator[list[int]]:
         waiting: list[int] = []
@@ -140,6 +164,7 @@ class TokenBatchSampler(DefaultBatchSampler):
                     continue
                 batch.append(row)
                 texts.update(own)
+                texts.discard(MISSING)
                 if len(batch) == self.rows_at_most:
                     break
             if not batch:

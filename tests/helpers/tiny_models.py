@@ -60,5 +60,8 @@ def run_stage(stage, model, folder, *, max_steps=6, resume=False, precision="flo
     if stage == "learn":
         pairs = Dataset.from_dict({"context": [f"query: {word}" for word in WORDS], "target": WORDS})
         return learn(model, pairs, LearnConfig(**config), **options)
-    pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
+    pairs = {"query": WORDS, "document": [f"the {word}" for word in WORDS]}
+    if stage == "represent, some with negatives":
+        pairs["negative"] = [f"no {word}" if row % 2 else None for row, word in enumerate(WORDS)]
+    pairs = Dataset.from_dict(pairs)
     return represent(model, pairs, RepresentConfig(**config), **options)

@@ -36,6 +36,7 @@ def stage(train: Any, kind: str = "llama", model: Any = None, config: Any = None
     return run
 
 
+SOME = {**HARD, "negative": [text if row % 2 else "" for row, text in enumerate(HARD["negative"])]}
 stage_1, stage_2 = partial(stage, learned), partial(stage, represented, pairs=HARD)
 
 
@@ -72,6 +73,7 @@ SCENARIOS = {
     "gathered": stage_2(),
     "not gathered": stage_2(config={"gather_negatives": False}),
     "gathered, lora, untied": stage_2("llama-untied", LORA),
+    "gathered, some with negatives": partial(stage, represented, pairs=SOME)(dataloader_drop_last=True),
     "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
     # In some steps one process's batch is whole and the other's is not.
     "gathered, now and then in pieces": stage_2(config={"mini_batch_tokens": 280}),

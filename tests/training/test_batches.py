@@ -1,6 +1,7 @@
 """Batches by tokens. Invariants: every row once an order, no batch above its limits, no text twice where that is asked
 for, the same batches for the same seed and epoch, and as many in every epoch. Orders that put similar rows together
-keep rows of a family side by side, whatever else they share with all others."""
+keep rows of a family side by side, whatever else they share with all others. Rows with negatives and rows without
+never share a batch, nor a step of several processes, and neither kind is lost in silence."""
 
 from collections import Counter
 from itertools import chain, groupby, pairwise
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from lbr_st.errors import LBRError
 from lbr_st.training import batches
 from lbr_st.training.batches import SimilarGroups, TokenBatchSampler
-from lbr_st.training.tokens import Column, _features
+from lbr_st.training.tokens import MISSING, Column, _features
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 FAMILIES, MEMBERS = 40, 8
@@ -117,6 +118,72 @@ def test_rows_that_fill_no_batch_are_refused(monkeypatch):
         sampler(rows([1] * 7), 4, drop_last=True)
     # Where batches go by tokens, a further order makes up for what is missing.
     assert len(list(sampler(rows([1] * 7), 4, batch_tokens=100))) == 2
+
+
+# --- with negatives, and without --------------------------------------------------------------------------------------
+
+
+def two_kinds(count, lacking, **more) -> Dataset:
+    """Rows of which those in ``lacking`` have no negative."""
+    negatives = [MISSING if row in lacking else 1000 + row for row in range(count)]
+    return Dataset.from_dict({"a_digest": list(range(count)), "b_digest": negatives, "num_tokens": [1] * count, **more})
+
+
+def kinds_of(batches, lacking) -> list[bool]:
+    """For each batch, whether its rows lack a negative."""
+    found = [{row in lacking for row in batch} for batch in batches]
+    assert all(len(kinds) == 1 for kinds in found)
+    return [kinds.pop() for kinds in found]
+
+
+def test_both_kinds_are_batched_alone_and_used_whole_in_a_drawn_order():
+    lacking = set(range(0, 90, 3))
+    made = sampler(two_kinds(90, lacking), 3, no_duplicates=True)
+    epochs = []
+    for epoch in range(3):
+        made.set_epoch(epoch)
+        found = list(made)
+        assert found == list(made)
+        assert sorted(chain.from_iterable(found)) == list(range(90))
+        epochs.append(kinds_of(found, lacking))
+        assert sum(epochs[-1]) == 10
+        # Mixed in proportion: a third of them, about, in the first half as in the second.
+        assert 2 <= sum(epochs[-1][:15]) <= 8
+    assert len(set(map(str, epochs))) == 3
+
+
+@pytest.mark.parametrize("lacking", [set(), set(range(30))], ids=["with", "without"])
+def test_one_kind_has_the_batches_it_always_had(lacking):
+    negatives = two_kinds(30, lacking)
+    wanted = sampler(negatives.remove_columns("b_digest"), 4, no_duplicates=True)
+    assert list(sampler(negatives, 4, no_duplicates=True)) == list(wanted)
+
+
+@pytest.mark.parametrize("similar", [1, 4])
+def test_a_step_of_several_processes_is_of_one_kind(monkeypatch, similar):
+    lacking = set(range(0, 50, 2)) | {51, 53}
+    tokens = {"a": [[row % 7, 5] for row in range(54)]}
+    monkeypatch.setattr(batches, "world_size", lambda: 3)
+    made = sampler(two_kinds(54, lacking, **tokens), 2, no_duplicates=True, drop_last=True, similar_group_size=similar)
+    for epoch in range(4):
+        made.set_epoch(epoch)
+        found = list(made)
+        assert len(found) == len(made) == 24  # 4 of 6 rows each
+        assert all(len(batch) == 2 for batch in found)
+        kinds = kinds_of(found, lacking)
+        assert kinds[::3] == kinds[1::3] == kinds[2::3]
+        assert sum(kinds) == 12
+
+
+def test_rows_of_a_kind_that_fill_no_batch_are_not_lost_in_silence(monkeypatch, capsys):
+    monkeypatch.setattr(batches, "world_size", lambda: 2)
+    sampler(two_kinds(21, set(range(16))), 4, no_duplicates=True, drop_last=True)
+    assert capsys.readouterr().err.startswith("batch_size: 5 rows with negatives do not fill one batch of 8, ")
+    sampler(two_kinds(21, set(range(3))), 4, no_duplicates=True, drop_last=True)
+    assert capsys.readouterr().err.startswith("batch_size: 3 rows without negatives do not fill one batch of 8, ")
+    with pytest.raises(LBRError, match=r"6 rows with negatives do not fill one batch of 8"):
+        sampler(two_kinds(12, set(range(6))), 4, no_duplicates=True, drop_last=True)
+    assert not capsys.readouterr().err
 
 
 # --- similar rows -----------------------------------------------------------------------------------------------------

@@ -78,6 +78,45 @@ def test_a_right_answer_far_down_has_near_misses_below_it(model, monkeypatch):
     assert all(row["negative_1"].endswith(" 0") and row["negative_1"] != row["document"] for row in far_down)
 
 
+def test_given_negatives_stay_next_to_mined_ones(model):
+    model.set_shared(0.0)
+    [plain] = [row for row in with_hard_negatives(model, PAIRS, 2) if row["query"] == "query 0 0"]
+    given = [["given", plain["negative_2"]], ["again", ""], *[["", ""]] * (len(PAIRS) - 1)]
+    rows = [*PAIRS.select([0]), *PAIRS]  # the first pair twice, as in a file with a negative a row
+    names = ("negative_1", "negative_2")
+    pairs = Dataset.from_list([row | dict(zip(names, own, strict=True)) for row, own in zip(rows, given, strict=True)])
+    found = with_hard_negatives(model, pairs, 2)
+    assert len(found) == len(pairs)
+    first, second, *others = ([row[f"negative_{number}"] for number in range(1, 5)] for row in found)
+    # A mined text that was given counts once; who has fewer than four repeats them in turn.
+    assert first == ["given", plain["negative_2"], plain["negative_1"], "given"]
+    assert second == ["again", plain["negative_1"], plain["negative_2"], "again"]
+    assert all(len(set(texts)) == 2 and texts[:2] == texts[2:] and "" not in texts for texts in others)
+
+
+def test_a_pair_without_near_misses_stays_if_it_has_a_negative_of_its_own(model):
+    model.set_shared(0.0)
+    lonely = {"query": ["query 40 0", "query 41 0"], "document": ["document 0 0", "document 0 0"]}
+    pairs = Dataset.from_dict({name: [*PAIRS[name], *lonely[name]] for name in PAIRS.column_names})
+    pairs = pairs.add_column("negative", [""] * (len(PAIRS) + 1) + ["given"])
+
+    def encode(texts, **options):
+        """The two last queries are like nothing, and all is as unlike the first document."""
+        rows = np.stack([vector(text.replace(" 40 ", " 0 ").replace(" 41 ", " 0 "), 0.0) for text in texts])
+        rows[[text.split()[1] in ("40", "41") for text in texts]] *= -1
+        return rows
+
+    model.encode_query = encode
+    found = {row["query"]: row for row in with_hard_negatives(model, pairs, 1)}
+    assert "query 40 0" not in found
+    assert found["query 41 0"] == {
+        "query": "query 41 0",
+        "document": "document 0 0",
+        "negative_1": "given",
+        "negative_2": "given",
+    }
+
+
 def test_more_negatives_than_documents_is_said(model):
     model.set_shared(0.0)
     with pytest.raises(LBRError, match="no query has 120 near misses"):

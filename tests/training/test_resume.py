@@ -41,6 +41,12 @@ def test_resumed_weights_are_those_of_an_uninterrupted_run(tiny_base, tmp_path, 
         torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def test_so_are_those_of_pairs_with_negatives_and_without(tiny_base, tmp_path):
+    test_resumed_weights_are_those_of_an_uninterrupted_run(
+        tiny_base, tmp_path, "represent, some with negatives", "float32"
+    )
+
+
 @pytest.mark.parametrize("lost", ["files.json", "scheduler.pt"])
 def test_a_checkpoint_without_its_last_files_is_passed_over(tiny_base, tmp_path, lost):
     base, folder = tiny_base("llama"), tmp_path / "run"

@@ -174,6 +174,64 @@ def test_represent(model, stage2, tmp_path, monkeypatch, options, negatives):
         assert all(text.startswith("document: no ") for column in negative for text in column)
 
 
+def test_some_pairs_with_negatives(new_model, stage2, tmp_path, monkeypatch):
+    model = new_model()
+    seen = spy_on_texts(monkeypatch, model, TokenBudgetRankingLoss)
+    negatives = {"negative": ["no acid", None, None, "no ester", "", "no enzyme"], "hard_neg_2": ["none", *[""] * 5]}
+    pairs = Dataset.from_dict({**negatives, **stage2.to_dict()})
+    config = RepresentConfig(max_steps=4, batch_size=2, warmup_steps=0)
+    represent(model, pairs, config, output_dir=tmp_path, **QUIET)
+    assert sorted(map(len, seen)) == [2, 2, 4, 4]  # two batches of each kind, of 3 rows each
+    found = {rows[0]: rows[2:] for columns in seen for rows in zip(*columns, strict=True)}
+    assert found == {
+        "query: acid ?": ("document: no acid", "document: none"),
+        "query: base ?": (),
+        "query: salt ?": (),
+        "query: ester ?": ("document: no ester",) * 2,  # as many as the acid has: its own, in turn
+        "query: protein ?": (),
+        "query: enzyme ?": ("document: no enzyme",) * 2,
+    }
+
+
+def test_a_negative_ends_further_away(new_model, tmp_path):
+    pairs = {"query": ["an acid", "the base"], "document": ["a salt of it", "a protein"]}
+    scores = []
+    for given in ({}, {"negative": ["an ester", "an enzyme"]}):
+        model = new_model()
+        config = RepresentConfig(max_steps=6, batch_size=2, warmup_steps=0, learning_rate=1e-3)
+        represent(model, Dataset.from_dict({**pairs, **given}), config, output_dir=tmp_path / str(len(given)), **QUIET)
+        wrong = model.encode_document(["an ester", "an enzyme"], convert_to_tensor=True)
+        queries = model.encode_query(pairs["query"], convert_to_tensor=True)
+        scores.append(model.similarity_pairwise(queries, wrong))
+    assert (scores[1] < scores[0] - 0.1).all()
+
+
+def test_what_is_wrong_with_pairs_is_said(new_model, stage2, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("lbr_st.training.represent.notice", said.append)
+    monkeypatch.setattr(LBRTrainer, "train", lambda self, **options: None)
+    run = partial(represent, new_model(), output_dir=tmp_path, **QUIET)
+    with pytest.raises(LBRError, match=r"pairs: no column 'document'; there are: query, positive"):
+        run(stage2.rename_column("document", "positive"))
+    with pytest.raises(LBRError, match="the values of 'negatives' are not texts"):
+        run(stage2.add_column("negatives", [["no acid"]] * len(TERMS)))
+    run(stage2)
+    assert not said
+    shared = Dataset.from_dict({"query": ["?"] * len(TERMS), "document": TERMS})
+    run(shared)
+    run(shared.rename_columns({"query": "document", "document": "query"}).add_column("negative", [""] * len(TERMS)))
+    assert [line.partition(", and")[0] for line in said] == [
+        "Stage 2 has nothing to tell apart: all pairs share one query",
+        "Stage 2 has nothing to tell apart: all pairs share one document",
+    ]
+    said.clear()
+    many = shared
+    for number in range(9):
+        many = many.add_column(f"negative_{number}", [f"not {term} {number}" for term in TERMS])
+    run(many)
+    assert said == ["Pairs have up to 9 negatives; the first 7 of each are used."]
+
+
 def test_a_matryoshka_size_must_be_smaller_than_the_embedding(model, stage2, tmp_path):
     config = RepresentConfig(max_steps=1, batch_size=4, matryoshka_dims=[10_000])
     with pytest.raises(LBRError, match="smaller than the embedding") as caught:
