@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lbr_st.data.beir import beir_pairs, beir_texts
 from lbr_st.data.lines import Records, checked, read_csv_records, read_json_records, refuse_missing, write_rows
 from lbr_st.errors import LBRError
+from lbr_st.files import is_place
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,7 +60,7 @@ def is_local(source: str | Path) -> bool:
     if path.suffix in READABLE or path.exists() or isinstance(source, Path):
         return True
     # Hub ids have one slash at most, and no dots before it.
-    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+    return is_place(text) or text.count("/") > 1
 
 
 def _read(source: str | Path, columns: Mapping[str, str], split: str) -> Dataset:
