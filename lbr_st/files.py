@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -191,10 +192,60 @@ def without_place(name: str) -> str:
 
     What leaves this machine names a file, but not where it is here. A relative path is the user's own choice.
     """
+    if name.startswith(UNTRAINED):
+        return UNTRAINED + without_place(name.removeprefix(UNTRAINED))
+    if name.startswith(("/", "~")):
+        return PurePosixPath(name).name or name
     windows = PureWindowsPath(name)
-    if windows.drive or name.startswith("\\"):
-        return windows.name or name
-    return PurePosixPath(name).name or name if name.startswith(("/", "~")) else name
+    return windows.name or name if windows.drive or name.startswith("\\") else name
+
+
+UNTRAINED, LOCAL = "untrained:", "local:"
+"""Before a base that is scored as it is, and before the name of what only the machine of a published recipe has."""
+
+
+def published(name: str) -> str:
+    """Return what others may read of a file, a folder or a hub id, such that no hub is asked for what was local.
+
+    A path that leads out of the current folder becomes ``local:NAME@sha256:DIGEST``, or ``local:NAME`` if it is missing
+    by now. A folder below the current one gets ``./`` in front. What was published before stays as it is.
+    """
+    if name.startswith(UNTRAINED):
+        return UNTRAINED + published(name.removeprefix(UNTRAINED))
+    path, own = Path(name), without_place(name)
+    with suppress(RuntimeError):  # the home of an unknown user
+        path = path.expanduser()
+    if own == name and not name.startswith("~") and os.path.normpath(name).split("/")[0] != "..":
+        return f"./{name}" if path.is_dir() and not name.startswith((".", "/")) else name
+    if not own.strip("/~"):  # the whole disk, or a home
+        return name
+    if own in (name, ".."):
+        own = path.name if path.name != ".." else path.resolve().name
+    digest = digest_of(path)
+    return f"{LOCAL}{own}@sha256:{digest}" if digest else f"{LOCAL}{own}"
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's list of files as ``sha256sum`` prints it; "" without either."""
+    try:
+        if not path.is_dir():
+            return sha256_of(path) if path.is_file() else ""
+        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        listed = "".join(f"{sha256_of(files[name])}  {name}\n" for name in sorted(files))
+        return hashlib.sha256(os.fsencode(listed)).hexdigest()
+    except OSError:  # it may not be read any more
+        return ""
+
+
+def local_name(name: str) -> str | None:
+    """Return the plain name in what :func:`published` made of a path that only its machine has; None for all else."""
+    found = re.fullmatch(rf"(?:{UNTRAINED})?{LOCAL}(.+?)(?:@sha256:[0-9a-f]{{64}})?", name)
+    return found[1] if found else None
+
+
+def is_place(name: str) -> bool:
+    """Tell whether a name can only be a path, even of something missing, or is one that :func:`published` marked."""
+    return name.startswith(("/", "./", "../", "~", LOCAL))
 
 
 def command_line() -> str:

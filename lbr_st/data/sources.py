@@ -11,7 +11,7 @@ from lbr_st.data.columns import GoodRows, PairRows, find_text, title_of
 from lbr_st.data.csv_files import read_csv_records
 from lbr_st.data.lines import Records, check_text, kind_of, read_json_records, write_rows
 from lbr_st.errors import LBRError
-from lbr_st.files import notice
+from lbr_st.files import is_place, notice
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -129,7 +129,7 @@ def is_local(source: str | Path) -> bool:
     if kind_of(path) in READABLE or path.exists() or isinstance(source, Path):
         return True
     # Hub ids have one slash at most, and no dots before it.
-    return text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+    return is_place(text) or text.count("/") > 1
 
 
 def _beir(folder: Path) -> Path:

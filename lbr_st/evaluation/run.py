@@ -121,7 +121,10 @@ def evaluate_task(
     if kept is None or not _same(kept, blank):
         kept = blank
     elif kept.date and path.is_file():
-        return replace(kept, description=blank.description)
+        known = replace(kept, folder=kept.folder or blank.folder)
+        if known != kept:  # an older version made it
+            write_record(record, known)
+        return replace(known, description=blank.description)
     recorder = _Recorder(task, record, kept)
     own = task.__dict__.get("metadata")
     try:
@@ -237,6 +240,7 @@ def _blank(system: System, task: AbsTask, command: str, name: str) -> TaskScore:
         command=command,
         versions=versions(),
         description=getattr(task, "described", ""),
+        folder=system.folder,
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.statistics import mean_interval
-from lbr_st.files import write_whole
+from lbr_st.files import UNTRAINED, write_whole
 
 FORMAT = 1
 """Of the record on disk; a record of another format is not read."""
@@ -82,6 +84,7 @@ class TaskScore:
         command: The command line of that run, or "".
         versions: Package → version in that run.
         description: What the task is, such as which slice of a larger one.
+        folder: :func:`folder_of` the model; "" in older records, too. It is written only where there is one.
     """
 
     model: str
@@ -101,6 +104,7 @@ class TaskScore:
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict, repr=False)
     description: str = ""
+    folder: str = ""
 
     @property
     def name(self) -> str:
@@ -176,7 +180,8 @@ def write_json(path: Path, content: object) -> None:
 
 def write_record(path: Path, score: TaskScore) -> None:
     """Write a score with everything that :func:`read_record` needs."""
-    write_json(path, {"format": FORMAT, **asdict(score)})
+    content = {key: value for key, value in asdict(score).items() if value or key != "folder"}
+    write_json(path, {"format": FORMAT, **content})
 
 
 def read_record(path: Path) -> TaskScore | None:
@@ -206,19 +211,38 @@ def latest(scores: Iterable[TaskScore]) -> list[TaskScore]:
     return list(kept.values())
 
 
+def folder_of(model: str) -> str:
+    """Return 12 hexadecimal digits that stand for a model's folder or an untrained base; "" for a model of the hub."""
+    kind = UNTRAINED if model.startswith(UNTRAINED) else ""
+    place = Path(model.removeprefix(kind))
+    if not (kind or place.is_dir()):
+        return ""
+    where = place.resolve() if place.is_dir() else place
+    return hashlib.sha256(os.fsencode(f"{kind}{where}")).hexdigest()[:12]
+
+
 def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
     """Return the scores of the system that ``name`` means, the latest of each task.
 
-    ``name`` is a system's name as tables show it, or ``org/model``, or ``model``, or a folder of that name.
+    ``name`` is the folder that was evaluated, or a system's name as tables show it, or ``org/model``, or ``model``.
     ``@revision`` or its first digits may follow.
 
     Raises:
         LBRError: No system has this name, or several do.
     """
     scores = list(scores)
-    wanted, _, revision = name.partition("@")
+    wanted, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
     found = [score for score in scores if score.revision.startswith(revision)]
-    called = (lambda s: s.model == wanted, lambda s: s.model.partition("/")[2] == Path(wanted).name)
+    own = folder_of(wanted)
+    is_path = own or "/" in wanted
+
+    def ends(score: TaskScore) -> bool:  # what is known to be of another folder is not meant by a path
+        return score.model.partition("/")[2] == Path(wanted).name and not (is_path and score.folder)
+
+    called: tuple[Callable[[TaskScore], bool], ...] = (lambda score: score.model == wanted, ends)
+    if own and (filed := {score.model for score in found if score.folder == own}):
+        found = [score for score in found if score.model in filed and score.folder in ("", own)]
+        called = (lambda _: True,)
     # The model as it is comes first, then whole embeddings in other arithmetic, then anything of this name.
     ways = [[score for score in found if score.name == wanted]]
     ways += [[s for s in found if same(s) and not s.experiment] for same in called]
@@ -228,6 +252,9 @@ def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
     names = sorted({score.name for score in matches})
     if len(names) > 1:
         raise LBRError(f"{name!r} may mean {' or '.join(names)}.", fix="Give one of these names in full.")
+    if len({score.folder for score in matches} - {""}) > 1:
+        several = sorted({f"{score.model}@{score.revision[:8]}" for score in matches})
+        raise LBRError(f"{name!r} stands for several folders.", fix=f"Give a folder, or one of {', '.join(several)}.")
     if not matches:
         known = ", ".join(sorted({score.name for score in scores}))
         raise LBRError(f"there are no results of {name!r}; there are: {known}.", fix="Run `lbr-st evaluate` on it.")

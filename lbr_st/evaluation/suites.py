@@ -333,7 +333,7 @@ def evaluate(
         planned = [task for task in planned if not task.needs_hub]
     if not planned:
         return report
-    system = load_system(model, **options)
+    system = load_system(model, output=output, **options)
     systems = truncated(system, dimensions) if dimensions else [system]
     how: dict[str, Any] = {"output_folder": output, "batch_size": batch_size, "command": command}
     for one in planned:

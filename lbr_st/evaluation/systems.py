@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lbr_st.compute import Precision, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.evaluation.names import name_apart
+from lbr_st.evaluation.scores import folder_of
 from lbr_st.model.load import load_by_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sentence_transformers import SentenceTransformer
 
 BM25 = "baseline/bm25"
@@ -35,6 +39,7 @@ class System:
         embed_dim: Numbers in an embedding; None for a system without.
         experiment: How it is run, when not as it is.
         only_retrieval: It ranks documents and gives no embeddings.
+        folder: :func:`~lbr_st.evaluation.scores.folder_of` the model.
     """
 
     model: Any
@@ -42,6 +47,7 @@ class System:
     embed_dim: int | None = None
     experiment: dict[str, Any] = field(default_factory=dict)
     only_retrieval: bool = False
+    folder: str = ""
 
     @property
     def name(self) -> str:
@@ -55,18 +61,24 @@ class System:
 
 
 def load_system(
-    model: str, *, name: str | None = None, revision: str | None = None, precision: Precision = "float32"
+    model: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    precision: Precision = "float32",
+    output: str | Path = "",
 ) -> System:
     """Load ``bm25``, or what :func:`~lbr_st.model.load.load_by_name` takes; for the rest see :func:`embedding_system`.
 
-    The default name is the hub id or ``local/<folder>``; the default revision is the hub's commit or a digest.
+    The default name is the hub id or ``local/<folder>``, with the folders above it if ``output`` has scores of another
+    folder of that name. The default revision is the hub's commit or a digest.
     """
     if model == "bm25":
         return bm25_system()
     loaded, default, commit = load_by_name(model, precision)
-    return embedding_system(
-        loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
-    )
+    name = name or name_apart(model, default, output)
+    options: dict[str, Any] = {"revision": revision or commit, "precision": precision}
+    return replace(embedding_system(loaded, name, show_progress_bar=True, **options), folder=folder_of(model))
 
 
 def model_digest(model: SentenceTransformer) -> str:

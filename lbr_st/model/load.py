@@ -13,6 +13,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.compute import Precision, encoding_options
 from lbr_st.errors import LBRError
+from lbr_st.files import is_place
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import BASES, resolve_base
 from lbr_st.model.lora import Quantize, check_quantize, loading_options
@@ -94,6 +95,8 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
     """
+    if is_place(model) and not Path(model).exists():
+        raise LBRError("no such folder.", where=model, fix="Give a model folder or a hub id.")
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_load_errors(model):
         refuse_pickles(model)
@@ -113,10 +116,10 @@ def load_by_name(model: str, precision: Precision = "float32") -> tuple[Sentence
     """
     folder, (prefix, _, base) = Path(model), model.partition(":")
     if prefix == "untrained" and base:
-        return mean_pooling(base), f"baseline/{_safe(Path(base).name)}-mean-pooling", None
+        return mean_pooling(base), f"baseline/{safe_name(Path(base).name)}-mean-pooling", None
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
-    local = f"local/{_safe(folder.resolve().name)}"
+    local = f"local/{safe_name(folder.resolve().name)}"
     listing = folder / "modules.json"
     if listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8"):
         return load_model(folder), local, None
@@ -153,5 +156,6 @@ def _let_pad(tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """Return a name without what a name of scores must not have."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-") or "model"

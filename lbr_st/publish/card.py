@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lbr_st.evaluation.scores import (
     score_from_dict,
 )
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.files import installed_versions, write_whole
+from lbr_st.files import UNTRAINED, installed_versions, local_name, write_whole
 from lbr_st.model.bases import BASES
 from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.training.model import PROVENANCE, RECIPE
@@ -44,13 +44,20 @@ PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", 
 
 Row = tuple[str, TaskScore]
 
+_NAMES: dict[str, Collection[str]] = {
+    "model.base": BASES,
+    "data.source": DOMAIN_TASKS,
+    "evaluate.beside": [UNTRAINED + base for base in BASES],
+}
+"""Names that win over a folder of the same name."""
+
 
 @dataclass
 class CardInfo:
     """What a card says beyond what Sentence Transformers can see in the model; None where it is unknown."""
 
     name: str
-    recipe: Recipe | None = None  # the run that made it; paths in it are cut to their last part
+    recipe: Recipe | None = None  # the run that made it; without places of this machine
     results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
     licence: str | None = None  # SPDX id of the weights' licence
     data: Sequence[str] = ()  # training data, one line each with its licence
@@ -63,7 +70,7 @@ class CardInfo:
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
-            self.recipe = recipe_without_places(self.recipe)
+            self.recipe = recipe_without_places(self.recipe, _NAMES)
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that neither the recipe nor the scores tell."""
@@ -82,7 +89,9 @@ def run_card(
 ) -> CardInfo:
     """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
     base = BASES.get(recipe.model.base)
-    sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
+    recipe = recipe_without_places(recipe, _NAMES)
+    named = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
+    sources = [local_name(name) or name for name in named]
     tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
     return CardInfo(
         recipe.name,

@@ -25,7 +25,7 @@ from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
-from lbr_st.recipe import DataConfig, EvaluateConfig, Recipe
+from lbr_st.recipe import DATA_PLACES, DataConfig, EvaluateConfig, Recipe, refuse_unpublished
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
@@ -155,6 +155,7 @@ def read_sources(recipe: Recipe) -> Sources:
     Raises:
         LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
     """
+    refuse_unpublished(recipe, DATA_PLACES)
     config = recipe.data
     own, also = _short(config.source), [domain_task(name) for name in config.also]
     records: Dataset | None = None

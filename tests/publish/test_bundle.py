@@ -17,6 +17,7 @@ from lbr_st import pipeline
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
+from lbr_st.files import published
 from lbr_st.model import bases
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
@@ -194,8 +195,8 @@ def test_a_bundle_of_any_model_on_any_base(tiny_base, tmp_path, capsys):
         assert manifests[-1].pop("name") == folder.name
         assert str(tmp_path) not in (folder / "adapter_config.json").read_text()
     assert manifests[0] == manifests[1] == manifests[2]
-    assert manifests[0]["base"] == {"name": Path(base).name}
-    with pytest.raises(LBRError, match=r"the base cannot be loaded.*--base FOLDER"):
+    assert manifests[0]["base"] == {"name": published(base)}
+    with pytest.raises(LBRError, match=r"local:base-.*: no such folder\..*--base FOLDER"):
         build_released(str(made), tmp_path / "built")
     release(made, tmp_path / "released", base=base)
     assert ((encodings(model) * encodings(tmp_path / "released")).sum(axis=1) >= 0.9999).all()

@@ -11,9 +11,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
-from lbr_st.files import command_line, without_place
+from lbr_st.files import command_line, local_name, without_place
 from lbr_st.publish.stock import release
-from lbr_st.recipe import DataConfig, EvaluateConfig, load_recipe
+from lbr_st.recipe import PLACES, DataConfig, EvaluateConfig, load_recipe
 
 TOKEN = "hf_TeLLtaleTokenOfTheTrainer0123456789"
 USER = "telltaleuser"
@@ -91,8 +91,8 @@ def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypa
     assert found(folders, telltales(machine, tmp_path)) == []
     # What is named by a path is still named, and the work folder still knows the place, which resuming needs.
     told = load_recipe(output / "recipe.yaml")
-    assert (told.data.source, told.data.texts) == ("pairs.jsonl", "texts.jsonl")
-    assert (told.model.base, told.evaluate.beside) == ("my-base", "general")
+    for key, name in zip(PLACES, ("my-base", "pairs.jsonl", "texts.jsonl", None, "general"), strict=True):
+        assert local_name(str(told.flat()[key])) == name
     assert load_recipe(work / "recipe.yaml") == toy
     assert "lbr-st train --config recipe.yaml --data.source=pairs.jsonl" in (output / "README.md").read_text()
     for folder in (output, adapter):
@@ -124,6 +124,8 @@ def holds_no_code(folder):
         ("\\\\server\\share\\me\\pairs.jsonl", "pairs.jsonl"),
         ("data/pairs.jsonl", "data/pairs.jsonl"),
         ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("untrained:/home/me/base", "untrained:base"),
+        ("//me/base", "base"),
         ("/", "/"),
     ],
 )

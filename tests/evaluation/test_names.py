@@ -1,0 +1,116 @@
+"""Two models whose folders have one name: each is filed, found and compared under a name of its own."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from beir_folder import write_beir
+from task_scores import score
+
+from lbr_st.cli import main
+from lbr_st.data.beir import RetrievalSet
+from lbr_st.errors import LBRError
+from lbr_st.evaluation.names import name_apart
+from lbr_st.evaluation.scores import RECORDS, find_system, folder_of, read_records, write_record
+from lbr_st.evaluation.suites import evaluate, evaluate_suites, held_out
+from lbr_st.model.load import safe_name
+
+TOY = RetrievalSet("toy", {f"d{n}": f"{n} of {w}" for n, w in enumerate("abcdefgh")}, {"q": "a"}, {"q": {"d0": 1}})
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def put(output, folder, name=None):
+    """File a score as an evaluation of a folder does, and return the name that it got."""
+    Path(folder.removeprefix("untrained:")).mkdir(parents=True, exist_ok=True)
+    name = name or name_apart(folder, f"local/{safe_name(Path(folder).resolve().name)}", output)
+    own = folder_of(folder)
+    made = score(name, "toy", [0.5], folder=own, digest=own, revision=own)
+    write_record(Path(output) / RECORDS / name.replace("/", "__") / made.revision / "toy.json", made)
+    return name
+
+
+def test_two_checkpoints_of_one_name_are_compared(bert, here, capsys, datasets_cache):
+    for seed, folder in enumerate(("a/model", "b/model")):
+        bert(seed).save(folder)
+    write_beir({"test": TOY}, "toy")
+    names = [evaluate_suites(folder, ["toy"], "results").scores[0].model for folder in ("a/model", "b/model")]
+    assert names == ["local/model", "local/b-model"]
+    assert main(["compare", "a/model", "b/model/"]) == 0
+    said = capsys.readouterr().out
+    assert "local/b-model and local/model cannot be told apart" in said or "local/b-model is" in said
+    assert json.loads(Path("comparison/comparison.json").read_text())
+    Path("card.md").write_text("# card\n")
+    assert main(["card", "card.md", "--systems", "b/model", "a/model"]) == 0
+    assert Path("card.md").read_text().index("| local/b-model |") < Path("card.md").read_text().index("| local/model |")
+    assert str(here) not in "".join(path.read_text() for path in Path("results").rglob("*.json"))
+    # Without a suite, too; and other weights in a folder change nothing in its name.
+    [again] = evaluate("b/model", [held_out(TOY)], "results").scores
+    shutil.rmtree("b")
+    bert(2).save("b/model")
+    [trained] = evaluate("b/model", [held_out(TOY)], "results").scores
+    assert again.model == trained.model == "local/b-model"
+    assert again.digest != trained.digest
+    [own] = evaluate("b/model", [held_out(TOY)], "results", name="my/own").scores
+    assert own.model == "my/own"
+
+
+def test_as_much_of_the_path_as_tells_them_apart(here):
+    assert put("out", "x/a/model") == "local/model"
+    assert put("out", "x/b/model") == "local/b-model"
+    assert put("out", "y/b/model") == "local/y-b-model"
+    assert put("out", "y/my model") == "local/my-model"
+    assert put("out", "y/my-model") == "local/y-my-model"
+    assert put("out", "y/my+model") == "local/here-y-my-model"
+    assert put("out", "x/b/model") == "local/b-model"
+    (here / "link").symlink_to(here / "x" / "b" / "model")
+    assert name_apart("link", "local/model", "out") == "local/b-model"
+    assert put("other", "y/b/model") == "local/model"
+    shutil.rmtree("out/per_query/local__model")
+    assert put("out", "y/b/model") == "local/y-b-model"  # it keeps the name that it has
+    assert name_apart("org/hub", "org/hub", "out") == "org/hub"
+
+
+def test_untrained_bases_of_one_name_differ_too(here):
+    default = "baseline/base-mean-pooling"
+    for model, name in {"untrained:a/base": default, "untrained:b/base": "baseline/b-base-mean-pooling"}.items():
+        put("out", model, name_apart(model, default, "out"))
+        assert find_system(read_records("out"), model)[0].model == name
+    assert name_apart("untrained:org/base", default, "out") == "baseline/org-base-mean-pooling"
+
+
+def test_a_folder_means_its_own_scores(here):
+    put("out", "a/model")
+    Path("b/model").mkdir(parents=True)
+    for missing in ("b/model", "c/model", "./model"):
+        with pytest.raises(LBRError, match=f"no results of '{missing}'; there are: local/model"):
+            find_system(read_records("out"), missing)
+    put("out", "b/model")
+    put("out", "b/model@1")
+    for word, name in {"a/model": "model", "b/model": "b-model", f"{here}/b/model/": "b-model"}.items():
+        assert {s.model for s in find_system(read_records("out"), word)} == {f"local/{name}"}
+    for word in ("model", "local/model", f"local/model@{folder_of('a/model')}"):
+        assert find_system(read_records("out"), word) == find_system(read_records("out"), "a/model")
+    assert find_system(read_records("out"), "b/model@1")[0].model == "local/model-1"
+
+
+def test_older_records_and_two_outputs(here):
+    put("out", "a/model")
+    old = replace(read_records("out")[0], folder="", task="old")
+    assert find_system([old], "b/model") == find_system([old], "model") == [old]
+    assert [s.task for s in find_system([old, *read_records("out")], "a/model")] == ["old", "toy"]
+    put("other", "b/model")
+    both = read_records("out") + read_records("other")
+    assert find_system(both, "b/model") == read_records("other")
+    with pytest.raises(
+        LBRError, match=r"'model' stands for several folders\. Give a folder, or one of local/model@\w{8}, "
+    ):
+        find_system(both, "model")
+    assert find_system(both, f"local/model@{folder_of('b/model')[:8]}") == read_records("other")
