@@ -18,18 +18,20 @@ from lbr_st.errors import LBRError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-QUERIES = ("query", "question", "anchor")
-DOCUMENTS = ("document", "positive", "positives", "pos", "answer", "answers", "passage", "context", "text")
-FLAGS = {"query": "--data.query_column", "document": "--data.document_column", "text": "--data.text_column"}
+USUAL = {
+    "query": ("query", "question", "anchor"),
+    "document": ("document", "positive", "positives", "pos", "answer", "answers", "passage", "context", "text"),
+    "text": ("text",),
+}
+"""What a column is → the names under which it is looked for; the first is the recipe's default."""
 MOST_NEGATIVES = 7
 """Given negatives of a pair, at most: FlagEmbedding's usual number."""
 MOST_BAD = 0.05
-"""The largest share of rows that may be skipped: with more, the file is not what it is taken for (our choice)."""
-SHOWN = 20
+"""The largest share of rows that may be skipped. With more, the file is not what it is taken for (our choice)."""
 
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?[_ -]?(\d*)")
-_GRADE = re.compile(
-    r"(is_?|gold_?)?(label|score|relevan(t|ce)|rel|grade|rating|similarity|duplicate|match)s?(_score|_label)?"
+_LABEL = re.compile(
+    r"((is|gold)_?)?(label|score|relevan(t|ce)|rel|grade|rating|similarity|duplicate)s?(_(score|label))?"
 )
 _LIST = re.compile(rf"pos(itives)?|answers|{_NEGATIVE.pattern}")
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
@@ -42,279 +44,272 @@ def negative_columns(names: Iterable[str]) -> list[str]:
 
 
 class Columns(NamedTuple):
-    """Which columns of a row are read, and as what."""
+    """What is read of a row, and from which columns."""
 
-    query: str
-    document: str
-    title: list[str]  # one or none, put before the document
-    grade: list[str]  # one or none, says which rows are right pairs
+    query: list[str]
+    document: list[str]
+    title: list[str]  # put before the document, as in BEIR's corpora
+    label: list[str]  # says which rows are right pairs
     negatives: list[str]
 
     def __str__(self) -> str:
-        title = f" after {self.title[0]!r}" if self.title else ""
-        labels = f", labels from {self.grade[0]!r}" if self.grade else ""
-        negatives = f", negatives from {', '.join(map(repr, self.negatives))}" if self.negatives else ""
-        return f"queries from {self.query!r}, documents from {self.document!r}{title}{labels}{negatives}"
+        parts = ((role, ", ".join(map(repr, names))) for role, names in self._asdict().items())
+        return ", ".join(f"{role} from {names}" for role, names in parts if names)
 
 
-def find_columns(names: Sequence[str], query: str, document: str, where: str) -> Columns:
+def find_pair(names: Sequence[str], where: str, *, query: str, document: str) -> Columns:
     """Return which columns hold what: those that are named, else those with a usual name.
 
     Raises:
         BadRow: There is no query or document.
-        LBRError: Several columns may be the document, the query or the label.
+        LBRError: Several columns may be the query, the document or the label.
     """
-    asked = _find(names, "query", query, QUERIES, where)
-    found = _find([name for name in names if name != asked], "document", document, DOCUMENTS, where)
+    asked = _find(names, "query", query, where)
+    found = _find([name for name in names if name != asked], "document", document, where)
     rest = [name for name in names if name not in (asked, found)]
-    grades = [name for name in rest if _GRADE.fullmatch(name.casefold())]
-    if len(grades) > 1:
-        what = f"{' and '.join(map(repr, grades))} may both say which pairs are right."
+    labels = [name for name in rest if _LABEL.fullmatch(name.casefold())]
+    if len(labels) > 1:
+        what = f"{' and '.join(map(repr, labels))} may both say which pairs are right."
         raise LBRError(what, where=where, fix="Remove or rename all but one of these columns.")
-    return Columns(asked, found, title_column(rest), grades, negative_columns(rest))
+    return Columns([asked], [found], _title(rest), labels, negative_columns(rest))
 
 
-def is_pairs(names: Sequence[str], query: str, document: str) -> bool:
-    """Tell whether a table has a query and a document in the sense of :func:`find_columns`."""
-    with suppress(BadRow):
-        find_columns(names, query, document, "")
-        return True
-    return False
+def find_text(names: Sequence[str], where: str, *, text: str) -> Columns:
+    """Return which columns hold a text and its title; raises as :func:`find_pair`."""
+    found = _find(names, "text", text, where)
+    return Columns([], [found], _title(name for name in names if name != found), [], [])
 
 
-def find_text(names: Sequence[str], text: str, where: str) -> list[str]:
-    """Return the column that holds the text, then the one with its title, if any; raises as :func:`find_columns`."""
-    found = _find(names, "text", text, ("text",), where)
-    return [found, *title_column(name for name in names if name != found)]
-
-
-def title_column(names: Iterable[str]) -> list[str]:
-    """Return the column whose text is put before a document, as in BEIR's corpora; one or none."""
+def _title(names: Iterable[str]) -> list[str]:
     return [name for name in names if name.casefold() == "title"][:1]
 
 
-def _find(names: Sequence[str], role: str, wanted: str, usual: Sequence[str], where: str) -> str:
+def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
     if wanted in names:
         return wanted
-    known = usual if wanted == usual[0] else [wanted.casefold()]
+    known = USUAL[role] if wanted == USUAL[role][0] else [wanted.casefold()]
     found = [name for name in names if name.casefold() in known]
-    exact = [name for name in found if name.casefold() == wanted.casefold()]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
-    fix = f"Name the right column with {FLAGS[role]}."
+    found = [name for name in found if name.casefold() == wanted.casefold()] or found
+    fix = f"Name the right column: --data.{role}_column."
     if not found:
         refuse_missing([wanted], names, where, fix)
-    raise LBRError(f"{' and '.join(map(repr, found))} may both hold the {role}.", where=where, fix=fix)
+    if len(found) > 1:
+        raise LBRError(f"{' and '.join(map(repr, found))} may both be the {role}.", where=where, fix=fix)
+    return found[0]
 
 
-class GoodRows:
-    """Reads rows, and skips those without text if the recipe says so.
+class Rows:
+    """Reads the rows of a source, which may have several sets of columns, and says how it reads them.
 
     Args:
         name: What messages call the source.
+        find: Returns the columns of a row; see :func:`find_pair`.
         bad_rows: ``"error"`` raises for the first bad row, ``"skip"`` leaves out up to one in twenty.
-        say: Told what was left out.
+        say: Told what a user should know.
     """
 
-    def __init__(self, name: str, bad_rows: Literal["error", "skip"], say: Callable[[str], None]) -> None:
-        self.name, self.bad_rows, self.say = name, bad_rows, say
-        self.names: dict[str, None] = {}  # of all columns that were seen
-        self.used: set[str] = set()
-
-    def read(self, records: Records, take: Callable[[str, dict[str, Any]], list[dict[str, str]]]) -> Iterator[Any]:
-        """Yield what ``take`` makes of ``where`` and each row.
-
-        Raises:
-            LBRError: As ``take`` does, or too many rows are bad.
-        """
-        read, bad, first = 0, Counter[str](), None
-        for where, item in records:
-            read += 1
-            self.names.update(dict.fromkeys(item))
-            try:
-                made = take(where, item)
-            except BadRow as error:
-                if self.bad_rows == "error":
-                    raise
-                first = first or error
-                bad[where.rpartition(", ")[2]] += 1
-                continue
-            yield from made
-        if first is not None:
-            listed = f"{', '.join(list(bad)[:SHOWN])}{', …' if len(bad) > SHOWN else ''}"
-            what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
-            if len(bad) > MOST_BAD * read:
-                raise LBRError(f"{what}. The first: {first}", where=self.name, fix="Check that this is the right file.")
-            self.tell_of(f"{what}; they were left out")
-
-    def tell_of(self, what: str) -> None:
-        """Say something of this source."""
-        self.say(f"{self.name}: {what}.")
-
-    def tell(self, read_as: str) -> None:
-        """Say which columns are read, and name the others."""
-        ignored = ", ".join(repr(name) for name in self.names if name and name not in self.used)
-        if said := "; ".join(filter(None, [read_as, f"ignored: {ignored}" if ignored else ""])):
-            self.tell_of(said)
-
-
-class PairRows:
-    """Turns rows into pairs, by :func:`find_columns`, and their labels into right pairs and hard negatives.
-
-    Args:
-        rows: Reads the rows.
-        query: Name of the query's column.
-        document: Name of the document's column.
-        min_score: Least score of a right pair; None for labels of 0 and 1.
-    """
-
-    def __init__(self, rows: GoodRows, query: str, document: str, min_score: float | None) -> None:
-        self.rows, self.query, self.document, self.min_score = rows, query, document, min_score
+    def __init__(
+        self,
+        name: str,
+        find: Callable[[Sequence[str], str], Columns],
+        bad_rows: Literal["error", "skip"],
+        say: Callable[[str], None],
+    ) -> None:
+        self.name, self.find, self.bad_rows = name, find, bad_rows
+        self.say = lambda what: say(f"{name}: {what}.")
         self.shapes: dict[tuple[str, ...], Columns] = {}
-        self.grades = Counter[float | None]()
-        self.words: dict[str, None] = {}  # labels that are no numbers
-        self.most, self.own = 0, 0
 
     def use(self, names: Sequence[str], where: str) -> list[str]:
         """Return which of a table's columns are read."""
         key = tuple(names)
         if key not in self.shapes:
-            self.shapes[key] = find_columns(key, self.query, self.document, where)
-        query, document, *others = self.shapes[key]
-        used = [query, document, *(name for more in others for name in more)]
-        self.rows.used.update(used)
-        return used
+            self.shapes[key] = self.find(key, where)
+        return [name for part in self.shapes[key] for name in part]
 
-    def read(self, records: Records) -> Dataset:
+    def texts(self, records: Records) -> Dataset:
+        """Return the column ``text``.
+
+        Raises:
+            LBRError: A row is bad.
+        """
+        return self._table(records, ["text"], lambda *row: [{"text": text} for text in _documents(*row)])
+
+    def _table(self, records: Records, columns: list[str], take: Callable[..., list[dict[str, str]]]) -> Dataset:
+        """Return what ``take`` makes of each row, its columns and its place."""
+        bad: dict[str, BadRow] = {}
+
+        def good() -> Iterator[dict[str, str]]:
+            read = 0
+            for where, item in records:
+                read += 1
+                try:
+                    self.use(tuple(item), where)
+                    made = take(item, self.shapes[tuple(item)], where)
+                except BadRow as error:
+                    if self.bad_rows == "error":
+                        raise
+                    bad[where.rpartition(", ")[2]] = error
+                    continue
+                yield from made
+            if bad:
+                listed = f"{', '.join(list(bad)[:20])}{', …' if len(bad) > 20 else ''}"
+                what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
+                if len(bad) > MOST_BAD * read:
+                    raise LBRError(f"{what}. First: {next(iter(bad.values()))}", where=self.name, fix="Fix the file.")
+                self.say(f"{what}; they were left out")
+
+        table = write_rows(good(), columns)
+        shapes, used = self.shapes.values(), {name for names in self.shapes for name in self.use(names, "")}
+        unusual = [s for s in shapes if any(s[2:]) or not {*s.query, *s.document} <= {"query", "document", "text"}]
+        ignored = dict.fromkeys(repr(name) for names in self.shapes for name in names if name and name not in used)
+        said = [*dict.fromkeys(map(str, unusual)), *([f"ignored: {', '.join(ignored)}"] if ignored else [])]
+        if said:
+            self.say("; ".join(said))
+        return table
+
+
+class PairRows(Rows):
+    """Reads pairs. By their labels it tells the right ones, and makes hard negatives of the others.
+
+    Args:
+        min_score: Least score of a right pair; None for labels of 0 and 1.
+        *args: As for :class:`Rows`.
+    """
+
+    def __init__(self, min_score: float | None, *args: Any) -> None:
+        super().__init__(*args)
+        self.min_score = min_score
+        self.labels = Counter[float | str | None]()
+        self.most, self.own = 0, 0
+
+    def pairs(self, records: Records) -> Dataset:
         """Return columns ``query``, ``document`` and ``negative_1`` … ``negative_n``, "" where a pair has fewer.
 
         Raises:
             LBRError: A row is bad, or labels leave open which pairs are right.
         """
-        whole = write_rows(self.rows.read(records, self._take), ("query", "document", "negatives", "grade"))
-        usual = Columns(self.query, self.document, [], [], [])
-        self.rows.tell("; ".join(dict.fromkeys(str(shape) for shape in self.shapes.values() if shape != usual)))
+        whole = self._table(records, ["query", "document", "negatives", "label"], self._take)
         if self.own:
-            self.rows.tell_of(f"{self.own:,} negatives equal their own document and were left out")
-        if not (self.most or self.grades.keys() - {None} or self.words or self.min_score is not None):
+            self.say(f"{self.own:,} negatives equal their own document and were left out")
+        if not (self.most or self.labels.keys() - {None} or self.min_score is not None):
             return whole.select_columns(["query", "document"])
         names = [f"negative_{number}" for number in range(1, MOST_NEGATIVES + 1)]
         made = write_rows(self._right(whole, names), ("query", "document", *names))
         if self.most > MOST_NEGATIVES:
-            self.rows.tell_of(f"the first {MOST_NEGATIVES} negatives of a pair are used, of up to {self.most}")
+            self.say(f"the first {MOST_NEGATIVES} negatives of a pair are used, of up to {self.most}")
         return made.select_columns(["query", "document", *names[: self.most]])
 
-    def _take(self, where: str, item: dict[str, Any]) -> list[dict[str, str]]:
-        self.use(tuple(item), where)
-        shape = self.shapes[tuple(item)]
-        query, documents = item[shape.query], _texts(item, shape.document)
-        for name, value in ((shape.query, query), *((shape.document, text) for text in documents or [None])):
-            check_text(value, where, f"the value of {name!r}")
+    def _take(self, item: dict[str, Any], shape: Columns, where: str) -> list[dict[str, str]]:
+        query, documents = item[shape.query[0]], _documents(item, shape, where)
+        check_text(query, where, f"the value of {shape.query[0]!r}")
         given = [text for name in shape.negatives for text in _texts(item, name) if text not in (None, "")]
         for text in given:
             check_text(text, where, "a negative")
-        negatives = list(dict.fromkeys(text for text in given if text not in documents))
-        grade = self._grade(item[shape.grade[0]], where, shape.grade[0]) if shape.grade else None
-        title = title_of(item, shape.title, where)
+        label = _label(item[shape.label[0]], where) if shape.label else None
         # Nothing of a bad row is counted.
-        self.own += sum(text in documents for text in given)
+        negatives = [text for text in dict.fromkeys(given) if text not in _texts(item, shape.document[0])]
+        self.own += len(set(given)) - len(negatives)
         self.most = max(self.most, len(negatives))
-        self.grades[grade] += len(documents)
-        row = {"query": query, "negatives": json.dumps(negatives) if negatives else "[]", "grade": repr(grade)}
-        return [{**row, "document": f"{title}{document}"} for document in documents]
-
-    def _grade(self, value: Any, where: str, column: str) -> float:
-        """Return a label as a number; for a word, which is noted, any."""
-        if isinstance(value, str):
-            word = value.strip().casefold()
-            try:
-                value = _WORDS[word] if word in _WORDS else float(word or "nan")
-            except ValueError:
-                self.words.setdefault(value)
-                return 0.0
-        if not isinstance(value, int | float) or math.isnan(value):
-            what = f"the value of {column!r} is {'no number' if value else 'empty'}."
-            raise BadRow(what, where=where, fix="Remove the row or label it.")
-        return float(value)
+        self.labels[label] += len(documents)
+        made = {"query": query, "negatives": json.dumps(negatives), "label": repr(label)}
+        return [{**made, "document": document} for document in documents]
 
     def _right(self, whole: Dataset, names: Sequence[str]) -> Iterator[dict[str, str]]:
         """Yield the right pairs; with labels of 0 and 1 the wrong ones become hard negatives of the same query."""
-        right = {repr(grade) for grade in self._right_grades()}
-        graded = right != {repr(None)}
-        pairs: set[int] = set()
+        right = {repr(label) for label in self._right_labels()}
+        pairs = {_pair(row["query"], row["document"]) for row in whole if row["label"] in right}
         wrong: defaultdict[int, list[int]] = defaultdict(list)
-        for number, row in enumerate(whole):
-            if row["grade"] in right:
-                pairs.add(_pair(row["query"], row["document"]))
-            elif self.min_score is None:
+        for number, row in enumerate(whole if self.min_score is None else ()):
+            if row["label"] not in right and _pair(row["query"], row["document"]) not in pairs:
                 wrong[digest(row["query"])].append(number)
         taken: set[int] = set()
         count = 0
-        for row in whole:
-            if row["grade"] not in right:
-                continue
+        for row in (row for row in whole if row["label"] in right):
+            same = wrong.get(digest(row["query"]), [])
+            given = [*json.loads(row["negatives"]), *(whole[number]["document"] for number in same)]
+            negatives = list(dict.fromkeys(given))
             count += 1
-            others = {number: whole[number]["document"] for number in wrong.get(digest(row["query"]), ())}
-            taken.update(found := [key for key, text in others.items() if _pair(row["query"], text) not in pairs])
-            negatives = list(dict.fromkeys([*json.loads(row["negatives"]), *(others[key] for key in found)]))
+            taken.update(same)
             self.most = max(self.most, len(negatives))
-            filled = [*negatives, *[""] * len(names)]
-            yield {"query": row["query"], "document": row["document"], **dict(zip(names, filled, strict=False))}
-        if graded:
-            became = f"{len(taken):,} became hard negatives of their query, " if self.min_score is None else ""
+            filled = zip(names, [*negatives, *[""] * len(names)], strict=False)
+            yield {"query": row["query"], "document": row["document"], **dict(filled)}
+        if right != {repr(None)}:
             rest = len(whole) - count - len(taken)
-            self.rows.tell_of(f"{count:,} of {len(whole):,} pairs are right; {became}{rest:,} were left out")
+            others = f"{len(taken):,} others are hard negatives of their query, {rest:,} were left out"
+            self.say(f"{count:,} of {len(whole):,} pairs are right; {others}")
 
-    def _right_grades(self) -> set[float | None]:
-        """Return the grades of right pairs; None alone if there are no labels."""
-        column = next((shape.grade[0] for shape in self.shapes.values() if shape.grade), None)
-        if column is None:
-            if self.min_score is None:
-                return {None}
-            what = f"is {self.min_score}, but {self.rows.name} has no label or score."
+    def _right_labels(self) -> set[float | str | None]:
+        """Return the labels of right pairs; None stands for a row without one.
+
+        Raises:
+            LBRError: They leave it open.
+        """
+        column = next((shape.label[0] for shape in self.shapes.values() if shape.label), None)
+        if column is None and self.min_score is not None:
+            what = f"is {self.min_score}, but {self.name} has no label or score."
             raise LBRError(what, where="data.min_score", fix="Set data.min_score to null.")
-        if self.grades[None]:
-            what = f"{self.grades[None]:,} pairs have no {column!r}, and others have."
-            raise LBRError(what, where=self.rows.name, fix="Label them, or remove them.")
-        values = {grade for grade in self.grades if grade is not None}
-        shown = ", ".join([*(f"{value:g}" for value in sorted(values)), *self.words][:5])
-        classes = (
-            "If more is better, set data.min_score to the least of a right pair. If they are classes, such as those of "
-            f"language inference, where 0 may mean entailment, keep the right pairs and remove {column!r}."
+        if column is None:
+            return {None}
+        numbers = {label for label in self.labels if isinstance(label, float)}
+        listed = ", ".join(
+            [f"{number:g}" for number in sorted(numbers)] + [str(x) for x in self.labels if type(x) is str]
         )
-        if self.words:
-            what = f"{column!r} has words for classes ({', '.join(list(self.words)[:5])}), not 1 and 0."
-            fix = f"Write 1 for a right pair and 0 for others, or keep the right pairs and remove {column!r}."
-            raise LBRError(what, where=self.rows.name, fix=fix)
-        if self.min_score is not None:
-            right = {value for value in values if value >= self.min_score}
-        elif values <= {0.0, 1.0} or values <= {-1.0, 1.0}:
-            right = values & {1.0}
+        what = f"{column!r} has the values {listed if len(listed) < 80 else f'{listed[:80]} …'}"
+        fix = f"Remove the rows that are no right pairs, then {column!r}."
+        if self.labels[None]:
+            what, fix = (
+                f"{self.labels[None]:,} pairs have no {column!r}, and others have",
+                "Label them, or remove them.",
+            )
+        elif len(numbers) < len(self.labels):
+            what, fix = f"{what}, words for classes", f"Write 1 for a right pair and 0 for others. Or: {fix}"
+        elif self.min_score is not None:
+            if right := {number for number in numbers if number >= self.min_score}:
+                return {*right}
+            what, fix = f"{what}, all below data.min_score", "Lower data.min_score."
+        elif numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0}:
+            if 1.0 in numbers:
+                return {1.0}
+            what = f"{what}, so no pair is right"
         else:
-            what = f"{column!r} has {len(values)} values ({shown}{', …' if len(values) > 5 else ''}), not just 0 and 1."
-            raise LBRError(what, where=self.rows.name, fix=classes)
-        if not right:
-            what = f"no pair is right by {column!r} (values: {shown})."
-            raise LBRError(what, where=self.rows.name, fix="Check the column, or lower data.min_score.")
-        return set(right)
+            what = f"{what}, not just 0 and 1"
+            scores = "If more is better, set data.min_score to the least score of a right pair."
+            fix = f"{scores} If they are classes (in language inference 0 may mean entailment), {fix}"
+        raise LBRError(f"{what}.", where=self.name, fix=fix)
 
 
-def title_of(item: Mapping[str, Any], columns: Iterable[str], where: str) -> str:
-    """Return the title of a document with a space behind it; "" if there is none."""
-    title = next((item[name] for name in columns), None)
-    if title is None or (isinstance(title, str) and not title.strip()):
-        return ""
+def _documents(item: Mapping[str, Any], shape: Columns, where: str) -> list[str]:
+    """Return the documents of a row, each after their title."""
+    [name] = shape.document
+    documents = _texts(item, name) or [None]
+    for document in documents:
+        check_text(document, where, f"the value of {name!r}")
+    title = next((item[name] for name in shape.title), None)
+    if title is None or not str(title).strip():
+        return documents
     check_text(title, where, "the title")
-    return f"{title} "
+    return [f"{title} {document}" for document in documents]
 
 
-def _texts(item: Mapping[str, Any], column: str) -> list[Any]:
+def _texts(item: Mapping[str, Any], name: str) -> list[Any]:
     """Return the texts of a cell: those of a list, also of one that CSV holds as text, or the one."""
-    value = item[column]
-    if isinstance(value, str) and value.strip()[:1] == "[" and _LIST.fullmatch(column.casefold()):
+    value = item[name]
+    if isinstance(value, str) and value.strip()[:1] == "[" and _LIST.fullmatch(name.casefold()):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = ast.literal_eval(value.strip())  # Python and JSON write a list of texts alike
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return value if isinstance(value, list) else [value]
+
+
+def _label(value: Any, where: str) -> float | str:
+    """Return a label as a number, or as the word that it is."""
+    if isinstance(value, str) and (word := value.strip().casefold()):
+        try:
+            value = _WORDS[word] if word in _WORDS else float(word)
+        except ValueError:
+            return value
+    if not isinstance(value, int | float) or math.isnan(value):
+        raise BadRow(f"the label is {value!r}, no number.", where=where, fix="Remove the row or label it.")
+    return float(value)
 
 
 def _pair(query: str, document: str) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.beir import beir_pairs, beir_texts
-from lbr_st.data.columns import GoodRows, PairRows, find_text, title_of
+from lbr_st.data.columns import PairRows, Rows, find_pair, find_text
 from lbr_st.data.csv_files import read_csv_records
-from lbr_st.data.lines import Records, check_text, kind_of, read_json_records, write_rows
+from lbr_st.data.lines import Records, kind_of, read_json_records
 from lbr_st.errors import LBRError
 from lbr_st.files import is_place, notice
 
@@ -53,21 +54,8 @@ def read_texts(
     path = Path(source)
     if path.is_dir():
         return _not_empty(beir_texts(_beir(path)), source)
-    rows = GoodRows(path.name if is_local(source) else str(source), bad_rows, say)
-
-    def use(names: Sequence[str], where: str) -> list[str]:
-        found = find_text(names, column, where)
-        rows.used.update(found)
-        return found
-
-    def take(where: str, item: dict[str, Any]) -> list[dict[str, str]]:
-        text, *title = use(tuple(item), where)
-        check_text(item[text], where, f"the value of {text!r}")
-        return [{"text": f"{title_of(item, title, where)}{item[text]}"}]
-
-    table = write_rows(rows.read(_records(source, split, use), take), ("text",))
-    rows.tell("'title' stands before each text" if len(rows.used) > 1 else "")
-    return _not_empty(table, source)
+    rows = Rows(_name(source), partial(find_text, text=column), bad_rows, say)
+    return _not_empty(rows.texts(_records(source, split, rows.use)), source)
 
 
 def read_pairs(
@@ -106,9 +94,9 @@ def read_pairs(
         raise LBRError(what, where=str(source), fix="Name different columns.")
     if path.is_dir():
         return _not_empty(beir_pairs(_beir(path), split), source)
-    rows = GoodRows(path.name if is_local(source) else str(source), bad_rows, say)
-    pairs = PairRows(rows, query_column, document_column, min_score)
-    return _not_empty(pairs.read(_records(source, split, pairs.use)), source)
+    find = partial(find_pair, query=query_column, document=document_column)
+    rows = PairRows(min_score, _name(source), find, bad_rows, say)
+    return _not_empty(rows.pairs(_records(source, split, rows.use)), source)
 
 
 def column_names(source: str | Path, split: str = "train") -> list[str]:
@@ -130,6 +118,10 @@ def is_local(source: str | Path) -> bool:
         return True
     # Hub ids have one slash at most, and no dots before it.
     return is_place(text) or text.count("/") > 1
+
+
+def _name(source: str | Path) -> str:
+    return Path(source).name if is_local(source) else str(source)
 
 
 def _beir(folder: Path) -> Path:

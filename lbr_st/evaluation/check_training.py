@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.data.beir import RetrievalSet
-from lbr_st.data.columns import is_pairs
+from lbr_st.data.columns import find_pair
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.lines import refuse_missing
+from lbr_st.data.lines import BadRow
 from lbr_st.data.sources import column_names, read_pairs, read_texts
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -97,8 +97,8 @@ def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequen
     """Return the texts to check: those of ``text``, ``query``, ``document`` and its negatives that the source has.
 
     They are read as training reads them, from disk as they are used. ``source`` is a domain task's name (its training
-    side: ``text`` has rows of its own), a BEIR folder (the pairs of the split, or all documents as ``text`` without such
-    a split), a file, or a hub dataset id.
+    side: ``text`` has rows of its own), a BEIR folder (the pairs of the split, or without such a split all documents as
+    ``text``), a file, or a hub dataset id.
 
     Raises:
         LBRError: The source cannot be read or has none of the columns.
@@ -107,23 +107,22 @@ def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequen
         task = domain_task(str(source))
         pairs, texts = task.train_pairs, task.train_texts
         return {"query": pairs["query"], "document": pairs["document"], "text": texts["text"]}
-    pairs_as = {name: getattr(config, name) for name in ("query_column", "document_column", "split", "min_score")}
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("split", "bad_rows")}
+    query, document, single = config.query_column, config.document_column, {"text": config.text_column}
     if Path(source).is_dir():
         has_pairs = (Path(source) / "qrels" / f"{config.split}.tsv").is_file()
-        single = {} if has_pairs else {"text": config.text_column}
+        single = {} if has_pairs else single
     else:
-        names = column_names(source, config.split)
-        has_pairs = is_pairs(names, config.query_column, config.document_column)
-        single = {"text": config.text_column}
-        if not has_pairs:
-            single |= {"query": config.query_column, "document": config.document_column}
+        names, has_pairs = column_names(source, config.split), True
+        try:
+            find_pair(names, str(source), query=query, document=document)
+        except BadRow as missing:
+            has_pairs, single = False, {**single, "query": query, "document": document}
+            if not set(names) & set(single.values()):
+                raise LBRError(missing.what, where=str(source), fix=missing.fix) from None
         single = {name: column for name, column in single.items() if column in names}
-        if not (has_pairs or single):
-            refuse_missing([" or ".join([config.text_column, config.query_column])], names, str(source))
     found: dict[str, Sequence[str]] = {}
     if has_pairs:
-        pairs = read_pairs(source, bad_rows=config.bad_rows, **pairs_as)
+        pairs = read_pairs(source, query_column=query, document_column=document, min_score=config.min_score, **options)
         found = {name: pairs[name] for name in pairs.column_names}
-    for name, column in single.items():
-        found[name] = read_texts(source, column=column, split=config.split, bad_rows=config.bad_rows)["text"]
-    return found
+    return found | {name: read_texts(source, column=column, **options)["text"] for name, column in single.items()}
