@@ -132,7 +132,7 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, enabled=False))
     test = evaluation_set(recipe)
     if test is None:
-        what = "no queries were held out of this data, so a model may have been trained on all of them."
+        what = "this data has no held-out queries, and a model may have been trained on all of it."
         raise LBRError(what, where=recipe.data.source, fix="Give other queries: --suite with a BEIR folder.")
     planned, config = [held_out(test)], recipe.evaluate
     options |= {"batch_size": config.batch_size, "precision": config.precision, "command": command}

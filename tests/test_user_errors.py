@@ -115,7 +115,7 @@ CASES = [
     case(f"{TRAIN} --data.source x.parquet", "cannot load it", lambda: write("x.parquet", "x")),
     case(EVALUATE, "beir/corpus.jsonl, line 1: not JSON", lambda: cut("beir/corpus.jsonl")),
     case(EVALUATE, "beir/qrels: no split 'test'", lambda: remove("beir/qrels/test.tsv")),
-    case(f"{EXPORT} --precision int8 --calibration base", "base: no such file."),
+    case(f"{EXPORT} --precision int8 --calibration base", "base: no corpus.jsonl in this folder."),
     case("compare a b", "results: there are no results here.", lambda: results("[1]")),
     case("plot", "nothing could be plotted", lambda: results('{"format": 1}')),
     case("card released --results a-file", "a-file: cannot be read as results"),

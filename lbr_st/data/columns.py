@@ -251,30 +251,25 @@ class PairRows(Rows):
         if column is None:
             return {None}
         numbers = {label for label in self.labels if isinstance(label, float)}
-        listed = ", ".join(
-            [f"{number:g}" for number in sorted(numbers)] + [str(x) for x in self.labels if type(x) is str]
-        )
-        what = f"{column!r} has the values {listed if len(listed) < 80 else f'{listed[:80]} …'}"
-        fix = f"Remove the rows that are no right pairs, then {column!r}."
-        if self.labels[None]:
-            what, fix = (
-                f"{self.labels[None]:,} pairs have no {column!r}, and others have",
-                "Label them, or remove them.",
-            )
-        elif len(numbers) < len(self.labels):
-            what, fix = f"{what}, words for classes", f"Write 1 for a right pair and 0 for others. Or: {fix}"
+        listed = [f"{number:g}" for number in sorted(numbers)] or [repr(word) for word in self.labels]
+        what = f"{column!r} has the values {', '.join(listed[:5])}{', …' if len(listed) > 5 else ''}"
+        fix = f"remove the rows that are no right pairs, and the column {column!r}."
+        if missing := self.labels[None]:
+            what, fix = f"{missing:,} pairs have no {column!r}, others have", "Label or remove them."
+        elif len(numbers) < len(+self.labels):
+            what, fix = f"{what}, which are words", f"Write 1 for a right pair and 0 for others, or {fix}"
         elif self.min_score is not None:
             if right := {number for number in numbers if number >= self.min_score}:
                 return {*right}
             what, fix = f"{what}, all below data.min_score", "Lower data.min_score."
-        elif numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0}:
-            if 1.0 in numbers:
-                return {1.0}
-            what = f"{what}, so no pair is right"
-        else:
+        elif not (numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0}):
             what = f"{what}, not just 0 and 1"
             scores = "If more is better, set data.min_score to the least score of a right pair."
             fix = f"{scores} If they are classes (in language inference 0 may mean entailment), {fix}"
+        elif 1.0 in numbers:
+            return {1.0}
+        else:
+            what, fix = f"{what}, so no pair is right", f"Label right pairs with 1, or {fix}"
         raise LBRError(f"{what}.", where=self.name, fix=fix)
 
 

@@ -17,7 +17,6 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 ONE_COLUMN = "\x1f"
 """In the place of a separator: a sign that is in no text."""
 NULL = r"\N"  # what MySQL, PostgreSQL and Hive write for nothing
-_SAID = re.compile("sep=(.)")  # Excel's first line
 
 
 class Dialect(NamedTuple):
@@ -46,7 +45,7 @@ def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> 
     if dialect is None:  # an empty file
         return
     if dialect.separator not in (ONE_COLUMN, "\t" if kind_of(path) == ".tsv" else ","):
-        notice(f"{path.name}: {SEPARATORS.get(dialect.separator, dialect.separator)} separate the columns.")
+        notice(f"{path.name}: {SEPARATORS[dialect.separator]} separate the columns.")
     if dialect.backslash:
         notice(f"{path.name}: backslashes escape quotes, separators and line ends.")
     rows = _rows(path, dialect)
@@ -68,19 +67,15 @@ def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> 
 
 def _dialect(path: Path) -> Dialect | None:
     """Return how a table is written; None if the file is empty."""
-    header, said, backslash, quote = "", None, False, False
+    header, backslash, quote = "", False, False
     for _, line in whole_lines(path):
-        line = line.strip(" \r\n")
-        if not header and not said and (said := _SAID.fullmatch(line)):
-            continue
-        header = header or line
+        header = header or line.strip(" \r\n")
         backslash, quote = backslash or "\\" in line, quote or '\\"' in line
     if not header:
         return None
-    found = [said[1]] if said else [one for one in SEPARATORS if one in header] or [ONE_COLUMN]
     dialects = [
         Dialect(one, escapes, header.count(one) == header.count(f"{one} ") > 0)
-        for one in found
+        for one in ([one for one in SEPARATORS if one in header] or [ONE_COLUMN])
         for escapes in ((False, True) if backslash else (False,))
     ]
     if len(dialects) == 1:
@@ -120,10 +115,9 @@ def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     lines: list[str] = []  # of the row that is being read
 
     def feed() -> Iterator[str]:
-        for number, line in whole_lines(path):
-            if number > 1 or not _SAID.fullmatch(line.strip()):
-                lines.append(line)
-                yield line
+        for _, line in whole_lines(path):
+            lines.append(line)
+            yield line
 
     reader = csv.reader(
         feed(),

@@ -115,13 +115,6 @@ class BadRow(LBRError):
     """A row whose text is missing, empty or no text; ``data.bad_rows`` says whether it may be skipped."""
 
 
-def checked(item: Mapping[str, Any], where: str, columns: Iterable[str]) -> None:
-    """Raise :class:`BadRow` unless ``item`` has a text under each of ``columns``."""
-    refuse_missing(columns, item, where)
-    for column in columns:
-        check_text(item[column], where, f"the value of {column!r}")
-
-
 def check_text(value: Any, where: str, what: str) -> None:
     """Raise :class:`BadRow` if a value is no text, is empty, or holds half a character; ``what`` names it."""
     if not isinstance(value, str):

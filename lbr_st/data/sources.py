@@ -51,9 +51,8 @@ def read_texts(
         LBRError: The source is missing or cannot be reached, lacks the column, or holds no or empty texts; the
             message names the file, the line or row, and the column.
     """
-    path = Path(source)
-    if path.is_dir():
-        return _not_empty(beir_texts(_beir(path)), source)
+    if Path(source).is_dir():
+        return _not_empty(beir_texts(_beir(source)), source)
     rows = Rows(_name(source), partial(find_text, text=column), bad_rows, say)
     return _not_empty(rows.texts(_records(source, split, rows.use)), source)
 
@@ -88,12 +87,11 @@ def read_pairs(
     Raises:
         LBRError: As for :func:`read_texts`, or labels leave open which pairs are right.
     """
-    path = Path(source)
     if query_column == document_column:
         what = f"a column is named twice: {query_column}."
         raise LBRError(what, where=str(source), fix="Name different columns.")
-    if path.is_dir():
-        return _not_empty(beir_pairs(_beir(path), split), source)
+    if Path(source).is_dir():
+        return _not_empty(beir_pairs(_beir(source), split), source)
     find = partial(find_pair, query=query_column, document=document_column)
     rows = PairRows(min_score, _name(source), find, bad_rows, say)
     return _not_empty(rows.pairs(_records(source, split, rows.use)), source)
@@ -124,10 +122,10 @@ def _name(source: str | Path) -> str:
     return Path(source).name if is_local(source) else str(source)
 
 
-def _beir(folder: Path) -> Path:
-    if not (folder / "corpus.jsonl").is_file():
+def _beir(folder: str | Path) -> Path:
+    if not (Path(folder) / "corpus.jsonl").is_file():
         raise LBRError("no corpus.jsonl in this folder.", where=str(folder), fix="Give a BEIR folder, or one file.")
-    return folder
+    return Path(folder)
 
 
 def _not_empty(table: Dataset, source: str | Path) -> Dataset:

@@ -17,7 +17,7 @@ def test_in_the_closed_regime_stage_1_reads_the_documents_alone_and_all_arms_hav
         # What the check drops, and what stage 1 is given, depend on the recipe; so did what the arms had.
         count = 800 if recipe.data.contamination == "drop" else 900
         rows = Dataset.from_list([{"query": f"name {n}", "document": f"pair {n}"} for n in range(count)])
-        return RunData(folder, rows, None, None, [], [], {}, recipe.evaluate)
+        return RunData(folder, rows, None, None, [], [], [], {}, recipe.evaluate)
 
     corpus = {f"d{n}": " ".join(f"word{n}-{place}" for place in range(20)) for n in range(40)}
     monkeypatch.setattr(proof.reading, "prepare", prepare)

@@ -67,7 +67,7 @@ def bad_line(line, *parts):
         ("bad.csv", b'id,text\n1,"two\nlines"\n2, \n', ["line 4", "'text'", "empty"]),
         ("bad.csv", b"id,text\n1,x\n2,\xff\n", ["line 3", "UTF-8"]),
         ("bad.csv", b"id,text\n1,one, two\n", ["line 2", "more fields than the header"]),
-        ("bad.csv", b"id,text\n1\n", ["line 2", "'text'", "NoneType"]),
+        ("bad.csv", b"id,text\n1\n", ["line 2", "fewer fields than the header"]),
         ("bad.csv", b'id,text\n1,"never closed\n2,x\n', ["not CSV", "line 2"]),
     ],
 )
