@@ -245,3 +245,23 @@ def test_bad_data_is_named_before_training(tiny_base, tmp_path, monkeypatch):
     with pytest.raises(LBRError, match=r"pairs\.jsonl, line 2"):
         pipeline.run(recipe_for(tiny_base("llama"), path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_held_nothing_out_is_not_scored_on_what_it_saw(tiny_base, tmp_path):
+    rows = [{"query": f"acid {n}", "document": f"the salt of class {n}", "label": n % 4 > 0} for n in range(60)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    recipe = recipe_for(tiny_base("llama"), path, evaluate=EvaluateConfig(enabled=False))
+    recipe.learn.max_steps = recipe.represent.max_steps = 1
+    assert pipeline.run(recipe, tmp_path / "out") == []
+    told = "- pairs.jsonl: 45 of 60 pairs are right; 0 others are hard negatives of their query, 15 were left out."
+    assert told in (tmp_path / "out" / "README.md").read_text().splitlines()
+    for asked in (recipe, recipe_for(tiny_base("llama"), path)):
+        with pytest.raises(LBRError, match="no held-out queries, and a model may have been trained on all of it"):
+            pipeline.run_evaluate(str(tmp_path / "out"), asked, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    # Other data are another matter.
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(json.dumps({"query": f"base {n}", "document": f"the ester {n}"}) for n in range(60)))
+    asked = recipe_for(tiny_base("llama"), other)
+    assert pipeline.run_evaluate(str(tmp_path / "out"), asked, tmp_path / "scores").num_queries == 6

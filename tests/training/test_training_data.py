@@ -231,3 +231,59 @@ def test_a_kind_of_pair_that_the_data_cannot_give_is_refused(tmp_path, kind, nee
 
 
 # --- kept on disk -----------------------------------------------------------------------------------------------------
+
+
+def faq(path, *, questions, answers):
+    """Return a recipe for questions that share answers."""
+    rows = [{"query": f"question {n}", "document": definition(n % answers)} for n in range(questions)]
+    return recipe_for(write_lines(path, rows))
+
+
+def test_nothing_is_held_out_where_nothing_is_evaluated(tmp_path):
+    recipe = faq(tmp_path / "pairs.jsonl", questions=60, answers=60)
+    assert len(prepare(recipe, tmp_path / "held").pairs) == 54
+    recipe.evaluate.enabled = False
+    data = prepare(recipe, tmp_path / "all")
+    assert (data.test, len(data.pairs), data.notes) == (None, 60, [])
+
+
+def test_questions_that_share_answers_are_held_out_together(tmp_path):
+    data = prepare(faq(tmp_path / "pairs.jsonl", questions=60, answers=5), tmp_path / "data")
+    assert (len(data.test.queries), len(data.test.corpus), len(data.pairs)) == (12, 5, 48)
+    assert not set(data.test.queries.values()) & set(data.pairs["query"])
+    assert data.learn_pairs is not None
+
+
+@pytest.mark.parametrize("shared", ["query", "document"])
+def test_what_cannot_be_held_out_is_trained_on_with_one_warning(tmp_path, capsys, shared):
+    rows = [{"query": f"question {n}", "document": definition(n)} | {shared: definition(99)} for n in range(60)]
+    recipe = recipe_for(write_lines(tmp_path / "pairs.jsonl", rows))
+    data = prepare(recipe, tmp_path / "data")
+    assert (data.test, len(data.pairs), len(data.notes)) == (None, 60, 1)
+    assert capsys.readouterr().err.count("pairs.jsonl: no pairs can be held out, so nothing is evaluated") == 1
+    assert prepare(recipe, tmp_path / "data").notes == data.notes
+    assert data.notes[0] in capsys.readouterr().err
+
+
+def test_labels_and_negatives_come_as_far_as_training(tmp_path, capsys):
+    rows = [{"query": f"question {n}", "document": definition(n), "label": 1} for n in range(60)]
+    rows += [{"query": f"question {n}", "document": definition((n + 7) % 60), "label": 0} for n in range(60)]
+    recipe = recipe_for(write_lines(tmp_path / "pairs.jsonl", rows))
+    data = prepare(recipe, tmp_path / "data")
+    assert data.pairs.column_names == ["query", "document", "negative_1"]
+    assert "pairs.jsonl: 60 of 120 pairs are right; 60 others are hard negatives" in data.notes[1]
+    # Documents of held-out queries stay out of training as negatives, too; nothing else is lost.
+    held = {data.test.corpus[key] for of in data.test.qrels.values() for key in of}
+    assert not held & set(data.pairs["negative_1"])
+    repeats = sum(definition((int(query.split()[-1]) + 7) % 60) in held for query in data.pairs["query"])
+    assert (len(data.pairs), list(data.pairs["negative_1"]).count("")) == (54, repeats)
+    assert f"Left out {repeats} hard negatives that repeat evaluation texts." in capsys.readouterr().err
+    recipe.data.contamination = "report"
+    assert "" not in prepare(recipe, tmp_path / "all").pairs["negative_1"]
+
+
+def test_pairs_with_negatives_are_joined_with_a_tasks_pairs(tmp_path, toy_task):
+    rows = [{"query": f"question {n}", "document": definition(n + 50), "negative": definition(n)} for n in range(9)]
+    data = training_data(recipe_for(write_lines(tmp_path / "pairs.jsonl", rows), also=["toy"]))
+    assert list(data.pairs["negative_1"]).count("") >= 6
+    assert None not in data.pairs["negative_1"]
