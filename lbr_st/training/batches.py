@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 
@@ -13,7 +14,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from lbr_st.compute import world_size
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
-from lbr_st.training.tokens import DIGEST, MISSING, NUM_TOKENS
+from lbr_st.training.tokens import DIGEST, EMPTY, NUM_TOKENS
 
 SEARCHED = 1000
 """How many rows put off for their texts are looked through for each batch. Rows beyond it wait."""
@@ -29,10 +30,7 @@ class TokenBatchSampler(DefaultBatchSampler):
     last rows wait for another epoch. If it makes fewer, a further order follows.
 
     With n processes, each takes every n-th batch. Without ``batch_tokens``, their batches of one step together are the
-    batch that one process would take alone, and no text is in it twice.
-
-    With ``no_duplicates``, rows with negatives and rows without never share a batch, nor one step of several processes:
-    the loss needs equally many columns. Batches of both kinds come in random order, in proportion to their rows.
+    batch that one process would take alone: no text is in it twice, and either all its rows have negatives or none has.
 
     Args:
         dataset: Token rows as :func:`lbr_st.training.tokens.tokenized` gives them.
@@ -42,7 +40,8 @@ class TokenBatchSampler(DefaultBatchSampler):
         generator: Draws the orders.
         seed: Of the first epoch; that of a later one is this and its number.
         batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no limit.
-        no_duplicates: Keep a text from being in a batch twice, in whichever columns; not with ``batch_tokens``.
+        no_duplicates: Keep a text from being in a batch twice, in whichever columns, and rows with negatives from rows
+            without; not with ``batch_tokens``.
         similar_group_size: Rows that read alike and are drawn one after another; 1 draws each on its own.
 
     Raises:
@@ -68,11 +67,12 @@ class TokenBatchSampler(DefaultBatchSampler):
         arrow = dataset.with_format("numpy")
         self.num_tokens = np.asarray(arrow[NUM_TOKENS][:])
         self.digests: np.ndarray | None = None
-        self.lacks = np.zeros(len(dataset), bool)
+        self.num_texts = np.zeros(len(dataset), np.int64)
         if no_duplicates:
             names = [name for name in dataset.column_names if name.endswith(DIGEST)]
-            self.digests = np.stack([np.asarray(arrow[name][:]) for name in names], axis=1)
-            self.lacks = (self.digests == MISSING).any(axis=1)
+            self.digests = np.stack([np.asarray(arrow[name][:], np.uint64) for name in names], axis=1)
+            # The first two are those of a pair, and negatives follow.
+            self.num_texts = 2 + (self.digests[:, 2:] != EMPTY).sum(axis=1)
         self.groups = SimilarGroups(dataset, similar_group_size) if similar_group_size > 1 else None
         self.batch_tokens = batch_tokens
         processes = world_size()
@@ -82,10 +82,18 @@ class TokenBatchSampler(DefaultBatchSampler):
         if batch_tokens is not None and processes > 1:
             # Rounds of several processes are complete whatever the batches' sizes; accelerate would drop unequal ones.
             self.batch_size = None  # type: ignore[assignment]
-        lack = [bool(self.lacks[batch[0]]) for batch in self._order(0, 0)]
-        self._refuse_too_few(lack)
+        made = [self.num_texts[batch[0]] for batch in self._order(0, 0)]
+        if not made:
+            raise LBRError(
+                f"{len(dataset)} rows do not fill one batch of {self.rows_at_most}, and a smaller one is left out.",
+                where="batch_size",
+                fix="Lower it, or give more rows with different texts.",
+            )
+        for number in {*self.num_texts.tolist()} - {*made}:
+            which = f"{(self.num_texts == number).sum()} pairs {'with' if number > 2 else 'without'} negatives"
+            notice(f"batch_size: {which} do not fill one batch of {self.rows_at_most} and are left out. Lower it.")
         # No process may be left with one batch more than the others.
-        self._length = max(processes, len(lack) - len(lack) % processes)
+        self._length = max(processes, len(made) - len(made) % processes)
 
     def __len__(self) -> int:
         """Return how many batches every epoch has."""
@@ -102,18 +110,6 @@ class TokenBatchSampler(DefaultBatchSampler):
                     return
             turn += 1
 
-    def _refuse_too_few(self, lack: list[bool]) -> None:
-        """Raise if no row is in a batch, and say so of one kind of rows; ``lack`` tells the kinds of the batches."""
-        for lacking, count in enumerate(np.bincount(self.lacks, minlength=2)):
-            if lacking in lack or count == 0 < len(self.lacks):
-                continue
-            which = "" if count == len(self.lacks) else " without negatives" if lacking else " with negatives"
-            what = f"{count} rows{which} do not fill one batch of {self.rows_at_most}, and a smaller one is left out."
-            fix = "Lower it, or give more rows with different texts."
-            if not lack:
-                raise LBRError(what, where="batch_size", fix=fix)
-            notice(f"batch_size: {what} {fix}")
-
     def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
         """Yield the batches of one random order of all rows."""
         # The first order of an epoch is that of Sentence Transformers' samplers. Later ones are drawn from elsewhere.
@@ -123,7 +119,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         else:
             order = torch.randperm(len(self.num_tokens), generator=self.orders.manual_seed(seed)).numpy()
         full_only = self.drop_last and self.batch_tokens is None
-        for batch in self._in_order(order) if self.digests is None else self._of_one_kind(order, self.digests, seed):
+        for batch in self._in_order(order) if self.digests is None else self._without_duplicates(order, self.digests):
             if not full_only or len(batch) == self.rows_at_most:
                 yield from (batch[begin : begin + self.size] for begin in range(0, len(batch), self.size))
 
@@ -138,39 +134,27 @@ class TokenBatchSampler(DefaultBatchSampler):
             yield order[begin:end].tolist()
             begin, before = end, int(until[end - 1])
 
-    def _of_one_kind(self, order: np.ndarray, digests: np.ndarray, seed: int) -> Iterator[list[int]]:
-        """Yield batches of rows that have every text and of rows that lack some, the more rows left the likelier."""
-        kinds = [order[~self.lacks[order]], order[self.lacks[order]]]
-        left = [len(rows) for rows in kinds]
-        batches = [self._without_duplicates(rows, digests) for rows in kinds]
-        random = np.random.default_rng(seed)
-        while sum(left):
-            kind = int(random.integers(sum(left)) >= left[0])
-            yield (batch := next(batches[kind]))
-            left[kind] -= len(batch)
-
     def _without_duplicates(self, order: np.ndarray, digests: np.ndarray) -> Iterator[list[int]]:
-        waiting: list[int] = []
+        waiting: deque[int] = deque()
         stream = iter(order.tolist())
         while True:
             batch: list[int] = []
             put_off: list[int] = []
             texts: set[int] = set()
-            searched = iter(waiting[:SEARCHED])
+            searched = iter([waiting.popleft() for _ in range(min(SEARCHED, len(waiting)))])
             for row in chain(searched, stream):
-                own = digests[row].tolist()
-                if not texts.isdisjoint(own):
+                own = digests[row, : self.num_texts[row]].tolist()
+                if not texts.isdisjoint(own) or (batch and self.num_texts[row] != self.num_texts[batch[0]]):
                     put_off.append(row)
                     continue
                 batch.append(row)
                 texts.update(own)
-                texts.discard(MISSING)
                 if len(batch) == self.rows_at_most:
                     break
             if not batch:
                 return
             yield batch
-            waiting = [*put_off, *searched, *waiting[SEARCHED:]]
+            waiting.extendleft(reversed([*put_off, *searched]))
 
 
 class SimilarGroups:

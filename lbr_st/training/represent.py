@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, cycle
 from pathlib import Path
@@ -17,20 +18,18 @@ from torch import nn
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.compute import Precision, start_processes, world_size
 from lbr_st.data.columns import negative_columns
-from lbr_st.data.lines import map_rows, refuse_missing
+from lbr_st.data.lines import refuse_missing, write_rows
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
 from lbr_st.recipe import RepresentConfig
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.ranking import TokenBudgetRankingLoss
-from lbr_st.training.tokens import DIGEST, MISSING, Column, tokenized
+from lbr_st.training.tokens import DIGEST, EMPTY, Column, tokenized
 from lbr_st.training.trainer import train
 
 DEPTH = 1000
 """How far down a query's ranking hard negatives are searched. Near misses lie below the right answer, which a model
 before stage 2 may rank low."""
-MOST_NEGATIVES = 7
-"""Given negatives of a pair that are used, at most: as many as FlagEmbedding takes by default."""
 
 
 def represent(
@@ -53,13 +52,10 @@ def represent(
     64. Accumulated batches are *not* a larger batch, since each has only its own documents as negatives. For many
     negatives in little memory, set ``mini_batch_tokens``.
 
-    A pair's own hard negatives are its first seven at most. Pairs with fewer than others repeat theirs in turn, and
-    pairs without any are in batches of their own.
-
     Args:
         model: A training model, after :func:`~lbr_st.training.learn.learn` or fresh.
         pairs: Columns ``query``, ``document`` and optionally ``negative``, or ``negative_1``, ``negative_2`` and so on,
-            which are empty or None where a pair has none.
+            which are empty or None where a pair has fewer; it then repeats its own.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
         evaluator: Runs every ``config.eval_steps`` steps.
         output_dir: Where checkpoints go.
@@ -77,11 +73,11 @@ def represent(
     """
     start_processes()
     config = config or RepresentConfig()
-    pairs = _with_given_negatives(pairs)
-    if config.num_hard_negatives:
-        pairs = with_hard_negatives(model, pairs, config.num_hard_negatives)
+    refuse_missing(["query", "document"], pairs.column_names, "pairs")
+    mined = with_hard_negatives(model, pairs, config.num_hard_negatives) if config.num_hard_negatives else None
+    pairs = with_given_negatives(pairs, mined)
     prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
-    columns = {name: Column(prompt, optional=name.startswith("negative_")) for name, prompt in prompts.items()}
+    columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
     sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
@@ -127,9 +123,9 @@ def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) 
 
     Args:
         model: Encodes queries and documents.
-        pairs: Columns ``query`` and ``document``, both strings, and maybe negatives that are given, which are kept.
-        count: Negatives per query, at least 1, in columns ``negative_1`` to ``negative_<count>``, or after the given
-            ones. Pairs with fewer near misses and none given are left out.
+        pairs: Columns ``query`` and ``document``, both strings.
+        count: Negatives per query, at least 1, in columns ``negative_1`` to ``negative_<count>``. Pairs with fewer near
+            misses are left out.
 
     Raises:
         LBRError: There are too few documents, or no pair has so many near misses.
@@ -154,53 +150,36 @@ def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) 
         why = f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}."
     if why:
         raise LBRError(why, where="represent.num_hard_negatives", fix="Lower it, or give more pairs.")
+    return mined
+
+
+def with_given_negatives(pairs: Dataset, mined: Dataset | None = None) -> Dataset:
+    """Return pairs with their own negatives, then those that were mined, in columns ``negative_1`` and so on.
+
+    A pair with fewer than others repeats them in turn. One with none has empty texts, or is left out after mining.
+    """
     given = negative_columns(pairs.column_names)
     if not given:
-        return mined
-    found = {(query, document): texts for query, document, *texts in zip(*mined.to_dict().values(), strict=True)}
-    return _in_turn(pairs, given, found, count)
+        return mined or pairs.select_columns(["query", "document"])
+    found = {(query, document): texts for query, document, *texts in map(dict.values, mined or ())}
+    most = len(given) + max(map(len, found.values()), default=0)
+    columns = ["query", "document", *(f"negative_{number + 1}" for number in range(most))]
 
+    def filled() -> Iterator[dict[str, str]]:
+        for row in pairs:
+            pair = row["query"], row["document"]
+            texts = dict.fromkeys([*(row[name] for name in given), *found.get(pair, [])])
+            own = [text for text in texts if text and text != row["document"]]
+            if own or not found:
+                yield dict(zip(columns, chain(pair, cycle(own or [""])), strict=False))
 
-def _with_given_negatives(pairs: Dataset) -> Dataset:
-    """Return the pairs with their own negatives, which may have several names, as ``negative_1`` and so on."""
-    refuse_missing(["query", "document"], pairs.column_names, "pairs")
-    names = negative_columns(pairs.column_names)
-    for name in names:
-        if getattr(pairs.features[name], "dtype", "a list") not in ("string", "large_string", "null"):
-            fix = "Put each negative into a column of its own: negative_1, negative_2, ..."
-            raise LBRError(f"the values of {name!r} are not texts.", where="pairs", fix=fix)
-    if len(names) > MOST_NEGATIVES:
-        notice(f"Pairs have up to {len(names)} negatives; the first {MOST_NEGATIVES} of each are used.")
-    return _in_turn(pairs, names[:MOST_NEGATIVES]) if names else pairs.select_columns(["query", "document"])
-
-
-def _in_turn(pairs: Dataset, names: list[str], mined: dict[Any, list[str]] | None = None, count: int = 0) -> Dataset:
-    """Return the pairs with as many negatives each as there are columns of them, or with none.
-
-    ``mined`` are up to ``count`` more of a (query, document); a pair that then has none is left out. A pair with fewer
-    different ones repeats them in turn. Its own document is no negative.
-    """
-    columns = ["query", "document", *(f"negative_{number + 1}" for number in range(len(names) + count))]
-
-    def repeated(*batch: list[str]) -> dict[str, list[str]]:
-        made: dict[str, list[str]] = {name: [] for name in columns}
-        for query, document, *given in zip(*batch, strict=True):
-            texts = dict.fromkeys([*given, *(mined or {}).get((query, document), [])])
-            own = [text for text in texts if text and text.strip() and text != document]
-            if own or mined is None:
-                for column, text in zip(made.values(), chain([query, document], cycle(own or [""])), strict=False):
-                    column.append(text)
-        return made
-
-    return map_rows(pairs, repeated, dict.fromkeys(columns, "string"), input_columns=["query", "document", *names])
+    return write_rows(filled(), columns)
 
 
 def _say_if_there_is_nothing_to_learn(rows: Dataset) -> None:
-    arrow = rows.with_format("numpy")
-    query, document, *negatives = (np.unique(arrow[name][:]) for name in rows.column_names if name.endswith(DIGEST))
-    shared = "query" if len(query) == 1 else "document"
-    if min(len(query), len(document)) == 1 and all(set(texts) == {MISSING} for texts in negatives):
-        what = f"Stage 2 has nothing to tell apart: all pairs share one {shared}, and none has a negative."
+    shared = [name for name in ("query", "document") if len(rows.unique(name + DIGEST)) == 1]
+    if shared and ("negative_1" not in rows.column_names or rows.unique("negative_1" + DIGEST) == [EMPTY]):
+        what = f"Stage 2 has nothing to tell apart: all pairs share one {shared[0]}, and none has a negative."
         notice(f"{what} It will not change the model. Give pairs that differ, or negatives.")
 
 

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from lbr_st.data.lines import processes
-from lbr_st.data.texts import digests
+from lbr_st.data.texts import digest, digests
 from lbr_st.files import alone, new_folder
 
 FORMAT = 3
@@ -29,20 +29,16 @@ NUM_TOKENS = "num_tokens"
 """The column with a row's number of tokens, all its texts together."""
 DIGEST = "_digest"
 """Appended to a text column's name for the column with digests of its texts, without prompts: uint64."""
-MISSING = 2**63 - 1
-"""Stands for the digest of a text that a row does not have; the same number where datasets reads uint64 as int64."""
+EMPTY = digest("")
+"""Digest of the empty text, which stands for a negative that a row does not have."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is tokenised: the prompt before every text, and the most tokens (None: the tokenizer's maximum).
-
-    In an optional column an empty text is one that the row does not have. It has no token.
-    """
+    """How a column is tokenised: the prompt before every text, and the most tokens (None: the tokenizer's maximum)."""
 
     prompt: str = ""
     max_length: int | None = None
-    optional: bool = False
 
 
 def tokenized(
@@ -103,12 +99,8 @@ def _tokenize(
         texts = batch[name]
         full = [column["prompt"] + text for text in texts] if column["prompt"] else texts
         ids = tokenizer(full, truncation=True, max_length=column["max_length"])["input_ids"]
-        found = digests(texts)
-        if column["optional"]:
-            ids = [one if text else [] for one, text in zip(ids, texts, strict=True)]
-            found[[not text for text in texts]] = MISSING
         out[name] = ids
-        out[name + DIGEST] = found
+        out[name + DIGEST] = digests(texts)
         totals = [total + len(one) for total, one in zip(totals, ids, strict=True)]
     out[NUM_TOKENS] = totals
     return out
@@ -155,15 +147,12 @@ class TokenCollator(SentenceTransformerDataCollator):
     pad_token_id: int = 0
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest).
-
-        A column of which no row has a text is left out.
-        """
+        """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest)."""
         batch: dict[str, Any] = {}
         for name in (name for name, value in features[0].items() if isinstance(value, list)):
+            if name.startswith("negative_") and features[0][name + DIGEST] == EMPTY:
+                continue  # no other row of the batch has negatives either
             rows = [torch.tensor(row[name], dtype=torch.long) for row in features]
-            if not any(map(len, rows)):
-                continue
             batch[f"{name}_input_ids"] = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
             batch[f"{name}_attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         return batch

@@ -7,7 +7,7 @@ from datasets import Dataset
 from lbr_st import LBRError, build_model
 from lbr_st.recipe import RepresentConfig
 from lbr_st.training.ranking import TokenBudgetRankingLoss
-from lbr_st.training.represent import represent, with_hard_negatives
+from lbr_st.training.represent import represent, with_given_negatives, with_hard_negatives
 
 GROUPS, EACH = 30, 4
 PAIRS = Dataset.from_dict(
@@ -85,7 +85,7 @@ def test_given_negatives_stay_next_to_mined_ones(model):
     rows = [*PAIRS.select([0]), *PAIRS]  # the first pair twice, as in a file with a negative a row
     names = ("negative_1", "negative_2")
     pairs = Dataset.from_list([row | dict(zip(names, own, strict=True)) for row, own in zip(rows, given, strict=True)])
-    found = with_hard_negatives(model, pairs, 2)
+    found = with_given_negatives(pairs, with_hard_negatives(model, pairs, 2))
     assert len(found) == len(pairs)
     first, second, *others = ([row[f"negative_{number}"] for number in range(1, 5)] for row in found)
     # A mined text that was given counts once; who has fewer than four repeats them in turn.
@@ -107,14 +107,10 @@ def test_a_pair_without_near_misses_stays_if_it_has_a_negative_of_its_own(model)
         return rows
 
     model.encode_query = encode
-    found = {row["query"]: row for row in with_hard_negatives(model, pairs, 1)}
+    found = with_given_negatives(pairs, with_hard_negatives(model, pairs, 1)).to_list()
+    found = {query: texts for query, *texts in map(dict.values, found)}
     assert "query 40 0" not in found
-    assert found["query 41 0"] == {
-        "query": "query 41 0",
-        "document": "document 0 0",
-        "negative_1": "given",
-        "negative_2": "given",
-    }
+    assert found["query 41 0"] == ["document 0 0", "given", "given"]
 
 
 def test_more_negatives_than_documents_is_said(model):
