@@ -57,31 +57,27 @@ class Columns(NamedTuple):
         return ", ".join(f"{role} from {names}" for role, names in parts if names)
 
 
-def find_pair(names: Sequence[str], where: str, *, query: str, document: str) -> Columns:
+def find_columns(names: Sequence[str], where: str, *, document: str, query: str | None = None) -> Columns:
     """Return which columns hold what: those that are named, else those with a usual name.
 
+    Without ``query`` the table has texts, not pairs, in the column ``document``.
+
     Raises:
-        BadRow: There is no query or document.
+        BadRow: There is no such column.
         LBRError: Several columns may be the query, the document or the label.
     """
-    asked = _find(names, "query", query, where)
-    found = _find([name for name in names if name != asked], "document", document, where)
-    rest = [name for name in names if name not in (asked, found)]
+    asked = [] if query is None else [_find(names, "query", query, where)]
+    rest = [name for name in names if name not in asked]
+    found = _find(rest, "text" if query is None else "document", document, where)
+    rest.remove(found)
+    title = [name for name in rest if name.casefold() == "title"][:1]
+    if query is None:
+        return Columns([], [found], title, [], [])
     labels = [name for name in rest if _LABEL.fullmatch(name.casefold())]
     if len(labels) > 1:
         what = f"{' and '.join(map(repr, labels))} may both say which pairs are right."
         raise LBRError(what, where=where, fix="Remove or rename all but one of these columns.")
-    return Columns([asked], [found], _title(rest), labels, negative_columns(rest))
-
-
-def find_text(names: Sequence[str], where: str, *, text: str) -> Columns:
-    """Return which columns hold a text and its title; raises as :func:`find_pair`."""
-    found = _find(names, "text", text, where)
-    return Columns([], [found], _title(name for name in names if name != found), [], [])
-
-
-def _title(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.casefold() == "title"][:1]
+    return Columns(asked, [found], title, labels, negative_columns(rest))
 
 
 def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
@@ -99,13 +95,14 @@ def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
 
 
 class Rows:
-    """Reads the rows of a source, which may have several sets of columns, and says how it reads them.
+    """Reads the rows of a source, which may have several sets of columns, and says how.
 
     Args:
         name: What messages call the source.
-        find: Returns the columns of a row; see :func:`find_pair`.
+        find: :func:`find_columns` with the names that a user gave.
         bad_rows: ``"error"`` raises for the first bad row, ``"skip"`` leaves out up to one in twenty.
         say: Told what a user should know.
+        min_score: Least score of a right pair; None for labels of 0 and 1.
     """
 
     def __init__(
@@ -114,10 +111,13 @@ class Rows:
         find: Callable[[Sequence[str], str], Columns],
         bad_rows: Literal["error", "skip"],
         say: Callable[[str], None],
+        min_score: float | None = None,
     ) -> None:
-        self.name, self.find, self.bad_rows = name, find, bad_rows
+        self.name, self.find, self.bad_rows, self.min_score = name, find, bad_rows, min_score
         self.say = lambda what: say(f"{name}: {what}.")
         self.shapes: dict[tuple[str, ...], Columns] = {}
+        self.labels = Counter[float | str | None]()
+        self.most, self.own = 0, 0  # negatives of a pair, at most; negatives that are their own document
 
     def use(self, names: Sequence[str], where: str) -> list[str]:
         """Return which of a table's columns are read."""
@@ -166,21 +166,6 @@ class Rows:
         if said:
             self.say("; ".join(said))
         return table
-
-
-class PairRows(Rows):
-    """Reads pairs. By their labels it tells the right ones, and makes hard negatives of the others.
-
-    Args:
-        min_score: Least score of a right pair; None for labels of 0 and 1.
-        *args: As for :class:`Rows`.
-    """
-
-    def __init__(self, min_score: float | None, *args: Any) -> None:
-        super().__init__(*args)
-        self.min_score = min_score
-        self.labels = Counter[float | str | None]()
-        self.most, self.own = 0, 0
 
     def pairs(self, records: Records) -> Dataset:
         """Return columns ``query``, ``document`` and ``negative_1`` … ``negative_n``, "" where a pair has fewer.

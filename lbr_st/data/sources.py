@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.beir import beir_pairs, beir_texts
-from lbr_st.data.columns import PairRows, Rows, find_pair, find_text
+from lbr_st.data.columns import Rows, find_columns
 from lbr_st.data.csv_files import read_csv_records
 from lbr_st.data.lines import Records, kind_of, read_json_records
 from lbr_st.errors import LBRError
@@ -53,7 +53,7 @@ def read_texts(
     """
     if Path(source).is_dir():
         return _not_empty(beir_texts(_beir(source)), source)
-    rows = Rows(_name(source), partial(find_text, text=column), bad_rows, say)
+    rows = Rows(_name(source), partial(find_columns, document=column), bad_rows, say)
     return _not_empty(rows.texts(_records(source, split, rows.use)), source)
 
 
@@ -92,8 +92,8 @@ def read_pairs(
         raise LBRError(what, where=str(source), fix="Name different columns.")
     if Path(source).is_dir():
         return _not_empty(beir_pairs(_beir(source), split), source)
-    find = partial(find_pair, query=query_column, document=document_column)
-    rows = PairRows(min_score, _name(source), find, bad_rows, say)
+    find = partial(find_columns, query=query_column, document=document_column)
+    rows = Rows(_name(source), find, bad_rows, say, min_score)
     return _not_empty(rows.pairs(_records(source, split, rows.use)), source)
 
 

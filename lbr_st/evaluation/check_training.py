@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.data.beir import RetrievalSet
-from lbr_st.data.columns import find_pair
+from lbr_st.data.columns import find_columns
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.lines import BadRow
@@ -115,7 +115,7 @@ def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequen
     else:
         names, has_pairs = column_names(source, config.split), True
         try:
-            find_pair(names, str(source), query=query, document=document)
+            find_columns(names, str(source), query=query, document=document)
         except BadRow as missing:
             has_pairs, single = False, {**single, "query": query, "document": document}
             if not set(names) & set(single.values()):
