@@ -205,8 +205,7 @@ def compare(
     """Compare systems with the first, task by task: better, worse, or not distinguishable.
 
     Args:
-        system: The reference, then what to compare with it: their folders, or names as in the tables, with @REVISION
-            where needed.
+        system: The reference, then what to compare with it: folders, or names as in the tables (with @REVISION).
         results: Folders that lbr-st evaluate wrote; the latest score of a system and task counts.
         output: Folder for the comparison.
         tasks: Compare on these tasks only.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -202,50 +201,32 @@ def without_place(name: str) -> str:
 
 UNTRAINED, LOCAL = "untrained:", "local:"
 """Before a base that is scored as it is, and before the name of what only the machine of a published recipe has."""
+NO_HUB_ID = ("/", "./", "../", "~", LOCAL)
+"""What begins a name that no hub has, even if nothing is there."""
 
 
-def published(name: str) -> str:
+def published(name: str, known: Collection[str] = ()) -> str:
     """Return what others may read of a file, a folder or a hub id, such that no hub is asked for what was local.
 
-    A path that leads out of the current folder becomes ``local:NAME@sha256:DIGEST``, or ``local:NAME`` if it is missing
-    by now. A folder below the current one gets ``./`` in front. What was published before stays as it is.
+    A path that leads out of the current folder becomes ``local:NAME@sha256:DIGEST``, or ``local:NAME`` if it cannot be
+    read. A folder below the current one gets ``./`` in front, unless it has one of the ``known`` names.
     """
-    if name.startswith(UNTRAINED):
-        return UNTRAINED + published(name.removeprefix(UNTRAINED))
-    path, own = Path(name), without_place(name)
-    with suppress(RuntimeError):  # the home of an unknown user
-        path = path.expanduser()
-    if own == name and not name.startswith("~") and os.path.normpath(name).split("/")[0] != "..":
-        return f"./{name}" if path.is_dir() and not name.startswith((".", "/")) else name
-    if not own.strip("/~"):  # the whole disk, or a home
-        return name
-    if own in (name, ".."):
-        own = path.name if path.name != ".." else path.resolve().name
-    digest = digest_of(path)
-    return f"{LOCAL}{own}@sha256:{digest}" if digest else f"{LOCAL}{own}"
+    own = name.removeprefix(UNTRAINED)
+    kind, path = name.removesuffix(own), Path(os.path.normpath(Path(own).expanduser()))
+    if str(path).startswith(("/", "..")):
+        with suppress(OSError):
+            return f"{kind}{LOCAL}{path.name}@sha256:{digest_of(path)}"
+        return f"{kind}{LOCAL}{path.name}"
+    return f"{kind}./{own}" if path.is_dir() and own not in known and own[:1] != "." else without_place(name)
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's list of files as ``sha256sum`` prints it; "" without either."""
-    try:
-        if not path.is_dir():
-            return sha256_of(path) if path.is_file() else ""
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
-        listed = "".join(f"{sha256_of(files[name])}  {name}\n" for name in sorted(files))
-        return hashlib.sha256(os.fsencode(listed)).hexdigest()
-    except OSError:  # it may not be read any more
-        return ""
-
-
-def local_name(name: str) -> str | None:
-    """Return the plain name in what :func:`published` made of a path that only its machine has; None for all else."""
-    found = re.fullmatch(rf"(?:{UNTRAINED})?{LOCAL}(.+?)(?:@sha256:[0-9a-f]{{64}})?", name)
-    return found[1] if found else None
-
-
-def is_place(name: str) -> bool:
-    """Tell whether a name can only be a path, even of something missing, or is one that :func:`published` marked."""
-    return name.startswith(("/", "./", "../", "~", LOCAL))
+    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files, sorted by name."""
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(filter(Path.is_file, path.rglob("*")), key=str)
+    listed = "".join(f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()
 
 
 def command_line() -> str:

@@ -23,7 +23,7 @@ from lbr_st.model.load import load_by_name, load_model, mean_pooling
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import DATA_PLACES, PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe
+from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import PROVENANCE, RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
@@ -63,7 +63,7 @@ def run(
     """
     start, output = time.monotonic(), Path(output)
     refuse_nameless(output)
-    refuse_unpublished(recipe, PLACES if recipe.evaluate.enabled else ("model.base", *DATA_PLACES))
+    refuse_unpublished(recipe, PLACES if recipe.evaluate.enabled else PLACES[:-1])
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     with _alone(recipe, output, work, overwrite=overwrite):
         data = first_alone(lambda: prepare(recipe, work / DATA))
@@ -100,7 +100,6 @@ def run(
 
 def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
     """Run stage 1 alone. ``output`` is a training model with its recipe, ``<output>-data`` what it read."""
-    refuse_unpublished(recipe, ("model.base", *DATA_PLACES))
     _single(recipe, Path(output), overwrite, lambda data, folder: _learn(recipe, data, folder), generative=True)
 
 
@@ -111,7 +110,6 @@ def run_represent(recipe: Recipe, model: str | None, output: str | Path, *, over
         start = load_model(model, quantize=recipe.model.quantize) if model else None
         _represent(recipe, data, start, folder)
 
-    refuse_unpublished(recipe, DATA_PLACES if model else ("model.base", *DATA_PLACES))
     _single(recipe, Path(output), overwrite, stage, generative=False)
 
 

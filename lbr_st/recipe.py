@@ -5,7 +5,7 @@ The docstrings of the sections are also the command line's help. Importing this 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
@@ -15,7 +15,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from lbr_st.errors import LBRError
-from lbr_st.files import local_name, published, write_whole
+from lbr_st.files import LOCAL, UNTRAINED, published, write_whole
 from lbr_st.recipe_arguments import (
     FiniteFloat,
     Fraction,
@@ -402,22 +402,19 @@ DATA_PLACES = ("data.source", "data.texts", "data.pairs")
 PLACES = ("model.base", *DATA_PLACES, "evaluate.beside")
 
 
-def recipe_without_places(recipe: Recipe, known: Mapping[str, Collection[str]] | None = None) -> Recipe:
-    """Return the recipe as a release states it: :func:`lbr_st.files.published` names of files, without their places.
-
-    ``known`` gives, by key, the names that mean no folder, even where there is one.
-    """
+def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:
+    """Return the recipe as a release states it: with :func:`lbr_st.files.published` in place of each name."""
     made = deepcopy(recipe)
     for key in PLACES:
-        if (name := recipe.flat()[key]) and name not in (known or {}).get(key, ()):
-            made.put(key, published(name))
+        if name := recipe.flat()[key]:
+            made.put(key, published(name, known))
     return made
 
 
 def refuse_unpublished(recipe: Recipe, keys: Iterable[str]) -> None:
     """Raise :class:`LBRError` if one of these keys names a file that was not published with the recipe."""
-    named = {key: local_name(str(recipe.flat()[key])) for key in keys}
-    if missing := {key: name for key, name in named.items() if name}:
+    values = {key: str(recipe.flat()[key]) for key in keys}
+    if missing := {key: value for key, value in values.items() if value.removeprefix(UNTRAINED).startswith(LOCAL)}:
         what = f"only the machine that trained this model has {' and '.join(missing.values())}."
         flags = " ".join(f"--{key} PATH" for key in missing)
         raise LBRError(what, where=", ".join(missing), fix=f"Give it, or your own: {flags}.")

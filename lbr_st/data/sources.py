@@ -12,7 +12,7 @@ from lbr_st.data.columns import Rows, find_columns
 from lbr_st.data.csv_files import read_csv_records
 from lbr_st.data.lines import Records, kind_of, read_json_records
 from lbr_st.errors import LBRError
-from lbr_st.files import is_place, notice
+from lbr_st.files import NO_HUB_ID, notice
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -115,7 +115,7 @@ def is_local(source: str | Path) -> bool:
     if kind_of(path) in READABLE or path.exists() or isinstance(source, Path):
         return True
     # Hub ids have one slash at most, and no dots before it.
-    return is_place(text) or text.count("/") > 1
+    return text.startswith(NO_HUB_ID) or text.count("/") > 1
 
 
 def _name(source: str | Path) -> str:

@@ -121,10 +121,7 @@ def evaluate_task(
     if kept is None or not _same(kept, blank):
         kept = blank
     elif kept.date and path.is_file():
-        known = replace(kept, folder=kept.folder or blank.folder)
-        if known != kept:  # an older version made it
-            write_record(record, known)
-        return replace(known, description=blank.description)
+        return replace(kept, description=blank.description)
     recorder = _Recorder(task, record, kept)
     own = task.__dict__.get("metadata")
     try:

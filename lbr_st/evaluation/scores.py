@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.statistics import mean_interval
-from lbr_st.files import UNTRAINED, write_whole
+from lbr_st.files import write_whole
 
 FORMAT = 1
 """Of the record on disk; a record of another format is not read."""
@@ -84,7 +83,7 @@ class TaskScore:
         command: The command line of that run, or "".
         versions: Package → version in that run.
         description: What the task is, such as which slice of a larger one.
-        folder: :func:`folder_of` the model; "" in older records, too. It is written only where there is one.
+        folder: :func:`hash_of_path` of the model's folder; "" for other models, and in older records.
     """
 
     model: str
@@ -180,8 +179,7 @@ def write_json(path: Path, content: object) -> None:
 
 def write_record(path: Path, score: TaskScore) -> None:
     """Write a score with everything that :func:`read_record` needs."""
-    content = {key: value for key, value in asdict(score).items() if value or key != "folder"}
-    write_json(path, {"format": FORMAT, **content})
+    write_json(path, {"format": FORMAT, **asdict(score)})
 
 
 def read_record(path: Path) -> TaskScore | None:
@@ -211,14 +209,9 @@ def latest(scores: Iterable[TaskScore]) -> list[TaskScore]:
     return list(kept.values())
 
 
-def folder_of(model: str) -> str:
-    """Return 12 hexadecimal digits that stand for a model's folder or an untrained base; "" for a model of the hub."""
-    kind = UNTRAINED if model.startswith(UNTRAINED) else ""
-    place = Path(model.removeprefix(kind))
-    if not (kind or place.is_dir()):
-        return ""
-    where = place.resolve() if place.is_dir() else place
-    return hashlib.sha256(os.fsencode(f"{kind}{where}")).hexdigest()[:12]
+def hash_of_path(path: str) -> str:
+    """Return 12 hexadecimal digits that stand for a place on this machine, without telling it."""
+    return hashlib.sha256(bytes(Path(path).resolve())).hexdigest()[:12]
 
 
 def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
@@ -230,31 +223,25 @@ def find_system(scores: Iterable[TaskScore], name: str) -> list[TaskScore]:
     Raises:
         LBRError: No system has this name, or several do.
     """
-    scores = list(scores)
-    wanted, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
+    scores, folder = list(scores), hash_of_path(name)
+    if own := [score for score in scores if score.folder == folder]:
+        name = max(own, key=lambda score: score.date).model
+        scores = [score for score in scores if score.folder in ("", folder)]
+    wanted, _, revision = name.partition("@")
     found = [score for score in scores if score.revision.startswith(revision)]
-    own = folder_of(wanted)
-    is_path = own or "/" in wanted
-
-    def ends(score: TaskScore) -> bool:  # what is known to be of another folder is not meant by a path
-        return score.model.partition("/")[2] == Path(wanted).name and not (is_path and score.folder)
-
-    called: tuple[Callable[[TaskScore], bool], ...] = (lambda score: score.model == wanted, ends)
-    if own and (filed := {score.model for score in found if score.folder == own}):
-        found = [score for score in found if score.model in filed and score.folder in ("", own)]
-        called = (lambda _: True,)
+    if "/" in wanted or Path(wanted).exists():  # what is known to be of another folder is not meant by a path
+        found = [score for score in found if not score.folder or wanted in (score.model, score.name)]
+    called = (lambda s: s.model == wanted, lambda s: s.model.partition("/")[2] == Path(wanted).name)
     # The model as it is comes first, then whole embeddings in other arithmetic, then anything of this name.
     ways = [[score for score in found if score.name == wanted]]
     ways += [[s for s in found if same(s) and not s.experiment] for same in called]
     ways += [[s for s in found if same(s) and not s.experiment.keys() & _PARTIAL] for same in called]
     ways += [[s for s in found if any(same(s) for same in called)]]
     matches = next(filter(None, ways), [])
-    names = sorted({score.name for score in matches})
+    several = len({score.folder for score in matches} - {""}) > 1
+    names = sorted({f"{s.name}@{s.revision[:8]}" if several else s.name for s in matches})
     if len(names) > 1:
         raise LBRError(f"{name!r} may mean {' or '.join(names)}.", fix="Give one of these names in full.")
-    if len({score.folder for score in matches} - {""}) > 1:
-        several = sorted({f"{score.model}@{score.revision[:8]}" for score in matches})
-        raise LBRError(f"{name!r} stands for several folders.", fix=f"Give a folder, or one of {', '.join(several)}.")
     if not matches:
         known = ", ".join(sorted({score.name for score in scores}))
         raise LBRError(f"there are no results of {name!r}; there are: {known}.", fix="Run `lbr-st evaluate` on it.")

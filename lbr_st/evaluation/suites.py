@@ -15,7 +15,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task
 from lbr_st.evaluation.run import evaluate_task, run_beir
 from lbr_st.evaluation.scores import TaskScore, format_tasks
-from lbr_st.evaluation.systems import load_system, truncated
+from lbr_st.evaluation.systems import load_system, name_of_folder, truncated
 from lbr_st.files import notice
 
 if TYPE_CHECKING:
@@ -333,7 +333,8 @@ def evaluate(
         planned = [task for task in planned if not task.needs_hub]
     if not planned:
         return report
-    system = load_system(model, output=output, **options)
+    options["name"] = options.get("name") or name_of_folder(model, output)
+    system = load_system(model, **options)
     systems = truncated(system, dimensions) if dimensions else [system]
     how: dict[str, Any] = {"output_folder": output, "batch_size": batch_size, "command": command}
     for one in planned:

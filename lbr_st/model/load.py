@@ -13,7 +13,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.compute import Precision, encoding_options
 from lbr_st.errors import LBRError
-from lbr_st.files import is_place
+from lbr_st.files import NO_HUB_ID
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import BASES, resolve_base
 from lbr_st.model.lora import Quantize, check_quantize, loading_options
@@ -95,7 +95,7 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
     """
-    if is_place(model) and not Path(model).exists():
+    if model.startswith(NO_HUB_ID) and not Path(model).exists():
         raise LBRError("no such folder.", where=model, fix="Give a model folder or a hub id.")
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_load_errors(model):

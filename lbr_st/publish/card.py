@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lbr_st.evaluation.scores import (
     score_from_dict,
 )
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.files import UNTRAINED, installed_versions, local_name, write_whole
+from lbr_st.files import installed_versions, without_place, write_whole
 from lbr_st.model.bases import BASES
 from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.training.model import PROVENANCE, RECIPE
@@ -43,13 +43,6 @@ CARD_FACTS = "card.json"
 PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "accelerate", "datasets", "tokenizers")
 
 Row = tuple[str, TaskScore]
-
-_NAMES: dict[str, Collection[str]] = {
-    "model.base": BASES,
-    "data.source": DOMAIN_TASKS,
-    "evaluate.beside": [UNTRAINED + base for base in BASES],
-}
-"""Names that win over a folder of the same name."""
 
 
 @dataclass
@@ -70,7 +63,7 @@ class CardInfo:
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
-            self.recipe = recipe_without_places(self.recipe, _NAMES)
+            self.recipe = recipe_without_places(self.recipe, [*BASES, *DOMAIN_TASKS])
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that neither the recipe nor the scores tell."""
@@ -89,9 +82,7 @@ def run_card(
 ) -> CardInfo:
     """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
     base = BASES.get(recipe.model.base)
-    recipe = recipe_without_places(recipe, _NAMES)
-    named = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
-    sources = [local_name(name) or name for name in named]
+    sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
     tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
     return CardInfo(
         recipe.name,
@@ -100,7 +91,7 @@ def run_card(
         licence=base.licence.lower() if base else None,
         data=licences,
         contamination=[report.to_markdown(samples=False) for report in contamination],
-        overlaps=known_overlaps(sources, tasks),
+        overlaps=known_overlaps(map(without_place, sources), tasks),
         language="en" if recipe.data.source in DOMAIN_TASKS else None,
         examples=examples,
         provenance=made,

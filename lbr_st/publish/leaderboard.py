@@ -23,7 +23,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
 from lbr_st.evaluation.systems import model_digest
-from lbr_st.files import local_name, notice, refuse_existing
+from lbr_st.files import notice, refuse_existing
 from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules
@@ -191,7 +191,7 @@ def training_sources(recipe: Recipe | None) -> list[str]:
         return []
     data = recipe.data
     named = filter(None, (data.source, *data.also, data.texts, data.pairs))
-    return list(dict.fromkeys(s if _is_hub_id(s) else local_name(s) or Path(s).name for s in named))
+    return list(dict.fromkeys(s if _is_hub_id(s) else re.sub("^local:|@sha256:.*", "", Path(s).name) for s in named))
 
 
 def tasks_of(sources: Iterable[str]) -> set[str]:

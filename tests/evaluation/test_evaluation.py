@@ -72,7 +72,7 @@ def test_a_record_of_format_1_is_read_back(tmp_path):
     [path] = tmp_path.glob("per_query/a__b/*/plane.json")
     record = json.loads(path.read_text())
     keys = "format model revision digest task task_type metric score dataset_revision asked parts experiment embed_dim"
-    assert set(record) == {*keys.split(), "seconds", "date", "command", "versions", "description"}
+    assert set(record) == {*keys.split(), "seconds", "date", "command", "versions", "description", "folder"}
     keys = "split subset num_documents ndcg_at_10 recall_at_10 recall_at_100 queries first relevant"
     assert set(record["parts"][0]) == set(keys.split())
     path.write_text(json.dumps({**record, "format": 1, "command": "as it was"}))

@@ -12,10 +12,9 @@ from task_scores import score
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.names import name_apart
-from lbr_st.evaluation.scores import RECORDS, find_system, folder_of, read_records, write_record
+from lbr_st.evaluation.scores import RECORDS, find_system, hash_of_path, read_records, write_record
 from lbr_st.evaluation.suites import evaluate, evaluate_suites, held_out
-from lbr_st.model.load import safe_name
+from lbr_st.evaluation.systems import name_of_folder
 
 TOY = RetrievalSet("toy", {f"d{n}": f"{n} of {w}" for n, w in enumerate("abcdefgh")}, {"q": "a"}, {"q": {"d0": 1}})
 
@@ -27,11 +26,10 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-def put(output, folder, name=None):
+def put(output, folder):
     """File a score as an evaluation of a folder does, and return the name that it got."""
-    Path(folder.removeprefix("untrained:")).mkdir(parents=True, exist_ok=True)
-    name = name or name_apart(folder, f"local/{safe_name(Path(folder).resolve().name)}", output)
-    own = folder_of(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    name, own = name_of_folder(folder, output), hash_of_path(folder)
     made = score(name, "toy", [0.5], folder=own, digest=own, revision=own)
     write_record(Path(output) / RECORDS / name.replace("/", "__") / made.revision / "toy.json", made)
     return name
@@ -71,19 +69,9 @@ def test_as_much_of_the_path_as_tells_them_apart(here):
     assert put("out", "y/my+model") == "local/here-y-my-model"
     assert put("out", "x/b/model") == "local/b-model"
     (here / "link").symlink_to(here / "x" / "b" / "model")
-    assert name_apart("link", "local/model", "out") == "local/b-model"
+    assert name_of_folder("link", "out") == "local/b-model"
     assert put("other", "y/b/model") == "local/model"
-    shutil.rmtree("out/per_query/local__model")
-    assert put("out", "y/b/model") == "local/y-b-model"  # it keeps the name that it has
-    assert name_apart("org/hub", "org/hub", "out") == "org/hub"
-
-
-def test_untrained_bases_of_one_name_differ_too(here):
-    default = "baseline/base-mean-pooling"
-    for model, name in {"untrained:a/base": default, "untrained:b/base": "baseline/b-base-mean-pooling"}.items():
-        put("out", model, name_apart(model, default, "out"))
-        assert find_system(read_records("out"), model)[0].model == name
-    assert name_apart("untrained:org/base", default, "out") == "baseline/org-base-mean-pooling"
+    assert name_of_folder("org/hub", "out") is None
 
 
 def test_a_folder_means_its_own_scores(here):
@@ -96,8 +84,10 @@ def test_a_folder_means_its_own_scores(here):
     put("out", "b/model@1")
     for word, name in {"a/model": "model", "b/model": "b-model", f"{here}/b/model/": "b-model"}.items():
         assert {s.model for s in find_system(read_records("out"), word)} == {f"local/{name}"}
-    for word in ("model", "local/model", f"local/model@{folder_of('a/model')}"):
+    for word in ("model", "local/model", f"local/model@{hash_of_path('a/model')}"):
         assert find_system(read_records("out"), word) == find_system(read_records("out"), "a/model")
+    shutil.rmtree("b/model")  # its scores are still its own
+    assert find_system(read_records("out"), "b/model")[0].model == "local/b-model"
     assert find_system(read_records("out"), "b/model@1")[0].model == "local/model-1"
 
 
@@ -109,8 +99,6 @@ def test_older_records_and_two_outputs(here):
     put("other", "b/model")
     both = read_records("out") + read_records("other")
     assert find_system(both, "b/model") == read_records("other")
-    with pytest.raises(
-        LBRError, match=r"'model' stands for several folders\. Give a folder, or one of local/model@\w{8}, "
-    ):
+    with pytest.raises(LBRError, match=r"'model' may mean local/model@\w{8} or local/model@\w{8}\."):
         find_system(both, "model")
-    assert find_system(both, f"local/model@{folder_of('b/model')[:8]}") == read_records("other")
+    assert find_system(both, f"local/model@{hash_of_path('b/model')[:8]}") == read_records("other")
