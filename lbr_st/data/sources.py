@@ -36,8 +36,8 @@ def read_texts(
     """Return domain text as a dataset with the one column ``text``.
 
     It is memory-mapped and may be larger than memory: what is read is written as Arrow to the system's temporary
-    folder (``TMPDIR``) until the program ends. Only a ``.json`` file with one array is held in memory once. A column
-    ``title`` is put before the text, as in BEIR's corpora.
+    folder (``TMPDIR``) until the program ends. Only a ``.json`` file with one array is held in memory once. A title is
+    put before its text, as in BEIR's corpora.
 
     Args:
         source: A file (:data:`READABLE`, also packed as ``.gz``), a BEIR folder (its documents, without empty ones), or
@@ -51,10 +51,8 @@ def read_texts(
         LBRError: The source is missing or cannot be reached, lacks the column, or holds no or empty texts; the
             message names the file, the line or row, and the column.
     """
-    if Path(source).is_dir():
-        return _not_empty(beir_texts(_beir(source)), source)
     rows = Rows(_name(source), partial(find_columns, document=column), bad_rows, say)
-    return _not_empty(rows.texts(_records(source, split, rows.use)), source)
+    return _read(source, split, beir_texts, rows.use, rows.texts)
 
 
 def read_pairs(
@@ -79,8 +77,7 @@ def read_pairs(
         query_column: The column that holds the query.
         document_column: The column that holds a document that answers it.
         split: The split of a hub dataset or a BEIR folder.
-        min_score: Least score of a right pair, where a label or score has more values than 0 and 1; others are left
-            out.
+        min_score: Least score of a right pair, where labels have more values than 0 and 1; others are left out.
         bad_rows: As for :func:`read_texts`.
         say: As for :func:`read_texts`.
 
@@ -90,11 +87,9 @@ def read_pairs(
     if query_column == document_column:
         what = f"a column is named twice: {query_column}."
         raise LBRError(what, where=str(source), fix="Name different columns.")
-    if Path(source).is_dir():
-        return _not_empty(beir_pairs(_beir(source), split), source)
     find = partial(find_columns, query=query_column, document=document_column)
     rows = Rows(_name(source), find, bad_rows, say, min_score)
-    return _not_empty(rows.pairs(_records(source, split, rows.use)), source)
+    return _read(source, split, lambda folder: beir_pairs(folder, split, say), rows.use, rows.pairs)
 
 
 def column_names(source: str | Path, split: str = "train") -> list[str]:
@@ -122,13 +117,17 @@ def _name(source: str | Path) -> str:
     return Path(source).name if is_local(source) else str(source)
 
 
-def _beir(folder: str | Path) -> Path:
-    if not (Path(folder) / "corpus.jsonl").is_file():
-        raise LBRError("no corpus.jsonl in this folder.", where=str(folder), fix="Give a BEIR folder, or one file.")
-    return Path(folder)
-
-
-def _not_empty(table: Dataset, source: str | Path) -> Dataset:
+def _read(
+    source: str | Path,
+    split: str,
+    read_folder: Callable[[Path], Dataset],
+    use: Use,
+    read_rows: Callable[[Records], Dataset],
+) -> Dataset:
+    path = Path(source)
+    if path.is_dir() and not (path / "corpus.jsonl").is_file():
+        raise LBRError("no corpus.jsonl in this folder.", where=str(path), fix="Give a BEIR folder, or one file.")
+    table = read_folder(path) if path.is_dir() else read_rows(_records(source, split, use))
     if not len(table):
         raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
     return table

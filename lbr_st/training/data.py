@@ -229,10 +229,8 @@ def _read_own(
         if len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
             pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
         if test is None:
-            say(
-                f"{_short(source)}: no pairs can be held out, so nothing is evaluated: they are fewer than "
-                f"{FEWEST_PAIRS_TO_HOLD_OUT}, or most share a query or a document."
-            )
+            why = f"they are fewer than {FEWEST_PAIRS_TO_HOLD_OUT}, or most share a query or a document"
+            say(f"{_short(source)}: no pairs can be held out, so nothing is evaluated: {why}.")
     return pairs, texts, test, dev if config.split != "dev" else None
 
 
@@ -262,8 +260,8 @@ def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: Ev
 
 
 def _text_columns(rows: Dataset) -> list[str]:
-    names = rows.column_names
-    return [name for name in names if name != "side" and name not in negative_columns(names)]  # the side of a record
+    others = {"side", *negative_columns(rows.column_names)}  # the side of a record
+    return [name for name in rows.column_names if name not in others]
 
 
 def _short(source: str) -> str:
@@ -314,9 +312,8 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
             else:
                 rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
             reports.append(report)
-            if recipe.data.contamination != "report" and (names := negative_columns(rows.column_names)):
-                found = evaluation.check({column: rows[column] for column in names}).harmful
-                rows = _without_negatives(rows, {column: set(found[column]) for column in names if column in found})
+            if recipe.data.contamination != "report" and negative_columns(rows.column_names):
+                rows = _without_negatives(rows, evaluation)
         kept.append((kind, rows))
         if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
@@ -343,16 +340,18 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
     return rows.select(np.delete(np.arange(len(rows)), harmful))
 
 
-def _without_negatives(rows: Dataset, repeats: Mapping[str, set[int]]) -> Dataset:
-    """Return pairs without those negatives that repeat evaluation texts: column → the numbers of their rows."""
-    if not repeats:
-        return rows
+def _without_negatives(rows: Dataset, evaluation: ContaminationCheck) -> Dataset:
+    """Return pairs without those of their negatives that repeat evaluation texts."""
     names = negative_columns(rows.column_names)
-    notice(f"Left out {sum(map(len, repeats.values())):,} hard negatives that repeat evaluation texts.")
+    found = evaluation.check({name: rows[name] for name in names}).harmful
+    if not found:
+        return rows
+    notice(f"Left out {sum(map(len, found.values())):,} hard negatives that repeat evaluation texts.")
+    harmful = {(name, number) for name in found for number in found[name]}
 
     def without() -> Iterator[dict[str, str]]:
         for number, row in enumerate(rows):
-            stay = [row[name] for name in names if row[name] and number not in repeats.get(name, ())]
+            stay = [row[name] for name in names if row[name] and (name, number) not in harmful]
             yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
 
     return write_rows(without(), rows.column_names)
