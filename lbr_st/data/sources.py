@@ -93,7 +93,7 @@ def read_pairs(
         what = f"a column is named twice: {query_column}."
         raise LBRError(what, where=str(source), fix="Name different columns.")
     if path.is_dir():
-        return _not_empty(beir_pairs(_beir(path), split), source)
+        return _not_empty(beir_pairs(_beir(path), split, min_score=min_score, say=say), source)
     find = partial(find_pair, query=query_column, document=document_column)
     rows = PairRows(min_score, _name(source), find, bad_rows, say)
     return _not_empty(rows.pairs(_records(source, split, rows.use)), source)
