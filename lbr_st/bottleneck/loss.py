@@ -24,7 +24,6 @@ from lbr_st.compute import in_forward_of, unwrapped
 from lbr_st.errors import LBRError
 from lbr_st.model.mask import Segment
 from lbr_st.model.nll import Head, nll_each, nll_sum
-from lbr_st.model.prompts import open_with_prompt
 
 CITATION = """@article{liang2026learn,
   archiveprefix = {arXiv},
@@ -75,8 +74,7 @@ class IBGenerativeLoss(nn.Module):
     Requirements:
         1. A model with a :class:`~lbr_st.model.backbone.CausalBackbone` and a
            :class:`~lbr_st.model.pooler.BottleneckPooler`.
-        2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them. Targets have
-           none, which tells the two columns apart.
+        2. Contexts with the prompt that ``encode_query`` or ``encode_document`` will put before them.
         3. A target in every row. With ``bottleneck="none"`` it may be empty: the context is then a whole text, learnt
            once, with <eos> as its only target token. :func:`lbr_st.learn` gives texts to reconstruct in this form.
 
@@ -105,7 +103,7 @@ class IBGenerativeLoss(nn.Module):
 
     Raises:
         LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens, a context or
-            target is empty, or the columns are swapped.
+            target is empty, or the first batch has the model's prompts in the second column and not in the first.
 
     Example:
         ::
@@ -146,8 +144,8 @@ class IBGenerativeLoss(nn.Module):
         self.packed = packed
         self.shared_counts: dict[str, float] | None = None
         """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
-        self._seen = False  # the first batch, where the columns' order is checked
         self._check_options()
+        vars(unwrapped(model))["prompts_checked"] = None  # which is done for the first batch of each loss
         backbone, pooler = backbone_of(model), pooler_of(model)
         if bottleneck != "none":
             require_bottleneck(model)
@@ -238,12 +236,6 @@ class IBGenerativeLoss(nn.Module):
             what = f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}."
             raise LBRError(what, fix='Select them: dataset.select_columns(["context", "target"]).')
         contexts, features = columns
-        if not self._seen:
-            model = unwrapped(self.model)
-            if all(open_with_prompt(model, features)) and not any(open_with_prompt(model, contexts)):
-                what = "the second column opens with the model's prompts and the first does not: they are swapped."
-                raise LBRError(what, fix='Order them: dataset.select_columns(["context", "target"]).')
-            self._seen = True
         whole = contexts if self.bottleneck == "none" else None
         backbone = backbone_of(self.model)
         return contexts, targets_of(backbone, features, max_tokens=self.max_target_tokens, contexts=whole)

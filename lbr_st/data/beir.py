@@ -6,13 +6,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lbr_st.data.lines import ROWS, check_characters, read_json_records, read_lines, refuse_missing, write_rows
+from lbr_st.data.lines import (
+    ROWS,
+    check_characters,
+    check_text,
+    read_json_records,
+    read_lines,
+    refuse_missing,
+    write_rows,
+)
 from lbr_st.data.texts import digest
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
@@ -20,18 +27,10 @@ from lbr_st.files import notice
 if TYPE_CHECKING:
     from datasets import Dataset
 
-IDS = {
-    "corpus": ("_id", "id", "doc_id", "docid", "document_id", "corpus_id", "corpus-id", "pid"),
-    "queries": ("_id", "id", "query_id", "queryid", "query-id", "qid"),
-}
-"""File → the names that its ids may have; of several in a row the first here counts."""
-JUDGED = {
-    "query": "quer|qid|topic|question",
-    "document": "corpus|doc|pid|passage",
-    "score": "score|rel|label|judg|grade",
-}
-"""Column of judgements → what its name in a header has in it."""
-UNKNOWN = "judgements of unknown queries"
+IDS = ("_id", "id", "doc_id", "docid", "query_id", "qid")
+"""Columns that may hold the ids of texts; of several in a row the first here counts."""
+JUDGED = ("quer|qid|topic", "corpus|doc|pid|passage", "score|rel|label|grade")
+"""What a header has in its names for the columns of judgements: query, document and score."""
 
 
 def stable_order(items: Iterable[str], seed: int) -> list[str]:
@@ -133,14 +132,16 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     """
     folder = Path(folder)
     counts: Counter[str] = Counter()
-    queries, qrels = _judged(folder, split, counts)
+    path = _qrels_file(folder, split)
     corpus = dict(_documents(folder, counts))
-    _missing(folder, qrels, corpus)
+    queries = dict(_by_id(folder / "queries.jsonl", ["text"], counts))
+    qrels = _read_qrels(path, queries, counts)
+    if corpus.keys().isdisjoint(document for documents in qrels.values() for document in documents):
+        raise LBRError("no judged document is in the corpus.", where=str(path), fix="Use the same ids in both files.")
     judged = {query: text for query, text in queries.items() if query in qrels}
     known = set(judged)
     if len(judged) < len(queries):
-        others = (folder / "qrels").glob("*.tsv")
-        known.update(fields[0] for other in others for _, _, fields in _judgements(other))
+        known.update(fields[0] for other in path.parent.glob("*.tsv") for _, _, fields in _judgements(other))
     counts["queries that no split judges"] = sum(query not in known for query in queries)
     return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=_counted(counts))
 
@@ -150,21 +151,26 @@ def beir_texts(folder: Path) -> Dataset:
     return write_rows(({"text": text} for _, text in _documents(folder, Counter()) if text), ("text",))
 
 
-def beir_pairs(folder: Path, split: str, say: Callable[[str], None] = notice) -> Dataset:
+def beir_pairs(
+    folder: Path, split: str, *, min_score: float | None = None, say: Callable[[str], None] = notice
+) -> Dataset:
     """Return ``query`` and ``document`` of each judgement above 0 whose document is not empty, query by query.
 
-    ``say`` is told what was left out. Texts of documents are never in memory together; the ids are.
+    Judgements below ``min_score`` are no pairs either. ``say`` is told what was left out. Texts of documents are never
+    in memory together; the ids are.
     """
     counts: Counter[str] = Counter()
-    queries, qrels = _judged(folder, split, counts)
+    path = _qrels_file(folder, split)
     corpus = write_rows(({"id": key, "text": text} for key, text in _documents(folder, counts)), ("id", "text"))
     row_of = {key: row for row, key in enumerate(corpus["id"][:])}
-    counts["judgements of missing documents"] = _missing(folder, qrels, row_of)
-    known = ((query, key) for query, of in qrels.items() for key, grade in of.items() if grade > 0 and key in row_of)
-    judged = [(queries[query], row_of[key]) for query, key in known]
-    if left_out := _counted(counts):
-        listed = ", ".join(f"{count:,} {what}" for what, count in left_out.items())
-        say(f"{folder.resolve().name}, {split}: left out {listed}.")
+    queries = dict(_by_id(folder / "queries.jsonl", ["text"], counts))
+    qrels = _read_qrels(path, queries, counts)
+    least = max(1, min_score or 1)
+    right = [(queries[query], key) for query, of in qrels.items() for key, grade in of.items() if grade >= least]
+    judged = [(query, row_of[key]) for query, key in right if key in row_of]
+    counts["judgements of missing documents"] = len(right) - len(judged)
+    if left_out := ", ".join(f"{count:,} {what}" for what, count in _counted(counts).items()):
+        say(f"{folder.resolve().name}, {split}: left out {left_out}.")
 
     def pairs() -> Iterator[dict[str, str]]:
         for start in range(0, len(judged), ROWS):
@@ -181,7 +187,7 @@ def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield id and ``"title text"`` of each document. Empty ones stay, as published corpora hold some."""
     path = folder / "corpus.jsonl"
     what = "the corpus is empty."
-    for key, text in _by_id(path, ("title", "text"), counts, "documents written twice"):
+    for key, text in _by_id(path, ["title", "text"], counts):
         document = text.strip()
         what = what and ("" if document else "no document has a text.")
         yield key, document
@@ -189,45 +195,28 @@ def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:
         raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
 
 
-def _by_id(path: Path, names: Sequence[str], counts: Counter[str], twice: str) -> Iterator[tuple[str, str]]:
-    """Yield id and text of each row of a JSON-lines file; a row that repeats another is only counted."""
+def _by_id(path: Path, columns: list[str], counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Yield id and text of each row of a JSON-lines file. A row that repeats another is only counted."""
     known: dict[str, int] = {}  # digests, as the texts of a corpus may not fit in memory
     for where, item in read_json_records(path):
-        key = _id(item, where, IDS[path.stem])
-        if names[0] not in item:
-            refuse_missing(["text"], item, where)
-        texts = ["" if item.get(name) is None else item[name] for name in names]
+        name = next((name for name in IDS if name in item), "_id")
+        if type(item.get(name)) is int:
+            item[name] = str(item[name])
+        refuse_missing([name, *([] if columns[0] in item else ["text"])], item, where)
+        check_text(item[name], where, f"the value of {name!r}")
+        texts = [item[column] for column in columns if item.get(column)]
         if not all(isinstance(text, str) for text in texts):
-            raise LBRError(f"{' and '.join(names)} must be text.", where=where, fix="Make each a string.")
-        text = " ".join(texts)
+            raise LBRError(f"{' and '.join(columns)} must be text.", where=where, fix="Make each a string.")
+        key, text = item[name], " ".join(texts)
         check_characters(text, where, "the text")
-        new = digest(text.strip())
         if key not in known:
-            known[key] = new
+            known[key] = digest(text)
             yield key, text
-        elif known[key] == new:
-            counts[twice] += 1
+        elif known[key] == digest(text):
+            counts[f"rows of {path.name} that repeat another"] += 1
         else:
-            what = f"the id {key!r} comes twice; first in line {_line_of(path, key)}, with another text."
+            what = f"the id {key!r} comes twice, with different texts."
             raise LBRError(what, where=where, fix="Give each its own id, or drop one of the two.")
-
-
-def _id(item: Mapping[str, Any], where: str, names: Iterable[str]) -> str:
-    """Return the id of a row, a number as its digits."""
-    name = next((name for name in names if name in item), "_id")
-    refuse_missing([name], item, where)
-    value = str(item[name]) if type(item[name]) is int else item[name]
-    if not isinstance(value, str) or not value.strip():
-        fix = "Make it a string that is not empty, or a whole number."
-        raise LBRError(f"the value of {name!r} is no id: {value!r}.", where=where, fix=fix)
-    check_characters(value, where, f"the value of {name!r}")
-    return value
-
-
-def _line_of(path: Path, key: str) -> str:
-    """Return the number of the line that has an id first. Only errors ask, so none is remembered."""
-    records = read_json_records(path)
-    return next(where.rpartition(" ")[2] for where, item in records if _id(item, where, IDS[path.stem]) == key)
 
 
 def _qrels_file(folder: Path, split: str) -> Path:
@@ -240,32 +229,22 @@ def _qrels_file(folder: Path, split: str) -> Path:
     return path
 
 
-def _judged(folder: Path, split: str, counts: Counter[str]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
-    """Return all queries, and a split's judgements of them. Only queries that it does not judge may be empty."""
-    path, source = _qrels_file(folder, split), folder / "queries.jsonl"
-    queries = dict(_by_id(source, ["text"], counts, "queries written twice"))
-    if not queries:
-        raise LBRError("there are no queries.", where=str(source), fix="Add at least one.")
-    qrels = _read_qrels(path, queries, counts)
-    for query in qrels:
-        if not queries[query].strip():
-            where = f"{source}, line {_line_of(source, query)}"
-            raise LBRError("the value of 'text' is empty, and the query is judged.", where=where, fix="Fill it in.")
-    return queries, qrels
-
-
-def _read_qrels(path: Path, queries: Container[str], counts: Counter[str]) -> dict[str, dict[str, int]]:
+def _read_qrels(path: Path, queries: Mapping[str, str], counts: Counter[str]) -> dict[str, dict[str, int]]:
     """Return the judgements of known queries. Those of unknown queries and repeated ones are counted."""
     qrels: dict[str, dict[str, int]] = {}
     for where, line, fields in _judgements(path):
-        grade = _number(fields[-1]) if all(fields) else None
-        if grade is None or not grade.is_integer():
+        try:
+            query, document, score = filter(None, fields)
+            grade = int(re.sub(r"\.0+$", "", score))
+        except ValueError as error:
             fix = "Write query id, document id and a whole number, with tabs between."
-            raise LBRError(f"not a judgement: {line!r}.", where=where, fix=fix)
-        query, document, grade = fields[0], fields[1], int(grade)
+            raise LBRError(f"not a judgement: {line!r}.", where=where, fix=fix) from error
         if query not in queries:
-            counts[UNKNOWN] += 1
+            counts["judgements of unknown queries"] += 1
             continue
+        if not queries[query].strip():
+            what = f"the query {query!r} is judged, but has no text."
+            raise LBRError(what, where=where, fix="Fill it in, or drop this line.")
         judged = qrels.setdefault(query, {})
         if judged.get(document, grade) != grade:
             what = f"query {query!r} and document {document!r} are judged {grade} here and {judged[document]} before."
@@ -273,44 +252,24 @@ def _read_qrels(path: Path, queries: Container[str], counts: Counter[str]) -> di
         counts["judgements written twice"] += document in judged
         judged[document] = grade
     if not qrels:
-        what, fix = "there are no judgements.", "Add at least one."
-        if counts[UNKNOWN]:
-            what = f"no judgement names a query of queries.jsonl; the last names {query!r}."
-            fix = "Use the same ids in both files."
-        raise LBRError(what, where=str(path), fix=fix)
+        fix = "Add at least one, and use the same ids in both files."
+        raise LBRError("there are no judgements of queries in queries.jsonl.", where=str(path), fix=fix)
     return qrels
 
 
 def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield ``(where, line, [query, document, score])``; the three are empty where a line has other columns."""
-    places = {3: [0, 1, 2], 4: [0, 2, 3]}  # BEIR's columns, and TREC's with the iteration
-    first = True
-    for number, line in read_lines(path):
+    """Yield ``(where, line, [query, document, score])``; the list is longer or shorter where a line is wrong."""
+    places = {4: [0, 2, 3]}  # TREC's columns, without the iteration
+    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    for row, (number, line) in enumerate(lines):
         fields = line.split("\t") if "\t" in line else line.split()
-        if first and len(fields) > 2 and _number(fields[-1]) is None:
-            names = [name.lower() for name in fields]
-            kinds = ["".join(kind for kind, has in JUDGED.items() if re.search(has, name)) for name in names]
-            if all(kinds.count(kind) == 1 for kind in JUDGED):
-                places[len(fields)] = [kinds.index(kind) for kind in JUDGED]
-        elif line.strip():
-            found = places.get(len(fields))
-            yield f"{path}, line {number}", line, [fields[place] for place in found] if found else [""] * 3
-        first = first and not line.strip()
-
-
-def _number(score: str) -> float | None:
-    with suppress(ValueError):
-        return float(score)
-    return None
-
-
-def _missing(folder: Path, qrels: Mapping[str, Iterable[str]], corpus: Container[str]) -> int:
-    """Return how many judgements name a document that the corpus lacks, and raise if all do."""
-    missing = [document not in corpus for judged in qrels.values() for document in judged]
-    if all(missing):
-        fix = "Use the same ids in both files."
-        raise LBRError("no judged document is in corpus.jsonl.", where=str(folder), fix=fix)
-    return sum(missing)
+        # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.
+        if row == 0 and len(fields) > 2 and not re.match(r"[-+.]?\d", fields[-1]):
+            found = [[n for n, name in enumerate(fields) if re.search(has, name, re.IGNORECASE)] for has in JUDGED]
+            if all(len(one) == 1 for one in found):
+                places[len(fields)] = [one[0] for one in found]
+        else:
+            yield f"{path}, line {number}", line, [fields[n] for n in places.get(len(fields), range(len(fields)))]
 
 
 def _counted(counts: Mapping[str, int]) -> dict[str, int]:

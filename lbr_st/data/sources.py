@@ -89,7 +89,8 @@ def read_pairs(
         raise LBRError(what, where=str(source), fix="Name different columns.")
     find = partial(find_columns, query=query_column, document=document_column)
     rows = Rows(_name(source), find, bad_rows, say, min_score)
-    return _read(source, split, lambda folder: beir_pairs(folder, split, say), rows.use, rows.pairs)
+    beir = partial(beir_pairs, split=split, min_score=min_score, say=say)
+    return _read(source, split, beir, rows.use, rows.pairs)
 
 
 def column_names(source: str | Path, split: str = "train") -> list[str]:

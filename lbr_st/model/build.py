@@ -15,7 +15,7 @@ from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import resolve_base
 from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
-from lbr_st.model.prompts import PromptCheck
+from lbr_st.model.prompts import check_prompts
 from lbr_st.model.safe import explain_load_errors
 
 TokenInit = Literal["mean", "eos", "random"]
@@ -61,8 +61,7 @@ def build_model(
         model_kwargs: For ``AutoModelForCausalLM.from_pretrained``, such as ``attn_implementation``.
 
     Returns:
-        A :class:`~sentence_transformers.SentenceTransformer` to train with and to ``release``. It warns once when it is
-        trained on texts without its prompts.
+        The model, to train with and to ``release``. It warns once when it is trained on texts without its prompts.
 
     Raises:
         LBRError: k < 0; the base is not a causal LM, has an unknown head, already has bottleneck tokens or has no room
@@ -105,7 +104,7 @@ def build_model(
         similarity_fn_name="cosine",
         device=device,
     )
-    model.register_forward_pre_hook(PromptCheck())
+    model.register_forward_pre_hook(check_prompts)
     return model
 
 

@@ -18,7 +18,7 @@ from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import BASES, resolve_base
 from lbr_st.model.lora import Quantize, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
-from lbr_st.model.prompts import PromptCheck
+from lbr_st.model.prompts import check_prompts
 from lbr_st.model.safe import (
     TRAINING_CLASSES,
     explain_load_errors,
@@ -66,10 +66,9 @@ def load_model(
             for part, place in parts
         ]
         names = ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim")
-        options = {name: settings.get(name) for name in names}
-        model = SentenceTransformer(modules=modules, device=device, **options)
-    model.register_forward_pre_hook(PromptCheck())
-    return model
+        model = SentenceTransformer(modules=modules, device=device, **{name: settings.get(name) for name in names})
+        model.register_forward_pre_hook(check_prompts)
+        return model
 
 
 def _parts_of(folder: Path) -> list[tuple[str, str]]:

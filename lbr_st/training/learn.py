@@ -66,9 +66,8 @@ def learn(
             lbr_st.learn(model, pairs, LearnConfig(max_steps=200), output_dir="run/learn")
     """
     start_processes()
-    for where, given in (("pairs", pairs), ("held_out", held_out)):
-        if given is not None:
-            refuse_missing(["context", "target"], given.column_names, where)
+    for where, given in (("pairs", pairs), ("held_out", held_out or pairs)):
+        refuse_missing(["context", "target"], given.column_names, where)
     config = config or LearnConfig()
     loss = IBGenerativeLoss(
         model,

@@ -46,8 +46,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 
             loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=4096)
             args = SentenceTransformerTrainingArguments("run", prompts=model.prompts)
-            trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
-            trainer.train()
+            SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss).train()
     """
 
     def __init__(

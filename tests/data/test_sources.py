@@ -143,13 +143,17 @@ def test_beir_folder_is_read_from_disk_and_its_errors_are_kept(tmp_path):
     with (folder / "corpus.jsonl").open("a") as file:
         file.write('{"_id": "d7", "text": "again"}\n')
     for read in (read_texts, read_pairs):
-        fails(lambda read=read: read(folder), "corpus.jsonl, line 1201", "'d7' comes twice; first in line 8")
+        fails(lambda read=read: read(folder), "corpus.jsonl, line 1201", "'d7' comes twice")
     write_beir({"train": task}, folder)
-    for line, what in {"q9\td9999\t1": "no judged document", "x\td9\t1": "'x'", "q9\td9\t1.5": "line 2: not a"}.items():
+    for line, what in {
+        "q9\td9999\t1": "no text in it",
+        "x\td9\t1": "no judgements of",
+        "q9\td9\t1.5": "line 2: not a",
+    }.items():
         (folder / "qrels" / "bad.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
         fails(lambda: read_pairs(folder, split="bad"), what)
     (folder / "queries.jsonl").write_text("")
-    fails(lambda: read_pairs(folder), "queries.jsonl", "no queries")
+    fails(lambda: read_pairs(folder), "no judgements of queries in queries.jsonl")
 
 
 def test_judgements_of_what_a_beir_folder_lacks_are_left_out_with_one_note(tmp_path, capsys):
@@ -163,6 +167,14 @@ def test_judgements_of_what_a_beir_folder_lacks_are_left_out_with_one_note(tmp_p
     assert capsys.readouterr().err == said
     assert read_texts(tmp_path / "beir").to_list() == [{"text": "alpha"}]
     assert not capsys.readouterr().err
+
+
+def test_least_score_of_a_beir_folders_pairs(tmp_path):
+    qrels = {"1": {"a": 2, "b": 1, "c": 0, "d": -1}}
+    task = RetrievalSet("t", {key: f"text {key}" for key in "abcd"}, {"1": "which?"}, qrels)
+    write_beir({"train": task}, tmp_path / "beir")
+    for least, documents in ((None, ["text a", "text b"]), (-1, ["text a", "text b"]), (1.5, ["text a"])):
+        assert read_pairs(tmp_path / "beir", min_score=least)["document"][:] == documents
 
 
 def test_unknown_suffix_and_paths_are_not_asked_of_the_hub(tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ from lbr_st.model.load import load_model
 from lbr_st.model.prompts import open_with_prompt
 
 README = Path(__file__).parents[2] / "README.md"
-STAGE_1, STAGE_2 = "Put the prompt before each context", "Pass prompts=model.prompts"
 TEXTS = ["an acid", "the base of a salt"]
 
 
@@ -40,6 +39,7 @@ def warned(caplog):
         return found
 
     caplog.set_level(logging.WARNING)
+    logging.Logger.warning_once.cache_clear()
     return warnings
 
 
@@ -86,21 +86,19 @@ def test_stage_2_without_prompts_warns_once(model, warned, kind):
     model.train()
     rank(model, kind=kind)
     (warning,) = warned()
-    assert STAGE_2 in warning
-    assert "'query: ', 'document: '" in warning
+    assert "prompts=model.prompts" in warning
     model.encode(TEXTS)
     model.train()
     rank(model, kind=kind)
     assert not warned()
 
 
-def test_stage_1_without_prompts_warns_and_stage_2_is_looked_at_after_it(model, warned):
-    sum(IBGenerativeLoss(model)(columns(model)).values()).backward()
-    (warning,) = warned()
-    assert STAGE_1 in warning
+@pytest.mark.parametrize("prompts", [(), ("query: ",)])
+def test_stage_1_without_prompts_warns_and_stage_2_is_looked_at_after_it(model, warned, prompts):
+    sum(IBGenerativeLoss(model)(columns(model, *prompts)).values()).backward()
+    assert len(warned()) == (not prompts)
     rank(model)
-    (warning,) = warned()
-    assert STAGE_2 in warning
+    assert len(warned()) == bool(prompts)
 
 
 def test_what_is_encoded_or_measured_needs_no_prompt(model, warned):
@@ -135,14 +133,12 @@ def test_both_stages_of_lbr_st_pass(tiny_base, tmp_path, warned, lora_rank):
     assert not warned()
 
 
-def test_copies_and_loaded_models_look_for_themselves(model, tmp_path, warned):
-    rank(model)
-    assert warned()
-    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
-    for other in (pickle.loads(pickle.dumps(copy.deepcopy(new_model(model[0].base)))), load_model(tmp_path / "saved")):
+def test_copies_and_loaded_models_look_too(model, tmp_path, warned):
+    model.save_pretrained(str(tmp_path), create_model_card=False)
+    for other in (pickle.loads(pickle.dumps(copy.deepcopy(model))), load_model(tmp_path)):
+        logging.Logger.warning_once.cache_clear()
         rank(other.train())
         assert len(warned()) == 1
-    assert not any("looked" in path.read_text(errors="ignore") for path in (tmp_path / "saved").rglob("*.json"))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
