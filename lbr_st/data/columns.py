@@ -9,7 +9,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.lines import BadRow, Records, check_text, refuse_missing, write_rows
 from lbr_st.data.texts import digest
@@ -17,6 +19,9 @@ from lbr_st.errors import LBRError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Columns = dict[str, list[str]]
+"""What is read of a row (query, document, a title that is put before it, label, negatives) → from which columns."""
 
 USUAL = {
     "query": ("query", "question", "anchor"),
@@ -43,20 +48,6 @@ def negative_columns(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: int(found[name][3] or 0))
 
 
-class Columns(NamedTuple):
-    """What is read of a row, and from which columns."""
-
-    query: list[str]
-    document: list[str]
-    title: list[str]  # put before the document, as in BEIR's corpora
-    label: list[str]  # says which rows are right pairs
-    negatives: list[str]
-
-    def __str__(self) -> str:
-        parts = ((role, ", ".join(map(repr, names))) for role, names in self._asdict().items())
-        return ", ".join(f"{role} from {names}" for role, names in parts if names)
-
-
 def find_columns(names: Sequence[str], where: str, *, document: str, query: str | None = None) -> Columns:
     """Return which columns hold what: those that are named, else those with a usual name.
 
@@ -71,13 +62,12 @@ def find_columns(names: Sequence[str], where: str, *, document: str, query: str 
     found = _find(rest, "text" if query is None else "document", document, where)
     rest.remove(found)
     title = [name for name in rest if name.casefold() == "title"][:1]
-    if query is None:
-        return Columns([], [found], title, [], [])
-    labels = [name for name in rest if _LABEL.fullmatch(name.casefold())]
+    labels = [name for name in rest if asked and _LABEL.fullmatch(name.casefold())]
     if len(labels) > 1:
         what = f"{' and '.join(map(repr, labels))} may both say which pairs are right."
         raise LBRError(what, where=where, fix="Remove or rename all but one of these columns.")
-    return Columns(asked, [found], title, labels, negative_columns(rest))
+    negatives = negative_columns(rest) if asked else []
+    return {"query": asked, "document": [found], "title": title, "label": labels, "negatives": negatives}
 
 
 def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
@@ -94,6 +84,7 @@ def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
     return found[0]
 
 
+@dataclass
 class Rows:
     """Reads the rows of a source, which may have several sets of columns, and says how.
 
@@ -105,26 +96,22 @@ class Rows:
         min_score: Least score of a right pair; None for labels of 0 and 1.
     """
 
-    def __init__(
-        self,
-        name: str,
-        find: Callable[[Sequence[str], str], Columns],
-        bad_rows: Literal["error", "skip"],
-        say: Callable[[str], None],
-        min_score: float | None = None,
-    ) -> None:
-        self.name, self.find, self.bad_rows, self.min_score = name, find, bad_rows, min_score
-        self.say = lambda what: say(f"{name}: {what}.")
-        self.shapes: dict[tuple[str, ...], Columns] = {}
-        self.labels = Counter[float | str | None]()
-        self.most, self.own = 0, 0  # negatives of a pair, at most; negatives that are their own document
+    name: str
+    find: Callable[[Sequence[str], str], Columns]
+    bad_rows: Literal["error", "skip"]
+    say: Callable[[str], None]
+    min_score: float | None = None
+    shapes: dict[tuple[str, ...], Columns] = field(default_factory=dict, init=False)
+    labels: Counter[float | str | None] = field(default_factory=Counter, init=False)
+    most: int = field(default=0, init=False)  # negatives of a pair
+    own: int = field(default=0, init=False)  # negatives that equal a document of their row
 
     def use(self, names: Sequence[str], where: str) -> list[str]:
         """Return which of a table's columns are read."""
         key = tuple(names)
         if key not in self.shapes:
             self.shapes[key] = self.find(key, where)
-        return [name for part in self.shapes[key] for name in part]
+        return list(chain(*self.shapes[key].values()))
 
     def texts(self, records: Records) -> Dataset:
         """Return the column ``text``.
@@ -156,16 +143,24 @@ class Rows:
                 what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
                 if len(bad) > MOST_BAD * read:
                     raise LBRError(f"{what}. First: {next(iter(bad.values()))}", where=self.name, fix="Fix the file.")
-                self.say(f"{what}; they were left out")
+                self._tell(f"{what}; they were left out")
 
         table = write_rows(good(), columns)
-        shapes, used = self.shapes.values(), {name for names in self.shapes for name in self.use(names, "")}
-        unusual = [s for s in shapes if any(s[2:]) or not {*s.query, *s.document} <= {"query", "document", "text"}]
+        used = {name for names in self.shapes for name in self.use(names, "")}
+        said = []
+        for shape in self.shapes.values():
+            if used - {"query", "document", "text"}:
+                parts = [f"{role} from {', '.join(map(repr, names))}" for role, names in shape.items() if names]
+                said.append(", ".join(parts))
         ignored = dict.fromkeys(repr(name) for names in self.shapes for name in names if name and name not in used)
-        said = [*dict.fromkeys(map(str, unusual)), *([f"ignored: {', '.join(ignored)}"] if ignored else [])]
+        if ignored:
+            said.append(f"ignored: {', '.join(ignored)}")
         if said:
-            self.say("; ".join(said))
+            self._tell("; ".join(dict.fromkeys(said)))
         return table
+
+    def _tell(self, what: str) -> None:
+        self.say(f"{self.name}: {what}.")
 
     def pairs(self, records: Records) -> Dataset:
         """Return columns ``query``, ``document`` and ``negative_1`` … ``negative_n``, "" where a pair has fewer.
@@ -175,28 +170,28 @@ class Rows:
         """
         whole = self._table(records, ["query", "document", "negatives", "label"], self._take)
         if self.own:
-            self.say(f"{self.own:,} negatives equal their own document and were left out")
+            self._tell(f"{self.own:,} negatives equal their own document and were left out")
         if not (self.most or self.labels.keys() - {None} or self.min_score is not None):
             return whole.select_columns(["query", "document"])
         names = [f"negative_{number}" for number in range(1, MOST_NEGATIVES + 1)]
         made = write_rows(self._right(whole, names), ("query", "document", *names))
         if self.most > MOST_NEGATIVES:
-            self.say(f"the first {MOST_NEGATIVES} negatives of a pair are used, of up to {self.most}")
+            self._tell(f"the first {MOST_NEGATIVES} negatives of a pair are used, of up to {self.most}")
         return made.select_columns(["query", "document", *names[: self.most]])
 
     def _take(self, item: dict[str, Any], shape: Columns, where: str) -> list[dict[str, str]]:
-        query, documents = item[shape.query[0]], _documents(item, shape, where)
-        check_text(query, where, f"the value of {shape.query[0]!r}")
-        given = [text for name in shape.negatives for text in _texts(item, name) if text not in (None, "")]
+        [asked], documents = shape["query"], _documents(item, shape, where)
+        check_text(item[asked], where, f"the value of {asked!r}")
+        given = [text for name in shape["negatives"] for text in _texts(item, name) if text not in (None, "")]
         for text in given:
             check_text(text, where, "a negative")
-        label = _label(item[shape.label[0]], where) if shape.label else None
+        negatives = [text for text in dict.fromkeys(given) if text not in _texts(item, shape["document"][0])]
+        label = _label(item[shape["label"][0]], where) if shape["label"] else None
         # Nothing of a bad row is counted.
-        negatives = [text for text in dict.fromkeys(given) if text not in _texts(item, shape.document[0])]
-        self.own += len(set(given)) - len(negatives)
         self.most = max(self.most, len(negatives))
+        self.own += len(set(given)) - len(negatives)
         self.labels[label] += len(documents)
-        made = {"query": query, "negatives": json.dumps(negatives), "label": repr(label)}
+        made = {"query": item[asked], "negatives": json.dumps(negatives), "label": repr(label)}
         return [{**made, "document": document} for document in documents]
 
     def _right(self, whole: Dataset, names: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -227,7 +222,7 @@ class Rows:
         if right != {repr(None)}:
             rest = len(whole) - count - len(taken)
             others = f"{len(taken):,} others are hard negatives of their query, {rest:,} were left out"
-            self.say(f"{count:,} of {len(whole):,} pairs are right; {others}")
+            self._tell(f"{count:,} of {len(whole):,} pairs are right; {others}")
 
     def _right_labels(self) -> set[float | str | None]:
         """Return the labels of right pairs; None stands for a row without one.
@@ -235,42 +230,34 @@ class Rows:
         Raises:
             LBRError: They leave it open.
         """
-        column = next((shape.label[0] for shape in self.shapes.values() if shape.label), None)
-        if column is None and self.min_score is not None:
-            what = f"is {self.min_score}, but {self.name} has no label or score."
+        column = next((shape["label"][0] for shape in self.shapes.values() if shape["label"]), None)
+        least, numbers = self.min_score, {label for label in self.labels if isinstance(label, float)}
+        if column is None and least is not None:
+            what = f"is {least}, but {self.name} has no label or score."
             raise LBRError(what, where="data.min_score", fix="Set data.min_score to null.")
         if column is None:
             return {None}
-        numbers = {label for label in self.labels if isinstance(label, float)}
-        listed = [f"{number:g}" for number in sorted(numbers)] or [repr(word) for word in self.labels]
-        what = f"{column!r} has the values {', '.join(listed[:5])}{', …' if len(listed) > 5 else ''}"
-        fix = f"remove the rows that are no right pairs, and the column {column!r}."
-        if missing := self.labels[None]:
-            what, fix = f"{missing:,} pairs have no {column!r}, others have", "Label or remove them."
-        elif len(numbers) < len(+self.labels):
-            what, fix = f"{what}, which are words", f"Write 1 for a right pair and 0 for others, or {fix}"
-        elif self.min_score is not None:
-            if right := {number for number in numbers if number >= self.min_score}:
-                return {*right}
-            what, fix = f"{what}, all below data.min_score", "Lower data.min_score."
-        elif not (numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0}):
-            what = f"{what}, not just 0 and 1"
-            scores = "If more is better, set data.min_score to the least score of a right pair."
-            fix = f"{scores} If they are classes (in language inference 0 may mean entailment), {fix}"
-        elif 1.0 in numbers:
-            return {1.0}
+        if least is not None:
+            right = {number for number in numbers if number >= least}
         else:
-            what, fix = f"{what}, so no pair is right", f"Label right pairs with 1, or {fix}"
-        raise LBRError(f"{what}.", where=self.name, fix=fix)
+            right = numbers & {1.0} if numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0} else set()
+        if right and len(numbers) == len(self.labels):
+            return {*right}
+        listed = [f"{number:g}" for number in sorted(numbers)] + [repr(other) for other in self.labels.keys() - numbers]
+        what = f"{column!r} has the values {', '.join(listed[:5])}{', …' if len(listed) > 5 else ''}"
+        scores = "if more is better, set data.min_score to the least score of a right pair"
+        classes = f"keep right pairs alone and remove {column!r} (in language inference 0 may mean entailment)"
+        fix = f"Write 1 for right pairs and 0 for others. Or {scores}. If they are classes, {classes}."
+        raise LBRError(f"{what}, which leave open which pairs are right.", where=self.name, fix=fix)
 
 
 def _documents(item: Mapping[str, Any], shape: Columns, where: str) -> list[str]:
     """Return the documents of a row, each after their title."""
-    [name] = shape.document
+    [name] = shape["document"]
     documents = _texts(item, name) or [None]
     for document in documents:
         check_text(document, where, f"the value of {name!r}")
-    title = next((item[name] for name in shape.title), None)
+    title = next((item[name] for name in shape["title"]), None)
     if title is None or not str(title).strip():
         return documents
     check_text(title, where, "the title")
