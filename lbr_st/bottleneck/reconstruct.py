@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from sentence_transformers.util import batch_to_device
 
 from lbr_st.bottleneck.passes import (
     backbone_of,
@@ -19,7 +18,6 @@ from lbr_st.bottleneck.passes import (
 from lbr_st.bottleneck.rows import Targets
 from lbr_st.data.lines import check_characters
 from lbr_st.errors import LBRError
-from lbr_st.model.load import load_model
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def reconstruct(
     was_training = model.training
     model.eval()
     features = model.preprocess(list(texts), prompt=model.prompts.get(prompt_name) if prompt_name else None)
-    features = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+    features = batch_to_device(features, model.device)
     embedding = trained_bottleneck(model) == "embedding"
     eos = backbone.tokenizer.eos_token_id
     written = torch.empty(len(texts), 0, dtype=torch.long, device=model.device)
@@ -76,9 +74,3 @@ def reconstruct(
             break
     model.train(was_training)
     return [str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
-
-
-def main(model_folder: str | Path, texts: Sequence[str], max_new_tokens: int = 64) -> None:
-    """Print, for each text, what its bottleneck decodes to."""
-    for line in reconstruct(load_model(model_folder), texts, max_new_tokens=max_new_tokens):
-        print(line)
