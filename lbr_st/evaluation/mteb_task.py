@@ -56,9 +56,7 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
     Raises:
         LBRError: The set's name cannot name a task, or no query has a relevant document.
     """
-    queries = {
-        query: data.queries[query] for query, grades in data.qrels.items() if max(grades.values(), default=0) > 0
-    }
+    queries = {key: data.queries[key] for key, grades in data.qrels.items() if max(grades.values(), default=0) > 0}
     if not queries:
         fix = "Judge at least one document of a query with 1 or more."
         raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
@@ -69,7 +67,6 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
         metadata = _metadata(data, split)
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
         skipped, described = data.skipped, data.description
-        data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             if self.data_loaded:
