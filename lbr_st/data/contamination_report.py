@@ -11,11 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-PARTS = {
-    "query": "evaluation query",
-    "judged": "judged evaluation document",
-    "corpus": "other document of the corpus",
-}
+PARTS = {"query": "evaluation query", "judged": "judged evaluation document", "corpus": "other document of the corpus"}
 """What an evaluation text is there for."""
 KINDS = {"exact": "equals", "contains": "contains", "near": "nearly equals"}
 """How a training text repeats it."""
