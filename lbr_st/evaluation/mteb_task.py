@@ -67,6 +67,7 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
         metadata = _metadata(data, split)
         ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
         skipped, described = data.skipped, data.description
+        data_loaded: bool = False
 
         def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
             if self.data_loaded:
