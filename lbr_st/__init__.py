@@ -9,15 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lbr_st.bottleneck.loss import IBGenerativeLoss
-    from lbr_st.bottleneck.reconstruct import reconstruct
-    from lbr_st.errors import LBRError
-    from lbr_st.model.build import build_model
-    from lbr_st.model.load import load_model
-    from lbr_st.publish.stock import build_released, release
-    from lbr_st.recipe import Recipe, baseline, load_recipe, save_recipe
-    from lbr_st.training.learn import learn
-    from lbr_st.training.represent import represent
+    from lbr_st.bottleneck.loss import IBGenerativeLoss as IBGenerativeLoss
+    from lbr_st.bottleneck.reconstruct import reconstruct as reconstruct
+    from lbr_st.errors import LBRError as LBRError
+    from lbr_st.model.build import build_model as build_model
+    from lbr_st.model.load import load_model as load_model
+    from lbr_st.publish.stock import build_released as build_released
+    from lbr_st.publish.stock import release as release
+    from lbr_st.recipe import Recipe as Recipe
+    from lbr_st.recipe import baseline as baseline
+    from lbr_st.recipe import load_recipe as load_recipe
+    from lbr_st.recipe import save_recipe as save_recipe
+    from lbr_st.training.learn import learn as learn
+    from lbr_st.training.represent import represent as represent
 
 __version__ = "0.1.0"
 
@@ -38,22 +42,7 @@ _HOMES = {
     "save_recipe": "recipe",
 }
 
-__all__ = [
-    "IBGenerativeLoss",
-    "LBRError",
-    "Recipe",
-    "__version__",
-    "baseline",
-    "build_model",
-    "build_released",
-    "learn",
-    "load_model",
-    "load_recipe",
-    "reconstruct",
-    "release",
-    "represent",
-    "save_recipe",
-]
+__all__ = sorted(["__version__", *_HOMES])
 
 
 def __getattr__(name: str) -> Any:

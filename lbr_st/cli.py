@@ -140,13 +140,11 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
 
 
 def _parameters(command: Command) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a command's function, all but the recipe."""
     found = inspect.signature(command.run, eval_str=True).parameters
     return {key: item for key, item in found.items() if key != "recipe"}
 
 
 def _recipe_keys(command: Command) -> list[str]:
-    """Return the recipe keys that a command takes as flags."""
     sections = command.sections
     return [key for key in field_types() if sections and ("." not in key or key.partition(".")[0] in sections)]
 

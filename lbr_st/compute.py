@@ -25,14 +25,8 @@ def start_processes() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from accelerate import PartialState
 
-        PartialState(timeout=LONGEST_WAIT)
-        atexit.register(_leave)
-
-
-def _leave() -> None:
-    """End the threads that talk to the other processes; Python would abort at its exit if one still ran."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        # Ends the threads that talk to the other processes; Python would abort at its exit if one still ran.
+        atexit.register(PartialState(timeout=LONGEST_WAIT).destroy_process_group)
 
 
 def world_size() -> int:

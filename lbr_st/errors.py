@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 USER_ERROR, USAGE, INTERRUPTED = 1, 2, 130
@@ -36,11 +37,7 @@ class LBRError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle through the keyword arguments (datasets sends errors between processes)."""
-        return (_rebuild, (self.what, self.where, self.fix))
-
-
-def _rebuild(what: str, where: str | None, fix: str | None) -> LBRError:
-    return LBRError(what, where=where, fix=fix)
+        return partial(LBRError, where=self.where, fix=self.fix), (self.what,)
 
 
 class UsageError(LBRError):
@@ -102,7 +99,9 @@ def _of_the_machine(error: Exception) -> LBRError | None:
     if isinstance(error, BrokenPipeError):
         fix = "Write it to a file, or read it all."
         return LBRError("nothing reads the output any more.", where="standard output", fix=fix)
-    chain = list(_chain(error))  # safetensors, torch and datasets wrap the system's error in types of their own
+    chain: list[BaseException] = [error]  # safetensors, torch and datasets wrap the system's error in their own types
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
     causes = [cause for cause in chain if isinstance(cause, OSError)]
     where = next((str(cause.filename) for cause in causes if cause.filename is not None), None)
     full = any(cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes)
@@ -122,13 +121,6 @@ def _of_the_machine(error: Exception) -> LBRError | None:
     first = str(error).partition("\n")[0] or "RAM"
     fix = "Lower learn.batch_tokens, represent.mini_batch_tokens or evaluate.batch_size, or use a smaller base."
     return LBRError(f"out of memory: {first.rstrip('.')}.", fix=fix)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _flush() -> None:

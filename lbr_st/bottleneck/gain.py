@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from sentence_transformers.util import batch_to_device
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.errors import LBRError
@@ -71,11 +71,8 @@ class BottleneckGainEvaluator(SentenceEvaluator):
         total, count = 0.0, 0
         for start in range(0, len(contexts), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            columns = [self._tokenize(model, contexts[batch]), self._tokenize(model, self.targets[batch])]
+            texts = (contexts[batch], self.targets[batch])
+            columns = [batch_to_device(model.preprocess(column), model.device) for column in texts]
             nll = self.loss.target_nll(columns)
             total, count = total + nll.sum().item(), count + len(nll)
         return total / count
-
-    def _tokenize(self, model: SentenceTransformer, texts: list[str]) -> dict[str, Any]:
-        features = model.preprocess(texts)
-        return {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in features.items()}

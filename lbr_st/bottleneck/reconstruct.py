@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from sentence_transformers.util import batch_to_device
 
 from lbr_st.bottleneck.passes import (
     backbone_of,
@@ -56,7 +56,7 @@ def reconstruct(
     was_training = model.training
     model.eval()
     features = model.preprocess(list(texts), prompt=model.prompts.get(prompt_name) if prompt_name else None)
-    features = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+    features = batch_to_device(features, model.device)
     embedding = trained_bottleneck(model) == "embedding"
     eos = backbone.tokenizer.eos_token_id
     written = torch.empty(len(texts), 0, dtype=torch.long, device=model.device)

@@ -60,12 +60,13 @@ class Targets:
     keep: Tensor
 
 
-def check_contexts(backbone: CausalBackbone, features: dict[str, Any]) -> None:
-    """Raise :class:`LBRError` for a context that another model tokenised (its ending differs), or that is empty."""
+def _closing_of(backbone: CausalBackbone, features: dict[str, Any]) -> Tensor:
+    """Return where the tokens that end each context stand; refuse a context of another model's tokenizer, or empty."""
     ids, mask = features["input_ids"], features["attention_mask"].bool()
     closing = torch.tensor(backbone.closing_ids, device=ids.device)
     lengths = mask.sum(dim=1)
-    ends = mask & (_from_the_end(mask) <= len(closing))
+    to_the_end = mask.flip(1).cumsum(1).flip(1)  # real positions from each one to the end of its row
+    ends = mask & (to_the_end <= len(closing))
     complete = lengths >= len(closing)
     right = torch.zeros_like(complete)
     if complete.any():
@@ -80,11 +81,7 @@ def check_contexts(backbone: CausalBackbone, features: dict[str, Any]) -> None:
     ):
         if wrong.any():
             raise LBRError(what, where=f"row {int(wrong.nonzero()[0])} of the batch", fix=fix)
-
-
-def _from_the_end(mask: Tensor) -> Tensor:
-    """Count, at each position, the real positions from there to the end of the row."""
-    return mask.flip(1).cumsum(1).flip(1)
+    return ends
 
 
 def targets_of(
@@ -191,9 +188,8 @@ def _before_targets(
         assert targets is not None
         places = targets.tokens.new_full((len(targets.tokens), contexts), backbone.bottleneck_ids[0])
         return places, torch.full_like(places, int(Segment.BOTTLENECK))
-    check_contexts(backbone, contexts)
+    closing = _closing_of(backbone, contexts)
     ids, mask = contexts["input_ids"], contexts["attention_mask"].bool()
-    closing = mask & (_from_the_end(mask) <= len(backbone.closing_ids))
     at_the_end = Segment.BOTTLENECK if bottleneck else Segment.PADDING
     return ids, (mask & ~closing) * int(Segment.CONTEXT) + closing * int(at_the_end)
 

@@ -298,7 +298,6 @@ def _letters(words: str) -> int:
 
 
 def _hits(texts: list[str], rows: list[int]) -> dict[str, list[Any]]:
-    """Return the hits of a batch as columns."""
     assert _searching is not None  # there are several processes only where they fork
     found = zip(rows, _searching.matches(texts), strict=True)
     flat = [(row, number, *how) for row, hits in found for number, how in sorted(hits.items())]

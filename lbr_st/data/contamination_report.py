@@ -11,25 +11,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-PARTS = {
-    "query": "evaluation query",
-    "judged": "judged evaluation document",
-    "corpus": "other document of the corpus",
-}
+PARTS = {"query": "evaluation query", "judged": "judged evaluation document", "corpus": "other document of the corpus"}
 """What an evaluation text is there for."""
 KINDS = {"exact": "equals", "contains": "contains", "near": "nearly equals"}
 """How a training text repeats it."""
 CUT = 240
 
 _TOPICS = (
-    "BioMetChem BiolumNeurochem ChemEngSpecialties ChemFields ChemistryTopics CompChemSpectroscopy "
-    "CryobiologySeparation CrystallographyAnalytical GreenhouseEnantiopure IsotopesFission Luminescence "
-    "OrganicInorganic SaltsSemiconductors SolidStateColloidal TheoreticalApplied"
+    "BioMetChem GreenhouseEnantiopure SolidStateColloidal OrganicInorganic CryobiologySeparation ChemistryTopics "
+    "TheoreticalApplied ChemFields Luminescence IsotopesFission SaltsSemiconductors BiolumNeurochem "
+    "CrystallographyAnalytical CompChemSpectroscopy ChemEngSpecialties"
 )
+CHEMISTRY_OF_WIKIPEDIA = " ".join(f"Wikipedia{topic}Classification" for topic in _TOPICS.split())
+CHEMISTRY_OF_WIKIPEDIA += " WikipediaChemistryTopicsClustering WikipediaSpecialtiesInChemistryClustering"
+"""Names of ChemTEB's tasks on articles of Wikipedia, in its order."""
+
 _TASKS = {
-    "Wikipedia": "WikipediaChemistryTopicsClustering WikipediaSpecialtiesInChemistryClustering "
-    "PubChemWikiPairClassification PubChemWikiParagraphsPC "
-    + " ".join(f"Wikipedia{topic}Classification" for topic in _TOPICS.split()),
+    "Wikipedia": f"{CHEMISTRY_OF_WIKIPEDIA} PubChemWikiPairClassification PubChemWikiParagraphsPC",
     "Natural Questions": "ChemNQRetrieval",
     "HotpotQA": "ChemHotpotQARetrieval",
     "ChemRxiv": "ChemRxivRetrieval",

@@ -23,7 +23,6 @@ SOURCE = re.compile(rf"\s*\((?:{BOOK})[^()]*(?:\([^()]*\)[^()]*)*\)(?=\.?$)")
 YEAR = re.compile(r"(?:\s*-- ?(?:\d\d)?\d\d|\s+- \d{4})$")  # "… adenocarcinoma. --2002"
 PARAGRAPH = re.compile(r"(?<=[.)])nn(?=[A-Z])")  # two line breaks that lost their backslashes
 SEE = re.compile(r"\s*\(see (?:this term|these terms)\)")
-QUOTES = re.compile(r"''|``")
 
 WORD = re.compile(r"\w+")
 FEWEST_WORDS = 3  # one term is "defined" by an abbreviation alone
@@ -71,7 +70,7 @@ def mondo_task(**numbers: Any) -> DomainTask:
 def clean_definition(text: str) -> str:
     """Return a definition without markup, references to other databases, and the name of the book it is from."""
     text = SEE.sub("", MARK.sub("", PARAGRAPH.sub(" ", text)))
-    text = SOURCE.sub("", YEAR.sub("", clean(QUOTES.sub('"', text))))
+    text = SOURCE.sub("", YEAR.sub("", clean(text.replace("''", '"').replace("``", '"'))))
     return text.removesuffix(".") if text.endswith("..") else text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lbr_st.data.beir import RetrievalSet, stable_order
-from lbr_st.data.texts import normalise
+from lbr_st.data.texts import jaccard, normalise
 from lbr_st.domains.definitions import DomainTask, table
 from lbr_st.errors import LBRError
 
@@ -122,7 +122,10 @@ def usable(things: Iterable[Thing]) -> Iterator[Thing]:
             key = normalise(alias)
             if key in keys or key in taken or not WORD.search(alias) or len(alias) > LONGEST_NAME:
                 continue
-            if alike(alias, thing.document) > MOST_ALIKE or any(alike(alias, one) > MOST_ALIKE_NAMES for one in names):
+            runs = _runs(alias)
+            if jaccard(runs, _runs(thing.document)) > MOST_ALIKE:
+                continue
+            if any(jaccard(runs, _runs(one)) > MOST_ALIKE_NAMES for one in names):
                 continue
             keys.add(key)
             names.append(alias)
@@ -151,12 +154,7 @@ def records(things: Iterable[Thing]) -> Dataset:
     return table(said(), "name", "text", "side")
 
 
-def alike(one: str, other: str) -> float:
-    """Return how many of the three-letter runs of two names are in both, as a share of all: 0 to 1."""
-    first, second = _runs(one), _runs(other)
-    return len(first & second) / len(first | second)
-
-
 def _runs(text: str) -> set[str]:
+    """Return a name's runs of three letters or digits."""
     key = normalise(text)
     return {key[start : start + 3] for start in range(len(key) - 2)} or {key}

@@ -235,7 +235,7 @@ def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
         if node.name.startswith("test_") or not _does_something(node):
             continue
         source, body = without_docstring(lines, node)
-        docstring = _docstring(node) or ""
+        docstring = ast.get_docstring(node, clean=False) or ""
         sentence = first_sentence(docstring)
         if usable(node.name, sentence, source, body):
             yield Function(name, sentence, source, body, later_passages(docstring))
@@ -332,19 +332,12 @@ def _position(lines: list[str], line: int | None, offset: int | None) -> tuple[i
 def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, FunctionNode]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, FunctionNode):
-            if _docstring(child) is not None:
+            if ast.get_docstring(child, clean=False) is not None:
                 yield prefix + child.name, child
         elif isinstance(child, ast.ClassDef):
             yield from _documented(child, f"{prefix}{child.name}.")
         elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
             yield from _documented(child, prefix)
-
-
-def _docstring(node: FunctionNode) -> str | None:
-    match node.body[0]:
-        case ast.Expr(value=ast.Constant(value=str(text))):
-            return text
-    return None
 
 
 def _does_something(node: FunctionNode) -> bool:

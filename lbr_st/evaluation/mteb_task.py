@@ -56,9 +56,7 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
     Raises:
         LBRError: The set's name cannot name a task, or no query has a relevant document.
     """
-    queries = {
-        query: data.queries[query] for query, grades in data.qrels.items() if max(grades.values(), default=0) > 0
-    }
+    queries = {key: data.queries[key] for key, grades in data.qrels.items() if max(grades.values(), default=0) > 0}
     if not queries:
         fix = "Judge at least one document of a query with 1 or more."
         raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)

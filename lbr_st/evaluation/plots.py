@@ -230,10 +230,8 @@ def _points(axes: Any, own: Sequence[TaskScore], places: list[float], label: str
     errors = np.maximum(0.0, (np.array([_interval(score) for score in own]).T - values) * [[-1], [1]])
     marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
     look = {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 5, "capsize": 2, "elinewidth": 1.2}
-    if along == "x":
-        axes.errorbar(values, places, xerr=errors, label=label, linestyle="none", **look)
-    else:
-        axes.errorbar(places, values, yerr=errors, label=label, **look)
+    line, at = ("none", (values, places)) if along == "x" else ("-", (places, values))
+    axes.errorbar(*at, label=label, linestyle=line, **{f"{along}err": errors}, **look)
 
 
 def _legend(owner: Any, panels: Iterable[Any], place: str, **options: Any) -> None:

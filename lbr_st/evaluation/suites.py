@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.beir import RetrievalSet, read_beir
+from lbr_st.data.contamination_report import CHEMISTRY_OF_WIKIPEDIA
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task
@@ -55,16 +56,8 @@ class Suite:
 SUITES = {
     "chem": Suite(  # ChemTEB(v1.1)
         ("chebi",),
-        """PubChemSMILESBitextMining SDSEyeProtectionClassification SDSGlovesClassification
-        WikipediaBioMetChemClassification WikipediaGreenhouseEnantiopureClassification
-        WikipediaSolidStateColloidalClassification WikipediaOrganicInorganicClassification
-        WikipediaCryobiologySeparationClassification WikipediaChemistryTopicsClassification
-        WikipediaTheoreticalAppliedClassification WikipediaChemFieldsClassification
-        WikipediaLuminescenceClassification WikipediaIsotopesFissionClassification
-        WikipediaSaltsSemiconductorsClassification WikipediaBiolumNeurochemClassification
-        WikipediaCrystallographyAnalyticalClassification WikipediaCompChemSpectroscopyClassification
-        WikipediaChemEngSpecialtiesClassification WikipediaChemistryTopicsClustering
-        WikipediaSpecialtiesInChemistryClustering PubChemAISentenceParaphrasePC PubChemSMILESPC PubChemSynonymPC
+        f"""PubChemSMILESBitextMining SDSEyeProtectionClassification SDSGlovesClassification
+        {CHEMISTRY_OF_WIKIPEDIA} PubChemAISentenceParaphrasePC PubChemSMILESPC PubChemSynonymPC
         PubChemWikiParagraphsPC PubChemWikiPairClassification ChemNQRetrieval ChemHotpotQARetrieval
         ChemRxivRetrieval""",
         headline=("ChemRxivRetrieval",),

@@ -11,6 +11,7 @@ import json
 import platform
 import shutil
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,8 @@ def versions(request: dict[str, Any]) -> dict[str, Any]:
         importlib.import_module(module)
     found = {"python": platform.python_version()}
     for package in ("torch", "sentence-transformers", "transformers", *PACKAGES[request["backend"]]):
-        try:
+        with suppress(PackageNotFoundError):  # a build of another name, such as onnxruntime-openvino, imports as well
             found[package] = version(package)
-        except PackageNotFoundError:  # a build of another name, such as onnxruntime-openvino, imports all the same
-            continue
     return found
 
 

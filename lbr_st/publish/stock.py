@@ -16,21 +16,7 @@ from lbr_st.errors import LBRError
 from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
-from lbr_st.publish.bundle import (
-    ADAPTER,
-    LEAST_COSINE,
-    MANIFEST,
-    REPORT,
-    RESULTS,
-    cosines,
-    encode_probes,
-    find_bundle,
-    in_full_precision,
-    prompts_of,
-    read_bundle,
-    training_model,
-    write_bundle,
-)
+from lbr_st.publish import bundle as bundles
 from lbr_st.publish.card import PACKAGES, CardInfo, info_in, write_card, write_origin
 
 
@@ -65,13 +51,13 @@ def release(
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
     source = None if isinstance(model, SentenceTransformer) else Path(model)
-    if source is not None and not adapter_only and (source / MANIFEST).is_file():
+    if source is not None and not adapter_only and (source / bundles.MANIFEST).is_file():
         return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
         info = info_in(source, output.name) if source else CardInfo(output.name)
     trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
     if adapter_only:
-        return write_bundle(trained, output, info, base=base, overwrite=overwrite)
+        return bundles.write_bundle(trained, output, info, base=base, overwrite=overwrite)
     return _release(trained, output, info, overwrite=overwrite, in_place=source is not None)
 
 
@@ -95,9 +81,9 @@ def build_released(
     Example:
         ``SentenceTransformer(str(lbr_st.build_released("lbr-chem"))).encode_query(["aspirin"])``
     """
-    folder = find_bundle(name)
-    is_bundle = (folder / MANIFEST).is_file() or not (folder / "modules.json").is_file()
-    bundle = read_bundle(folder) if is_bundle else None
+    folder = bundles.find_bundle(name)
+    is_bundle = (folder / bundles.MANIFEST).is_file() or not (folder / "modules.json").is_file()
+    bundle = bundles.read_bundle(folder) if is_bundle else None
     output = Path(output or (bundle.name if bundle else folder.name))
     if output.resolve() == folder.resolve():
         raise LBRError("this is the bundle itself.", where=str(output), fix="Choose another folder to write.")
@@ -105,8 +91,8 @@ def build_released(
         return release(folder, output, base=base, overwrite=overwrite)
     refuse_existing(output, overwrite=overwrite)
     notice(f"Building {bundle.name} on {base or bundle.base['name']} …")
-    model, lowest = training_model(bundle, base=base)
-    adapter, scored = bundle.files[ADAPTER]["sha256"], RESULTS in bundle.files
+    model, lowest = bundles.training_model(bundle, base=base)
+    adapter, scored = bundle.files[bundles.ADAPTER]["sha256"], bundles.RESULTS in bundle.files
     note = (
         f"This copy was built by `lbr-st build` from the run's adapter, kept in 16 bits (SHA-256 `{adapter}`). On "
         f"{2 * len(bundle.probes)} probe texts its embeddings are those of the model that was trained, with a cosine "
@@ -117,7 +103,7 @@ def build_released(
     info = CardInfo(
         bundle.name,
         recipe=bundle.recipe,
-        results=folder / RESULTS if scored else None,
+        results=folder / bundles.RESULTS if scored else None,
         provenance={**(bundle.provenance or {}), "built": built},
         note=note,
         **bundle.card,
@@ -139,17 +125,17 @@ def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = Fal
     A model with a 4-bit base is written in full precision. ``in_place`` merges the adapters into the model in hand.
 
     Raises:
-        LBRError: A cosine of the probe texts' embeddings is below :data:`LEAST_COSINE`, or the base is available in 4
-            bits only.
+        LBRError: A cosine of the probe texts' embeddings is below ``bundle.LEAST_COSINE``, or the base is available in
+            4 bits only.
     """
-    full = in_full_precision(model)
-    expected = encode_probes(full)
+    full = bundles.in_full_precision(model)
+    expected = bundles.encode_probes(full)
     write_stock(full if in_place or full is not model else _copy(full), folder)
     stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
-    lowest = cosines(expected, encode_probes(stock)).min()
-    if not lowest >= LEAST_COSINE:
+    lowest = bundles.cosines(expected, bundles.encode_probes(stock)).min()
+    if not lowest >= bundles.LEAST_COSINE:
         what = f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released."
-        raise LBRError(what, fix=REPORT)
+        raise LBRError(what, fix=bundles.REPORT)
     return stock
 
 
@@ -174,7 +160,7 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         modules.append(dense)
     modules.append(Normalize())
     stock = SentenceTransformer(
-        modules=modules, prompts=prompts_of(model), similarity_fn_name="cosine", device=str(model.device)
+        modules=modules, prompts=bundles.prompts_of(model), similarity_fn_name="cosine", device=str(model.device)
     )
     # No path of this machine belongs in a release.
     transformer.model.config._name_or_path = ""
@@ -185,4 +171,4 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
 def _copy(model: SentenceTransformer) -> SentenceTransformer:
     """Copy the modules alone: a model's card holds on to evaluators, and by these to wrappers that cannot be copied."""
     modules = [copy.deepcopy(module) for module in model]
-    return SentenceTransformer(modules=modules, prompts=prompts_of(model), device=str(model.device))
+    return SentenceTransformer(modules=modules, prompts=bundles.prompts_of(model), device=str(model.device))

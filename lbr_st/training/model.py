@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +66,7 @@ def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTrans
 
 def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
     """Build the training model that a recipe describes."""
-    config = recipe.model
-    return build_model(
-        config.base,
-        num_bottleneck_tokens=config.num_bottleneck_tokens,
-        token_init=config.token_init,
-        projection_dim=config.projection_dim,
-        max_seq_length=config.max_seq_length,
-        query_prompt=config.query_prompt,
-        document_prompt=config.document_prompt,
-        lora_rank=config.lora_rank if config.lora else None,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        quantize=config.quantize,
-        seed=recipe.seed,
-    )
+    options = asdict(recipe.model)
+    if not options.pop("lora"):
+        options["lora_rank"] = None
+    return build_model(**options, seed=recipe.seed)
