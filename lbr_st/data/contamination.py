@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from lbr_st.data.beir import RetrievalSet
+from lbr_st.data.columns import negative_columns
 from lbr_st.data.contamination_report import KINDS, PARTS, ContaminationReport, Count, Sample, cut
-from lbr_st.data.lines import map_rows
+from lbr_st.data.lines import map_rows, write_rows
 from lbr_st.data.texts import digest, jaccard, plain, shingles
 from lbr_st.errors import LBRError
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from datasketch import MinHash
 
 SHORT = 9
@@ -237,6 +240,23 @@ class ContaminationCheck:
                 at = letters.find(wanted, at + 1)
             if at >= 0:
                 yield number
+
+
+def without_negatives(pairs: Dataset, check: ContaminationCheck) -> Dataset:
+    """Return pairs without those of their hard negatives that repeat evaluation texts."""
+    names = negative_columns(pairs.column_names)
+    found = check.check({name: pairs[name] for name in names}).harmful
+    if not found:
+        return pairs
+    notice(f"Left out {sum(map(len, found.values())):,} hard negatives that repeat evaluation texts.")
+    harmful = {(name, number) for name in found for number in found[name]}
+
+    def without() -> Iterator[dict[str, str]]:
+        for number, row in enumerate(pairs):
+            stay = [row[name] for name in names if row[name] and (name, number) not in harmful]
+            yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
+
+    return write_rows(without(), pairs.column_names)
 
 
 class NearIndex:

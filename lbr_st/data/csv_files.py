@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lbr_st.data.lines import Records, kind_of, whole_lines
 from lbr_st.errors import LBRError
@@ -19,12 +19,8 @@ ONE_COLUMN = "\x1f"
 NULL = r"\N"  # what MySQL, PostgreSQL and Hive write for nothing
 
 
-class Dialect(NamedTuple):
-    """How a table is written."""
-
-    separator: str
-    backslash: bool  # escapes a quote, a separator or a line end, as MySQL and Spark write them
-    spaced: bool  # a space follows each separator
+Dialect = tuple[str, bool]
+"""A table's separator, and whether backslashes escape quotes, separators and line ends, as in MySQL and Spark."""
 
 
 def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> Records:
@@ -44,11 +40,9 @@ def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> 
     dialect = _dialect(path)
     if dialect is None:  # an empty file
         return
-    if dialect.separator not in (ONE_COLUMN, "\t" if kind_of(path) == ".tsv" else ","):
-        notice(f"{path.name}: {SEPARATORS[dialect.separator]} separate the columns.")
-    if dialect.backslash:
-        notice(f"{path.name}: backslashes escape quotes, separators and line ends.")
-    rows = _rows(path, dialect)
+    if dialect[0] not in (ONE_COLUMN, "\t" if kind_of(path) == ".tsv" else ","):
+        notice(f"{path.name}: {SEPARATORS[dialect[0]]} separate the columns.")
+    rows = _rows(path, *dialect)
     names = [name.strip() for name in next(rows)[1]]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise LBRError(f"the header names {twice[0]!r} twice.", where=str(path), fix="Give each column its own name.")
@@ -73,11 +67,8 @@ def _dialect(path: Path) -> Dialect | None:
         backslash, quote = backslash or "\\" in line, quote or '\\"' in line
     if not header:
         return None
-    dialects = [
-        Dialect(one, escapes, header.count(one) == header.count(f"{one} ") > 0)
-        for one in ([one for one in SEPARATORS if one in header] or [ONE_COLUMN])
-        for escapes in ((False, True) if backslash else (False,))
-    ]
+    found = [one for one in SEPARATORS if one in header] or [ONE_COLUMN]
+    dialects = [(one, escapes) for one in found for escapes in ((False, True) if backslash else (False,))]
     if len(dialects) == 1:
         return dialects[0]
     readings: dict[bytes, Dialect] = {}
@@ -85,33 +76,32 @@ def _dialect(path: Path) -> Dialect | None:
     for dialect in dialects:
         content = hashlib.sha256()
         try:
-            for _, fields in _rows(path, dialect):
+            for _, fields in _rows(path, *dialect):
                 content.update(repr(fields).encode())
             readings.setdefault(content.digest(), dialect)
         except LBRError as error:
             errors.append(error)
-    if not readings or not any(quote or not dialect.backslash for dialect in readings.values()):
+    if not any(quote or not escapes for _, escapes in readings.values()):
         raise errors[0]
     if len(readings) == 1:
         return readings.popitem()[1]
-    separators = dict.fromkeys(dialect.separator for dialect in readings.values())
-    if len(separators) > 1:
-        what = f"every row fits whether {' or '.join(SEPARATORS[one] for one in separators)} separate the columns."
+    fitting = dict.fromkeys(separator for separator, _ in readings.values())
+    if len(fitting) > 1:
+        what = f"every row fits whether {' or '.join(SEPARATORS[one] for one in fitting)} separate the columns."
         raise LBRError(what, where=str(path), fix="Put the names in the header in quotes.")
     what = "a backslash may stand for itself, or escape the sign behind it: every row fits both."
     raise LBRError(what, where=str(path), fix="Give JSON lines, or CSV in which quotes are doubled.")
 
 
-def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield each row's first line and fields, the header's first, without blank lines.
 
     Raises:
         LBRError: As for :func:`read_csv_records`, or the file is not written so.
     """
     csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
-    separator = re.escape(dialect.separator)
-    signs = "".join(SEPARATORS) if dialect.separator == ONE_COLUMN else separator
-    other = re.compile(rf'(?<!\\)\\(?:\\\\)*(?!\\)[^"{signs}\r\n]')  # a backslash that escapes nothing
+    signs = "".join(SEPARATORS) if separator == ONE_COLUMN else separator
+    other = re.compile(rf'(?<!\\)\\(?:\\\\)*(?!\\)[^"{re.escape(signs)}\r\n]')  # a backslash that escapes nothing
     lines: list[str] = []  # of the row that is being read
 
     def feed() -> Iterator[str]:
@@ -119,14 +109,15 @@ def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
             lines.append(line)
             yield line
 
+    header = next(line for _, line in whole_lines(path) if line.strip(" \r\n"))
     reader = csv.reader(
         feed(),
-        delimiter=dialect.separator,
+        delimiter=separator,
         strict=True,
-        skipinitialspace=dialect.spaced,
-        escapechar="\\" if dialect.backslash else None,
+        skipinitialspace=header.count(separator) == header.count(f"{separator} "),
+        escapechar="\\" if backslash else None,
     )
-    put = f"Put texts that contain {SEPARATORS.get(dialect.separator, 'quotes')}, quotes or line ends in quotes"
+    put = f"Put texts that contain {SEPARATORS.get(separator, 'quotes')}, quotes or line ends in quotes"
     width, end, read = 0, "", 0
     while True:
         where = f"{path}, line {read + 1}"
@@ -144,7 +135,7 @@ def _rows(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
                 word = "more" if len(fields) > width else "fewer"
                 what = f"the row has {word} fields than the header ({len(fields)}, not {width})."
                 raise LBRError(what, where=where, fix=f"{put}.")
-            if dialect.backslash and other.search(written):
+            if backslash and other.search(written):
                 raise LBRError("a backslash escapes nothing.", where=where)
             if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' and field in written for field in fields):
                 raise LBRError("a space stands before a quote.", where=where, fix="Remove the space.")

@@ -89,7 +89,7 @@ def read_json_records(path: Path) -> Records:
     Blank lines are skipped.
 
     Raises:
-        LBRError: The file is missing, or something in it is not UTF-8, not JSON or no object, or has a key twice.
+        LBRError: The file is missing, or something in it is not UTF-8, not JSON or no object.
     """
     if kind_of(path) == ".json":
         first = next((line for _, line in read_lines(path) if line.strip()), "")
@@ -239,16 +239,9 @@ def _is_large(rows: Dataset) -> bool:
 
 def _parse(text: str, where: str, fix: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_no_key_twice)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LBRError(f"not JSON: {error}.", where=where, fix=fix) from error
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    item = dict(pairs)
-    if len(item) < len(pairs):  # json would keep the last value without a word
-        raise ValueError(f"a key comes twice among {', '.join(key for key, _ in pairs)}")
-    return item
 
 
 def _batches(rows: Iterable[Mapping[str, str]], columns: list[str]) -> Iterator[list[Mapping[str, str]]]:

@@ -93,18 +93,6 @@ def read_pairs(
     return _read(source, split, beir, rows.use, rows.pairs)
 
 
-def column_names(source: str | Path, split: str = "train") -> list[str]:
-    """Return the names of a source's columns, of JSON those of its first row; raises as :func:`read_texts`."""
-    names: list[str] = []
-
-    def use(found: Sequence[str], _: str) -> list[str]:
-        names.extend(found)
-        return names
-
-    _, first = next(iter(_records(source, split, use)), ("", {}))
-    return names or list(first)
-
-
 def is_local(source: str | Path) -> bool:
     """Whether a source is a file or a folder, even a missing one; otherwise it is the id of a hub dataset."""
     path, text = Path(source), str(source)

@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lbr_st.data.beir import RetrievalSet
-from lbr_st.data.columns import find_columns
 from lbr_st.data.contamination import ContaminationCheck
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.lines import BadRow
-from lbr_st.data.sources import column_names, read_pairs, read_texts
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
 from lbr_st.evaluation.suites import first_line, hub_reachable, plan
 from lbr_st.recipe import DataConfig, load_recipe
-from lbr_st.training.data import recipe_columns
+from lbr_st.training.data import pairs_of, recipe_columns, texts_of
 
 
 def check_training(
@@ -94,11 +92,10 @@ def _as_set(name: str, data: Any) -> RetrievalSet:
 
 
 def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequence[str]]:
-    """Return the texts to check: those of ``text``, ``query``, ``document`` and its negatives that the source has.
+    """Return the texts to check: ``query``, ``document`` and negatives of a source of pairs, else ``text``.
 
-    They are read as training reads them, from disk as they are used. ``source`` is a domain task's name (its training
-    side: ``text`` has rows of its own), a BEIR folder (the pairs of the split, or without such a split all documents as
-    ``text``), a file, or a hub dataset id.
+    They are read as training reads them, from disk as they are used. ``source`` is a domain task's name (``text`` has
+    rows of its own there), a BEIR folder (without such a split all documents), a file, or a hub dataset id.
 
     Raises:
         LBRError: The source cannot be read or has none of the columns.
@@ -107,22 +104,14 @@ def training_columns(source: str | Path, config: DataConfig) -> dict[str, Sequen
         task = domain_task(str(source))
         pairs, texts = task.train_pairs, task.train_texts
         return {"query": pairs["query"], "document": pairs["document"], "text": texts["text"]}
-    options: dict[str, Any] = {name: getattr(config, name) for name in ("split", "bad_rows")}
-    query, document, single = config.query_column, config.document_column, {"text": config.text_column}
-    if Path(source).is_dir():
-        has_pairs = (Path(source) / "qrels" / f"{config.split}.tsv").is_file()
-        single = {} if has_pairs else single
-    else:
-        names, has_pairs = column_names(source, config.split), True
+    folder, judged = Path(source), Path(source) / "qrels" / f"{config.split}.tsv"
+    try:
+        table = texts_of(config, source) if folder.is_dir() and not judged.is_file() else pairs_of(config, source)
+    except BadRow as error:
+        if not error.what.startswith("no column"):
+            raise
         try:
-            find_columns(names, str(source), query=query, document=document)
-        except BadRow as missing:
-            has_pairs, single = False, {**single, "query": query, "document": document}
-            if not set(names) & set(single.values()):
-                raise LBRError(missing.what, where=str(source), fix=missing.fix) from None
-        single = {name: column for name, column in single.items() if column in names}
-    found: dict[str, Sequence[str]] = {}
-    if has_pairs:
-        pairs = read_pairs(source, query_column=query, document_column=document, min_score=config.min_score, **options)
-        found = {name: pairs[name] for name in pairs.column_names}
-    return found | {name: read_texts(source, column=column, **options)["text"] for name, column in single.items()}
+            table = texts_of(config, source)
+        except BadRow:
+            raise error from None
+    return {name: table[name] for name in table.column_names}

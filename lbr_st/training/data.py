@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,10 @@ from datasets import Dataset, concatenate_datasets
 
 from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.columns import negative_columns
-from lbr_st.data.contamination import ContaminationCheck
+from lbr_st.data.contamination import ContaminationCheck, without_negatives
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import save_rows, scratch, write_rows
+from lbr_st.data.lines import save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
 from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
@@ -176,16 +176,16 @@ def read_sources(recipe: Recipe) -> Sources:
         )
     else:
         task = domain_task(config.source)
-        pairs, texts, records = _pairs_of(task, config.synonyms), task.train_texts, task.records
+        pairs, texts, records = _task_pairs(task, config.synonyms), task.train_texts, task.records
         test, dev, licences = task.test, task.dev, [task.licence]
     more, names = [task.train_texts for task in also], [*config.also]
     licences += [task.licence for task in also]
     if config.texts:
-        more.append(_texts(config, config.texts, say))
+        more.append(texts_of(config, config.texts, say))
         names.append(_short(config.texts))
         licences.append(names[-1])
     if pairs is not None:
-        pairs = _joined([pairs, *(_pairs_of(task, config.synonyms) for task in also)])
+        pairs = _joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
     found = [
         ("pairs", _short(config.pairs or config.source), pairs),
         ("texts", own, texts),
@@ -204,8 +204,15 @@ def read_sources(recipe: Recipe) -> Sources:
     )
 
 
-def _texts(config: DataConfig, source: str, say: Callable[[str], None]) -> Dataset:
+def texts_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
+    """Return the texts of a source, read as a recipe says."""
     return read_texts(source, column=config.text_column, split=config.split, bad_rows=config.bad_rows, say=say)
+
+
+def pairs_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
+    """Return the pairs of a source, read as a recipe says."""
+    names = ("query_column", "document_column", "split", "min_score", "bad_rows")
+    return read_pairs(source, say=say, **{name: getattr(config, name) for name in names})
 
 
 def _read_own(
@@ -215,12 +222,11 @@ def _read_own(
     config = recipe.data
     texts = None
     if config.pairs or not _needs_pairs(recipe):
-        texts = _texts(config, config.source, say)
+        texts = texts_of(config, config.source, say)
     if not _needs_pairs(recipe):
         return None, texts, None, None
     source = config.pairs or config.source
-    names = ("query_column", "document_column", "split", "min_score", "bad_rows")
-    pairs = read_pairs(source, say=say, **{name: getattr(config, name) for name in names})
+    pairs = pairs_of(config, source, say)
     test, dev = (
         read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
         for split in ("test", "dev")
@@ -238,7 +244,7 @@ def _needs_pairs(recipe: Recipe) -> bool:
     return recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs))
 
 
-def _pairs_of(task: DomainTask, synonyms: bool) -> Dataset:
+def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset:
     if not synonyms or task.synonym_pairs is None:
         return task.train_pairs
     return concatenate_datasets([task.train_pairs, task.synonym_pairs])
@@ -313,7 +319,7 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
                 rows = _without(rows, report, refuse=recipe.data.contamination == "refuse")
             reports.append(report)
             if recipe.data.contamination != "report" and negative_columns(rows.column_names):
-                rows = _without_negatives(rows, evaluation)
+                rows = without_negatives(rows, evaluation)
         kept.append((kind, rows))
         if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
@@ -338,23 +344,6 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
         what = "every training row repeats an evaluation query or its document."
         raise LBRError(what, where=report.training, fix="Give other training data.")
     return rows.select(np.delete(np.arange(len(rows)), harmful))
-
-
-def _without_negatives(rows: Dataset, evaluation: ContaminationCheck) -> Dataset:
-    """Return pairs without those of their negatives that repeat evaluation texts."""
-    names = negative_columns(rows.column_names)
-    found = evaluation.check({name: rows[name] for name in names}).harmful
-    if not found:
-        return rows
-    notice(f"Left out {sum(map(len, found.values())):,} hard negatives that repeat evaluation texts.")
-    harmful = {(name, number) for name in found for number in found[name]}
-
-    def without() -> Iterator[dict[str, str]]:
-        for number, row in enumerate(rows):
-            stay = [row[name] for name in names if row[name] and (name, number) not in harmful]
-            yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
-
-    return write_rows(without(), rows.column_names)
 
 
 def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:

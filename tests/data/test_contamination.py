@@ -288,18 +288,17 @@ def test_columns_are_those_the_file_has(tmp_path):
         assert training_columns(tmp_path / name, DataConfig()) == both
     Dataset.from_list(rows).to_parquet(tmp_path / "d.parquet")
     other = DataConfig(text_column="document", document_column="none")
-    assert training_columns(str(tmp_path / "d.parquet"), other) == {"query": ["a", "c"], "text": ["b", "d"]}
+    assert training_columns(str(tmp_path / "d.parquet"), other) == {"text": ["b", "d"]}
     with pytest.raises(LBRError, match="query, document, other"):
         training_columns(tmp_path / "a.jsonl", DataConfig(query_column="x", document_column="y", text_column="z"))
-    (tmp_path / "e.jsonl").write_text('{"question": "a", "pos": ["b", "d"], "neg": ["n"], "text": "t"}\n')
-    assert training_columns(tmp_path / "e.jsonl", DataConfig(document_column="pos")) == {
+    (tmp_path / "e.jsonl").write_text('{"question": "a", "pos": ["b", "d"], "neg": ["n"]}\n')
+    assert training_columns(tmp_path / "e.jsonl", DataConfig()) == {
         "query": ["a", "a"],
         "document": ["b", "d"],
         "negative_1": ["n", "n"],
-        "text": ["t"],
     }
     # A column that a later row lacks is not passed over.
-    (tmp_path / "a.jsonl").write_text('{"query": "a", "negative": "n"}\n{"negative": "b"}\n')
+    (tmp_path / "a.jsonl").write_text('{"query": "a", "document": "n"}\n{"query": "b"}\n')
     with pytest.raises(LBRError, match="line 2"):
         training_columns(tmp_path / "a.jsonl", DataConfig())
     for missing in ("none.jsonl", "none.csv", "none.parquet", "none/"):
