@@ -183,14 +183,16 @@ class IBGenerativeLoss(nn.Module):
         context, target, rate = self.predictions(columns)
         tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
         counts = self.shared_counts or self._counts(len(tokens[1]), len(contexts[1]), len(columns[0]["input_ids"]))
-        terms = {"target": self._mean(self._sum(*tokens), counts["target"])}
+        # The mean of nothing is 0: contexts of one token, or an empty target after a cut context.
+        counts = {term: count or 1 for term, count in counts.items()}
+        backbone = backbone_of(self.model)
+        terms = {"target": nll_sum(*tokens, backbone.head) / counts["target"]}
         if self.bag_weight:
-            bag = bag_nll_sum(context, target, backbone_of(self.model).head)
-            terms["bag"] = self.bag_weight * self._mean(bag, counts["target"])
+            terms["bag"] = self.bag_weight * (bag_nll_sum(context, target, backbone.head) / counts["target"])
         if self.context_weight:
-            terms["context"] = self.context_weight * self._mean(self._sum(*contexts), counts["context"])
+            terms["context"] = self.context_weight * (nll_sum(*contexts, backbone.head) / counts["context"])
         if self.rate_weight and rate is not None:
-            terms["rate"] = self.rate_weight * self._mean(rate.sum(), counts["rate"])
+            terms["rate"] = self.rate_weight * (rate.sum() / counts["rate"])
         return terms
 
     def counts(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -249,14 +251,6 @@ class IBGenerativeLoss(nn.Module):
 
         return in_forward_of(self.model, run, list(sentence_features))
 
-    def _sum(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return nll_sum(hidden, labels, backbone_of(self.model).head)
-
-    @staticmethod
-    def _mean(total: Tensor, count: float) -> Tensor:
-        """Return the mean; 0 of nothing: contexts of one token, or an empty target after a cut context."""
-        return total / (count or 1)
-
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
         names = ("context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed")
@@ -271,15 +265,8 @@ class IBGenerativeLoss(nn.Module):
 def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
     """Return the sum of the target tokens' negative log-likelihoods, each from the bottleneck's state alone.
 
-    The logits of all examples are held at once, examples times vocabulary.
-
-    Args:
-        source: The pass in which the bottleneck tokens were run.
-        target: What is predicted; the same pass, or with the embedding bottleneck the second one.
-        head: Projects the states.
-
-    Returns:
-        A scalar in nats, float32.
+    ``source`` is the pass in which the bottleneck tokens were run; with the embedding bottleneck, ``target`` is the
+    second one. The logits of all examples are held at once, examples times vocabulary.
     """
     rows = target.rows
     predicted = rows.predicts == Segment.TARGET

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, count, islice
 
 import numpy as np
 import torch
@@ -101,14 +101,8 @@ class TokenBatchSampler(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch that ``set_epoch`` named, as lists of row numbers."""
-        made, turn = 0, 0
-        while made < self._length:
-            for batch in self._order(self.epoch, turn):
-                yield batch
-                made += 1
-                if made == self._length:
-                    return
-            turn += 1
+        turns = (self._order(self.epoch, turn) for turn in count())
+        yield from islice(chain.from_iterable(turns), self._length)
 
     def _order(self, epoch: int, turn: int) -> Iterator[list[int]]:
         """Yield the batches of one random order of all rows."""

@@ -195,15 +195,13 @@ class _Centred:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+        found = getattr(self._model, name)
+        if name not in ("encode_query", "encode_document"):
+            return found
 
-    def encode_query(self, texts: list[str], **options: Any) -> np.ndarray:
-        return _centred(self._model.encode_query(texts, **options))
+        def encode(texts: list[str], **options: Any) -> np.ndarray:
+            embeddings = found(texts, **options)
+            centred = embeddings - embeddings.mean(axis=0)
+            return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
-    def encode_document(self, texts: list[str], **options: Any) -> np.ndarray:
-        return _centred(self._model.encode_document(texts, **options))
-
-
-def _centred(embeddings: np.ndarray) -> np.ndarray:
-    centred = embeddings - embeddings.mean(axis=0)
-    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        return encode

@@ -111,21 +111,18 @@ def training_arguments(
             "learning_rate_mapping": {ALL_NEW_PARAMETERS: config.token_learning_rate} if any_new else {},
             "warmup_steps": min(config.warmup_steps, config.max_steps),
             "lr_scheduler_type": "cosine",
-            "max_grad_norm": 1.0,
             "bf16": use_bfloat16(precision, model.device),
             "use_cpu": model.device.type == "cpu",
             "seed": seed,
             "data_seed": seed,
             "eval_strategy": "steps" if evaluate else "no",
             "eval_steps": config.eval_steps,
-            "save_strategy": "steps",
             "save_steps": config.eval_steps,
             "save_total_limit": 2,
             "logging_steps": max(1, min(10, config.max_steps // 10)),
             "logging_first_step": True,
             # A NaN must be seen, not smoothed over.
             "logging_nan_inf_filter": False,
-            "report_to": "none",
             "dataloader_pin_memory": model.device.type == "cuda",
             "disable_tqdm": not show_progress_bar,
             **overrides,
@@ -375,10 +372,8 @@ class StopRequest(TrainerCallback):
 def stop_between_steps() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM of the block into a request. Only the main thread can handle signals."""
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, request.ask) for number in numbers}
     try:
         yield request
     finally:
