@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -198,37 +199,24 @@ class _Scores:
 
 
 def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
-    assert data.learn_pairs is not None  # whoever calls this had them made
-    number = f"{recipe.learn.max_steps} steps of {recipe.learn.batch_size} of {len(data.learn_pairs):,} pairs"
-    notice(f"Stage 1, learn: {number}.")
-
-    def train(model: SentenceTransformer, **options: Any) -> list[dict[str, Any]]:
-        return learn(model, data.learn_pairs, recipe.learn, held_out=data.held_out, **options)
-
-    return _stage(recipe, data, model_from_recipe(recipe), folder, train)
+    train = partial(learn, pairs=data.learn_pairs, config=recipe.learn, held_out=data.held_out)
+    return _stage("Stage 1, learn", train, recipe, data, None, folder)
 
 
 def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path) -> SentenceTransformer:
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
-    number = f"{recipe.represent.max_steps} steps of {recipe.represent.batch_size} of {len(data.pairs):,} pairs"
-    notice(f"Stage 2, represent: {number}.")
-
-    def train(model: SentenceTransformer, **options: Any) -> list[dict[str, Any]]:
-        return represent(model, data.pairs, recipe.represent, **options)
-
-    return _stage(recipe, data, model or model_from_recipe(recipe), folder, train)
+    train = partial(represent, pairs=data.pairs, config=recipe.represent)
+    return _stage("Stage 2, represent", train, recipe, data, model, folder)
 
 
 def _stage(
-    recipe: Recipe,
-    data: RunData,
-    model: SentenceTransformer,
-    folder: Path,
-    train: Callable[..., list[dict[str, Any]]],
+    title: str, train: partial[Any], recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path
 ) -> SentenceTransformer:
     """Train a model, resuming from this recipe's checkpoints, and keep it in a folder that means: done."""
-    checkpoints = checkpoints_of(folder)
+    pairs, config = train.keywords["pairs"], train.keywords["config"]
+    notice(f"{title}: {config.max_steps} steps of {config.batch_size} of {len(pairs):,} pairs.")
+    model, checkpoints = model or model_from_recipe(recipe), checkpoints_of(folder)
     log = train(
         model,
         output_dir=checkpoints,
@@ -264,11 +252,8 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
     recipe.validate()
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():
-        raise LBRError(
-            "4-bit weights cannot be spread over processes.",
-            where="model.quantize",
-            fix="Launch with ddp.yaml, where each process has the base whole, or set it to null.",
-        )
+        fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
+        raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)
     start_processes()
     with only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():
@@ -306,11 +291,8 @@ def _single(
 
 def _plot(work: Path) -> None:
     """Draw the loss curves, if matplotlib is installed and a step was logged."""
-    if find_spec("matplotlib") is None:
-        return
     from lbr_st.evaluation.plots import plot_training
 
-    try:
-        plot_training(work, work / "plots" / "training")
-    except LBRError:  # a run without a logged step has no curve
-        return
+    if find_spec("matplotlib"):
+        with suppress(LBRError):  # a run without a logged step has no curve
+            plot_training(work, work / "plots" / "training")
