@@ -172,23 +172,16 @@ def merge_lora(model: PreTrainedModel) -> None:
     Raises:
         LBRError: A merged weight is not finite.
     """
-    layers: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        nested = any(name.startswith(f"{outer}.") for outer in layers)
-        if isinstance(module, (AuxiliaryTrainingWrapper, BaseTunerLayer)) and not nested:
-            layers[name] = module
-    for name, module in layers.items():
-        if isinstance(module, AuxiliaryTrainingWrapper):  # the token rows
-            plain = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
-        else:
-            try:
-                module.merge(safe_merge=True)
-            except ValueError as error:  # peft found NaNs
-                fix = "Go back to an earlier checkpoint, or train again with a lower learning rate."
-                raise LBRError(f"the trained weights of {name} are broken: {error}", fix=fix) from error
-            plain = module.get_base_layer()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, plain)
+    # The token rows' wrappers first: each holds a tuner layer that is no part of the model without it.
+    for name, module in [part for part in model.named_modules() if isinstance(part[1], AuxiliaryTrainingWrapper)]:
+        model.set_submodule(name, module.unload_and_optionally_merge_module(True, safe_merge=True, adapter_names=None))
+    for name, module in [part for part in model.named_modules() if isinstance(part[1], BaseTunerLayer)]:
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as error:  # peft found NaNs
+            fix = "Go back to an earlier checkpoint, or train again with a lower learning rate."
+            raise LBRError(f"the trained weights of {name} are broken: {error}", fix=fix) from error
+        model.set_submodule(name, module.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
     model._hf_peft_config_loaded = False

@@ -77,7 +77,15 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
         copy.add_tokens(tokens, special_tokens=True)
     elif copy("a")["input_ids"][-1:] == [copy.eos_token_id]:
         return copy
-    _append(copy, tokens or [copy.eos_token])
+    appended = tokens or [copy.eos_token]
+    suffix = " ".join(f"{token}:0" for token in appended)
+    template = processors.TemplateProcessing(
+        single=f"$A:0 {suffix}",
+        pair=f"$A:0 $B:0 {suffix}",
+        special_tokens=[(token, copy.convert_tokens_to_ids(token)) for token in appended],
+    )
+    before = copy.backend_tokenizer.post_processor
+    copy.backend_tokenizer.post_processor = processors.Sequence([template] if before is None else [before, template])
     return copy
 
 
@@ -90,18 +98,6 @@ def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
     """
     tokenizer.split_special_tokens = True
     tokenizer.init_kwargs["split_special_tokens"] = True  # what save_pretrained writes
-
-
-def _append(tokenizer: PreTrainedTokenizerFast, tokens: list[str]) -> None:
-    suffix = " ".join(f"{token}:0" for token in tokens)
-    template = processors.TemplateProcessing(
-        single=f"$A:0 {suffix}",
-        pair=f"$A:0 $B:0 {suffix}",
-        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in tokens],
-    )
-    before = tokenizer.backend_tokenizer.post_processor
-    steps = [template] if before is None else [before, template]
-    tokenizer.backend_tokenizer.post_processor = processors.Sequence(steps)
 
 
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
