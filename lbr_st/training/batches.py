@@ -84,11 +84,8 @@ class TokenBatchSampler(DefaultBatchSampler):
             self.batch_size = None  # type: ignore[assignment]
         made = [self.num_texts[batch[0]] for batch in self._order(0, 0)]
         if not made:
-            raise LBRError(
-                f"{len(dataset)} rows do not fill one batch of {self.rows_at_most}, and a smaller one is left out.",
-                where="batch_size",
-                fix="Lower it, or give more rows with different texts.",
-            )
+            what = f"{len(dataset)} rows do not fill one batch of {self.rows_at_most}, and a smaller one is left out."
+            raise LBRError(what, where="batch_size", fix="Lower it, or give more rows with different texts.")
         for number in {*self.num_texts.tolist()} - {*made}:
             which = f"{(self.num_texts == number).sum()} pairs {'with' if number > 2 else 'without'} negatives"
             notice(f"batch_size: {which} do not fill one batch of {self.rows_at_most} and are left out. Lower it.")

@@ -31,8 +31,8 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         model: The model in training.
         scale: Multiplies the similarities; one divided by the temperature.
         mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once; None for no limit.
-        gather_across_devices: Also take the other processes' documents as negatives, with gradients.
-        **options: Other options of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`.
+        **options: Options of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`, such as
+            ``gather_across_devices``: also take the other processes' documents as negatives, with gradients.
 
     References:
         - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
@@ -55,16 +55,9 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         scale: float = 20.0,
         *,
         mini_batch_num_tokens: int | None = 4096,
-        gather_across_devices: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(
-            model,
-            scale=scale,
-            mini_batch_num_tokens=mini_batch_num_tokens or sys.maxsize,
-            gather_across_devices=gather_across_devices,
-            **options,
-        )
+        super().__init__(model, scale=scale, mini_batch_num_tokens=mini_batch_num_tokens or sys.maxsize, **options)
         self.uncached: nn.Module = _InOnePass(self.loss)
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:

@@ -107,11 +107,9 @@ def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Mod
         return loss
     size = model.get_embedding_dimension()
     if size is None or max(config.matryoshka_dims) >= size:
-        raise LBRError(
-            f"{config.matryoshka_dims} are not all smaller than the embedding, which has {size} numbers.",
-            where="represent.matryoshka_dims",
-            fix="Name smaller sizes only; the whole embedding is always trained.",
-        )
+        what = f"{config.matryoshka_dims} are not all smaller than the embedding, which has {size} numbers."
+        fix = "Name smaller sizes only; the whole embedding is always trained."
+        raise LBRError(what, where="represent.matryoshka_dims", fix=fix)
     return loss.matryoshka([size, *config.matryoshka_dims])
 
 
