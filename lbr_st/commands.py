@@ -128,10 +128,9 @@ def reconstruct(model: str, text: list[str], *, max_new_tokens: int = 64) -> Non
         text: Text to compress and decode again.
         max_new_tokens: Longest decoded text in tokens.
     """
-    from lbr_st.bottleneck.reconstruct import reconstruct as decode
-    from lbr_st.model.load import load_model
+    from lbr_st.bottleneck.reconstruct import main
 
-    print("\n".join(decode(load_model(model), text, max_new_tokens=max_new_tokens)))
+    main(model, text, max_new_tokens)
 
 
 @_command('accelerate launch --config_file "$(lbr-st launch-config ddp)" -m lbr_st train --output my-model')

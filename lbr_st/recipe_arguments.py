@@ -69,10 +69,9 @@ def fits(hint: Any, value: Any) -> bool:
         return any(fits(kind, value) for kind in get_args(hint))
     if hint not in _BOUNDS:
         return type(value) is hint
-    try:
+    with suppress(ValueError, OverflowError):
         return _is_number(hint, value) and math.isfinite(value) and hint(value) == value
-    except (ValueError, OverflowError):
-        return False
+    return False
 
 
 def _is_number(hint: Any, value: Any) -> bool:
@@ -173,10 +172,8 @@ def _items(section: Any, where: str) -> list[tuple[str, Any]]:
 def as_number(hint: Any, value: Any) -> Any:
     """Return a value of YAML as a float where a float is needed: YAML reads 1e-5 as text and 1 as a whole number."""
     if hint in _BOUNDS and issubclass(hint, float) and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            return value
     return value
 
 

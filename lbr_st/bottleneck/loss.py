@@ -23,7 +23,7 @@ from lbr_st.bottleneck.rows import Targets, assemble, targets_of
 from lbr_st.compute import in_forward_of, unwrapped
 from lbr_st.errors import LBRError
 from lbr_st.model.mask import Segment
-from lbr_st.model.nll import Head, nll_each, nll_sum
+from lbr_st.model.nll import nll_each, nll_sum
 
 CITATION = """@article{liang2026learn,
   archiveprefix = {arXiv},
@@ -188,7 +188,9 @@ class IBGenerativeLoss(nn.Module):
         backbone = backbone_of(self.model)
         terms = {"target": nll_sum(*tokens, backbone.head) / counts["target"]}
         if self.bag_weight:
-            terms["bag"] = self.bag_weight * (bag_nll_sum(context, target, backbone.head) / counts["target"])
+            examples = target.rows.examples[target.rows.predicts == Segment.TARGET]
+            likelihoods = backbone.head.logits(context.closing()).float().log_softmax(dim=-1)  # examples × vocabulary
+            terms["bag"] = self.bag_weight * (-likelihoods[examples, tokens[1]].sum() / counts["target"])
         if self.context_weight:
             terms["context"] = self.context_weight * (nll_sum(*contexts, backbone.head) / counts["context"])
         if self.rate_weight and rate is not None:
@@ -260,15 +262,3 @@ class IBGenerativeLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX entry of the method."""
         return CITATION
-
-
-def bag_nll_sum(source: Prediction, target: Prediction, head: Head) -> Tensor:
-    """Return the sum of the target tokens' negative log-likelihoods, each from the bottleneck's state alone.
-
-    ``source`` is the pass in which the bottleneck tokens were run; with the embedding bottleneck, ``target`` is the
-    second one. The logits of all examples are held at once, examples times vocabulary.
-    """
-    rows = target.rows
-    predicted = rows.predicts == Segment.TARGET
-    likelihoods = head.logits(source.closing()).float().log_softmax(dim=-1)
-    return -likelihoods[rows.examples[predicted], rows.labels[predicted]].sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -18,6 +19,7 @@ from lbr_st.bottleneck.passes import (
 from lbr_st.bottleneck.rows import Targets
 from lbr_st.data.lines import check_characters
 from lbr_st.errors import LBRError
+from lbr_st.model.load import load_model
 
 
 @torch.no_grad()
@@ -74,3 +76,9 @@ def reconstruct(
             break
     model.train(was_training)
     return [str(backbone.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+
+
+def main(model_folder: str | Path, texts: Sequence[str], max_new_tokens: int = 64) -> None:
+    """Print, for each text, what its bottleneck decodes to."""
+    for line in reconstruct(load_model(model_folder), texts, max_new_tokens=max_new_tokens):
+        print(line)

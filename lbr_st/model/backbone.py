@@ -188,8 +188,7 @@ class CausalBackbone(Transformer):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the weights (with LoRA: the adapter and the token rows alone), the tokenizer and the configuration."""
         if not has_lora(self.model):
-            super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
-            return
+            return super().save(output_path, *args, safe_serialization=safe_serialization, **kwargs)
         save_lora(self.model, output_path)
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)

@@ -86,8 +86,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.hf_quantizer = None
     # GGUF metadata holds a display name here, which would be saved as if it were a hub id.
-    for odd in ("_model_name_or_path", "_name_or_path"):
-        model.config.__dict__.pop(odd, None)
+    model.config.__dict__.pop("_model_name_or_path", None)
     model.config._name_or_path = model.name_or_path = ""
     # Special tokens come from the configuration: transformers 5.17 gives the tokenizer begin-of-text for end-of-text.
     # The chat template goes: with one, Sentence Transformers would render each text as a chat message.
