@@ -141,15 +141,10 @@ def make_pydoc_task(
     # The same code under two names counts as one, since the body is a synonym.
     entities = [Entity(key, f.sentence, f.source, (f.body,)) for key, f in (*evaluation.items(), *training.items())]
     single = alone(entities)
-    task = make_task(
-        [one for one in single if one.id in evaluation],
-        name="pydoc-functions",
-        description="Given the first sentence of a docstring, find the Python function it describes.",
-        licence=LICENCE,
-        num_documents=num_documents,
-        **numbers,
-    )
-    trained = [one for one in single if one.id in training]
+    asked, trained = ([one for one in single if one.id in side] for side in (evaluation, training))
+    what = "Given the first sentence of a docstring, find the Python function it describes."
+    numbers["num_documents"] = num_documents
+    task = make_task(asked, name="pydoc-functions", description=what, licence=LICENCE, **numbers)
     return replace(
         task,
         train_pairs=table(((one.name, one.definition) for one in trained), "query", "document"),
