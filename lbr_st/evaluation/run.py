@@ -300,12 +300,8 @@ def run_beir(
     # BEIR reads len(corpus[i]["title"]), so the key must be there.
     texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
     corpus = {document: {"title": "", "text": text} for document, text in texts}
-    search = dense.DenseRetrievalExactSearch(
-        _for_beir(system.model),
-        batch_size=batch_size,
-        corpus_chunk_size=CHUNK,
-        show_progress_bar=system.model.show_progress_bar,
-    )
+    options = {"corpus_chunk_size": CHUNK, "show_progress_bar": system.model.show_progress_bar}
+    search = dense.DenseRetrievalExactSearch(_for_beir(system.model), batch_size=batch_size, **options)
     cutoffs = [10, 100]
     retriever = judge.EvaluateRetrieval(search, k_values=cutoffs, score_function=SIMILARITIES[similarity])
     found = retriever.retrieve(corpus, queries)

@@ -94,20 +94,10 @@ def paired(
         extreme = min(int((drawn <= _SAME).sum()), int((drawn >= -_SAME).sum()))
         p_bootstrap = min(1.0, 2 * (extreme + 1) / (resamples + 1))
     p_randomisation, exact = _randomisation(weights * delta, resamples, np.random.default_rng([seed, 1]))
+    n, d_z, relative = len(delta), _effect(delta, weights), difference / score_a if score_a else None
+    outcomes = (int(outcome.sum()) for outcome in (delta > 0, delta == 0, delta < 0))
     return Paired(
-        n=len(delta),
-        score_a=score_a,
-        score_b=score_b,
-        difference=difference,
-        interval=interval,
-        p_bootstrap=p_bootstrap,
-        p_randomisation=p_randomisation,
-        exact=exact,
-        d_z=_effect(delta, weights),
-        relative=difference / score_a if score_a else None,
-        wins=int((delta > 0).sum()),
-        ties=int((delta == 0).sum()),
-        losses=int((delta < 0).sum()),
+        n, score_a, score_b, difference, interval, p_bootstrap, p_randomisation, exact, d_z, relative, *outcomes
     )
 
 
