@@ -33,13 +33,8 @@ def load_chebi() -> list[Entity]:
 
 def chebi_task(**numbers: Any) -> DomainTask:
     """Return the task: which definition belongs to this chemical? See :func:`~lbr_st.domains.definitions.make_task`."""
-    return make_task(
-        load_chebi(),
-        name="chebi-definitions",
-        description="Given the name of a chemical entity, find its definition in ChEBI.",
-        licence=CHEBI_LICENCE,
-        **numbers,
-    )
+    what = "Given the name of a chemical entity, find its definition in ChEBI."
+    return make_task(load_chebi(), name="chebi-definitions", description=what, licence=CHEBI_LICENCE, **numbers)
 
 
 def load_compounds() -> list[Thing]:
@@ -55,11 +50,7 @@ def load_compounds() -> list[Thing]:
 
 def compounds_task() -> DomainTask:
     """Return the task: which compound has this name? See :func:`~lbr_st.domains.names.names_task`."""
+    what = "Given a common or trade name of a compound, find its systematic name."
     return names_task(
-        load_compounds(),
-        name="compound-names",
-        description="Given a common or trade name of a compound, find its systematic name.",
-        licence=COMPOUNDS_LICENCE,
-        num_dev=170,
-        num_test=400,
+        load_compounds(), name="compound-names", description=what, licence=COMPOUNDS_LICENCE, num_dev=170, num_test=400
     )

@@ -144,26 +144,20 @@ def make_task(
         )
 
     drawn = stable_order(askable, seed)
-    asked = {"test": drawn[:num_test], "dev": drawn[num_test:num_asked]}
-    held_out = {*asked["test"], *asked["dev"]}
+    held_out = set(drawn[:num_asked])
     others = stable_order((key for key in definitions.values() if key not in held_out), seed)
     corpus = {key: by_id[key].definition for key in sorted([*held_out, *others[: num_documents - num_asked]])}
-    test, dev = (
-        RetrievalSet(
-            name=f"{name}-{split}",
-            corpus=corpus,
-            queries={f"q{key}": by_id[key].name for key in sorted(asked[split])},
-            qrels={f"q{key}": {key: 1} for key in sorted(asked[split])},
-            description=description,
-            licence=licence,
-        )
-        for split in ("test", "dev")
-    )
+
+    def retrieval(split: str, asked: list[str]) -> RetrievalSet:
+        queries = {f"q{key}": by_id[key].name for key in sorted(asked)}
+        qrels = {f"q{key}": {key: 1} for key in sorted(asked)}
+        return RetrievalSet(f"{name}-{split}", corpus, queries, qrels, description, licence)
+
     train = [entity for key, entity in by_id.items() if key not in held_out]
     synonyms = [(other, entity.definition) for entity in train for other in _other_names(entity)]
     return DomainTask(
-        test,
-        dev,
+        retrieval("test", drawn[:num_test]),
+        retrieval("dev", drawn[num_test:num_asked]),
         table(((entity.name, entity.definition) for entity in train), "query", "document"),
         table(((by_id[key].definition,) for key in definitions.values() if key not in held_out), "text"),
         licence,

@@ -58,13 +58,8 @@ def load_mondo() -> list[Entity]:
 
 def mondo_task(**numbers: Any) -> DomainTask:
     """Return the task: which definition belongs to this disease? See :func:`~lbr_st.domains.definitions.make_task`."""
-    return make_task(
-        load_mondo(),
-        name="mondo-definitions",
-        description="Given the name of a disease, find its definition in Mondo.",
-        licence=MONDO_LICENCE,
-        **numbers,
-    )
+    what = "Given the name of a disease, find its definition in Mondo."
+    return make_task(load_mondo(), name="mondo-definitions", description=what, licence=MONDO_LICENCE, **numbers)
 
 
 def clean_definition(text: str) -> str:

@@ -123,9 +123,8 @@ def usable(things: Iterable[Thing]) -> Iterator[Thing]:
             if key in keys or key in taken or not WORD.search(alias) or len(alias) > LONGEST_NAME:
                 continue
             runs = _runs(alias)
-            if jaccard(runs, _runs(thing.document)) > MOST_ALIKE:
-                continue
-            if any(jaccard(runs, _runs(one)) > MOST_ALIKE_NAMES for one in names):
+            alike = jaccard(runs, _runs(thing.document)) > MOST_ALIKE
+            if alike or any(jaccard(runs, _runs(one)) > MOST_ALIKE_NAMES for one in names):
                 continue
             keys.add(key)
             names.append(alias)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 import gc
-import io
+import importlib.util
 import re
-import tokenize
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,15 +141,10 @@ def make_pydoc_task(
     # The same code under two names counts as one, since the body is a synonym.
     entities = [Entity(key, f.sentence, f.source, (f.body,)) for key, f in (*evaluation.items(), *training.items())]
     single = alone(entities)
-    task = make_task(
-        [one for one in single if one.id in evaluation],
-        name="pydoc-functions",
-        description="Given the first sentence of a docstring, find the Python function it describes.",
-        licence=LICENCE,
-        num_documents=num_documents,
-        **numbers,
-    )
-    trained = [one for one in single if one.id in training]
+    asked, trained = ([one for one in single if one.id in side] for side in (evaluation, training))
+    what = "Given the first sentence of a docstring, find the Python function it describes."
+    numbers["num_documents"] = num_documents
+    task = make_task(asked, name="pydoc-functions", description=what, licence=LICENCE, **numbers)
     return replace(
         task,
         train_pairs=table(((one.name, one.definition) for one in trained), "query", "document"),
@@ -192,18 +187,13 @@ def read_functions(packages: tuple[Package, ...]) -> dict[str, Function]:
     found: dict[str, Function] = {}
     for package in packages:
         root = package.fetch() / package.name
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-        for name in names:
-            if SKIPPED_PATH.search(name):
-                continue
-            module = f"{package.name}/{name}"
+        names = (path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+        for name in sorted(name for name in names if not SKIPPED_PATH.search(name)):
+            module, times = f"{package.name}/{name}", Counter[str]()
             for function in functions_in((root / name).read_bytes(), module):
-                key = base = f"{module}:{function.name}"
-                number = 1
-                while key in found:  # a property's setter, or a definition for another platform
-                    number += 1
-                    key = f"{base}#{number}"
-                found[key] = function
+                times[function.name] += 1  # again: a property's setter, or a definition for another platform
+                again = f"#{times[function.name]}" if times[function.name] > 1 else ""
+                found[f"{module}:{function.name}{again}"] = function
     return found
 
 
@@ -222,15 +212,14 @@ def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
         LBRError: This Python cannot parse the module.
     """
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-        text = raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        text = importlib.util.decode_source(raw)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "\d" in a plain string is the package's affair
             tree = _parsed(text)
     except (SyntaxError, ValueError) as error:
         # Leaving the module out would give another task than on other Pythons.
         raise LBRError(f"cannot parse it: {error}.", where=where, fix="Use Python 3.11, which can.") from error
-    lines = text.split("\n")
+    lines = text.encode().split(b"\n")
     for name, node in _documented(tree):
         if node.name.startswith("test_") or not _does_something(node):
             continue
@@ -296,37 +285,27 @@ def _plain(paragraph: str) -> str:
     return " ".join(paragraph.split())
 
 
-def without_docstring(lines: list[str], node: FunctionNode) -> tuple[str, str]:
+def without_docstring(lines: list[bytes], node: FunctionNode) -> tuple[str, str]:
     """Return a function's source without its docstring, and what of it follows the docstring.
 
     Args:
-        lines: The lines of the module.
+        lines: The lines of the module in UTF-8, whose bytes are what the tree's offsets count.
         node: A function of it whose first statement is a docstring.
     """
-    doc = node.body[0]
+    doc: Any = node.body[0]
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    last, end = _position(lines, node.end_lineno, node.end_col_offset)
-    doc_row, doc_column = _position(lines, doc.lineno, doc.col_offset)
-    tail_row, tail_column = _position(lines, doc.end_lineno, doc.end_col_offset)
-    cut = [*lines[:last], lines[last][:end]]
-    head = cut[first - 1 : doc_row]
-    before, after = cut[doc_row][:doc_column], cut[tail_row][tail_column:].lstrip(" \t;")
+    cut = [*lines[: node.end_lineno]]
+    cut[-1] = cut[-1][: node.end_col_offset]
+    before, after = cut[doc.lineno - 1][: doc.col_offset], cut[doc.end_lineno - 1][doc.end_col_offset :].lstrip(b" \t;")
     # The line of the docstring stays only for what else stands on it: the signature, a comment, a statement.
     kept = [before + after] if after else [before.rstrip()] if before.strip() else []
-    body = [*([after] if after else []), *cut[tail_row + 1 :]]
-    indent = lines[node.lineno - 1][: _position(lines, node.lineno, node.col_offset)[1]]
-    return _text([*head, *kept, *cut[tail_row + 1 :]], indent), _text(body, indent)
+    rest, indent = cut[doc.end_lineno :], lines[node.lineno - 1][: node.col_offset]
 
+    def text(kept: list[bytes]) -> str:
+        # Lines of a string may stand further left than the function; they stay as they are.
+        return b"\n".join(line.removeprefix(indent) for line in kept).decode()
 
-def _text(lines: list[str], indent: str) -> str:
-    # Lines of a string may stand further left than the function; they stay as they are.
-    return "\n".join(line.removeprefix(indent) for line in lines)
-
-
-def _position(lines: list[str], line: int | None, offset: int | None) -> tuple[int, int]:
-    """Turn the tree's line (from 1) and offset in UTF-8 bytes into a row (from 0) and an index into it."""
-    row = (line or 1) - 1
-    return row, len(lines[row].encode()[:offset].decode())
+    return text([*cut[first - 1 : doc.lineno - 1], *kept, *rest]), text([*([after] if after else []), *rest])
 
 
 def _documented(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, FunctionNode]]:

@@ -190,9 +190,8 @@ def format_p(p: float) -> str:
     """Return ``"p = 0.0123"``, or that it is below what four digits show."""
     if p < 0.0001:
         return "p < 0.0001"
-    text = f"{p:.4f}"
     # Rounding must not lift a p-value over the line that it fell below.
-    return f"p = {p:.6f}" if p < ALPHA <= float(text) else f"p = {text}"
+    return f"p = {p:.6f}" if p < ALPHA <= round(p, 4) else f"p = {p:.4f}"
 
 
 def _names(results: Sequence[Sequence[TaskScore]]) -> list[str]:
@@ -260,14 +259,12 @@ def format_comparison(comparison: Comparison, links: dict[tuple[str, str], str] 
     """
     reference = comparison.reference
     links, lines = links or {}, [f"# Compared with {plain(reference)}", "", METHOD]
-    revisions: dict[str, set[str]] = {}
     items: list[TaskComparison | NotComparable] = [*comparison.tests, *comparison.not_comparable]
-    for item in items:
-        for name, score in _scored(item):
-            revisions.setdefault(name, set()).add(score.revision)
-    for name, several in revisions.items():
+    scored = [found for item in items for found in _scored(item)]
+    for name in dict.fromkeys(name for name, _ in scored):
+        several = sorted({score.revision for other, score in scored if other == name})
         if len(several) > 1:  # the latest scores of two tasks may be of two versions of a model
-            lines += ["", plain(f"The scores of {name} are of several revisions: {', '.join(sorted(several))}.")]
+            lines += ["", plain(f"The scores of {name} are of several revisions: {', '.join(several)}.")]
     for system in comparison.systems:
         tests = [test for test in comparison.tests if test.system == system]
         lines += ["", f"## {plain(system)} against {plain(reference)}", "", plain(comparison.summary(system))]

@@ -40,7 +40,6 @@ STYLE = {
 }
 
 STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
-LOG = "training_log.json"
 NOT_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 """What a log holds that is no term of the loss."""
 
@@ -70,11 +69,10 @@ def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:
             shift = (index + 1) / (len(systems) + 1) - 0.5
             _points(axes, own, [tasks.index(score.task) + shift for score in own], name, index, "x")
         axes.set_yticks(range(len(tasks)), [f"{task}\n{_queries(kept, task)}" for task in tasks])
-        axes.set_ylim(len(tasks) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         low, high = axes.get_xlim()
-        axes.set_xlim(max(0.0, low), high if high < 1 else 1.02)
+        axes.set(xlim=(max(0.0, low), high if high < 1 else 1.02), ylim=(len(tasks) - 0.5, -0.5))
         axes.set_xlabel("nDCG@10, with its 95% bootstrap interval over queries")
         axes.set_title("nDCG@10 by task", loc="left", fontweight="bold")
         _legend(figure, [axes], "outside lower left")
@@ -117,7 +115,7 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
                 shift = 2 ** (0.06 * (index - (len(models) - 1) / 2))
                 if own and own[0].embed_dim is None:
                     colour = COLOURS[index % len(COLOURS)]
-                    axes.axhspan(*_interval(own[0]), color=colour, alpha=0.12, linewidth=0)
+                    axes.axhspan(*(own[0].confidence_interval() or ()), color=colour, alpha=0.12, linewidth=0)
                     axes.axhline(own[0].ndcg_at_10, color=colour, linestyle="--", label=model)
                 elif own:
                     _points(axes, own, [(score.embed_dim or 0) * shift for score in own], model, index, "y")
@@ -144,7 +142,9 @@ def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
     Raises:
         LBRError: There is no log with a loss, or matplotlib is missing.
     """
-    logs = {title: log for stage, title in STAGES.items() if (log := _log(Path(work_folder) / stage / LOG))}
+    files = {title: Path(work_folder) / stage / "training_log.json" for stage, title in STAGES.items()}
+    read = {title: json.loads(file.read_text(encoding="utf-8")) for title, file in files.items() if file.is_file()}
+    logs = {title: log for title, log in read.items() if any("loss" in entry for entry in log)}
     if not logs:
         fix = "Give lbr-st train's work folder."
         raise LBRError("no stage has been trained here.", where=str(work_folder), fix=fix)
@@ -171,8 +171,7 @@ def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
         if len(at) < len(steps) or not np.allclose(term, losses, rtol=1e-3, atol=1e-3, equal_nan=True):
             axes.plot(at, term, color=COLOURS[index % len(COLOURS)], linewidth=1.2, linestyle="--", label=key)
     held_out, gains = _series(log, "eval_loss"), _series(log, "eval_bottleneck_gain")
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel("loss")
+    axes.set(xlabel="optimiser step", ylabel="loss")
     drawn = [axes]
     if held_out.size:
         axes.plot(*held_out, color=COLOURS[1], marker="s", markersize=5, label="held-out loss")
@@ -186,12 +185,6 @@ def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
         drawn.append(other)
     # Below the axes: a curve may cross any place inside.
     _legend(axes, drawn, "upper center", bbox_to_anchor=(0.5, -0.14))
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    """Return a stage's log, empty if there is none with a loss."""
-    log = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return log if any("loss" in entry for entry in log) else []
 
 
 def _series(log: list[dict[str, Any]], key: str) -> NDArray[np.float64]:
@@ -220,14 +213,10 @@ def _model(score: TaskScore) -> str:
     return replace(score, experiment=how).name
 
 
-def _interval(score: TaskScore) -> tuple[float, float]:
-    return score.confidence_interval() or (0.0, 1.0)  # None is for scores without queries, which are not drawn
-
-
 def _points(axes: Any, own: Sequence[TaskScore], places: list[float], label: str, index: int, along: str) -> None:
     """Draw the ``index``-th system's scores along an axis, with their intervals, at places of the other axis."""
     values = np.array([score.ndcg_at_10 for score in own], dtype=float)
-    errors = np.maximum(0.0, (np.array([_interval(score) for score in own]).T - values) * [[-1], [1]])
+    errors = np.maximum(0.0, (np.array([score.confidence_interval() for score in own]).T - values) * [[-1], [1]])
     marker = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
     look = {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 5, "capsize": 2, "elinewidth": 1.2}
     line, at = ("none", (values, places)) if along == "x" else ("-", (places, values))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from lbr_st.data.beir import RetrievalSet
-
-PACKAGES = ("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", "bm25s")
-EXCERPT = 300
-"""Characters of a query or document kept in a record: enough to look at, not to redistribute."""
 
 CHUNK = 10_000
 """Documents that BEIR encodes and compares at once."""
@@ -210,7 +207,8 @@ def _texts(rows: Any, wanted: set[str]) -> dict[str, str]:
     chosen = rows.select(picked)[:]
     nothing = [""] * len(picked)
     columns = chosen["id"], chosen.get("title", nothing), chosen.get("text", nothing)
-    return {key: f"{title or ''} {text or ''}".strip()[:EXCERPT] for key, title, text in zip(*columns, strict=True)}
+    # 300 characters are enough to look at, not to redistribute.
+    return {key: f"{title or ''} {text or ''}".strip()[:300] for key, title, text in zip(*columns, strict=True)}
 
 
 def _record_path(output_folder: Path | str, system: System, task: AbsTask, experiment: dict[str, Any]) -> Path:
@@ -249,21 +247,17 @@ def _same(kept: TaskScore, blank: TaskScore) -> bool:
 
 def _agree(path: Path, record: TaskScore, cache: Any, system: System, task: AbsTask) -> bool:
     """Whether an unfinished run may resume: our record has all that MTEB has of the task."""
-    if not path.is_file() or not record.parts:
-        return False
-    try:
-        existing = cache.load_task_result(task.metadata.name, system.model.mteb_model_meta)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-    if existing is None or existing.dataset_revision != record.dataset_revision:
-        return False
-    stored = {(split, scores["hf_subset"]) for split, listed in existing.scores.items() for scores in listed}
-    return stored <= {part.key for part in record.parts}
+    if path.is_file() and record.parts:
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            found = cache.load_task_result(task.metadata.name, system.model.mteb_model_meta)
+            stored = {(split, scores["hf_subset"]) for split, listed in found.scores.items() for scores in listed}
+            return found.dataset_revision == record.dataset_revision and stored <= {part.key for part in record.parts}
+    return False
 
 
 def versions() -> dict[str, str]:
     """Return the installed versions of the packages that decide a score."""
-    return installed_versions(PACKAGES)
+    return installed_versions(("lbr-st", "mteb", "sentence-transformers", "transformers", "torch", "bm25s"))
 
 
 def _now() -> str:
@@ -306,12 +300,8 @@ def run_beir(
     # BEIR reads len(corpus[i]["title"]), so the key must be there.
     texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
     corpus = {document: {"title": "", "text": text} for document, text in texts}
-    search = dense.DenseRetrievalExactSearch(
-        _Encoder(system.model),
-        batch_size=batch_size,
-        corpus_chunk_size=CHUNK,
-        show_progress_bar=system.model.show_progress_bar,
-    )
+    options = {"corpus_chunk_size": CHUNK, "show_progress_bar": system.model.show_progress_bar}
+    search = dense.DenseRetrievalExactSearch(_for_beir(system.model), batch_size=batch_size, **options)
     cutoffs = [10, 100]
     retriever = judge.EvaluateRetrieval(search, k_values=cutoffs, score_function=SIMILARITIES[similarity])
     found = retriever.retrieve(corpus, queries)
@@ -333,17 +323,14 @@ def run_beir(
     return score
 
 
-class _Encoder:
-    """An encoder as BEIR's search calls it."""
+def _for_beir(encoder: Any) -> Any:
+    """Return an encoder as BEIR's search calls it."""
 
-    def __init__(self, encoder: Any) -> None:
-        self.encoder = encoder
+    def encode_queries(queries: Sequence[str], **options: Any) -> Any:
+        return encoder.checked(encoder.model.encode_query, list(queries), **options).float()[:, : encoder.size]
 
-    def encode_queries(self, queries: Sequence[str], **options: Any) -> Any:
-        return self._encode(self.encoder.model.encode_query, list(queries), **options)
+    def encode_corpus(corpus: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        texts = [item["text"].strip() for item in corpus]
+        return encoder.checked(encoder.model.encode_document, texts, **options).float()[:, : encoder.size]
 
-    def encode_corpus(self, corpus: Sequence[Mapping[str, str]], **options: Any) -> Any:
-        return self._encode(self.encoder.model.encode_document, [item["text"].strip() for item in corpus], **options)
-
-    def _encode(self, encode: Any, texts: list[str], **options: Any) -> Any:
-        return self.encoder.checked(encode, texts, **options).float()[:, : self.encoder.size]
+    return SimpleNamespace(encode_queries=encode_queries, encode_corpus=encode_corpus)

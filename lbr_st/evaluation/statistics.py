@@ -6,7 +6,7 @@ of each part's mean, so a query of a part with n weighs 1 / (parts x n). Queries
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,20 +94,10 @@ def paired(
         extreme = min(int((drawn <= _SAME).sum()), int((drawn >= -_SAME).sum()))
         p_bootstrap = min(1.0, 2 * (extreme + 1) / (resamples + 1))
     p_randomisation, exact = _randomisation(weights * delta, resamples, np.random.default_rng([seed, 1]))
+    n, d_z, relative = len(delta), _effect(delta, weights), difference / score_a if score_a else None
+    outcomes = (int(outcome.sum()) for outcome in (delta > 0, delta == 0, delta < 0))
     return Paired(
-        n=len(delta),
-        score_a=score_a,
-        score_b=score_b,
-        difference=difference,
-        interval=interval,
-        p_bootstrap=p_bootstrap,
-        p_randomisation=p_randomisation,
-        exact=exact,
-        d_z=_effect(delta, weights),
-        relative=difference / score_a if score_a else None,
-        wins=int((delta > 0).sum()),
-        ties=int((delta == 0).sum()),
-        losses=int((delta < 0).sum()),
+        n, score_a, score_b, difference, interval, p_bootstrap, p_randomisation, exact, d_z, relative, *outcomes
     )
 
 
@@ -161,11 +151,9 @@ def _bootstrap(parts: Sequence[Array], resamples: int, generator: np.random.Gene
     """
     means = np.zeros(resamples)
     for part in parts:
-
-        def draw(rows: int, part: Array = part) -> Array:
-            return part[generator.integers(0, len(part), size=(rows, len(part)))].mean(axis=1)
-
-        means += _in_portions(draw, resamples, len(part))
+        count = len(part)
+        draws = (generator.integers(0, count, size=(rows, count)) for rows in _portions(resamples, count))
+        means += np.concatenate([part[drawn].mean(axis=1) for drawn in draws])
     return means / len(parts)
 
 
@@ -185,20 +173,17 @@ def _randomisation(weighted: Array, resamples: int, generator: np.random.Generat
     if 2**count <= resamples:
         outcomes = np.arange(2**count)[:, None] >> np.arange(count) & 1
         return float((np.abs(2 * (outcomes @ weighted) - total) >= bound).mean()), True
-
-    def flip(rows: int) -> Array:
-        width = -(-count // 8)
+    extreme, width = 0, -(-count // 8)
+    for rows in _portions(resamples, count):
         coins = np.frombuffer(generator.bytes(rows * width), dtype=np.uint8).reshape(rows, width)
         signs = np.unpackbits(coins, axis=1, count=count).astype(np.float64)
-        return 2 * (signs @ weighted) - total
-
-    extreme = int((np.abs(_in_portions(flip, resamples, count)) >= bound).sum())
+        extreme += int((np.abs(2 * (signs @ weighted) - total) >= bound).sum())
     return (extreme + 1) / (resamples + 1), False  # what was observed is one of the outcomes
 
 
-def _in_portions(draw: Callable[[int], Array], resamples: int, width: int) -> Array:
+def _portions(resamples: int, width: int) -> list[int]:
     size = max(1, _PORTION // width)
-    return np.concatenate([draw(min(size, resamples - start)) for start in range(0, resamples, size)])
+    return [min(size, resamples - start) for start in range(0, resamples, size)]
 
 
 def _middle(drawn: Array) -> tuple[float, float]:

@@ -81,8 +81,7 @@ def export(request: dict[str, Any]) -> dict[str, Any]:
     source = copy_release(release, work / "release", weights=True)
     to_backend = {"openvino": to_openvino, "onnx": to_onnx}[request["backend"]]
     to_backend(source, output, work, int8=request["precision"] == "int8", calibration=request["calibration"])
-    loading = {"model_kwargs": LOADING[request["backend"]]}
-    edit(output / "sentence_bert_config.json", lambda settings: {**settings, **loading})
+    edit(output / "sentence_bert_config.json", lambda found: {**found, "model_kwargs": LOADING[request["backend"]]})
     return {}
 
 
@@ -91,8 +90,7 @@ def load(folder: Path, backend: str, **model_kwargs: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
     options: dict[str, Any] = {"device": "cpu", "backend": backend, "local_files_only": True}
-    options |= {"model_kwargs": model_kwargs} if model_kwargs else {}
-    return SentenceTransformer(str(folder), **options)
+    return SentenceTransformer(str(folder), model_kwargs=model_kwargs or None, **options)
 
 
 def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
@@ -193,10 +191,8 @@ def quantize_openvino(model: Any, calibration: list[str], target: Path) -> None:
     prompts = [model.prompts.get(name) or "" for name in ("query", "document")]
     preprocess = getattr(model, "preprocess", None) or model.tokenize  # the name before Sentence Transformers 6
     names = {name for node in model.transformers_model.model.inputs for name in node.get_names()}
-    samples = []
-    for number, text in enumerate(calibration):
-        features = preprocess([prompts[number % 2] + text])
-        samples.append({name: features[name].numpy() for name in names if name in features})
+    texts = (preprocess([prompts[number % 2] + text]) for number, text in enumerate(calibration))
+    samples = [{name: features[name].numpy() for name in names if name in features} for features in texts]
     last = f".*({'|'.join(LAST_PRODUCTS)}).*"
     but_last, only_last = ({"patterns": [pattern], "validate": False} for pattern in (f"^(?!{last}).*$", last))
     config = ov.OVMixedQuantizationConfig(

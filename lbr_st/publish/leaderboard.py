@@ -101,9 +101,8 @@ def submission(
 
     output.mkdir(parents=True, exist_ok=True)
     meta_file.write_text(_source(written, identifier, sources, published=bool(revision)), encoding="utf-8")
-    read = runpy.run_path(str(meta_file))  # what MTEB will read, not what was meant
-    meta = next(value for value in read.values() if isinstance(value, type(written)))
-    public, local, left_out = _file_results(Path(results) if results is not None else None, output, meta, digest)
+    meta = runpy.run_path(str(meta_file))[identifier]  # what MTEB will read, not what was meant
+    public, local, left_out = _file_results(results, output, meta, digest)
     notice("Running MTEB's mock tasks on the model, loaded through the file; minutes on a CPU …")
     total, failures, report = mock_run(meta, folder)
     (output / "mock_run.md").write_text(report, encoding="utf-8")
@@ -248,7 +247,7 @@ def mock_run(meta: Any, model_folder: str | Path) -> tuple[int, dict[str, str], 
     return len(fitting), failures, f"{found.to_markdown()}\n"
 
 
-def _file_results(source: Path | None, output: Path, meta: Any, digest: str) -> tuple[list[str], list[str], list[str]]:
+def _file_results(results: str | Path | None, output: Path, meta: Any, digest: str) -> tuple[list[str], ...]:
     """Copy the latest scores of these very weights into MTEB's layout; return public tasks, local ones and the rest.
 
     Results that an earlier call filed under the digest move to the revision that is known now.
@@ -258,15 +257,14 @@ def _file_results(source: Path | None, output: Path, meta: Any, digest: str) -> 
         earlier = folder.with_name(digest)
         if earlier.is_dir() and not folder.exists():
             earlier.rename(folder)
-    files: dict[Path, Path] = {}
-    if source is not None:
-        records = sorted((source / RECORDS).rglob("*.json"))
-        files = {record: source / PUBLIC / record.relative_to(source / RECORDS) for record in records}
-        if not files:
-            raise LBRError("there are no results here.", where=str(source), fix="Run `lbr-st evaluate MODEL` first.")
+    source = Path(results or "")
+    records = [] if results is None else sorted((source / RECORDS).rglob("*.json"))
+    if not records and results is not None:
+        raise LBRError("there are no results here.", where=str(source), fix="Run `lbr-st evaluate MODEL` first.")
     found: dict[str, tuple[TaskScore, Path]] = {}
     left_out = []
-    for record, path in files.items():
+    for record in records:
+        path = source / PUBLIC / record.relative_to(source / RECORDS)
         if (score := read_record(record)) is None:
             left_out.append(f"{path.stem}: cannot be read")
         elif score.digest != digest:
@@ -290,11 +288,10 @@ def _file_results(source: Path | None, output: Path, meta: Any, digest: str) -> 
     tasks = [sorted(path.stem for path in folder.glob("*.json") if path.name != META) for folder in folders]
     for folder in (folder for folder, listed in zip(folders, tasks, strict=True) if listed):
         (folder / META).write_text(json.dumps(meta.to_dict(), default=str, indent=4), encoding="utf-8")
-    return tasks[0], tasks[1], left_out
+    return *tasks, left_out
 
 
 def _steps(made: Submission, model_folder: Path, given: Mapping[str, Any], sources: list[str], published: bool) -> str:
-    """Return the text of ``STEPS.md``, with every name filled in."""
     meta, (org, _, name) = made.meta, made.meta.name.partition("/")
     options = [f"{_flag(k)}={v if isinstance(v, str) else '[' + ','.join(v) + ']'}" for k, v in given.items()]
     again = ["lbr-st", "submission", str(model_folder), "--org", org, "--name", name, "--output", str(made.folder)]
