@@ -60,12 +60,14 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
     if not queries:
         fix = "Judge at least one document of a query with 1 or more."
         raise LBRError("there is nothing to evaluate: no query has a relevant document.", where=data.name, fix=fix)
+    shared = queries.keys() & data.corpus.keys()
     base = import_extra("mteb.abstasks").AbsTaskRetrieval
     table = import_extra("datasets").Dataset.from_dict
 
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
         metadata = _metadata(data, split)
-        ignore_identical_ids = True  # BEIR's rule; MTEB's own default keeps them
+        # A query that is itself in the corpus (ArguAna) is not to be found; ids that only happen to be equal are.
+        ignore_identical_ids = bool(shared) and all(queries[key].strip() in data.corpus[key] for key in shared)
         skipped, described = data.skipped, data.description
         data_loaded: bool = False
 

@@ -294,8 +294,9 @@ def run_beir(
         task.load_data()  # the very queries and judgements that MTEB scores
     [(split, rows)] = task.dataset["default"].items()
     qrels = rows["relevant_docs"]
-    queries = dict(zip(rows["queries"]["id"], rows["queries"]["text"], strict=True))
-    if len(queries) == 1:  # BEIR's search looks at the second row of the scores
+    # BEIR's search finds no document whose id is the query's, and looks at the second row of the scores.
+    queries = {f"query {key}": text for key, text in zip(rows["queries"]["id"], rows["queries"]["text"], strict=True)}
+    if len(queries) == 1:
         queries |= {f"{query} again": text for query, text in queries.items()}
     # BEIR reads len(corpus[i]["title"]), so the key must be there.
     texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
@@ -303,10 +304,12 @@ def run_beir(
     options = {"corpus_chunk_size": CHUNK, "show_progress_bar": system.model.show_progress_bar}
     search = dense.DenseRetrievalExactSearch(_for_beir(system.model), batch_size=batch_size, **options)
     cutoffs = [10, 100]
-    retriever = judge.EvaluateRetrieval(search, k_values=cutoffs, score_function=SIMILARITIES[similarity])
+    k_values = [*cutoffs, cutoffs[-1] + 1]  # one may be the query itself
+    retriever = judge.EvaluateRetrieval(search, k_values=k_values, score_function=SIMILARITIES[similarity])
     found = retriever.retrieve(corpus, queries)
-    results = {query: found[query] for query in qrels}
-    means = retriever.evaluate(qrels, results, cutoffs)  # takes the query's own document out of ``results``
+    results = {query: found[f"query {query}"] for query in qrels}
+    # Takes the query's own document out of ``results``.
+    means = retriever.evaluate(qrels, results, cutoffs, ignore_identical_ids=task.ignore_identical_ids)
     # The same program and measures that BEIR averages, query by query.
     evaluator = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10,100", "recall.10,100"})
     score = replace(
