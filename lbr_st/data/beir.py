@@ -260,7 +260,7 @@ def _read_qrels(path: Path, queries: Mapping[str, str], counts: Counter[str]) ->
 def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Yield ``(where, line, [query, document, score])``; the list is longer or shorter where a line is wrong."""
     places = {4: [0, 2, 3]}  # TREC's columns, without the iteration
-    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    lines = ((number, line.rstrip("\r\n")) for number, line in read_lines(path) if line.strip())
     for row, (number, line) in enumerate(lines):
         fields = line.split("\t") if "\t" in line else line.split()
         # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.

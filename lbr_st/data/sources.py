@@ -134,7 +134,7 @@ def _records(source: str | Path, split: str, use: Use) -> Records:
         what = f"cannot read {kind or 'a file without a suffix'}."
         raise LBRError(what, where=str(path), fix=f"Use {', '.join(READABLE)}.")
     if kind in (".csv", ".tsv"):
-        return read_csv_records(path, lambda names: use(names, str(path)))
+        return read_csv_records(path, use)
     return _parquet_records(path, use) if kind == ".parquet" else read_json_records(path)
 
 
