@@ -11,15 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbr_st.data.lines import (
-    ROWS,
-    check_characters,
-    check_text,
-    read_json_records,
-    read_lines,
-    refuse_missing,
-    write_rows,
-)
+from lbr_st.data.lines import check_characters, check_text, read_json_records, read_lines, refuse_missing, write_rows
 from lbr_st.data.texts import digest
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
@@ -167,20 +159,13 @@ def beir_pairs(
     qrels = _read_qrels(path, queries, counts)
     least = max(1, min_score or 1)
     right = [(queries[query], key) for query, of in qrels.items() for key, grade in of.items() if grade >= least]
-    judged = [(query, row_of[key]) for query, key in right if key in row_of]
-    counts["judgements of missing documents"] = len(right) - len(judged)
+    counts["judgements of missing documents"] = sum(key not in row_of for _, key in right)
     if left_out := ", ".join(f"{count:,} {what}" for what, count in _counted(counts).items()):
         say(f"{folder.resolve().name}, {split}: left out {left_out}.")
-
-    def pairs() -> Iterator[dict[str, str]]:
-        for start in range(0, len(judged), ROWS):
-            batch = judged[start : start + ROWS]
-            documents = corpus[[row for _, row in batch]]["text"]
-            for (query, _), document in zip(batch, documents, strict=True):
-                if document:
-                    yield {"query": query, "document": document}
-
-    return write_rows(pairs(), ("query", "document"))
+    texts = corpus.data.column("text")
+    pairs = ((query, texts[row_of[key]].as_py()) for query, key in right if key in row_of)
+    rows = ({"query": query, "document": document} for query, document in pairs if document)
+    return write_rows(rows, ("query", "document"))
 
 
 def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:

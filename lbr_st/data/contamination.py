@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -254,7 +254,7 @@ def without_negatives(pairs: Dataset, check: ContaminationCheck) -> Dataset:
     def without() -> Iterator[dict[str, str]]:
         for number, row in enumerate(pairs):
             stay = [row[name] for name in names if row[name] and (name, number) not in harmful]
-            yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
+            yield {**row, **dict(zip_longest(names, stay, fillvalue=""))}
 
     return write_rows(without(), pairs.column_names)
 
