@@ -90,7 +90,7 @@ class RetrievalSet:
         hopeless = sum(max(judged.values()) <= 0 for judged in self.qrels.values())
         missing = len(set().union(*self.qrels.values()) - self.corpus.keys())
         known = {"judged documents missing from the corpus": missing, "queries without a relevant document": hopeless}
-        return _counted({**self.left_out, **known})
+        return dict(+Counter({**self.left_out, **known}))
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:
         """Return a smaller set for quick looks, fixed by ``seed``. Its scores are not comparable with the whole set's.
@@ -135,7 +135,7 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     if len(judged) < len(queries):
         known.update(fields[0] for other in path.parent.glob("*.tsv") for _, _, fields in _judgements(other))
     counts["queries that no split judges"] = sum(query not in known for query in queries)
-    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=_counted(counts))
+    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=dict(+counts))
 
 
 def beir_texts(folder: Path) -> Dataset:
@@ -160,7 +160,7 @@ def beir_pairs(
     least = max(1, min_score or 1)
     right = [(queries[query], key) for query, of in qrels.items() for key, grade in of.items() if grade >= least]
     counts["judgements of missing documents"] = sum(key not in row_of for _, key in right)
-    if left_out := ", ".join(f"{count:,} {what}" for what, count in _counted(counts).items()):
+    if left_out := ", ".join(f"{count:,} {what}" for what, count in (+counts).items()):
         say(f"{folder.resolve().name}, {split}: left out {left_out}.")
     texts = corpus.data.column("text")
     pairs = ((query, texts[row_of[key]].as_py()) for query, key in right if key in row_of)
@@ -255,7 +255,3 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
                 places[len(fields)] = [one[0] for one in found]
         else:
             yield f"{path}, line {number}", line, [fields[n] for n in places.get(len(fields), range(len(fields)))]
-
-
-def _counted(counts: Mapping[str, int]) -> dict[str, int]:
-    return {what: count for what, count in counts.items() if count}

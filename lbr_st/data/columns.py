@@ -35,7 +35,7 @@ MOST_BAD = 0.05
 
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?[_ -]?(\d*)")
 _LABEL = re.compile(
-    r"((is|gold)_?)?(label|score|relevan(t|ce)|rel|grade|rating|similarity|duplicate)s?(_(score|label))?"
+    r"((is|gold)_?)?(label|score|rel(evan(t|ce))?|grade|rating|similarity|duplicate)s?(_(score|label))?"
 )
 _LIST = re.compile(rf"pos(itives)?|answers|{_NEGATIVE.pattern}")
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}

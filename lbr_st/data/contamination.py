@@ -216,10 +216,9 @@ class ContaminationCheck:
         plains = [plain(text) for text in texts]
         found: list[dict[int, tuple[str, float]]] = [{} for _ in texts]
         for hits, text in zip(found, plains, strict=True):
-            number = self._number_of.get(_letters(text))
-            if number is not None:
-                hits[number] = ("exact", 1.0)
-            hits.update((other, ("contains", 1.0)) for other in self._contained(text) if other != number)
+            hits.update((number, ("contains", 1.0)) for number in self._contained(text))
+            if (same := self._number_of.get(_letters(text))) is not None:
+                hits[same] = ("exact", 1.0)
         for numbers, index, most in self._near:
             asked = [row for row, text in enumerate(plains) if FEWEST <= text.count(" ") + 1 <= most]
             for row, number, similarity in index.matches([plains[row] for row in asked]):

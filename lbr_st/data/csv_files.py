@@ -84,14 +84,12 @@ def _dialect(path: Path) -> Dialect | None:
         raise errors[0]
     if len(readings) == 1:
         return readings.popitem()[1]
-    fitting = dict.fromkeys(SEPARATORS[separator] for separator, _ in readings.values() if separator in SEPARATORS)
-    what, fix = (
-        "a backslash may stand for itself, or escape the sign behind it",
-        "Give JSON lines, or double the quotes.",
-    )
+    fitting = dict.fromkeys(separator for separator, _ in readings.values())
     if len(fitting) > 1:
-        what, fix = f"{' or '.join(fitting)} may separate the columns", "Put the names in the header in quotes."
-    raise LBRError(f"{what}: every row fits.", where=str(path), fix=fix)
+        what = f"{' or '.join(SEPARATORS[one] for one in fitting)} may separate the columns: every row fits."
+        raise LBRError(what, where=str(path), fix="Put the names in the header in quotes.")
+    what = "a backslash may stand for itself, or escape the sign behind it: every row fits both."
+    raise LBRError(what, where=str(path), fix="Give JSON lines, or CSV in which quotes are doubled.")
 
 
 def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[str, list[str]]]:

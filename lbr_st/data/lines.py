@@ -262,14 +262,14 @@ def _bar_if_large(rows: Dataset) -> Iterator[None]:
     """Hide the progress bars of ``datasets`` in this block, unless the table is large."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hide = not _is_large(rows) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
+    if _is_large(rows) or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
         yield
     finally:
-        if hide:
-            enable_progress_bars()
+        enable_progress_bars()
 
 
 def _new_file() -> Path:

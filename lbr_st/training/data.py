@@ -231,10 +231,8 @@ def _needs_pairs(recipe: Recipe) -> bool:
     return recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs))
 
 
-def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset:
-    if not synonyms or task.synonym_pairs is None:
-        return task.train_pairs
-    return concatenate_datasets([task.train_pairs, task.synonym_pairs])
+def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
+    return _joined([task.train_pairs, task.synonym_pairs if synonyms else None])
 
 
 def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
