@@ -171,13 +171,12 @@ def beir_pairs(
 def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield id and ``"title text"`` of each document. Empty ones stay, as published corpora hold some."""
     path = folder / "corpus.jsonl"
-    what = "the corpus is empty."
+    empty = True
     for key, text in _by_id(path, ["title", "text"], counts):
-        document = text.strip()
-        what = what and ("" if document else "no document has a text.")
-        yield key, document
-    if what:
-        raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
+        empty = empty and not text.strip()
+        yield key, text.strip()
+    if empty:
+        raise LBRError("no document has a text.", where=str(path), fix="Add at least one document with a text.")
 
 
 def _by_id(path: Path, columns: list[str], counts: Counter[str]) -> Iterator[tuple[str, str]]:

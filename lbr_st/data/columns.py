@@ -34,9 +34,7 @@ MOST_BAD = 0.05
 """The largest share of rows that may be skipped. With more, the file is not what it is taken for (our choice)."""
 
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?[_ -]?(\d*)")
-_LABEL = re.compile(
-    r"((is|gold)_?)?(label|score|rel(evan(t|ce))?|grade|rating|similarity|duplicate)s?(_(score|label))?"
-)
+_LABEL = re.compile(r"(is_?|gold_?)?(label|score|rel(evan(t|ce))?|grade|rating|similarity|duplicate)s?(_score|_label)?")
 _LIST = re.compile(rf"pos(itives)?|answers|{_NEGATIVE.pattern}")
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
@@ -165,8 +163,7 @@ class Rows:
             else:
                 yield from made
         if bad:
-            lines = [str(error.where).rpartition(", ")[2] for error in bad[:20]]
-            listed = ", ".join(lines) + ", …" * (len(bad) > 20)
+            listed = ", ".join(str(error.where).rpartition(", ")[2] for error in bad[:20]) + ", …" * (len(bad) > 20)
             what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
             if len(bad) > MOST_BAD * read:
                 raise LBRError(f"{what}. First: {bad[0]}", where=self.name, fix="Fix the file.")

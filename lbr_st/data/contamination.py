@@ -186,8 +186,7 @@ class ContaminationCheck:
         judged = {key for qrel in one.qrels.values() for key, relevance in qrel.items() if relevance > 0}
         documents = (("judged" if key in judged else "corpus", key, text) for key, text in one.corpus.items())
         for part, key, text in (*(("query", *query) for query in one.queries.items()), *documents):
-            words = plain(text)
-            if not words:
+            if not (words := plain(text)):
                 continue  # without a letter or digit it would be the same as any other such text
             number = self._number_of.setdefault(_letters(words), len(self.texts))
             if number == len(self.texts):
@@ -199,10 +198,8 @@ class ContaminationCheck:
         from datasets import Column, Dataset
 
         global _searching
-        if isinstance(texts, Column):
-            rows, column = texts.source, texts.column_name
-        else:
-            rows, column = Dataset.from_dict({"text": list(texts)}), "text"
+        asked: Any = texts if isinstance(texts, Column) else Dataset.from_dict({"text": list(texts)})["text"]
+        rows, column = asked.source, asked.column_name
         options: dict[str, Any] = {"input_columns": [column], "desc": "Checking for evaluation texts"}
         _searching = self
         try:

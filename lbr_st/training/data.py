@@ -185,8 +185,7 @@ def read_sources(recipe: Recipe) -> Sources:
     found = [("pairs", _short(config.pairs or config.source), pairs), ("texts", own, texts)]
     found.append(("texts", ", ".join(names), _joined(more)))
     if RECORDS in recipe.learn.pairs:
-        found.append((RECORDS, own, records))
-        found.append((RECORDS, ", ".join(config.also), _joined(task.records for task in also)))
+        found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), _joined(task.records for task in also))]
     parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
     others = [one for task in also for one in (task.test, task.dev)]
     return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes)
