@@ -11,15 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbr_st.data.lines import (
-    ROWS,
-    check_characters,
-    check_text,
-    read_json_records,
-    read_lines,
-    refuse_missing,
-    write_rows,
-)
+from lbr_st.data.lines import check_characters, check_text, read_json_records, read_lines, refuse_missing, write_rows
 from lbr_st.data.texts import digest
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
@@ -98,7 +90,7 @@ class RetrievalSet:
         hopeless = sum(max(judged.values()) <= 0 for judged in self.qrels.values())
         missing = len(set().union(*self.qrels.values()) - self.corpus.keys())
         known = {"judged documents missing from the corpus": missing, "queries without a relevant document": hopeless}
-        return _counted({**self.left_out, **known})
+        return dict(+Counter({**self.left_out, **known}))
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:
         """Return a smaller set for quick looks, fixed by ``seed``. Its scores are not comparable with the whole set's.
@@ -143,7 +135,7 @@ def read_beir(folder: str | Path, split: str = "test") -> RetrievalSet:
     if len(judged) < len(queries):
         known.update(fields[0] for other in path.parent.glob("*.tsv") for _, _, fields in _judgements(other))
     counts["queries that no split judges"] = sum(query not in known for query in queries)
-    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=_counted(counts))
+    return RetrievalSet(f"{folder.resolve().name}-{split}", corpus, judged, qrels, left_out=dict(+counts))
 
 
 def beir_texts(folder: Path) -> Dataset:
@@ -167,32 +159,24 @@ def beir_pairs(
     qrels = _read_qrels(path, queries, counts)
     least = max(1, min_score or 1)
     right = [(queries[query], key) for query, of in qrels.items() for key, grade in of.items() if grade >= least]
-    judged = [(query, row_of[key]) for query, key in right if key in row_of]
-    counts["judgements of missing documents"] = len(right) - len(judged)
-    if left_out := ", ".join(f"{count:,} {what}" for what, count in _counted(counts).items()):
+    counts["judgements of missing documents"] = sum(key not in row_of for _, key in right)
+    if left_out := ", ".join(f"{count:,} {what}" for what, count in (+counts).items()):
         say(f"{folder.resolve().name}, {split}: left out {left_out}.")
-
-    def pairs() -> Iterator[dict[str, str]]:
-        for start in range(0, len(judged), ROWS):
-            batch = judged[start : start + ROWS]
-            documents = corpus[[row for _, row in batch]]["text"]
-            for (query, _), document in zip(batch, documents, strict=True):
-                if document:
-                    yield {"query": query, "document": document}
-
-    return write_rows(pairs(), ("query", "document"))
+    texts = corpus.data.column("text")
+    pairs = ((query, texts[row_of[key]].as_py()) for query, key in right if key in row_of)
+    rows = ({"query": query, "document": document} for query, document in pairs if document)
+    return write_rows(rows, ("query", "document"))
 
 
 def _documents(folder: Path, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     """Yield id and ``"title text"`` of each document. Empty ones stay, as published corpora hold some."""
     path = folder / "corpus.jsonl"
-    what = "the corpus is empty."
+    empty = True
     for key, text in _by_id(path, ["title", "text"], counts):
-        document = text.strip()
-        what = what and ("" if document else "no document has a text.")
-        yield key, document
-    if what:
-        raise LBRError(what, where=str(path), fix="Add at least one document with a text.")
+        empty = empty and not text.strip()
+        yield key, text.strip()
+    if empty:
+        raise LBRError("no document has a text.", where=str(path), fix="Add at least one document with a text.")
 
 
 def _by_id(path: Path, columns: list[str], counts: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -260,7 +244,7 @@ def _read_qrels(path: Path, queries: Mapping[str, str], counts: Counter[str]) ->
 def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """Yield ``(where, line, [query, document, score])``; the list is longer or shorter where a line is wrong."""
     places = {4: [0, 2, 3]}  # TREC's columns, without the iteration
-    lines = ((number, line) for number, line in read_lines(path) if line.strip())
+    lines = ((number, line.rstrip("\r\n")) for number, line in read_lines(path) if line.strip())
     for row, (number, line) in enumerate(lines):
         fields = line.split("\t") if "\t" in line else line.split()
         # BEIR's own reader drops the first line unseen; here a file without the header loses nothing.
@@ -270,7 +254,3 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, list[str]]]:
                 places[len(fields)] = [one[0] for one in found]
         else:
             yield f"{path}, line {number}", line, [fields[n] for n in places.get(len(fields), range(len(fields)))]
-
-
-def _counted(counts: Mapping[str, int]) -> dict[str, int]:
-    return {what: count for what, count in counts.items() if count}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbr_st.data.lines import BadRow, Records, check_text, refuse_missing, write_rows
@@ -29,15 +28,13 @@ USUAL = {
     "text": ("text",),
 }
 """What a column is → the names under which it is looked for; the first is the recipe's default."""
-MOST_NEGATIVES = 7
-"""Given negatives of a pair, at most: FlagEmbedding's usual number."""
+NEGATIVES = [f"negative_{number}" for number in range(1, 8)]
+"""Columns of a pair's negatives, as many as FlagEmbedding usually has."""
 MOST_BAD = 0.05
 """The largest share of rows that may be skipped. With more, the file is not what it is taken for (our choice)."""
 
 _NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?[_ -]?(\d*)")
-_LABEL = re.compile(
-    r"((is|gold)_?)?(label|score|relevan(t|ce)|rel|grade|rating|similarity|duplicate)s?(_(score|label))?"
-)
+_LABEL = re.compile(r"(is_?|gold_?)?(label|score|rel(evan(t|ce))?|grade|rating|similarity|duplicate)s?(_score|_label)?")
 _LIST = re.compile(rf"pos(itives)?|answers|{_NEGATIVE.pattern}")
 _WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
@@ -121,63 +118,56 @@ class Rows:
         """
         return self._table(records, ["text"], lambda *row: [{"text": text} for text in _documents(*row)])
 
-    def _table(self, records: Records, columns: list[str], take: Callable[..., list[dict[str, str]]]) -> Dataset:
-        """Return what ``take`` makes of each row, its columns and its place."""
-        bad: dict[str, BadRow] = {}
-
-        def good() -> Iterator[dict[str, str]]:
-            read = 0
-            for where, item in records:
-                read += 1
-                try:
-                    self.use(tuple(item), where)
-                    made = take(item, self.shapes[tuple(item)], where)
-                except BadRow as error:
-                    if self.bad_rows == "error":
-                        raise
-                    bad[where.rpartition(", ")[2]] = error
-                    continue
-                yield from made
-            if bad:
-                listed = f"{', '.join(list(bad)[:20])}{', …' if len(bad) > 20 else ''}"
-                what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
-                if len(bad) > MOST_BAD * read:
-                    raise LBRError(f"{what}. First: {next(iter(bad.values()))}", where=self.name, fix="Fix the file.")
-                self._tell(f"{what}; they were left out")
-
-        table = write_rows(good(), columns)
-        used = {name for names in self.shapes for name in self.use(names, "")}
-        said = []
-        for shape in self.shapes.values():
-            if used - {"query", "document", "text"}:
-                parts = [f"{role} from {', '.join(map(repr, names))}" for role, names in shape.items() if names]
-                said.append(", ".join(parts))
-        ignored = dict.fromkeys(repr(name) for names in self.shapes for name in names if name and name not in used)
-        if ignored:
-            said.append(f"ignored: {', '.join(ignored)}")
-        if said:
-            self._tell("; ".join(dict.fromkeys(said)))
-        return table
-
-    def _tell(self, what: str) -> None:
-        self.say(f"{self.name}: {what}.")
-
     def pairs(self, records: Records) -> Dataset:
         """Return columns ``query``, ``document`` and ``negative_1`` … ``negative_n``, "" where a pair has fewer.
 
         Raises:
             LBRError: A row is bad, or labels leave open which pairs are right.
         """
-        whole = self._table(records, ["query", "document", "negatives", "label"], self._take)
+        columns = ["query", "document", *NEGATIVES]
+        table = self._table(records, [*columns, "label"], self._take)
         if self.own:
             self._tell(f"{self.own:,} negatives equal their own document and were left out")
-        if not (self.most or self.labels.keys() - {None} or self.min_score is not None):
-            return whole.select_columns(["query", "document"])
-        names = [f"negative_{number}" for number in range(1, MOST_NEGATIVES + 1)]
-        made = write_rows(self._right(whole, names), ("query", "document", *names))
-        if self.most > MOST_NEGATIVES:
-            self._tell(f"the first {MOST_NEGATIVES} negatives of a pair are used, of up to {self.most}")
-        return made.select_columns(["query", "document", *names[: self.most]])
+        if (right := self._right_labels()) != {None}:
+            table = write_rows(self._right(table, right), columns)
+        if self.most > len(NEGATIVES):
+            self._tell(f"the first {len(NEGATIVES)} negatives of a pair are used, of up to {self.most}")
+        return table.select_columns(columns[: 2 + self.most])
+
+    def _tell(self, what: str) -> None:
+        self.say(f"{self.name}: {what}.")
+
+    def _table(self, records: Records, columns: list[str], take: Callable[..., list[dict[str, str]]]) -> Dataset:
+        """Return what ``take`` makes of each row, its columns and its place."""
+        table = write_rows(self._good(records, take), columns)
+        roles = {name: role for shape in self.shapes.values() for role, names in shape.items() for name in names}
+        told = [f"{role} from {name!r}" for name, role in roles.items() if name not in ("query", "document", "text")]
+        if ignored := dict.fromkeys(repr(name) for name in chain(*self.shapes) if name and name not in roles):
+            told.append(f"ignored: {', '.join(ignored)}")
+        if told:
+            self._tell("; ".join(told))
+        return table
+
+    def _good(self, records: Records, take: Callable[..., list[dict[str, str]]]) -> Iterator[dict[str, str]]:
+        bad: list[BadRow] = []
+        read = 0
+        for where, item in records:
+            read += 1
+            try:
+                self.use(tuple(item), where)
+                made = take(item, self.shapes[tuple(item)], where)
+            except BadRow as error:
+                if self.bad_rows == "error":
+                    raise
+                bad.append(error)
+            else:
+                yield from made
+        if bad:
+            listed = ", ".join(str(error.where).rpartition(", ")[2] for error in bad[:20]) + ", …" * (len(bad) > 20)
+            what = f"{len(bad):,} of {read:,} rows have no text where one is needed ({listed})"
+            if len(bad) > MOST_BAD * read:
+                raise LBRError(f"{what}. First: {bad[0]}", where=self.name, fix="Fix the file.")
+            self._tell(f"{what}; they were left out")
 
     def _take(self, item: dict[str, Any], shape: Columns, where: str) -> list[dict[str, str]]:
         [asked], documents = shape["query"], _documents(item, shape, where)
@@ -188,41 +178,33 @@ class Rows:
         negatives = [text for text in dict.fromkeys(given) if text not in _texts(item, shape["document"][0])]
         label = _label(item[shape["label"][0]], where) if shape["label"] else None
         # Nothing of a bad row is counted.
-        self.most = max(self.most, len(negatives))
         self.own += len(set(given)) - len(negatives)
         self.labels[label] += len(documents)
-        made = {"query": item[asked], "negatives": json.dumps(negatives), "label": repr(label)}
+        made = {"query": item[asked], "label": repr(label), **self._filled(negatives)}
         return [{**made, "document": document} for document in documents]
 
-    def _right(self, whole: Dataset, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    def _filled(self, negatives: Sequence[str]) -> dict[str, str]:
+        self.most = max(self.most, len(negatives))
+        return dict(zip_longest(NEGATIVES, negatives[: len(NEGATIVES)], fillvalue=""))
+
+    def _right(self, whole: Dataset, labels: set[float | str | None]) -> Iterator[dict[str, str]]:
         """Yield the right pairs; with labels of 0 and 1 the wrong ones become hard negatives of the same query."""
-
-        def rows() -> Iterator[dict[str, str]]:  # as Arrow reads them; datasets takes ten times as long
-            for batch in whole.data.to_batches():
-                yield from batch.to_pylist()
-
-        right = {repr(label) for label in self._right_labels()}
-        pairs = {_pair(row["query"], row["document"]) for row in rows() if row["label"] in right}
+        rights = {repr(label) for label in labels}
+        known = {digest(part) for row in _rows(whole) if row["label"] in rights for part in (row["query"], _pair(row))}
         wrong: defaultdict[int, list[int]] = defaultdict(list)
-        for number, row in enumerate(rows() if self.min_score is None else ()):
-            if row["label"] not in right and _pair(row["query"], row["document"]) not in pairs:
-                wrong[digest(row["query"])].append(number)
+        for number, row in enumerate(_rows(whole) if self.min_score is None else ()):
+            query = digest(row["query"])
+            if row["label"] not in rights and query in known and digest(_pair(row)) not in known:
+                wrong[query].append(number)
+        count, taken = sum(self.labels[label] for label in labels), sum(map(len, wrong.values()))
+        others = f"{taken:,} others are hard negatives of their query, {len(whole) - count - taken:,} were left out"
+        self._tell(f"{count:,} of {len(whole):,} pairs are right; {others}")
         documents = whole.data.column("document")
-        taken: set[int] = set()
-        count = 0
-        for row in (row for row in rows() if row["label"] in right):
-            same = wrong.get(digest(row["query"]), [])
-            given = [*json.loads(row["negatives"]), *(documents[number].as_py() for number in same)]
-            negatives = list(dict.fromkeys(given))
-            count += 1
-            taken.update(same)
-            self.most = max(self.most, len(negatives))
-            filled = zip(names, [*negatives, *[""] * len(names)], strict=False)
-            yield {"query": row["query"], "document": row["document"], **dict(filled)}
-        if right != {repr(None)}:
-            rest = len(whole) - count - len(taken)
-            others = f"{len(taken):,} others are hard negatives of their query, {rest:,} were left out"
-            self._tell(f"{count:,} of {len(whole):,} pairs are right; {others}")
+        for row in _rows(whole):
+            if row["label"] in rights:
+                same = (documents[number].as_py() for number in wrong.get(digest(row["query"]), []))
+                negatives = dict.fromkeys([*filter(None, map(row.get, NEGATIVES)), *same])
+                yield {"query": row["query"], "document": row["document"], **self._filled([*negatives])}
 
     def _right_labels(self) -> set[float | str | None]:
         """Return the labels of right pairs; None stands for a row without one.
@@ -230,23 +212,22 @@ class Rows:
         Raises:
             LBRError: They leave it open.
         """
-        column = next((shape["label"][0] for shape in self.shapes.values() if shape["label"]), None)
-        least, numbers = self.min_score, {label for label in self.labels if isinstance(label, float)}
-        if column is None and least is not None:
-            what = f"is {least}, but {self.name} has no label or score."
+        columns = [name for shape in self.shapes.values() for name in shape["label"]]
+        if not columns and self.min_score is not None:
+            what = f"is {self.min_score}, but {self.name} has no label or score."
             raise LBRError(what, where="data.min_score", fix="Set data.min_score to null.")
-        if column is None:
+        if not columns:
             return {None}
-        if least is not None:
-            right = {number for number in numbers if number >= least}
-        else:
-            right = numbers & {1.0} if numbers <= {0.0, 1.0} or numbers <= {-1.0, 1.0} else set()
-        if right and len(numbers) == len(self.labels):
+        least, values = self.min_score, self.labels.keys()
+        if least is None:
+            least = 1.0 if values <= {0.0, 1.0} or values <= {-1.0, 1.0} else math.nan
+        right = {value for value in values if isinstance(value, float) and value >= least}
+        if right and all(isinstance(value, float) for value in values):
             return {*right}
-        listed = [f"{number:g}" for number in sorted(numbers)] + [repr(other) for other in self.labels.keys() - numbers]
-        what = f"{column!r} has the values {', '.join(listed[:5])}{', …' if len(listed) > 5 else ''}"
+        listed = sorted(f"{value:g}" if isinstance(value, float) else repr(value) for value in values)
+        what = f"{columns[0]!r} has the values {', '.join(listed[:5])}{', …' if len(listed) > 5 else ''}"
         scores = "if more is better, set data.min_score to the least score of a right pair"
-        classes = f"keep right pairs alone and remove {column!r} (in language inference 0 may mean entailment)"
+        classes = f"keep right pairs alone and remove {columns[0]!r} (in language inference 0 may mean entailment)"
         fix = f"Write 1 for right pairs and 0 for others. Or {scores}. If they are classes, {classes}."
         raise LBRError(f"{what}, which leave open which pairs are right.", where=self.name, fix=fix)
 
@@ -257,11 +238,10 @@ def _documents(item: Mapping[str, Any], shape: Columns, where: str) -> list[str]
     documents = _texts(item, name) or [None]
     for document in documents:
         check_text(document, where, f"the value of {name!r}")
-    title = next((item[name] for name in shape["title"]), None)
-    if title is None or not str(title).strip():
-        return documents
-    check_text(title, where, "the title")
-    return [f"{title} {document}" for document in documents]
+    titles = [item[name] for name in shape["title"] if str(item[name] or "").strip()]
+    for title in titles:
+        check_text(title, where, "the title")
+    return [" ".join([*titles, document]) for document in documents]
 
 
 def _texts(item: Mapping[str, Any], name: str) -> list[Any]:
@@ -285,5 +265,10 @@ def _label(value: Any, where: str) -> float | str:
     return float(value)
 
 
-def _pair(query: str, document: str) -> int:
-    return digest(f"{query}\0{document}")
+def _pair(row: Mapping[str, str]) -> str:
+    return f"{row['query']}\0{row['document']}"
+
+
+def _rows(table: Dataset) -> Iterator[dict[str, str]]:
+    """Yield rows as Arrow reads them; datasets takes ten times as long."""
+    return chain.from_iterable(batch.to_pylist() for batch in table.data.to_batches())

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -186,8 +186,7 @@ class ContaminationCheck:
         judged = {key for qrel in one.qrels.values() for key, relevance in qrel.items() if relevance > 0}
         documents = (("judged" if key in judged else "corpus", key, text) for key, text in one.corpus.items())
         for part, key, text in (*(("query", *query) for query in one.queries.items()), *documents):
-            words = plain(text)
-            if not words:
+            if not (words := plain(text)):
                 continue  # without a letter or digit it would be the same as any other such text
             number = self._number_of.setdefault(_letters(words), len(self.texts))
             if number == len(self.texts):
@@ -199,10 +198,8 @@ class ContaminationCheck:
         from datasets import Column, Dataset
 
         global _searching
-        if isinstance(texts, Column):
-            rows, column = texts.source, texts.column_name
-        else:
-            rows, column = Dataset.from_dict({"text": list(texts)}), "text"
+        asked: Any = texts if isinstance(texts, Column) else Dataset.from_dict({"text": list(texts)})["text"]
+        rows, column = asked.source, asked.column_name
         options: dict[str, Any] = {"input_columns": [column], "desc": "Checking for evaluation texts"}
         _searching = self
         try:
@@ -216,10 +213,9 @@ class ContaminationCheck:
         plains = [plain(text) for text in texts]
         found: list[dict[int, tuple[str, float]]] = [{} for _ in texts]
         for hits, text in zip(found, plains, strict=True):
-            number = self._number_of.get(_letters(text))
-            if number is not None:
-                hits[number] = ("exact", 1.0)
-            hits.update((other, ("contains", 1.0)) for other in self._contained(text) if other != number)
+            hits.update((number, ("contains", 1.0)) for number in self._contained(text))
+            if (same := self._number_of.get(_letters(text))) is not None:
+                hits[same] = ("exact", 1.0)
         for numbers, index, most in self._near:
             asked = [row for row, text in enumerate(plains) if FEWEST <= text.count(" ") + 1 <= most]
             for row, number, similarity in index.matches([plains[row] for row in asked]):
@@ -254,7 +250,7 @@ def without_negatives(pairs: Dataset, check: ContaminationCheck) -> Dataset:
     def without() -> Iterator[dict[str, str]]:
         for number, row in enumerate(pairs):
             stay = [row[name] for name in names if row[name] and (name, number) not in harmful]
-            yield {**row, **dict(zip(names, [*stay, *[""] * len(names)], strict=False))}
+            yield {**row, **dict(zip_longest(names, stay, fillvalue=""))}
 
     return write_rows(without(), pairs.column_names)
 

@@ -6,10 +6,11 @@ import csv
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
-from lbr_st.data.lines import Records, kind_of, whole_lines
+from lbr_st.data.lines import Records, kind_of, read_lines
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
 
@@ -18,12 +19,11 @@ ONE_COLUMN = "\x1f"
 """In the place of a separator: a sign that is in no text."""
 NULL = r"\N"  # what MySQL, PostgreSQL and Hive write for nothing
 
-
 Dialect = tuple[str, bool]
 """A table's separator, and whether backslashes escape quotes, separators and line ends, as in MySQL and Spark."""
 
 
-def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> Records:
+def read_csv_records(path: Path, use: Callable[[Sequence[str], str], Any] = lambda *_: None) -> Records:
     """Yield each row of a table with a header. All values are texts, as written.
 
     Columns are separated by commas, semicolons, tabs or bars, whichever gives every row as many fields as the header.
@@ -31,7 +31,7 @@ def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> 
 
     Args:
         path: The file.
-        use: Called with the header's names before any row is read.
+        use: Called with the header's names, and their place, before any row is read.
 
     Raises:
         LBRError: A row has more or fewer fields than the header, quotes do not match, the file reads in several ways or
@@ -46,23 +46,22 @@ def read_csv_records(path: Path, use: Callable[[Sequence[str]], Any] = list) -> 
     names = [name.strip() for name in next(rows)[1]]
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise LBRError(f"the header names {twice[0]!r} twice.", where=str(path), fix="Give each column its own name.")
-    use(names)
-    number = None
-    for number, fields in rows:
-        where = f"{path}, line {number}"
+    use(names, str(path))
+    where = ""
+    for where, fields in rows:
         # The first column may be without a name: pandas writes its index so.
         if any(field.strip() for name, field in zip(names[1:], fields[1:], strict=True) if not name):
             fix = "Give the column a name, or put texts that contain the separator in quotes."
             raise LBRError("there is text in a column without a name.", where=where, fix=fix)
         yield where, {name: "" if field == NULL else field for name, field in zip(names, fields, strict=True)}
-    if number is None:
+    if not where:
         raise LBRError("a header with no row below it, so no text.", where=str(path), fix="Add at least one row.")
 
 
 def _dialect(path: Path) -> Dialect | None:
     """Return how a table is written; None if the file is empty."""
     header, backslash, quote = "", False, False
-    for _, line in whole_lines(path):
+    for _, line in read_lines(path):
         header = header or line.strip(" \r\n")
         backslash, quote = backslash or "\\" in line, quote or '\\"' in line
     if not header:
@@ -87,14 +86,14 @@ def _dialect(path: Path) -> Dialect | None:
         return readings.popitem()[1]
     fitting = dict.fromkeys(separator for separator, _ in readings.values())
     if len(fitting) > 1:
-        what = f"every row fits whether {' or '.join(SEPARATORS[one] for one in fitting)} separate the columns."
+        what = f"{' or '.join(SEPARATORS[one] for one in fitting)} may separate the columns: every row fits."
         raise LBRError(what, where=str(path), fix="Put the names in the header in quotes.")
     what = "a backslash may stand for itself, or escape the sign behind it: every row fits both."
     raise LBRError(what, where=str(path), fix="Give JSON lines, or CSV in which quotes are doubled.")
 
 
-def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row's first line and fields, the header's first, without blank lines.
+def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield each row's place and fields, the header's first, without blank lines.
 
     Raises:
         LBRError: As for :func:`read_csv_records`, or the file is not written so.
@@ -102,16 +101,10 @@ def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[int, li
     csv.field_size_limit(2**31 - 1)  # by default a text of 131,073 characters is refused
     signs = "".join(SEPARATORS) if separator == ONE_COLUMN else separator
     other = re.compile(rf'(?<!\\)\\(?:\\\\)*(?!\\)[^"{re.escape(signs)}\r\n]')  # a backslash that escapes nothing
-    lines: list[str] = []  # of the row that is being read
-
-    def feed() -> Iterator[str]:
-        for _, line in whole_lines(path):
-            lines.append(line)
-            yield line
-
-    header = next(line for _, line in whole_lines(path) if line.strip(" \r\n"))
+    header = next(line for _, line in read_lines(path) if line.strip(" \r\n"))
+    source, lines = tee(line for _, line in read_lines(path))
     reader = csv.reader(
-        feed(),
+        source,
         delimiter=separator,
         strict=True,
         skipinitialspace=header.count(separator) == header.count(f"{separator} "),
@@ -119,17 +112,12 @@ def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[int, li
     )
     put = f"Put texts that contain {SEPARATORS.get(separator, 'quotes')}, quotes or line ends in quotes"
     width, end, read = 0, "", 0
-    while True:
-        where = f"{path}, line {read + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise LBRError(f"not CSV: {error}.", where=where, fix=f"{put}, and double the quotes in them.") from error
-        if fields is None:
-            return
-        written = "".join(lines)
-        lines.clear()
-        if fields and (len(fields) > 1 or written.strip()):
+    try:
+        for fields in reader:
+            where, written = f"{path}, line {read + 1}", "".join(islice(lines, reader.line_num - read))
+            read = reader.line_num
+            if len(fields) < 2 and not written.strip():
+                continue
             width, end = width or len(fields), end or written[-1]
             if len(fields) != width:
                 word = "more" if len(fields) > width else "fewer"
@@ -140,7 +128,9 @@ def _rows(path: Path, separator: str, backslash: bool) -> Iterator[tuple[int, li
             if any(field[:1] == " " and field.lstrip(" ")[:1] == '"' and field in written for field in fields):
                 raise LBRError("a space stands before a quote.", where=where, fix="Remove the space.")
             if written[-1] in "\r\n" and written[-1] != end:
-                what = "some rows end with CR and some with LF."
-                raise LBRError(what, where=where, fix="Save the file with one kind of line end.")
-            yield read + 1, fields
-        read = reader.line_num
+                fix = "Save the file with one kind of line end."
+                raise LBRError("some rows end with CR and some with LF.", where=where, fix=fix)
+            yield where, fields
+    except csv.Error as error:
+        fix = f"{put}, and double the quotes in them."
+        raise LBRError(f"not CSV: {error}.", where=f"{path}, line {read + 1}", fix=fix) from error

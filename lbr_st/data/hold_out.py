@@ -81,8 +81,6 @@ def _held(pairs: Dataset, seed: int) -> np.ndarray:
         if held + count <= wanted:
             chosen.append(row)
             held += count
-        if held == wanted:
-            break
     if not chosen and min(sizes) <= MOST_OF_A_GROUP * len(pairs):
         chosen = [int(first[sizes.argmin()])]
     return np.flatnonzero(np.isin(group, chosen))

@@ -46,19 +46,13 @@ def kind_of(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield ``(line number, line)`` of a text file, numbered from 1, without the line end.
+    """Yield ``(line number, line)`` of a text file, numbered from 1, each line with its end.
 
     The text is UTF-8, or UTF-16 with a byte-order mark, and may be packed (``.gz``). A line ends with LF, CRLF or CR.
 
     Raises:
         LBRError: The file is missing, or a line is not UTF-8.
     """
-    for number, line in whole_lines(path):
-        yield number, line.rstrip("\r\n")
-
-
-def whole_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file with their ends."""
     if not path.is_file():
         raise LBRError("no such file.", where=str(path), fix="Check the path.")
     number = 0
@@ -94,7 +88,7 @@ def read_json_records(path: Path) -> Records:
     if kind_of(path) == ".json":
         first = next((line for _, line in read_lines(path) if line.strip()), "")
         if first.lstrip().startswith("["):
-            whole = "\n".join(line for _, line in read_lines(path))
+            whole = "".join(line for _, line in read_lines(path))
             for number, item in enumerate(_parse(whole, str(path), "Write one array of JSON objects."), start=1):
                 yield _an_object(item, f"{path}, item {number}")
             return
@@ -239,7 +233,7 @@ def _is_large(rows: Dataset) -> bool:
 
 def _parse(text: str, where: str, fix: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip("\r\n"))
     except (ValueError, RecursionError) as error:
         raise LBRError(f"not JSON: {error}.", where=where, fix=fix) from error
 
@@ -268,14 +262,14 @@ def _bar_if_large(rows: Dataset) -> Iterator[None]:
     """Hide the progress bars of ``datasets`` in this block, unless the table is large."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hide = not _is_large(rows) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
+    if _is_large(rows) or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
         yield
     finally:
-        if hide:
-            enable_progress_bars()
+        enable_progress_bars()
 
 
 def _new_file() -> Path:

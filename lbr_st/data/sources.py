@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, Features
 
 BadRows = Literal["error", "skip"]
-Use = Callable[[Sequence[str], str], list[str]]
-"""Takes a table's column names and its place for messages, and returns which of them are read."""
-
 READABLE = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Suffixes of files that are read; all but the last may be packed (``.jsonl.gz``)."""
 
@@ -52,7 +49,7 @@ def read_texts(
             message names the file, the line or row, and the column.
     """
     rows = Rows(_name(source), partial(find_columns, document=column), bad_rows, say)
-    return _read(source, split, beir_texts, rows.use, rows.texts)
+    return _read(source, split, rows, beir_texts, rows.texts)
 
 
 def read_pairs(
@@ -90,7 +87,7 @@ def read_pairs(
     find = partial(find_columns, query=query_column, document=document_column)
     rows = Rows(_name(source), find, bad_rows, say, min_score)
     beir = partial(beir_pairs, split=split, min_score=min_score, say=say)
-    return _read(source, split, beir, rows.use, rows.pairs)
+    return _read(source, split, rows, beir, rows.pairs)
 
 
 def is_local(source: str | Path) -> bool:
@@ -107,26 +104,22 @@ def _name(source: str | Path) -> str:
 
 
 def _read(
-    source: str | Path,
-    split: str,
-    read_folder: Callable[[Path], Dataset],
-    use: Use,
-    read_rows: Callable[[Records], Dataset],
+    source: str | Path, split: str, rows: Rows, folder: Callable[[Path], Dataset], make: Callable[[Records], Dataset]
 ) -> Dataset:
     path = Path(source)
     if path.is_dir() and not (path / "corpus.jsonl").is_file():
         raise LBRError("no corpus.jsonl in this folder.", where=str(path), fix="Give a BEIR folder, or one file.")
-    table = read_folder(path) if path.is_dir() else read_rows(_records(source, split, use))
+    table = folder(path) if path.is_dir() else make(_records(source, split, rows))
     if not len(table):
         raise LBRError("there is no text in it.", where=str(source), fix="Add at least one text.")
     return table
 
 
-def _records(source: str | Path, split: str, use: Use) -> Records:
+def _records(source: str | Path, split: str, rows: Rows) -> Records:
     """Return the rows of a file or a hub dataset; of a table that is stored by columns, those that are read."""
     path = Path(source)
     if not is_local(source):
-        return _hub_records(str(source), split, use)
+        return _hub_records(str(source), split, rows)
     if not path.is_file():
         raise LBRError("no such file.", where=str(path), fix="Check the path.")
     kind = kind_of(path)
@@ -134,11 +127,11 @@ def _records(source: str | Path, split: str, use: Use) -> Records:
         what = f"cannot read {kind or 'a file without a suffix'}."
         raise LBRError(what, where=str(path), fix=f"Use {', '.join(READABLE)}.")
     if kind in (".csv", ".tsv"):
-        return read_csv_records(path, lambda names: use(names, str(path)))
-    return _parquet_records(path, use) if kind == ".parquet" else read_json_records(path)
+        return read_csv_records(path, rows.use)
+    return _parquet_records(path, rows) if kind == ".parquet" else read_json_records(path)
 
 
-def _hub_records(name: str, split: str, use: Use) -> Records:
+def _hub_records(name: str, split: str, rows: Rows) -> Records:
     from datasets import load_dataset
 
     try:
@@ -148,11 +141,10 @@ def _hub_records(name: str, split: str, use: Use) -> Records:
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         fix = "Check the id, the split and the network, or give a file."
         raise LBRError(f"cannot load it: {reason}.", where=name, fix=fix) from error
-    rows = dataset.select_columns(use(dataset.column_names, name))
-    return _numbered(rows, dataset.features, name)
+    return _numbered(dataset.select_columns(rows.use(dataset.column_names, name)), dataset.features, name)
 
 
-def _parquet_records(path: Path, use: Use) -> Records:
+def _parquet_records(path: Path, rows: Rows) -> Records:
     from datasets import Features
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -161,9 +153,9 @@ def _parquet_records(path: Path, use: Use) -> Records:
         file = ParquetFile(path)
     except (ArrowException, OSError) as error:
         raise LBRError(f"cannot load it: {error}.", where=str(path), fix="Write the file again.") from error
-    columns = use(file.schema_arrow.names, str(path))
-    rows = (row for batch in file.iter_batches(512, columns=columns) for row in batch.to_pylist())
-    return _numbered(rows, Features.from_arrow_schema(file.schema_arrow), str(path))
+    batches = file.iter_batches(512, columns=rows.use(file.schema_arrow.names, str(path)))
+    read = (row for batch in batches for row in batch.to_pylist())
+    return _numbered(read, Features.from_arrow_schema(file.schema_arrow), str(path))
 
 
 def _numbered(rows: Any, features: Features, place: str) -> Iterator[tuple[str, dict[str, Any]]]:

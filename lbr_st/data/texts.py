@@ -66,14 +66,9 @@ def column_digests(rows: Dataset, column: str, spelling: Callable[[str], str] = 
     """Return the digest of what ``spelling`` makes of each text of a column: uint64 of shape (rows,)."""
     found = map_rows(
         rows.select_columns([column]),
-        _of_batch,
+        lambda texts: {"digest": digests(map(spelling, texts))},
         {"digest": "uint64"},
         input_columns=[column],
-        fn_kwargs={"spelling": spelling},
         desc="Comparing texts",
     )
     return found.data.column("digest").to_numpy()
-
-
-def _of_batch(texts: list[str], spelling: Callable[[str], str]) -> dict[str, np.ndarray]:
-    return {"digest": digests(map(spelling, texts))}

@@ -158,7 +158,6 @@ def read_sources(recipe: Recipe) -> Sources:
     refuse_unpublished(recipe, DATA_PLACES)
     config = recipe.data
     own, also = _short(config.source), [domain_task(name) for name in config.also]
-    records: Dataset | None = None
     notes: list[str] = []
 
     def say(what: str) -> None:
@@ -167,13 +166,10 @@ def read_sources(recipe: Recipe) -> Sources:
 
     if config.source not in DOMAIN_TASKS:
         pairs, texts, test, dev = _read_own(recipe, say)
-        licences = [_short(name) for name in (config.source, config.pairs) if name]
+        records, licences = None, [_short(name) for name in (config.source, config.pairs) if name]
     elif config.pairs:
-        raise LBRError(
-            f"{config.source} brings its own pairs.",
-            where="data.pairs",
-            fix="Leave it out, or name the pairs as data.source and more text as data.texts.",
-        )
+        fix = "Leave it out, or name the pairs as data.source and more text as data.texts."
+        raise LBRError(f"{config.source} brings its own pairs.", where="data.pairs", fix=fix)
     else:
         task = domain_task(config.source)
         pairs, texts, records = _task_pairs(task, config.synonyms), task.train_texts, task.records
@@ -186,22 +182,13 @@ def read_sources(recipe: Recipe) -> Sources:
         licences.append(names[-1])
     if pairs is not None:
         pairs = _joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
-    found = [
-        ("pairs", _short(config.pairs or config.source), pairs),
-        ("texts", own, texts),
-        ("texts", ", ".join(names), _joined(more)),
-    ]
+    found = [("pairs", _short(config.pairs or config.source), pairs), ("texts", own, texts)]
+    found.append(("texts", ", ".join(names), _joined(more)))
     if RECORDS in recipe.learn.pairs:
-        found.append((RECORDS, own, records))
-        found.append((RECORDS, ", ".join(config.also), _joined(task.records for task in also)))
-    return Sources(
-        [(kind, name, rows) for kind, name, rows in found if rows is not None],
-        test,
-        dev,
-        [one for task in also for one in (task.test, task.dev)],
-        list(dict.fromkeys(licences)),
-        notes,
-    )
+        found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), _joined(task.records for task in also))]
+    parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
+    others = [one for task in also for one in (task.test, task.dev)]
+    return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes)
 
 
 def texts_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
@@ -220,10 +207,9 @@ def _read_own(
 ) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
     """Return pairs, texts, test and dev of the user's own sources; no texts where they are the pairs' documents."""
     config = recipe.data
-    texts = None
-    if config.pairs or not _needs_pairs(recipe):
-        texts = texts_of(config, config.source, say)
-    if not _needs_pairs(recipe):
+    needed = _needs_pairs(recipe)
+    texts = texts_of(config, config.source, say) if config.pairs or not needed else None
+    if not needed:
         return None, texts, None, None
     source = config.pairs or config.source
     pairs = pairs_of(config, source, say)
@@ -244,10 +230,8 @@ def _needs_pairs(recipe: Recipe) -> bool:
     return recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs))
 
 
-def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset:
-    if not synonyms or task.synonym_pairs is None:
-        return task.train_pairs
-    return concatenate_datasets([task.train_pairs, task.synonym_pairs])
+def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
+    return _joined([task.train_pairs, task.synonym_pairs if synonyms else None])
 
 
 def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
@@ -259,10 +243,7 @@ def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: Ev
         test = dev
     if test is None or not (evaluate.num_queries or evaluate.num_documents):
         return test
-    return test.slice(
-        min(evaluate.num_queries or len(test.queries), len(test.queries)),
-        min(evaluate.num_documents or len(test.corpus), len(test.corpus)),
-    )
+    return test.slice(evaluate.num_queries or len(test.queries), evaluate.num_documents or len(test.corpus))
 
 
 def _text_columns(rows: Dataset) -> list[str]:
@@ -332,11 +313,8 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
     if not (harmful := report.rows):
         return rows
     if refuse:
-        raise LBRError(
-            f"{replace(report, dropped=None).summary()} For example: {'; '.join(report.examples())}.",
-            where="data.contamination",
-            fix="Remove these rows, or set it to drop or report.",
-        )
+        what = f"{replace(report, dropped=None).summary()} For example: {'; '.join(report.examples())}."
+        raise LBRError(what, where="data.contamination", fix="Remove these rows, or set it to drop or report.")
     notice(report.summary())
     if not report.dropped:
         return rows
@@ -370,7 +348,7 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
                     rows[name] = len(table)
         shutil.rmtree(reading, ignore_errors=True)
         sets = {"test": sources.test, "dev": sources.dev}
-        whole = {split: vars(one) if one else None for split, one in sets.items()}
+        whole = {split: one and vars(one) for split, one in sets.items()}
         (target / EVALUATION).write_text(json.dumps(whole), encoding="utf-8")
         record = {
             "key": key,

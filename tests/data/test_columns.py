@@ -93,10 +93,10 @@ def test_names_of_classes_are_read_of_tables(tmp_path):
 
 def test_usual_names(read):
     pair = {"query": "a", "document": "b"}
-    for query, document in (("question", "answer"), ("anchor", "positive"), ("Query", "Document"), ("query", "pos")):
+    for query, document in (("question", "answer"), ("anchor", "positive"), ("Query", "Document"), ("anchor", "pos")):
         pairs, said = read([{"id": 7, query: "a", document: "b", "source": "s"}])
         assert pairs == [pair]
-        assert f"query from {query!r}, document from {document!r}; ignored: 'id', 'source'" in said[0]
+        assert f"query from {query!r}; document from {document!r}; ignored: 'id', 'source'" in said[0]
     assert read([{**pair, "question": "c"}]) == ([pair], ["pairs.jsonl: ignored: 'question'."])
     assert read([pair]) == ([pair], [])
     with pytest.raises(LBRError, match=r"'answer' and 'context' may both be the document.*--data\.document_column"):
@@ -138,7 +138,7 @@ def test_titles_stand_before_documents(read):
     rows = [{"query": "a", "document": "b", "title": "T"}, {"query": "c", "document": "d", "title": None}]
     pairs, said = read(rows)
     assert [pair["document"] for pair in pairs] == ["T b", "d"]
-    assert said == ["pairs.jsonl: query from 'query', document from 'document', title from 'title'."]
+    assert said == ["pairs.jsonl: title from 'title'."]
     assert read([{"title": "T", "text": "b"}, {"text": "c"}], read_texts)[0] == [{"text": "T b"}, {"text": "c"}]
 
 

@@ -75,7 +75,7 @@ RAGGED = "Put texts that contain commas, quotes or line ends in quotes"
         ('query,document\nkettle,"He said \\"hi\\" \\alpha"\n', ["line 2", "not CSV"]),
         ('query,document\nkettle,5\\" pot\n', ["a backslash may stand for itself", "JSON lines"]),
         ("query,document\nkettle,a \\\\\\\\ b\n", ["a backslash may stand for itself"]),
-        ("query;document,id\na;b,c\n", ["commas or semicolons separate", "names in the header in quotes"]),
+        ("query;document,id\na;b,c\n", ["commas or semicolons may separate", "names in the header in quotes"]),
         ('query,document\na, "b"\n', ["line 2", "a space stands before a quote"]),
         ("query,query\na,b\n", ["names 'query' twice"]),
         ("query,document,\na,b, and more\n", ["line 2", "without a name"]),

@@ -123,7 +123,7 @@ GOOD = ({"d1": "T one", "d2": "two"}, {"a": "first?", "b": "second?"}, {"a": {"d
     ("where", "files", "says"),
     [
         ("corpus.jsonl", {"corpus": None}, "no such file"),
-        ("corpus.jsonl", {"corpus": ""}, "the corpus is empty"),
+        ("corpus.jsonl", {"corpus": ""}, "no document has a text"),
         ("corpus.jsonl", {"corpus": lines({"_id": "d1", "text": " "}, {"_id": "d2", "text": ""})}, "no document has a"),
         ("corpus.jsonl, line 2", {"corpus": lines({"_id": "d1", "text": "x"}, {"_id": "d2", "body": "y"})}, "'text'"),
         ("corpus.jsonl, line 1", {"corpus": "{'_id': 'd1'}\n"}, "not JSON"),
