@@ -89,7 +89,10 @@ class RetrievalSet:
         """What bears on the scores → how often: what was left out or is missing, and queries that nothing answers."""
         hopeless = sum(max(judged.values()) <= 0 for judged in self.qrels.values())
         missing = len(set().union(*self.qrels.values()) - self.corpus.keys())
-        known = {"judged documents missing from the corpus": missing, "queries without a relevant document": hopeless}
+        known = {
+            "judged documents missing from the corpus, which count as not found": missing,
+            "queries without a relevant document": hopeless,
+        }
         return dict(+Counter({**self.left_out, **known}))
 
     def slice(self, num_queries: int, num_documents: int, seed: int = 0) -> RetrievalSet:

@@ -55,9 +55,8 @@ def find_columns(names: Sequence[str], where: str, *, document: str, query: str 
         LBRError: Several columns may be the query, the document or the label.
     """
     asked = [] if query is None else [_find(names, "query", query, where)]
-    rest = [name for name in names if name not in asked]
-    found = _find(rest, "text" if query is None else "document", document, where)
-    rest.remove(found)
+    found = _find(names, "text" if query is None else "document", document, where, but=asked)
+    rest = [name for name in names if name not in (*asked, found)]
     title = [name for name in rest if name.casefold() == "title"][:1]
     labels = [name for name in rest if asked and _LABEL.fullmatch(name.casefold())]
     if len(labels) > 1:
@@ -67,11 +66,11 @@ def find_columns(names: Sequence[str], where: str, *, document: str, query: str 
     return {"query": asked, "document": [found], "title": title, "label": labels, "negatives": negatives}
 
 
-def _find(names: Sequence[str], role: str, wanted: str, where: str) -> str:
+def _find(names: Sequence[str], role: str, wanted: str, where: str, but: Sequence[str] = ()) -> str:
     if wanted in names:
         return wanted
     known = USUAL[role] if wanted == USUAL[role][0] else [wanted.casefold()]
-    found = [name for name in names if name.casefold() in known]
+    found = [name for name in names if name.casefold() in known and name not in but]
     found = [name for name in found if name.casefold() == wanted.casefold()] or found
     fix = f"Name the right column: --data.{role}_column."
     if not found:

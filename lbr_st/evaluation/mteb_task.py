@@ -67,7 +67,9 @@ def retrieval_task(data: RetrievalSet, split: str = "test") -> AbsTaskRetrieval:
     class LocalRetrieval(base):  # type: ignore[misc, valid-type]
         metadata = _metadata(data, split)
         # A query that is itself in the corpus (ArguAna) is not to be found; ids that only happen to be equal are.
-        ignore_identical_ids = bool(shared) and all(queries[key].strip() in data.corpus[key] for key in shared)
+        ignore_identical_ids = bool(shared) and all(
+            queries[key].strip() in data.corpus[key] and data.qrels[key].get(key, 0) <= 0 for key in shared
+        )
         skipped, described = data.skipped, data.description
         data_loaded: bool = False
 

@@ -269,7 +269,10 @@ def test_judgements_of_what_is_not_there(folder):
     task = read_beir(folder(test=QRELS + dangling))
     assert (task.corpus, task.queries) == GOOD[:2]
     assert task.qrels == {"a": {"d1": 1, "d9": 1}, "b": {"d2": 2, "d9": 2, "d8": 0}}
-    assert task.skipped == {"judgements of unknown queries": 2, "judged documents missing from the corpus": 2}
+    assert task.skipped == {
+        "judgements of unknown queries": 2,
+        "judged documents missing from the corpus, which count as not found": 2,
+    }
     part = task.slice(2, 1)
     assert (part.name, part.corpus, part.qrels) == ("folder-test-q2-d2", task.corpus, task.qrels)
     with pytest.raises(LBRError, match="unknown query 'z'"):

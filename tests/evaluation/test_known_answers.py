@@ -110,6 +110,21 @@ def test_judgements_of_what_is_not_there_score_as_in_mteb_itself(evaluate, tmp_p
     assert result.ndcg_at_10 == pytest.approx(ndcg_of_mteb(angles(), corpus, queries, qrels), abs=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["", "d"])
+def test_ids_that_only_happen_to_be_equal_hide_no_document(evaluate, prefix):
+    corpus = {f"{prefix}{rank}": str(10 * rank) for rank in range(8)}
+    queries = {"1": "10", "2": "20", "3": "30"}
+    qrels = {key: {f"{prefix}{key}": 1} for key in queries}
+    result = evaluate(angles(), RetrievalSet("t", corpus, queries, qrels))
+    assert result.per_query == {"1": 1.0, "2": 1.0, "3": 1.0}
+
+
+def test_a_query_that_is_itself_in_the_corpus_is_not_found(evaluate):
+    corpus = {"1": "10", "a": "12", "b": "50"}
+    result = evaluate(angles(), RetrievalSet("t", corpus, {"1": "10", "x": "50"}, {"1": {"a": 1}, "x": {"b": 1}}))
+    assert result.per_query == {"1": 1.0, "x": 1.0}
+
+
 def ndcg_of_mteb(model, corpus, queries, qrels):
     """Return what mteb gives from the same parts, to 5 decimals: the judgements as they are, and an unknown query."""
     import mteb
