@@ -33,7 +33,8 @@ def trained(base, folder, bottleneck="attention", precision="bfloat16"):
     return torch.cat([stage.of("loss") for stage in stages]), adapters, model
 
 
-@pytest.mark.parametrize("bottleneck", ["attention", pytest.param("embedding", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", ["attention", "embedding"])
 def test_the_same_training(tiny_base, tmp_path, fewer_kernels, bottleneck):
     base = tiny_base("llama")
     exact, _, _ = trained(base, tmp_path / "exact", bottleneck, "float32")

@@ -26,7 +26,8 @@ def program(tmp_path, *words, before=()):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [3, 50])
 def test_interrupted_at_random_points_it_loses_nothing(toy_recipe, tmp_path, kills):
     (tmp_path / "runs").mkdir()
     result = program(tmp_path, HELPERS / "torture.py", toy_recipe, tmp_path / "runs", kills, 0)
