@@ -80,6 +80,9 @@ def _dialect(path: Path) -> Dialect | None:
             readings.setdefault(content.digest(), dialect)
         except LBRError as error:
             errors.append(error)
+    if quote and not readings:
+        fix = 'Write a quote inside a text as "" (in Spark: option escape), or give JSON lines.'
+        raise LBRError(f"{errors[0].what} Backslashes stand before quotes.", where=errors[0].where, fix=fix)
     if not any(quote or not escapes for _, escapes in readings.values()):
         raise errors[0]
     if len(readings) == 1:

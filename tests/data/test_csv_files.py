@@ -72,7 +72,10 @@ RAGGED = "Put texts that contain commas, quotes or line ends in quotes"
         ("query,document\nkettle,A pot, with a spout, for boiling\n", ["line 2", "more fields", "(4, not 2)", RAGGED]),
         ("query,document,id\na,b,1\nkettle,A pot\n", ["line 3", "fewer fields", "(2, not 3)"]),
         ("query;document\na;b\nc;d;e\n", ["line 3", "more fields", "semicolons"]),
-        ('query,document\nkettle,"He said \\"hi\\" \\alpha"\n', ["line 2", "not CSV"]),
+        (
+            'query,document\nkettle,"He said \\"hi\\" \\alpha"\n',
+            ["line 2", "not CSV", "Backslashes stand before quotes"],
+        ),
         ('query,document\nkettle,5\\" pot\n', ["a backslash may stand for itself", "JSON lines"]),
         ("query,document\nkettle,a \\\\\\\\ b\n", ["a backslash may stand for itself"]),
         ("query;document,id\na;b,c\n", ["commas or semicolons may separate", "names in the header in quotes"]),
