@@ -270,9 +270,13 @@ def evaluate_suites(
     ``only`` keeps the tasks on local data, or those of the hub. BEIR runs on local data alone.
 
     Raises:
-        LBRError: Nothing has a suite's name, no task is left, or as for :func:`evaluate`.
+        LBRError: Two folders have one name, nothing has a suite's name, no task is left, or as for :func:`evaluate`.
     """
     only = "local" if harness == "beir" else only
+    folders = {Path(what).resolve() for what in suites if Path(what).is_dir()}
+    if len({folder.name for folder in folders}) < len(folders):
+        what = "two folders have the same name, by which scores are filed."
+        raise LBRError(what, where=", ".join(suites), fix="Rename one of them.")
     tasks = {
         task.name: task
         for what in suites

@@ -1,5 +1,6 @@
 """Suites and systems by name, a run over several tasks, and what is said of tasks that cannot be run."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_scores_are_filed_by_name_and_digest_and_read_back(saved, folder, tmp_pa
     again = evaluate_suites(saved, [folder], tmp_path / "out", command="another")
     assert again.scores == [score]
     assert find_system(read_records(tmp_path / "out"), "my-model") == [score]
+
+
+def test_two_folders_of_one_name_are_not_taken_for_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other" / Path(folder).name)
+    suites = [folder, str(tmp_path / "other" / Path(folder).name)]
+    with pytest.raises(LBRError, match="two folders have the same name"):
+        evaluate_suites("bm25", suites, tmp_path / "out")
+    assert len(evaluate_suites("bm25", [folder, folder], tmp_path / "out").scores) == 1
 
 
 def test_what_plays_no_part_is_counted_next_to_the_score(folder, tmp_path):
