@@ -254,7 +254,7 @@ def test_a_run_that_held_nothing_out_is_not_scored_on_what_it_saw(tiny_base, tmp
     recipe = recipe_for(tiny_base("llama"), path, evaluate=EvaluateConfig(enabled=False))
     recipe.learn.max_steps = recipe.represent.max_steps = 1
     assert pipeline.run(recipe, tmp_path / "out") == []
-    told = "- pairs.jsonl: 45 of 60 pairs are right; 0 others are hard negatives of their query, 15 were left out."
+    told = "- pairs.jsonl: right pairs: 45 of 60; hard negatives of their query: 0; left out: 15."
     assert told in (tmp_path / "out" / "README.md").read_text().splitlines()
     for asked in (recipe, recipe_for(tiny_base("llama"), path)):
         with pytest.raises(LBRError, match="no held-out queries, and a model may have been trained on all of it"):

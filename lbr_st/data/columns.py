@@ -121,7 +121,7 @@ class Rows:
         """Return columns ``query``, ``document`` and ``negative_1`` … ``negative_n``, "" where a pair has fewer.
 
         Raises:
-            LBRError: A row is bad, or labels leave open which pairs are right.
+            LBRError: A row is bad, or labels do not say which pairs are right.
         """
         columns = ["query", "document", *NEGATIVES]
         table = self._table(records, [*columns, "label"], self._take)
@@ -196,8 +196,8 @@ class Rows:
             if row["label"] not in rights and query in known and digest(_pair(row)) not in known:
                 wrong[query].append(number)
         count, taken = sum(self.labels[label] for label in labels), sum(map(len, wrong.values()))
-        others = f"{taken:,} others are hard negatives of their query, {len(whole) - count - taken:,} were left out"
-        self._tell(f"{count:,} of {len(whole):,} pairs are right; {others}")
+        others = f"hard negatives of their query: {taken:,}; left out: {len(whole) - count - taken:,}"
+        self._tell(f"right pairs: {count:,} of {len(whole):,}; {others}")
         documents = whole.data.column("document")
         for row in _rows(whole):
             if row["label"] in rights:
@@ -228,7 +228,7 @@ class Rows:
         scores = "if more is better, set data.min_score to the least score of a right pair"
         classes = f"keep right pairs alone and remove {columns[0]!r} (in language inference 0 may mean entailment)"
         fix = f"Write 1 for right pairs and 0 for others. Or {scores}. If they are classes, {classes}."
-        raise LBRError(f"{what}, which leave open which pairs are right.", where=self.name, fix=fix)
+        raise LBRError(f"{what}, which do not say which pairs are right.", where=self.name, fix=fix)
 
 
 def _documents(item: Mapping[str, Any], shape: Columns, where: str) -> list[str]:

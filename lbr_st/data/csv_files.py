@@ -89,9 +89,9 @@ def _dialect(path: Path) -> Dialect | None:
         return readings.popitem()[1]
     fitting = dict.fromkeys(separator for separator, _ in readings.values())
     if len(fitting) > 1:
-        what = f"{' or '.join(SEPARATORS[one] for one in fitting)} may separate the columns: every row fits."
+        what = f"{' or '.join(SEPARATORS[one] for one in fitting)} may separate the columns: every row fits both."
         raise LBRError(what, where=str(path), fix="Put the names in the header in quotes.")
-    what = "a backslash may stand for itself, or escape the sign behind it: every row fits both."
+    what = "a backslash may be literal or escape the next character: every row fits both."
     raise LBRError(what, where=str(path), fix="Give JSON lines, or CSV in which quotes are doubled.")
 
 

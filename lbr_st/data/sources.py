@@ -79,7 +79,7 @@ def read_pairs(
         say: As for :func:`read_texts`.
 
     Raises:
-        LBRError: As for :func:`read_texts`, or labels leave open which pairs are right.
+        LBRError: As for :func:`read_texts`, or labels do not say which pairs are right.
     """
     if query_column == document_column:
         what = f"a column is named twice: {query_column}."

@@ -34,7 +34,7 @@ def test_wrong_pairs_are_negatives_of_their_query(read, column, labels):
     other = {"query": "alone", "document": "x", column: labels[1]}
     pairs, said = read([*labelled(column, *labels), other])
     assert pairs == [{"query": "q", "document": document, "negative_1": "d1"} for document in ("d0", "d2")]
-    told = "pairs.jsonl: 2 of 4 pairs are right; 1 others are hard negatives of their query, 1 were left out."
+    told = "pairs.jsonl: right pairs: 2 of 4; hard negatives of their query: 1; left out: 1."
     assert said[-1] == told
 
 
@@ -45,12 +45,12 @@ def test_a_pair_labelled_both_ways_is_no_negative_of_itself(read):
 
 def test_scores_ask_for_a_threshold(read):
     rows = labelled("score", 0.9, 0.2, 0.5)
-    with pytest.raises(LBRError, match=r"'score' has the values 0\.2, 0\.5, 0\.9, which leave open.*data\.min_score"):
+    with pytest.raises(LBRError, match=r"'score' has the values 0\.2, 0\.5, 0\.9, which do not say.*data\.min_score"):
         read(rows)
     pairs, said = read(rows, min_score=0.5)
     assert pairs == [{"query": "q", "document": document} for document in ("d0", "d2")]
-    assert said[-1].startswith("pairs.jsonl: 2 of 3 pairs are right; 0 others are hard negatives")
-    with pytest.raises(LBRError, match="which leave open"):
+    assert said[-1].startswith("pairs.jsonl: right pairs: 2 of 3; hard negatives of their query: 0; left out: 1")
+    with pytest.raises(LBRError, match="which do not say"):
         read(rows, min_score=1)
     with pytest.raises(LBRError, match="has no label or score"):
         read([{"query": "q", "document": "d"}], min_score=0.5)
@@ -61,11 +61,11 @@ def test_scores_ask_for_a_threshold(read):
     [
         (
             (0, 1, 2),
-            "0, 1, 2, which leave open.*set data.min_score.*keep right pairs alone and remove 'label'.*0 may mean",
+            "0, 1, 2, which do not say.*set data.min_score.*keep right pairs alone and remove 'label'.*0 may mean",
         ),
-        ((1, 2), "1, 2, which leave open"),
+        ((1, 2), "1, 2, which do not say"),
         (("entailment", "neutral"), "'(entailment|neutral)', '(entailment|neutral)', which.*Write 1.*remove 'label'"),
-        ((0, 0), "values 0, which leave open"),
+        ((0, 0), "values 0, which do not say"),
         ((1, None), "line 2: the label is None"),
         ((1, [0]), "line 2: the label is .0., no number"),
     ],
@@ -76,7 +76,7 @@ def test_classes_are_refused_with_the_ways_out(read, labels, what):
 
 
 def test_labels_leave_nothing_open(read):
-    with pytest.raises(LBRError, match="values 1, None, which leave open"):
+    with pytest.raises(LBRError, match="values 1, None, which do not say"):
         read([*labelled("label", 1), {"query": "q", "document": "d"}])
     with pytest.raises(LBRError, match="'label' and 'score' may both say which pairs are right"):
         read([{"query": "q", "document": "d", "label": 1, "score": 0.1}])

@@ -271,7 +271,7 @@ def test_labels_and_negatives_come_as_far_as_training(tmp_path, capsys):
     recipe = recipe_for(write_lines(tmp_path / "pairs.jsonl", rows))
     data = prepare(recipe, tmp_path / "data")
     assert data.pairs.column_names == ["query", "document", "negative_1"]
-    assert "pairs.jsonl: 60 of 120 pairs are right; 60 others are hard negatives" in data.notes[1]
+    assert "pairs.jsonl: right pairs: 60 of 120; hard negatives of their query: 60; left out: 0." in data.notes[1]
     # Documents of held-out queries stay out of training as negatives, too; nothing else is lost.
     held = {data.test.corpus[key] for of in data.test.qrels.values() for key in of}
     assert not held & set(data.pairs["negative_1"])
