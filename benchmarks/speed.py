@@ -108,7 +108,7 @@ class Training:
 
     def __call__(self) -> float:
         """Take the steps."""
-        from lbr_st.model.lora import merged_while_training
+        from lbr_st.model.merged import merged_while_training
 
         chosen = [next(self.batches) for _ in range(self.steps)]
 

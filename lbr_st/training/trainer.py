@@ -32,7 +32,8 @@ from lbr_st.compute import Precision, first_alone, is_first, use_bfloat16, wait,
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.files import is_marked_whole, mark_whole, notice
 from lbr_st.model.load import load_model
-from lbr_st.model.lora import TRAINED_ROWS, load_weights, merged_while_training
+from lbr_st.model.lora import TRAINED_ROWS, load_weights
+from lbr_st.model.merged import merged_while_training
 from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.tokens import TokenCollator
 
