@@ -104,7 +104,7 @@ class Training:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=1e-5)
         self.batches = cycle([examples[i : i + size] for i in range(0, len(examples) - size + 1, size)])
-        self.bfloat16 = use_bfloat16("auto", model.device)
+        self.bfloat16 = use_bfloat16("auto", model.device, model)
 
     def __call__(self) -> float:
         """Take the steps."""

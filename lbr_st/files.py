@@ -13,8 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from filelock import FileLock, Timeout
-
 from lbr_st.errors import LBRError
 
 
@@ -139,6 +137,8 @@ def only_run(*paths: Path) -> Iterator[None]:
     Raises:
         LBRError: Another process holds one of them.
     """
+    from filelock import Timeout
+
     with ExitStack() as held:
         for path in dict.fromkeys(Path(path).absolute() for path in paths):
             try:
@@ -156,6 +156,8 @@ def alone(path: Path, timeout: float = -1) -> Iterator[None]:
     Raises:
         filelock.Timeout: ``timeout`` seconds are over; a negative number waits without end.
     """
+    from filelock import FileLock  # here, because the help of the command line waits for what this module imports
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
         clear_leftovers(path)

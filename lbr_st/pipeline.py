@@ -19,8 +19,8 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
-from lbr_st.files import new_folder, notice, only_run, refuse_existing, refuse_nameless
-from lbr_st.model.load import load_by_name, load_model, mean_pooling
+from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
+from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
@@ -86,7 +86,8 @@ def run(
 
         notice("Releasing in stock form …")
         with new_folder(output, overwrite=overwrite) as folder:
-            stock = stock_form(model or model_from_recipe(recipe), folder)  # written, loaded again, proven equal
+            # Written, loaded again, proven equal: the one proof of a run.
+            stock = stock_form(model or model_from_recipe(recipe), folder, in_place=True)
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
             scores.add(last, stock, "released")
             info = _card_info(recipe, data, work, scores.rows)
@@ -165,14 +166,14 @@ class _Scores:
         self.rows: list[tuple[str, TaskScore]] = []
 
     def baselines(self) -> None:
-        """Add what the run is compared with: BM25, the untrained base, and the model that the recipe names."""
+        """Add what the run is compared with: BM25, and the model that the recipe names."""
         if self.data is not None:
             self.rows.append(("BM25", evaluate_bm25(self.data, self.folder, self.command)))
-            base = mean_pooling(self.recipe.model.base, self.recipe.model.max_seq_length)
-            self._score("untrained base, mean pooling", base, "base")
-            if self.recipe.evaluate.beside is not None:
-                other, name, _ = load_by_name(self.recipe.evaluate.beside, self.recipe.evaluate.precision)
-                self._score(name.removeprefix("local/"), other, "beside")
+            config, model = self.recipe.evaluate, self.recipe.model
+            if config.beside is not None:
+                other, name, _ = load_by_name(config.beside, config.precision, model.max_seq_length)
+                own = config.beside == UNTRAINED + model.base
+                self._score("untrained base, mean pooling" if own else name.removeprefix("local/"), other, "beside")
         wait()
 
     def add(self, label: str, model: SentenceTransformer, part: str) -> None:

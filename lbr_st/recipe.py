@@ -212,7 +212,8 @@ class EvaluateConfig:
         num_documents: Number of documents to search; null takes all.
         batch_size: Texts encoded at once.
         precision: Arithmetic for encoding; bfloat16 scores are filed apart from float32 ones.
-        beside: A general embedding model to score for comparison, a folder or a hub id; null for none.
+        beside: A model to score for comparison: a folder, a hub id, or untrained:smollm2-135m for that base as it is,
+            with mean pooling; null for none.
     """
 
     enabled: bool = True

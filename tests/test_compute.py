@@ -1,4 +1,4 @@
-"""How computing is spread: encoding without padding, and a computation as the forward pass of a wrapped model."""
+"""How computing is spread: precision, encoding without padding, a computation as a wrapped model's forward pass."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lbr_st
-from lbr_st.compute import encoding_options, in_forward_of, unwrapped
+from lbr_st import compute
+from lbr_st.compute import encoding_options, in_forward_of, product_seconds, unwrapped, use_bfloat16
+from lbr_st.errors import LBRError
 from lbr_st.model import load
 
 
@@ -113,3 +115,40 @@ def test_the_options_reach_the_model(monkeypatch, tiny_base, tmp_path):
     monkeypatch.setattr(load, "encoding_options", lambda precision: {"attn_implementation": precision})
     loaded, _, _ = load.load_by_name(released, "eager")
     assert loaded[0].model.config._attn_implementation == "eager"
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Make bfloat16 the faster one for wide layers only; return the shapes that were timed."""
+    shapes = []
+
+    def seconds(outputs, inputs):
+        shapes.append((outputs, inputs))
+        return (2.0, 1.0) if outputs > 50 else (1.0, 2.0)
+
+    monkeypatch.setattr(compute, "product_seconds", seconds)
+    return shapes
+
+
+def test_auto_times_the_layers_own_shape(asked):
+    wide = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(8, 999))
+    narrow = nn.Sequential(nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(8, 999))
+    assert use_bfloat16("auto", CPU, wide)
+    assert not use_bfloat16("auto", CPU, narrow)
+    assert asked == [(64, 8), (16, 8)]
+
+
+def test_what_is_asked_for_is_not_timed(asked):
+    assert use_bfloat16("bfloat16", CPU)
+    assert not use_bfloat16("float32", CPU)
+    assert not asked
+    with pytest.raises(LBRError, match="unknown precision 'half'"):
+        use_bfloat16("half", CPU)
+
+
+def test_a_product_is_timed_once():
+    assert min(product_seconds(64, 32)) > 0
+    assert product_seconds(64, 32) is product_seconds(64, 32)

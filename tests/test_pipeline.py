@@ -53,7 +53,8 @@ def recipe_for(base, source, **changes):
 
 
 def test_run_trains_releases_evaluates_and_keeps_its_recipe(tiny_base, pairs_file, tmp_path, capsys):
-    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    base = tiny_base("llama")
+    recipe = recipe_for(base, pairs_file, evaluate=EvaluateConfig(beside=f"untrained:{base}"))
     rows = pipeline.run(recipe, tmp_path / "out")
     assert [label for label, _ in rows][:3] == ["BM25", "untrained base, mean pooling", "after stage 1, learn"]
     assert len(rows) == 4
@@ -107,7 +108,7 @@ def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tm
     data = SimpleNamespace(test=evaluation_set(recipe))
     scores = pipeline._Scores(recipe, data, tmp_path / "scores", "")
     scores.baselines()
-    assert [label for label, _ in scores.rows] == ["BM25", "untrained base, mean pooling", "general"]
+    assert [label for label, _ in scores.rows] == ["BM25", "general"]
     assert (scores.rows[-1][1].model, scores.rows[-1][1].num_queries) == ("lbr-toy/beside", 8)
 
 

@@ -38,7 +38,7 @@ def target_nll(model: SentenceTransformer, contexts: list[str], targets: list[st
     found, kind = [], model.device.type
     for context, target in zip(contexts, targets, strict=True):
         pair = [batch_to_device(model.preprocess([text]), model.device) for text in (context, target)]
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=use_bfloat16("auto", model.device)):
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=use_bfloat16("auto", model.device, model)):
             found.append(loss.target_nll(pair).mean().item())
     return np.array(found)
 

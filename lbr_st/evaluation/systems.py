@@ -137,7 +137,7 @@ def embedding_system(
     # MTEB files every unnamed model under one key, so one would be reported with another's score.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
-    bfloat16 = use_bfloat16(precision, model.device)
+    bfloat16 = use_bfloat16(precision, model.device, model)
     digest = model_digest(model)
     with quiet_mteb():
         encoder = _encoder(model, bfloat16, show_progress_bar)

@@ -102,20 +102,23 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
         return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
 
 
-def load_by_name(model: str, precision: Precision = "float32") -> tuple[SentenceTransformer, str, str | None]:
+def load_by_name(
+    model: str, precision: Precision = "float32", max_seq_length: int | None = None
+) -> tuple[SentenceTransformer, str, str | None]:
     """Load a model; return it, the name to file its scores under, and its commit on the hub (None for a local one).
 
     Args:
         model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
             hub id); the folder of a model in stock or training form; or a hub id.
         precision: What it will encode in. In bfloat16 on a GPU, a stock model runs without padding where it can.
+        max_seq_length: Longest text of an untrained base in tokens; None for what it allows.
 
     Raises:
         LBRError: The model cannot be loaded.
     """
     folder, (prefix, _, base) = Path(model), model.partition(":")
     if prefix == "untrained" and base:
-        return mean_pooling(base), f"baseline/{safe_name(Path(base).name)}-mean-pooling", None
+        return mean_pooling(base, max_seq_length), f"baseline/{safe_name(Path(base).name)}-mean-pooling", None
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
     local = f"local/{safe_name(folder.resolve().name)}"

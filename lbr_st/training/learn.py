@@ -17,7 +17,7 @@ from lbr_st.compute import Precision, start_processes
 from lbr_st.data.lines import refuse_missing
 from lbr_st.recipe import LearnConfig
 from lbr_st.training.batches import TokenBatchSampler
-from lbr_st.training.tokens import Column, tokenized
+from lbr_st.training.tokens import Column, reachable, tokenized
 from lbr_st.training.trainer import train
 
 
@@ -88,7 +88,7 @@ def learn(
     return train(
         model,
         loss,
-        rows(pairs, cache_dir=cache_dir),
+        rows(reachable(pairs, config, seed, overrides), cache_dir=cache_dir),
         config,
         eval_dataset=eval_dataset,
         evaluator=evaluator,

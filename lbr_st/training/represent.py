@@ -24,7 +24,7 @@ from lbr_st.files import notice
 from lbr_st.recipe import RepresentConfig
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.ranking import TokenBudgetRankingLoss
-from lbr_st.training.tokens import DIGEST, EMPTY, Column, tokenized
+from lbr_st.training.tokens import DIGEST, EMPTY, Column, reachable, tokenized
 from lbr_st.training.trainer import train
 
 DEPTH = 1000
@@ -76,6 +76,8 @@ def represent(
     refuse_missing(["query", "document"], pairs.column_names, "pairs")
     mined = with_hard_negatives(model, pairs, config.num_hard_negatives) if config.num_hard_negatives else None
     pairs = with_given_negatives(pairs, mined)
+    if config.similar_group_size == 1:  # fewer rows would be less alike
+        pairs = reachable(pairs, config, seed, overrides)
     prompts = {name: model.prompts["query" if name == "query" else "document"] or "" for name in pairs.column_names}
     columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)

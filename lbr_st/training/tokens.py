@@ -13,15 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
+from lbr_st.compute import world_size
 from lbr_st.data.lines import processes
 from lbr_st.data.texts import digest, digests
 from lbr_st.files import alone, new_folder
+from lbr_st.recipe import LearnConfig, RepresentConfig
 
 FORMAT = 3
 """Raise it to have all token files made again."""
@@ -39,6 +42,23 @@ class Column:
 
     prompt: str = ""
     max_length: int | None = None
+
+
+def reachable(
+    pairs: Dataset, config: LearnConfig | RepresentConfig, seed: int, overrides: Mapping[str, Any] | None = None
+) -> Dataset:
+    """Return as many pairs as a stage's steps can read, twice over, drawn by the seed; all of them if there are fewer.
+
+    Twice, because batches put off rows whose texts they have already. ``overrides`` are training arguments.
+    """
+    given = overrides or {}
+    steps, accumulated = given.get("max_steps", config.max_steps), given.get("gradient_accumulation_steps", 1)
+    size = given.get("per_device_train_batch_size", config.batch_size)
+    devices = max(world_size(), torch.cuda.device_count())  # one process takes all GPUs if it is launched alone
+    count = 2 * steps * size * accumulated * devices
+    if not 0 < count < len(pairs):  # below 0, epochs are counted instead of steps
+        return pairs
+    return pairs.select(np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count]))
 
 
 def tokenized(

@@ -112,7 +112,7 @@ def training_arguments(
             "learning_rate_mapping": {ALL_NEW_PARAMETERS: config.token_learning_rate} if any_new else {},
             "warmup_steps": min(config.warmup_steps, config.max_steps),
             "lr_scheduler_type": "cosine",
-            "bf16": use_bfloat16(precision, model.device),
+            "bf16": use_bfloat16(precision, model.device, model),
             "use_cpu": model.device.type == "cpu",
             "seed": seed,
             "data_seed": seed,

@@ -5,11 +5,13 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from tiny_models import run_stage
 
 from lbr_st.data.texts import digest
 from lbr_st.model.build import build_model
+from lbr_st.recipe import LearnConfig
 from lbr_st.training import tokens
-from lbr_st.training.tokens import Column, TokenCollator, tokenized
+from lbr_st.training.tokens import Column, TokenCollator, reachable, tokenized
 
 TEXTS = ["an acid", "", "  spaces  ", "β-D-Galp-(1→4) 😀", "the base of a salt " * 15, "<|lbr_0|>", "a\nb\0c"]
 COLUMNS = {"query": Column("query: "), "document": Column("document: ", max_length=9)}
@@ -108,3 +110,29 @@ def test_negatives_that_rows_do_not_have_are_left_out_of_their_batch(model):
     collate = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
     assert list(collate(made[:2])) == ["query_input_ids", "query_attention_mask"]
     assert len(collate(made[2:])) == 4
+
+
+def test_a_short_run_takes_rows_for_its_steps_alone(monkeypatch):
+    monkeypatch.setattr(tokens.torch.cuda, "device_count", lambda: 0)
+    rows, config = Dataset.from_dict({"text": [str(number) for number in range(100)]}), LearnConfig(max_steps=3)
+    config.batch_size = 4
+    taken = reachable(rows, config, 0)["text"][:]
+    assert len(set(taken)) == 2 * 3 * 4
+    assert reachable(rows, config, 0)["text"][:] == taken != reachable(rows, config, 1)["text"][:]
+    assert len(reachable(rows, config, 0, {"gradient_accumulation_steps": 2, "max_steps": 5})) == 2 * 5 * 4 * 2
+    for other in ({"max_steps": 50}, {"max_steps": -1}, {"per_device_train_batch_size": 64}):
+        assert reachable(rows, config, 0, other) is rows
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "count"),
+    [("learn", {}, 8), ("represent", {}, 8), ("represent", {"similar_group_size": 2}, 10)],
+)
+def test_a_stage_tokenises_no_more(tiny_base, tmp_path, monkeypatch, stage, options, count):
+    seen, real = [], tokens._tokenize
+    monkeypatch.setattr(
+        tokens, "_tokenize", lambda rows, **how: seen.append(len(rows[next(iter(rows))])) or real(rows, **how)
+    )
+    monkeypatch.setattr(tokens.torch.cuda, "device_count", lambda: 0)
+    run_stage(stage, build_model(tiny_base("llama"), max_seq_length=24, lora_rank=2), tmp_path, max_steps=2, **options)
+    assert seen == [count]
