@@ -33,6 +33,7 @@ TRAINED_ROWS = r"trainable_tokens_delta"
 
 Quantize = Literal["4bit"]
 
+
 def add_lora(
     model: PreTrainedModel, token_ids: list[int], *, base: str, rank: int, alpha: int, dropout: float = 0.0
 ) -> None:

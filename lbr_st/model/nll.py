@@ -104,15 +104,15 @@ class _Chunked(torch.autograd.Function):
         begin = 0
         with torch.autocast(hidden.device.type, enabled=False):
             for part, label in zip(*_chunks(head, hidden, labels), strict=True):
-                logits = head.logits(part).float()
+                logits = head.logits(part)
                 at = label[:, None]
-                normaliser = logits.logsumexp(dim=1, keepdim=True)
-                total += (normaliser - logits.gather(1, at)).sum()
+                likelihoods = logits.log_softmax(dim=1, dtype=torch.float32)
+                total -= likelihoods.gather(1, at).sum()
                 if d_hidden is None and d_weight is None and d_bias is None:
                     continue
-                slope = None if softcap is None else 1 - (logits / softcap).square_()
-                # The logits' own memory becomes their gradient: softmax minus one at the label.
-                gradient = logits.sub_(normaliser).exp_()
+                slope = None if softcap is None else 1 - (logits.float() / softcap).square_()
+                # Their own memory becomes the gradient of the logits: softmax minus one at the label.
+                gradient = likelihoods.exp_()
                 gradient.scatter_add_(1, at, gradient.new_full(at.shape, -1.0))
                 if slope is not None:
                     gradient *= slope

@@ -148,10 +148,13 @@ def _by_buckets(
         query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
     heads, dimension = query.shape[1], query.shape[3]
     scaling = dimension**-0.5 if scaling is None else scaling
-    rows = [one[0].transpose(0, 1) for one in (query, key, value)]  # (length, heads, head dimension)
+    # One gather for all buckets: its gradient is then one sum over the row, not one for each bucket.
+    index = torch.cat([bucket.index for bucket in mask.buckets])
+    rows = [one[0].transpose(0, 1).index_select(0, index) for one in (query, key, value)]  # (places, heads, dimension)
+    sizes = [len(bucket.index) for bucket in mask.buckets]
     outputs = []
-    for bucket in mask.buckets:
-        q, k, v = (row.index_select(0, bucket.index).unflatten(0, (bucket.count, bucket.length)) for row in rows)
+    for bucket, *parts in zip(mask.buckets, *(row.split(sizes) for row in rows), strict=True):
+        q, k, v = (part.unflatten(0, (bucket.count, bucket.length)) for part in parts)
         if bucket.length <= SHORT and not dropout and kind == "cpu":
             out = _by_products(q, k, v, scaling, bucket.window)
         else:

@@ -1,4 +1,4 @@
-"""Training adapters in one product a layer: the value and gradients of peft's own layers, and nothing left behind."""
+"""Training adapters in one product: value and gradients of peft's and transformers' layers, and nothing left behind."""
 
 import copy
 from contextlib import nullcontext
@@ -9,8 +9,10 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear
 from torch import nn
 
-from lbr_st.model import lora
-from lbr_st.model.lora import FEWEST_TOKENS, merged_while_training
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.model import merged as module
+from lbr_st.model.build import build_model
+from lbr_st.model.merged import FEWEST_TOKENS, merged_while_training
 
 
 def adapted(*, bias=False, dropout=0.0):
@@ -60,24 +62,68 @@ def test_the_same_value_and_gradients(bias, dtype):
             assert (other[name] - parameter.grad).norm() / parameter.grad.norm() < 0.02
 
 
-def test_few_tokens_dropout_and_float32_run_pefts_own_forward():
+def test_few_tokens_and_dropout_run_pefts_own_forward():
     x = torch.randn(FEWEST_TOKENS - 1, 48)
     model = adapted()
     assert step(model, x, merged=True)["out"].equal(step(model, x, merged=False)["out"])
-    long = torch.randn(FEWEST_TOKENS, 48)
-    with merged_while_training(model):
-        assert model(long).equal(type(model[0]).forward(model[0], long))  # no autocast
     dropping = adapted(dropout=0.5)
-    with merged_while_training(dropping), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not merges(dropping(long))
+    with merged_while_training(dropping):
+        assert not merges(dropping(torch.randn(FEWEST_TOKENS, 48)))
 
 
-def test_layers_share_the_cast_of_the_same_input_only():
-    model = nn.ModuleList([adapted(), adapted()])
-    x = torch.randn(FEWEST_TOKENS, 48)
-    with merged_while_training(model), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model[0](x).equal(model[1](x))
-        assert not model[0](x).equal(model[1](x + 1))
+def gradients(model, rows, *, merged):
+    """Return the last states of some packed rows, what they weigh in memory until the backward pass, and gradients."""
+    model.zero_grad()
+    ids, segments, examples = rows
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with merged_while_training(model) if merged else nullcontext():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            states = backbone_of(model).hidden_states(ids, segments, examples)
+        (states * torch.linspace(-1, 1, states.numel()).sin().view(states.shape)).sum().backward()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    trained = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return states.detach(), sum(size for place, size in kept.items() if place not in own), trained
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma3"])
+def test_whole_layers_give_the_same_and_keep_less(tiny_base, kind):
+    model = build_model(tiny_base(kind), num_bottleneck_tokens=2, max_seq_length=64, lora_rank=4, seed=1).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    ids = torch.randint(5, 40, (1, 330), generator=torch.Generator().manual_seed(0))
+    example = torch.tensor([1] * 40 + [2] * 2 + [3] * 68)
+    rows = ids, example.repeat(3)[None], torch.arange(3).repeat_interleave(110)[None]
+    ids[rows[1] == 2] = torch.tensor(backbone_of(model).bottleneck_ids * 3)
+    states, much, plain = gradients(model, rows, merged=False)
+    same, less, found = gradients(model, rows, merged=True)
+    torch.testing.assert_close(same, states, rtol=1e-4, atol=1e-4)
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        size = gradient.abs().max()
+        torch.testing.assert_close(
+            found[name] / size, gradient / size, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    layers = backbone_of(model).decoder.layers
+    with merged_while_training(model):
+        whole = ["forward" in layer.__dict__ for layer in layers]
+    assert whole == [kind != "gemma3"] * len(layers)  # which has two more norms
+    assert less < (0.8 if all(whole) else 1.0) * much  # of a real base a third
+
+
+def test_a_layer_that_computes_something_else_is_left_alone(tiny_base):
+    model = build_model(tiny_base("llama"), num_bottleneck_tokens=2, max_seq_length=64, lora_rank=4)
+    first, second = backbone_of(model).decoder.layers
+    first.mlp.act_fn = nn.GELU()
+    with merged_while_training(model):
+        assert "forward" not in first.__dict__
+        assert "forward" in second.__dict__
+        assert "forward" in first.mlp.down_proj.__dict__
 
 
 def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch):
@@ -86,6 +132,6 @@ def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch):
     with merged_while_training(model):
         assert "forward" in model[0].__dict__
     assert model[0].__dict__.keys() == before.keys()
-    monkeypatch.setattr(lora, "world_size", lambda: 2)
+    monkeypatch.setattr(module, "world_size", lambda: 2)
     with merged_while_training(model):
         assert model[0].__dict__.keys() == before.keys()
