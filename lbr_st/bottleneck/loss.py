@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lbr_st.bottleneck.passes import (
     Bottleneck,
@@ -144,6 +145,9 @@ class IBGenerativeLoss(nn.Module):
         self.packed = packed
         self.shared_counts: dict[str, float] | None = None
         """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
+        self.piece_tokens: int | None = None
+        """Most tokens that are run at once while training, with equal gradients; None for a whole batch. A trainer sets
+        it, which adds the terms up: only their sum has a gradient."""
         self._check_options()
         vars(unwrapped(model))["prompts_checked"] = None  # which is done for the first batch of each loss
         backbone, pooler = backbone_of(model), pooler_of(model)
@@ -177,7 +181,19 @@ class IBGenerativeLoss(nn.Module):
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
-        return in_forward_of(self.model, self._terms, list(sentence_features))
+        columns = list(sentence_features)
+        pieces = _pieces(columns, self.piece_tokens) if self.piece_tokens and torch.is_grad_enabled() else []
+        if len(pieces) < 2:
+            return in_forward_of(self.model, self._terms, columns)
+        before, self.shared_counts = self.shared_counts, self.shared_counts or self.counts(columns)
+        terms: dict[str, Tensor] = {}
+        try:
+            trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+            total = _InPieces.apply(terms, self._terms, pieces, *trained)
+        finally:
+            self.shared_counts = before
+        first = next(iter(terms))
+        return {**terms, first: total - sum(term for name, term in terms.items() if name != first)}
 
     def _terms(self, columns: list[dict[str, Any]]) -> dict[str, Tensor]:
         context, target, rate = self.predictions(columns)
@@ -262,3 +278,46 @@ class IBGenerativeLoss(nn.Module):
     def citation(self) -> str:
         """BibTeX entry of the method."""
         return CITATION
+
+
+def _pieces(columns: list[dict[str, Any]], most_tokens: int) -> list[list[dict[str, Any]]]:
+    """Cut a batch into runs of rows with at most so many tokens together; a longer row is a piece of its own."""
+    pieces, begin, held = [], 0, 0
+    lengths = [int(length) for length in sum(column["attention_mask"].sum(1) for column in columns)]
+    for row, length in enumerate([*lengths, most_tokens]):
+        if held and held + length > most_tokens:
+            part = slice(begin, row)
+            widths = [int(column["attention_mask"][part].sum(1).max()) for column in columns]
+            pieces.append(
+                [
+                    {key: column[key][part, :width] for key in ("input_ids", "attention_mask")}
+                    for column, width in zip(columns, widths, strict=True)
+                ]
+            )
+            begin, held = row, 0
+        held += length
+    return pieces
+
+
+class _InPieces(torch.autograd.Function):
+    """The sum of a loss over pieces of a batch; each piece's gradients are taken before the next is run."""
+
+    @staticmethod
+    def forward(ctx: Any, terms: dict[str, Tensor], compute: Any, pieces: list[Any], *parameters: Tensor) -> Tensor:
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        for piece in pieces:
+            with torch.enable_grad():
+                found = compute(piece)
+                taken = torch.autograd.grad(sum(found.values()), parameters, allow_unused=True)
+            for name, term in found.items():
+                terms[name] = terms.get(name, 0) + term.detach()
+            for number, new in enumerate(taken):
+                old = gradients[number]
+                gradients[number] = old if new is None else new if old is None else old.add_(new)
+        ctx.gradients = gradients
+        return cast(Tensor, sum(terms.values()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return None, None, None, *(None if one is None else one * upstream for one in ctx.gradients)

@@ -183,9 +183,8 @@ def _traced(compute: Callable[[Tensor], Tensor]) -> Before:
     """Any function, whose gradient autograd finds."""
 
     def before(x: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Any]]:
-        with torch.enable_grad():
-            own = x.detach().requires_grad_()
-            made = compute(own)
+        own = x.requires_grad_() if torch.is_grad_enabled() else x
+        made = compute(own)
         return made.detach(), lambda of_made, out: out.copy_(torch.autograd.grad(made, own, of_made)[0])
 
     return before
@@ -252,7 +251,8 @@ class _Merged(torch.autograd.Function):
             of_x = None if weight is None else torch.empty_like(x)
             of_downs, of_ups = (torch.zeros(one.shape) for one in (downs, torch.cat(ups)))
             for part in _parts(x, at_once):
-                made, write_gradient = before(x[part])
+                with torch.enable_grad():
+                    made, write_gradient = before(x[part].detach())
                 rows = made.to(dtype)
                 outer = of_made[part].to(dtype)
                 split = outer.split(sizes, dim=1)

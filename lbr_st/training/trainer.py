@@ -35,6 +35,7 @@ from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS, load_weights
 from lbr_st.model.merged import merged_while_training
 from lbr_st.recipe import LearnConfig, RepresentConfig
+from lbr_st.training.memory import give_back, limit_pieces
 from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
@@ -61,16 +62,21 @@ def train(
     :func:`training_arguments`.
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
+    arguments = training_arguments(model, loss, output_dir, config, **options)
+    limit_pieces(model, loss, dataset, output_dir, bfloat16=arguments.bf16)
     trainer = LBRTrainer(
         model=model,
-        args=training_arguments(model, loss, output_dir, config, **options),
+        args=arguments,
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         loss=loss,
         evaluator=evaluator,
     )
     trainer.train(resume_from_checkpoint=resume)
-    return trainer.state.log_history
+    history = trainer.state.log_history
+    del trainer
+    give_back()
+    return history
 
 
 def training_arguments(

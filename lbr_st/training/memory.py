@@ -1,0 +1,74 @@
+"""How much of a batch a CPU runs at once: pieces sized by what a token leaves for the backward pass."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from lbr_st.bottleneck.passes import backbone_of
+from lbr_st.compute import world_size
+from lbr_st.files import notice, write_whole
+from lbr_st.model.merged import merged_while_training
+from lbr_st.training.tokens import NUM_TOKENS
+
+KEPT = 1.2e9
+"""Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
+3 GB, and larger pieces were hardly faster (measured)."""
+CHOSEN = "pieces.json"
+
+
+def limit_pieces(
+    model: SentenceTransformer, loss: nn.Module, rows: Dataset, output_dir: Path | str, *, bfloat16: bool
+) -> None:
+    """Have a loss run at most so many tokens at once as fit into memory, on a CPU in one process.
+
+    The number is written next to the checkpoints: a resumed run takes the same, for the same weights to the bit.
+    """
+    if model.device.type != "cpu" or world_size() > 1:
+        return
+    kept = Path(output_dir) / CHOSEN
+    if not kept.is_file():
+        size, free = bytes_a_token(model, bfloat16=bfloat16), psutil.virtual_memory().available
+        longest = int(np.max(rows.with_format("numpy")[NUM_TOKENS][:]))
+        if longest * size > free:
+            what = f"The longest row, {longest:,} tokens, needs {longest * size / 1e9:.1f} GB"
+            notice(f"{what}, and {free / 1e9:.1f} are free. Lower --model.max_seq_length or close other programs.")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps({"tokens": max(1, int(min(KEPT, free / 2) / size)), "bytes_a_token": size}))
+    tokens = json.loads(kept.read_text(encoding="utf-8"))["tokens"]
+    for module in loss.modules():
+        if hasattr(module, "piece_tokens"):
+            module.piece_tokens = min(tokens, module.piece_tokens or tokens)
+            notice(
+                f"At most {module.piece_tokens:,} tokens are run at once, in {'bfloat16' if bfloat16 else 'float32'}."
+            )
+
+
+def bytes_a_token(model: SentenceTransformer, *, bfloat16: bool) -> int:
+    """Return about how many bytes a pass through the decoder keeps of each token until its gradients are taken."""
+    total = 0
+    with merged_while_training(model):
+        for layer in getattr(backbone_of(model).decoder, "layers", ()):
+            linear = {n: one for n, one in layer.named_modules() if type(one) is nn.Linear and "lora_" not in n}
+            if "forward" in layer.__dict__:  # two states in float32, and products that are not added to one of them
+                kept = [one for name, one in linear.items() if "o_proj" not in name and "down_proj" not in name]
+                total += 8 * kept[0].in_features + (2 if bfloat16 else 4) * sum(one.out_features for one in kept)
+            else:  # measured: 5 to 6
+                total += 6 * sum(one.in_features + one.out_features for one in linear.values())
+    return max(total, 1)
+
+
+def give_back() -> None:
+    """Return what is no longer used to the system; the C library would keep it for later."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
