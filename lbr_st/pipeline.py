@@ -14,7 +14,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from lbr_st.compute import first_alone, is_first, start_processes, wait
+from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
@@ -197,6 +197,7 @@ class _Scores:
             command=self.command,
         )
         self.rows.append((label, score))
+        give_back()
 
 
 def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:

@@ -220,7 +220,7 @@ class EvaluateConfig:
     split: Literal["test", "dev"] = "test"
     num_queries: PositiveInt | None = None
     num_documents: PositiveInt | None = None
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = 32
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     beside: str | None = None
 

@@ -309,8 +309,8 @@ class _InPieces(torch.autograd.Function):
             with torch.enable_grad():
                 found = compute(piece)
                 taken = torch.autograd.grad(sum(found.values()), parameters, allow_unused=True)
-            for name, term in found.items():
-                terms[name] = terms.get(name, 0) + term.detach()
+            terms |= {name: terms.get(name, 0) + term.detach() for name, term in found.items()}
+            del found
             for number, new in enumerate(taken):
                 old = gradients[number]
                 gradients[number] = old if new is None else new if old is None else old.add_(new)
@@ -320,4 +320,5 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, None, *(None if one is None else one * upstream for one in ctx.gradients)
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, None, *(None if one is None else one.mul_(upstream) for one in gradients)

@@ -118,7 +118,8 @@ def _of_states(layer: Any, states: Tensor, mask: Any, places: tuple[Tensor, Tens
     queries, keys = (getattr(attention, name).base_layer.out_features // (2 * half) for name in OF_ATTENTION[:2])
     run = AttentionInterface().get_interface(attention.config._attn_implementation, attend_by_sdpa)
     options = {"scaling": attention.scaling, "sliding_window": getattr(attention, "sliding_window", None)}
-    cos, sin = (one.expand(*states.shape[:2], -1).flatten(0, 1)[:, None] for one in places)
+    batch = states.shape[:2]
+    cos, sin = (one.expand(*batch, -1).flatten(0, 1)[:, None] for one in places)
     sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
     def attend(rows: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def _of_states(layer: Any, states: Tensor, mask: Any, places: tuple[Tensor, Tens
             turned = torch.cat([attention.q_norm(query), attention.k_norm(key)], dim=1)
         turned = torch.addcmul(turned * cos, turned.roll(half, -1), sin).to(rows.dtype)
         split = (*turned.split([queries, keys], dim=1), value)
-        query, key, value = (one.unflatten(0, states.shape[:2]).transpose(1, 2) for one in split)
+        query, key, value = (one.unflatten(0, batch).transpose(1, 2) for one in split)
         return run(attention, query, key, value, mask, **options)[0].reshape(len(rows), -1)
 
     x = states.reshape(-1, states.shape[-1])

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
+from lbr_st.compute import give_back
 from lbr_st.errors import LBRError
 from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model
@@ -131,6 +132,7 @@ def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = Fal
     full = bundles.in_full_precision(model)
     expected = bundles.encode_probes(full)
     write_stock(full if in_place or full is not model else _copy(full), folder)
+    give_back()  # what it took to write
     stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
     lowest = bundles.cosines(expected, bundles.encode_probes(stock)).min()
     if not lowest >= bundles.LEAST_COSINE:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ from lbr_st.files import notice, write_whole
 from lbr_st.model.merged import merged_while_training
 from lbr_st.training.tokens import NUM_TOKENS
 
-KEPT = 1.2e9
+KEPT = 0.9e9
 """Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
 3 GB, and larger pieces were hardly faster (measured)."""
 CHOSEN = "pieces.json"
@@ -65,10 +62,3 @@ def bytes_a_token(model: SentenceTransformer, *, bfloat16: bool) -> int:
             else:  # measured: 5 to 6
                 total += 6 * sum(one.in_features + one.out_features for one in linear.values())
     return max(total, 1)
-
-
-def give_back() -> None:
-    """Return what is no longer used to the system; the C library would keep it for later."""
-    gc.collect()
-    with suppress(AttributeError, OSError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)

@@ -28,14 +28,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of
-from lbr_st.compute import Precision, first_alone, is_first, use_bfloat16, wait, world_size
+from lbr_st.compute import Precision, first_alone, give_back, hold_on, is_first, use_bfloat16, wait, world_size
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.files import is_marked_whole, mark_whole, notice
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS, load_weights
 from lbr_st.model.merged import merged_while_training
 from lbr_st.recipe import LearnConfig, RepresentConfig
-from lbr_st.training.memory import give_back, limit_pieces
+from lbr_st.training.memory import limit_pieces
 from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
@@ -63,6 +63,7 @@ def train(
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
     arguments = training_arguments(model, loss, output_dir, config, **options)
+    hold_on()
     limit_pieces(model, loss, dataset, output_dir, bfloat16=arguments.bf16)
     trainer = LBRTrainer(
         model=model,
