@@ -79,10 +79,15 @@ def use_bfloat16(precision: str, device: torch.device, model: torch.nn.Module | 
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    exact, narrow = layer_seconds(model)
+    return device.type == "cpu" and narrow < exact
+
+
+def layer_seconds(model: torch.nn.Module | None) -> tuple[float, float]:
+    """Return :func:`product_seconds` of the largest shape that several layers of a model have."""
     linear = [tuple(one.weight.shape) for one in model.modules() if isinstance(one, torch.nn.Linear)] if model else []
     repeated = {shape for shape in linear if linear.count(shape) > 1}  # a layer's, not the head's
-    exact, narrow = product_seconds(*max(repeated, key=math.prod, default=(1536, 576)))
-    return device.type == "cpu" and narrow < exact
+    return product_seconds(*max(repeated, key=math.prod, default=(1536, 576)))
 
 
 @cache

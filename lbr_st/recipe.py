@@ -211,7 +211,8 @@ class EvaluateConfig:
         num_queries: Number of queries to evaluate; null takes all.
         num_documents: Number of documents to search; null takes all.
         batch_size: Texts encoded at once.
-        precision: Arithmetic for encoding; bfloat16 scores are filed apart from float32 ones.
+        precision: Arithmetic for encoding; auto takes bfloat16 where it is faster and the embeddings stay the same (a
+            cosine of 0.995 or more). Scores in bfloat16 are filed apart from those in float32.
         beside: A model to score for comparison: a folder, a hub id, or untrained:smollm2-135m for that base as it is,
             with mean pooling; null for none.
     """
@@ -221,7 +222,7 @@ class EvaluateConfig:
     num_queries: PositiveInt | None = None
     num_documents: PositiveInt | None = None
     batch_size: PositiveInt = 32
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     beside: str | None = None
 
 
@@ -395,7 +396,7 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
             max_steps=16, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
         ),
         # A fixed slice of the test queries, so that it ends while you wait; the table names it.
-        evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32, precision="auto"),
+        evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32),
     )
 
 

@@ -236,6 +236,7 @@ def _blank(system: System, task: AbsTask, command: str, name: str) -> TaskScore:
         versions=versions(),
         description=getattr(task, "described", ""),
         folder=system.folder,
+        arithmetic=system.arithmetic,
     )
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbr_st.compute import Precision, use_bfloat16
+import numpy as np
+import torch
+
+from lbr_st.compute import Precision, layer_seconds, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
@@ -25,6 +28,21 @@ if TYPE_CHECKING:
 BM25 = "baseline/bm25"
 K1, B = 1.2, 0.75
 """BM25's saturation of a word's count, and weight of the document's length."""
+
+LEAST_COSINE = 0.995
+"""Least cosine to float32, on every probe text, of a model that ``"auto"`` runs in bfloat16."""
+
+PROBE_TEXTS = (
+    "aspirin",
+    "A carboxylic acid that is benzoic acid in which the hydrogen at position 2 is replaced by a hydroxy group.",
+    "What are the symptoms of hypertension?",
+    "def add(a, b):\n    return a + b",
+    "β-D-Galp-(1→4)-β-D-GlcpNAc",
+    "word " * 3000,
+    "a",
+)
+
+REPORT = "This is a defect of lbr-st or of the base's architecture. Please report it."
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,7 @@ class System:
         experiment: How it is run, when not as it is.
         only_retrieval: It ranks documents and gives no embeddings.
         folder: :func:`~lbr_st.evaluation.scores.hash_of_path` of the model's folder; "" for other models.
+        arithmetic: See :class:`~lbr_st.evaluation.scores.TaskScore`.
     """
 
     model: Any
@@ -46,6 +65,7 @@ class System:
     experiment: dict[str, Any] = field(default_factory=dict)
     only_retrieval: bool = False
     folder: str = ""
+    arithmetic: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -91,8 +111,6 @@ def model_digest(model: SentenceTransformer) -> str:
     It is a SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings
     and the tokenizer. More training or another prompt gives another digest.
     """
-    import torch
-
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().to("cpu").contiguous().flatten()
@@ -109,6 +127,26 @@ def model_digest(model: SentenceTransformer) -> str:
             settings["tokenizer"].pop(state_of_the_last_call, None)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:40]
+
+
+def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBE_TEXTS, bfloat16: bool = False) -> np.ndarray:
+    """Encode probe texts as queries and then as documents, in float32 or bfloat16; shape (2 × texts, dimension)."""
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        ways: tuple[Any, ...] = (model.encode_query, model.encode_document)
+        return np.concatenate([encode(list(texts), batch_size=4, show_progress_bar=False) for encode in ways])
+
+
+def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Return the cosine of each row of one array with that row of the other; NaN where a number is not finite.
+
+    Raises:
+        LBRError: Their shapes differ.
+    """
+    if expected.shape != found.shape:
+        what = f"a copy of the model gives embeddings of shape {found.shape}, the model {expected.shape}."
+        raise LBRError(what, fix=REPORT)
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
 
 
 def embedding_system(
@@ -128,7 +166,7 @@ def embedding_system(
         model: The model.
         name: The name to file the scores under, ``org/model``.
         revision: Names this version of the model. Default: :func:`model_digest`.
-        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the hardware computes in it.
+        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 if faster and :data:`LEAST_COSINE` holds.
         show_progress_bar: Show a bar with the remaining time while encoding.
 
     Raises:
@@ -137,7 +175,7 @@ def embedding_system(
     # MTEB files every unnamed model under one key, so one would be reported with another's score.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
-    bfloat16 = use_bfloat16(precision, model.device, model)
+    bfloat16, arithmetic = _arithmetic(model, precision)
     digest = model_digest(model)
     with quiet_mteb():
         encoder = _encoder(model, bfloat16, show_progress_bar)
@@ -145,7 +183,23 @@ def embedding_system(
     identity = {"name": name, "revision": revision or digest, "n_parameters": n_parameters}
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=identity)
     how = {"autocast": "bfloat16"} if bfloat16 else {}
-    return _as_run(System(encoder, digest), model.get_embedding_dimension(), how)
+    return _as_run(System(encoder, digest, arithmetic=arithmetic), model.get_embedding_dimension(), how)
+
+
+def _arithmetic(model: SentenceTransformer, precision: Precision) -> tuple[bool, dict[str, Any]]:
+    """Tell whether to encode in bfloat16, and what ``"auto"`` found; nothing if the precision was given."""
+    bfloat16 = use_bfloat16(precision, model.device, model)
+    if precision != "auto":
+        return bfloat16, {}
+    found: dict[str, Any] = {"product_seconds": list(layer_seconds(model))} if model.device.type == "cpu" else {}
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    # FlashAttention cannot compute in float32, so there is nothing to compare with.
+    if bfloat16 and getattr(config, "_attn_implementation", None) != "flash_attention_2":
+        texts = [text[:1000] for text in PROBE_TEXTS]
+        rows = cosines(encode_probes(model, texts), encode_probes(model, texts, True))
+        found["lowest_cosine"] = float(np.nan_to_num(rows).min())
+        bfloat16 = found["lowest_cosine"] >= LEAST_COSINE
+    return bfloat16, {"precision": "bfloat16" if bfloat16 else "float32", **found}
 
 
 def truncated(system: System, dimensions: Sequence[int]) -> list[System]:
@@ -217,8 +271,6 @@ def _no_jax() -> Iterator[None]:
 
 
 def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
-    import torch
-
     base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
 
     class Encoder(base):  # type: ignore[misc, valid-type]

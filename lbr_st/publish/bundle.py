@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import lbr_st
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import write_results
+from lbr_st.evaluation.systems import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.files import new_folder, notice, published, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
@@ -49,16 +49,6 @@ MANIFEST, PROBES, PROJECTION, RESULTS = "manifest.json", "probes.safetensors", "
 
 LEAST_COSINE, LEAST_BUILT = 0.9999, 0.999
 """Least cosine to the trained model on every probe text: of a copy made here, and of a model built elsewhere."""
-
-PROBE_TEXTS = (
-    "aspirin",
-    "A carboxylic acid that is benzoic acid in which the hydrogen at position 2 is replaced by a hydroxy group.",
-    "What are the symptoms of hypertension?",
-    "def add(a, b):\n    return a + b",
-    "β-D-Galp-(1→4)-β-D-GlcpNAc",
-    "word " * 3000,
-    "a",
-)
 
 
 @dataclass(frozen=True)
@@ -283,29 +273,6 @@ def write_bundle(
 def prompts_of(model: SentenceTransformer) -> dict[str, str]:
     """Return the prompts that a model has, by name."""
     return {name: prompt for name, prompt in model.prompts.items() if prompt is not None}
-
-
-def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBE_TEXTS) -> np.ndarray:
-    """Encode probe texts as queries and then as documents, in float32; shape (2 × texts, dimension)."""
-    with torch.autocast(model.device.type, enabled=False):
-        ways: tuple[Any, ...] = (model.encode_query, model.encode_document)
-        return np.concatenate([encode(list(texts), batch_size=4, show_progress_bar=False) for encode in ways])
-
-
-def cosines(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Return the cosine of each row of one array with that row of the other; NaN where a number is not finite.
-
-    Raises:
-        LBRError: Their shapes differ.
-    """
-    if expected.shape != found.shape:
-        what = f"a copy of the model gives embeddings of shape {found.shape}, the model {expected.shape}."
-        raise LBRError(what, fix=REPORT)
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
-
-
-REPORT = "This is a defect of lbr-st or of the base's architecture. Please report it."
 
 
 def in_full_precision(model: SentenceTransformer) -> SentenceTransformer:

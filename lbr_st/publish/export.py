@@ -21,10 +21,10 @@ import numpy as np
 
 from lbr_st.data.sources import read_texts
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.systems import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.files import alone, cache_dir, installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules
-from lbr_st.publish.bundle import PROBE_TEXTS, cosines, encode_probes
 
 WORKER = Path(__file__).with_name("export_worker.py")
 

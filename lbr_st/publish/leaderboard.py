@@ -270,7 +270,7 @@ def _file_results(results: str | Path | None, output: Path, meta: Any, digest: s
         elif score.digest != digest:
             left_out.append(f"{path.stem} of {score.name}: other weights or settings")
         elif score.experiment or not score.date:
-            why = "not run as MTEB's loader runs it" if score.experiment else "the run did not end"
+            why = "MTEB's loader runs it in float32 and uncut" if score.experiment else "the run did not end"
             left_out.append(f"{path.stem} of {score.name}: {why}")
         elif path.stem not in found or found[path.stem][0].date < score.date:
             found[path.stem] = (score, path)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.compute import give_back
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.systems import REPORT, cosines, encode_probes
 from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
@@ -130,14 +131,14 @@ def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = Fal
             4 bits only.
     """
     full = bundles.in_full_precision(model)
-    expected = bundles.encode_probes(full)
+    expected = encode_probes(full)
     write_stock(full if in_place or full is not model else _copy(full), folder)
     give_back()  # what it took to write
     stock = SentenceTransformer(str(folder), device=str(full.device), local_files_only=True)
-    lowest = bundles.cosines(expected, bundles.encode_probes(stock)).min()
+    lowest = cosines(expected, encode_probes(stock)).min()
     if not lowest >= bundles.LEAST_COSINE:
         what = f"the stock form differs from the training model (lowest cosine {lowest:.6f}); not released."
-        raise LBRError(what, fix=bundles.REPORT)
+        raise LBRError(what, fix=REPORT)
     return stock
 
 

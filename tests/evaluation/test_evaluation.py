@@ -9,14 +9,17 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
+import torch
 from task_scores import score
 from vector_model import numbers, vector_model
 
+from lbr_st import compute
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
+from lbr_st.evaluation import systems
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval, evaluate_task
 from lbr_st.evaluation.scores import format_table, format_tasks
-from lbr_st.evaluation.systems import bm25_system, model_digest
+from lbr_st.evaluation.systems import LEAST_COSINE, bm25_system, embedding_system, model_digest, truncated
 
 mteb = pytest.importorskip("mteb")
 
@@ -72,12 +75,14 @@ def test_a_record_of_format_1_is_read_back(tmp_path):
     [path] = tmp_path.glob("per_query/a__b/*/plane.json")
     record = json.loads(path.read_text())
     keys = "format model revision digest task task_type metric score dataset_revision asked parts experiment embed_dim"
-    assert set(record) == {*keys.split(), "seconds", "date", "command", "versions", "description", "folder"}
+    later = {"folder", "arithmetic"}
+    assert set(record) == {*keys.split(), "seconds", "date", "command", "versions", "description", *later}
     keys = "split subset num_documents ndcg_at_10 recall_at_10 recall_at_100 queries first relevant"
     assert set(record["parts"][0]) == set(keys.split())
-    path.write_text(json.dumps({**record, "format": 1, "command": "as it was"}))
+    older = {key: value for key, value in record.items() if key not in later}
+    path.write_text(json.dumps({**older, "format": 1, "command": "as it was"}))
     again = evaluate_retrieval(model, PLANE, name="a/b", output_folder=tmp_path)
-    assert (again.command, again.parts) == ("as it was", first.parts)
+    assert (again.command, again.parts, again.arithmetic) == ("as it was", first.parts, {})
 
 
 @pytest.mark.parametrize("revision", [None, "v1"])
@@ -118,6 +123,87 @@ def test_bfloat16_is_kept_apart_and_close(bert, tmp_path):
     assert half.ndcg_at_10 == pytest.approx(full.ndcg_at_10, abs=0.15)
     assert len(list(tmp_path.glob("per_query/a__b/*/experiments/autocast_bfloat16/toy.json"))) == 1
     assert evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path) == full
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """``timed(2.0, 1.0)``: what a product is said to take in float32 and in bfloat16."""
+    return lambda *seconds: monkeypatch.setattr(compute, "product_seconds", lambda *shape: seconds)
+
+
+def scored(model, folder, precision="auto"):
+    """Score a model; return the record as it was written, and whether it was filed as bfloat16's."""
+    score = evaluate_retrieval(model, TOY, name="a/b", output_folder=folder, precision=precision)
+    [path] = folder.glob("per_query/a__b/**/toy.json")
+    record = json.loads(path.read_text())
+    assert score.arithmetic == record["arithmetic"]
+    assert score.experiment == ({"autocast": "bfloat16"} if "autocast_bfloat16" in path.parts else {})
+    return record, bool(score.experiment)
+
+
+def test_auto_takes_bfloat16_where_it_is_faster_and_says_how_close_it_is(bert, tmp_path, timed):
+    timed(2.0, 1.0)
+    model = bert()
+    record, half = scored(model, tmp_path)
+    found = record["arithmetic"]
+    assert half
+    assert (found["precision"], found["product_seconds"]) == ("bfloat16", [2.0, 1.0])
+    assert LEAST_COSINE <= found["lowest_cosine"] < 1
+    # Another run finds other times; the score is read back all the same.
+    timed(3.0, 1.0)
+    model.encode_document = Mock(side_effect=AssertionError("encoded again"))
+    score = evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path, precision="bfloat16")
+    assert score.arithmetic == found
+    del model.encode_document
+    assert scored(model, tmp_path) == (record, True)
+
+
+def test_auto_takes_float32_where_that_is_faster(bert, tmp_path, timed):
+    timed(1.0, 2.0)
+    record, half = scored(bert(), tmp_path)
+    assert not half
+    assert record["arithmetic"] == {"precision": "float32", "product_seconds": [1.0, 2.0]}
+
+
+class Coarse(torch.nn.Module):
+    """Under autocast, turn embeddings round or, with "nan", lose them: a model that bfloat16 does not suit."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, features, **kwargs):
+        if torch.is_autocast_enabled("cpu"):
+            features["sentence_embedding"] = features["sentence_embedding"] * self.factor
+        return features
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan])
+def test_auto_takes_float32_if_bfloat16_changes_the_embeddings(bert, tmp_path, timed, factor):
+    timed(2.0, 1.0)
+    model = bert()
+    model.append(Coarse(factor))
+    record, half = scored(model, tmp_path / "auto")
+    assert not half
+    assert record["arithmetic"]["precision"] == "float32"
+    assert record["arithmetic"]["lowest_cosine"] < LEAST_COSINE
+    if factor < 0:  # what a user asks for is not questioned
+        record, half = scored(model, tmp_path / "asked", "bfloat16")
+        assert half
+    else:
+        record, half = scored(model, tmp_path / "asked", "float32")
+        assert not half
+    assert record["arithmetic"] == {}
+
+
+def test_flash_attention_is_not_asked_for_float32(bert, timed, monkeypatch):
+    timed(2.0, 1.0)
+    model = bert()
+    model[0].model.config._attn_implementation = "flash_attention_2"
+    monkeypatch.setattr(systems, "encode_probes", Mock(side_effect=AssertionError("encoded in float32")))
+    system = embedding_system(model, "a/b", precision="auto")
+    assert system.arithmetic == {"precision": "bfloat16", "product_seconds": [2.0, 1.0]}
+    assert truncated(system, [8])[0].arithmetic == system.arithmetic
 
 
 def test_quiet_unless_asked(bert, tmp_path, capfd):

@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.systems import encode_probes
 from lbr_st.model.build import build_model
 from lbr_st.publish import export
 from lbr_st.publish import export_worker as worker
-from lbr_st.publish.bundle import encode_probes
 from lbr_st.publish.export import (
     BACKENDS,
     LEAST,
