@@ -203,7 +203,8 @@ def test_the_hubs_silence_is_noticed(monkeypatch):
     assert not hub_reachable(2)
 
 
-def test_the_command_line(saved, folder, tmp_path, capsys):
+def test_the_command_line(saved, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lbr_st.compute.product_seconds", lambda *shape: (1.0, 2.0))
     words = ["evaluate", saved, "--output", str(tmp_path / "out"), "--suite"]
     assert main([*words, folder, "--model_name", "org/mine"]) == 0
     assert "org/mine @" in capsys.readouterr().out
@@ -212,6 +213,9 @@ def test_the_command_line(saved, folder, tmp_path, capsys):
     assert main([*words, "nothing like this"]) == 1
     assert "error: " in capsys.readouterr().err
     assert len(list(tmp_path.glob("out/per_query/org__mine/*/toy-test.json"))) == 1
+    monkeypatch.setattr("lbr_st.compute.product_seconds", lambda *shape: (2.0, 1.0))
+    assert main([*words, folder]) == 0
+    assert "(autocast=bfloat16) @" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suite", SUITES)
