@@ -53,6 +53,7 @@ def train(
     output_dir: Path | str,
     eval_dataset: Dataset | None = None,
     evaluator: Any = None,
+    precision: Precision = "auto",
     resume: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -62,12 +63,11 @@ def train(
     :func:`training_arguments`.
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
-    arguments = training_arguments(model, loss, output_dir, config, **options)
     hold_on()
-    limit_pieces(model, loss, dataset, output_dir, bfloat16=arguments.bf16)
+    precision = limit_pieces(model, loss, dataset, Path(output_dir), precision=precision, resume=resume)
     trainer = LBRTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(model, loss, output_dir, config, precision=precision, **options),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         loss=loss,
