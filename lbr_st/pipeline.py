@@ -24,7 +24,7 @@ from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe
+from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, same_results, save_recipe
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import PROVENANCE, RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
@@ -269,7 +269,7 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
 def _claim(work: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """Take a work folder for a recipe. One of another recipe is refused, or with ``overwrite`` keeps its data alone."""
     kept = work / RECIPE
-    if kept.is_file() and load_recipe(kept) != recipe:
+    if kept.is_file() and not same_results(load_recipe(kept), recipe):
         if not overwrite:
             fix = "Remove it, choose another work folder, or pass overwrite."
             raise LBRError("another recipe began here.", where=str(work), fix=fix)

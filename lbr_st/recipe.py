@@ -332,6 +332,16 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
+ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
+ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
+"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn."""
+
+
+def same_results(one: Recipe, other: Recipe) -> bool:
+    """Tell whether two recipes train the same model: they differ in nothing but :data:`ANY_TIME`."""
+    return one.flat() | dict.fromkeys(ANY_TIME) == other.flat() | dict.fromkeys(ANY_TIME)
+
+
 BASELINES = ("contrastive-only", "causal-lm")
 
 

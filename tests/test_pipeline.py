@@ -171,6 +171,37 @@ def test_a_work_folder_of_another_recipe_is_refused(tiny_base, pairs_file, tmp_p
         pipeline.run(recipe, tmp_path / "other", work_folder=tmp_path / "out-work")
 
 
+def test_settings_that_change_no_result_do_not_make_another_recipe(tiny_base, pairs_file, tmp_path, monkeypatch):
+    recipe, work = recipe_for(tiny_base("llama"), pairs_file), tmp_path / "out-work"
+    pipeline.run(recipe, tmp_path / "out")
+    never = {name: lambda *args, **kwargs: pytest.fail("trained again") for name in ("learn", "represent")}
+    for name, stage in never.items():
+        monkeypatch.setattr(pipeline, name, stage)
+    recipe.represent.mini_batch_tokens, recipe.represent.eval_steps, recipe.learn.eval_steps = 7, 1, 1
+    recipe.evaluate.precision, recipe.evaluate.batch_size = "bfloat16", 2
+    rows = pipeline.run(recipe, tmp_path / "again", work_folder=work)
+    assert load_recipe(work / "recipe.yaml") == recipe
+    # Scores of another precision are filed apart from the first ones.
+    assert [score.experiment.get("autocast") for label, score in rows if label != "BM25"] == ["bfloat16"] * 2
+    filed = list((work / "results" / "per_query").glob("lbr-toy__learn/**/*.json"))
+    assert sorted("autocast_bfloat16" in path.parts for path in filed) == [False, True]
+
+
+def test_checkpoints_are_kept_for_what_trains_the_same(tmp_path):
+    checkpoints, recipe = tmp_path / "checkpoints", recipe_for("x", "y")
+    assert not pipeline.may_resume(checkpoints, recipe)
+    (checkpoints / "checkpoint-1").mkdir()
+    (checkpoints / "pieces.json").touch()
+    recipe.learn.eval_steps = 1
+    assert pipeline.may_resume(checkpoints, recipe)
+    assert (checkpoints / "pieces.json").is_file()
+    assert load_recipe(checkpoints / "recipe.yaml") == recipe
+    recipe.learn.learning_rate = 0.1
+    assert not pipeline.may_resume(checkpoints, recipe)
+    assert [path.name for path in checkpoints.iterdir()] == ["recipe.yaml"]
+    assert load_recipe(checkpoints / "recipe.yaml") == recipe
+
+
 def test_existing_output_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("x")

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe import Recipe, field_types, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, field_types, load_recipe, same_results, save_recipe
 from lbr_st.recipe_arguments import RETIRED
 
 
@@ -29,6 +29,13 @@ def test_partial_file_keeps_defaults(tmp_path):
     assert recipe == changed(learn__max_steps=3, learn__learning_rate=1e-5)
     assert load(tmp_path, "{}") == Recipe()
     assert load(tmp_path, "learn: {bottleneck: none}").learn.bottleneck == "none"
+
+
+def test_what_may_change_while_a_run_is_interrupted():
+    may = {key for key in field_types() if same_results(changed(**{key: "another"}), Recipe())}
+    steps = {"learn.eval_steps", "represent.eval_steps"}
+    assert may == {"represent.mini_batch_tokens", "evaluate.precision", "evaluate.batch_size", *steps}
+    assert not same_results(changed(represent__eval_steps=7, seed=1), Recipe())
 
 
 text = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"], include_characters="\n\t"), max_size=20)

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from lbr_st.bottleneck.passes import backbone_of
-from lbr_st.compute import world_size
+from lbr_st.compute import Precision, is_first, use_bfloat16, wait, world_size
 from lbr_st.files import notice, write_whole
 from lbr_st.model.merged import merged_while_training
 from lbr_st.training.tokens import NUM_TOKENS
@@ -24,30 +24,35 @@ CHOSEN = "pieces.json"
 
 
 def limit_pieces(
-    model: SentenceTransformer, loss: nn.Module, rows: Dataset, output_dir: Path | str, *, bfloat16: bool
-) -> None:
-    """Have a loss run at most so many tokens at once as fit into memory, on a CPU in one process.
+    model: SentenceTransformer, loss: nn.Module, rows: Dataset, folder: Path, *, precision: Precision, resume: bool
+) -> Precision:
+    """Have a loss run at most so many tokens at once as fit into memory, on a CPU in one process; return the precision.
 
-    The number is written next to the checkpoints: a resumed run takes the same, for the same weights to the bit.
+    The number and the arithmetic, which ``"auto"`` times, are written next to the checkpoints. A resumed run takes the
+    same, for the same weights to the bit, and other processes take the first one's arithmetic.
     """
-    if model.device.type != "cpu" or world_size() > 1:
-        return
-    kept = Path(output_dir) / CHOSEN
-    if not kept.is_file():
+    if model.device.type != "cpu":
+        return precision
+    kept = folder / CHOSEN
+    if is_first() and not (resume and kept.is_file()):
+        bfloat16 = use_bfloat16(precision, model.device, model)
         size, free = bytes_a_token(model, bfloat16=bfloat16), psutil.virtual_memory().available
         longest = int(np.max(rows.with_format("numpy")[NUM_TOKENS][:]))
         if longest * size > free:
             what = f"The longest row, {longest:,} tokens, needs {longest * size / 1e9:.1f} GB"
             notice(f"{what}, and {free / 1e9:.1f} are free. Lower --model.max_seq_length or close other programs.")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps({"tokens": max(1, int(min(KEPT, free / 2) / size)), "bytes_a_token": size}))
-    tokens = json.loads(kept.read_text(encoding="utf-8"))["tokens"]
-    for module in loss.modules():
+        tokens = max(1, int(min(KEPT, free / 2) / size))
+        write_whole(kept, json.dumps({"tokens": tokens, "bytes_a_token": size, "bfloat16": bfloat16}))
+    wait()
+    chosen = json.loads(kept.read_text(encoding="utf-8"))
+    if precision == "auto":
+        precision = "bfloat16" if chosen["bfloat16"] else "float32"
+    for module in loss.modules() if world_size() == 1 else ():
         if hasattr(module, "piece_tokens"):
-            module.piece_tokens = min(tokens, module.piece_tokens or tokens)
-            notice(
-                f"At most {module.piece_tokens:,} tokens are run at once, in {'bfloat16' if bfloat16 else 'float32'}."
-            )
+            module.piece_tokens = min(chosen["tokens"], module.piece_tokens or chosen["tokens"])
+            notice(f"At most {module.piece_tokens:,} tokens are run at once, in {precision}.")
+    return precision
 
 
 def bytes_a_token(model: SentenceTransformer, *, bfloat16: bool) -> int:

@@ -15,7 +15,8 @@ from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, same_results, save_recipe
+from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 
@@ -29,10 +30,9 @@ def may_resume(checkpoints: Path, recipe: Recipe) -> bool:
     """Tell whether there are checkpoints of this recipe, and remove those of another."""
     if is_first():
         kept = checkpoints / RECIPE
-        if not (kept.is_file() and load_recipe(kept) == recipe):
+        if not (kept.is_file() and same_results(load_recipe(kept), recipe)):
             shutil.rmtree(checkpoints, ignore_errors=True)
-            checkpoints.mkdir(parents=True)
-            save_recipe(recipe, kept)
+        save_recipe(recipe, kept)
     wait()
     return any(checkpoints.glob("checkpoint-*"))
 
@@ -45,6 +45,8 @@ def keep(
         with new_folder(folder, overwrite=True) as aside:
             model.save_pretrained(str(aside), create_model_card=False)
             save_recipe(recipe, aside / RECIPE)
+            if (chosen := checkpoints_of(folder) / CHOSEN).is_file():
+                shutil.copy(chosen, aside)
             (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
             (aside / PROVENANCE).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
         shutil.rmtree(checkpoints_of(folder), ignore_errors=True)

@@ -53,6 +53,7 @@ def train(
     output_dir: Path | str,
     eval_dataset: Dataset | None = None,
     evaluator: Any = None,
+    precision: Precision = "auto",
     resume: bool = False,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -62,12 +63,11 @@ def train(
     :func:`training_arguments`.
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
-    arguments = training_arguments(model, loss, output_dir, config, **options)
     hold_on()
-    limit_pieces(model, loss, dataset, output_dir, bfloat16=arguments.bf16)
+    precision = limit_pieces(model, loss, dataset, Path(output_dir), precision=precision, resume=resume)
     trainer = LBRTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(model, loss, output_dir, config, precision=precision, **options),
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         loss=loss,
@@ -174,6 +174,11 @@ class LBRTrainer(SentenceTransformerTrainer):
             return super().get_eval_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = before
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure as Sentence Transformers does, without drawing from training's random numbers."""
+        with torch.random.fork_rng(devices=()):  # a data loader draws a seed
+            return super().evaluate(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Sentence Transformers does; True resumes from :func:`newest_checkpoint`, if there is one."""
@@ -364,6 +369,10 @@ class StopRequest(TrainerCallback):
             notice("\nInterrupted: this step is finished and saved first. Ctrl-C again ends at once.")
         elif number == signal.SIGINT and time.monotonic() - self.asked_at > SECONDS_TO_A_SECOND_ONE:
             raise Interrupted("the last checkpoint stays; run the same command again to continue from it.")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate and save as often as asked for now, where transformers continues at the checkpoint's own steps."""
+        state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if any of the processes was asked to."""

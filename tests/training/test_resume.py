@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from datasets import Dataset
 from tiny_models import WORDS, run_stage
+from trajectories import PAIRS, learned
 
 from lbr_st import pipeline
 from lbr_st.cli import main
@@ -18,6 +20,7 @@ from lbr_st.model.load import load_model
 from lbr_st.model.nll import Head
 from lbr_st.recipe import load_recipe
 from lbr_st.training import trainer
+from lbr_st.training.ranking import TokenBudgetRankingLoss
 from lbr_st.training.trainer import LBRTrainer, StopRequest, newest_checkpoint, stop_between_steps
 
 
@@ -90,12 +93,12 @@ def test_stage_1_computes_in_the_precision_asked_for(tiny_base, tmp_path, monkey
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
-def signal_in_step(monkeypatch, number, step):
-    """Send this process a signal while a step is computed."""
+def signal_in_step(monkeypatch, number, step, loss=torch.nn.Module):
+    """Send this process a signal while a step is computed, of the stage with this loss."""
     compute = LBRTrainer.compute_loss
 
     def interrupted(self, *args, **kwargs):
-        if self.state.global_step == step - 1:
+        if self.state.global_step == step - 1 and isinstance(self.loss, loss):
             os.kill(os.getpid(), number)
         return compute(self, *args, **kwargs)
 
@@ -122,6 +125,80 @@ def test_the_step_is_finished_and_saved(toy_recipe, tmp_path, monkeypatch, capsy
     assert main(["train", "--config", str(toy_recipe), "--output", str(tmp_path / "out")]) == 0
     found, expected = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert found == expected
+
+
+@pytest.fixture
+def interrupted_in_stage_2(toy_recipe, tmp_path, monkeypatch):
+    """Run ``whole`` to the end, and stop ``out`` in stage 2; return how to continue it with changed settings.
+
+    Each dropout of stage 2 is off: pieces of another size draw other numbers for it.
+    """
+    monkeypatch.setattr(pipeline, "_plot", lambda work: None)
+    settings = {"represent.max_steps": 8, "represent.mini_batch_tokens": 60, "model.lora_dropout": 0.0}
+    command = ["train", "--config", str(toy_recipe), *(f"--{key}={value}" for key, value in settings.items())]
+    assert main([*command, "--output", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        signal_in_step(patch, signal.SIGINT, 3, TokenBudgetRankingLoss)
+        assert main([*command, "--output", str(tmp_path / "out")]) == 130
+    assert (tmp_path / "out-work" / "represent-checkpoints" / "checkpoint-3").is_dir()
+    monkeypatch.setattr(pipeline, "learn", lambda *args, **options: pytest.fail("trained stage 1 again"))
+    return lambda *changed: main([*command, "--output", str(tmp_path / "out"), *changed])
+
+
+@pytest.mark.parametrize("tokens", ["60", "20", "null"])
+def test_an_interrupted_run_continues_in_pieces_of_any_size(interrupted_in_stage_2, tmp_path, monkeypatch, tokens):
+    first = []
+    take = LBRTrainer._take_if_complete
+    monkeypatch.setattr(
+        LBRTrainer, "_take_if_complete", lambda self, folder: first.append(folder.name) or take(self, folder)
+    )
+    assert interrupted_in_stage_2(f"--represent.mini_batch_tokens={tokens}") == 0
+    assert first == ["checkpoint-3"]
+    work = {name: tmp_path / f"{name}-work" for name in ("out", "whole")}
+    found, wanted = (load_model(work[name] / "represent", device="cpu").state_dict() for name in ("out", "whole"))
+    assert str(load_recipe(work["out"] / "recipe.yaml").represent.mini_batch_tokens or "null") == tokens
+    same = tokens == "60"
+    for name, tensor in wanted.items():
+        # Measured: 1e-5 at most, in weights that began at zero.
+        allowed = {"rtol": 0, "atol": 0} if same else {"rtol": 1e-4, "atol": 1e-7}
+        torch.testing.assert_close(found[name], tensor, **allowed, msg=lambda m, n=name: f"{n}: {m}")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()) == same
+
+
+def test_with_another_learning_rate_it_is_refused(interrupted_in_stage_2, tmp_path, capsys):
+    assert interrupted_in_stage_2("--represent.learning_rate=1e-3") == 1
+    assert "another recipe began here" in capsys.readouterr().err
+    assert (tmp_path / "out-work" / "represent-checkpoints" / "checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"bottleneck": "none"},
+        {"bottleneck": "attention", "target_dropout": 0.2},
+        {"bottleneck": "embedding", "rate_weight": 0.01},
+    ],
+)
+def test_how_often_is_measured_and_saved_may_change_and_changes_no_weight(tiny_base, tmp_path, config):
+    """Measuring draws from no random number of the training: here are dropout and noise."""
+    rows = Dataset.from_dict({name: texts[:7] for name, texts in PAIRS.items()})
+
+    def run(folder, every, resume=False):
+        model = build_model(tiny_base("llama"), max_seq_length=64, device="cpu", lora_rank=4, lora_dropout=0.1)
+        options = {"held_out": rows, "save_strategy": "steps", "resume": resume}
+        return learned(model, tmp_path / folder, {**config, "eval_steps": every}, **options).weights
+
+    def saved(folder):
+        return sorted(path.name for path in (tmp_path / folder).glob("checkpoint-*"))
+
+    wanted, found = run("whole", 6), run("out", 2)
+    assert (saved("whole"), saved("out")) == (["checkpoint-6"], ["checkpoint-4", "checkpoint-6"])
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    resumed = run("out", 1, resume=True)
+    assert saved("out") == ["checkpoint-5", "checkpoint-6"]
+    for name, weight in wanted.items():
+        assert torch.equal(found[name], weight), name
+        assert torch.equal(resumed[name], weight), name
 
 
 def test_a_second_ctrl_c_ends_at_once_but_not_the_launchers_copy_of_the_first(monkeypatch):
