@@ -35,3 +35,14 @@ def test_turns_alternate(proof):
 
 def test_the_results_in_the_repository_make_the_page_beside_them(proof):
     assert proof.rows.PAGE.read_text(encoding="utf-8") == proof.rows.page(proof.rows.read())
+
+
+def test_a_worker_takes_a_step_of_our_trainer_for_each_line(proof, tiny_base):
+    pairs = {name: [f"the {name} of acid {number}" for number in range(4)] for name in ("context", "target")}
+    model = {"base": tiny_base("llama"), "lora_rank": 2, "max_seq_length": 32}
+    with proof.rows.Worker("steps.py", {"stage": "learn", "model": model, "pairs": pairs, "config": {}}) as worker:
+        first, second = worker.ask(), worker.ask()
+    assert worker.ready["lbr_st"].startswith(str(proof.rows.HERE.parent))
+    assert 0 < first["gib"] <= second["gib"]
+    assert second["seconds"] > 0
+    assert worker.process.returncode == 0
