@@ -1,5 +1,7 @@
 """The benchmark's rows: medians, verdicts, turns, and a page that never estimates."""
 
+import importlib
+
 import pytest
 
 
@@ -46,3 +48,10 @@ def test_a_worker_takes_a_step_of_our_trainer_for_each_line(proof, tiny_base):
     assert 0 < first["gib"] <= second["gib"]
     assert second["seconds"] > 0
     assert worker.process.returncode == 0
+
+
+def test_encoding_is_measured_against_the_backbone_and_a_smaller_model(proof):
+    first, second = importlib.import_module("gpu").encoding("make it", "tiny", 2)
+    assert first.ratio > 0
+    assert second.ratio > 0
+    assert first.name != second.name
