@@ -240,8 +240,8 @@ def against_before(
 ) -> Row:
     """Measure steps of a stage on the same texts again and again, in this code and in an older checkout's."""
     commit = subprocess.check_output(["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], text=True).strip()
-    tokens = sum(len(ids) + 1 for column in texts.values() for ids in base_tokenizer()(column)["input_ids"])
-    tokens -= len(next(iter(texts.values()))) if stage == "learn" else 0  # one end of an example, one of each text
+    cut = partial(base_tokenizer(), truncation=True, max_length=252)  # what a model reads by default, but for k tokens
+    tokens = sum(len(ids) for column in texts.values() for ids in cut(column)["input_ids"])
     row = Row(f"stage-{1 if stage == 'learn' else 2} useful tokens/s, CPU", f"commit {commit}", command, 1.5)
     model, peaks = {"base": BASE, "lora_rank": 16}, {}
 
