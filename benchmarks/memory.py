@@ -1,4 +1,4 @@
-"""Memory: of the loss over a large vocabulary, of a big contrastive batch, by growing sizes, and of published shapes.
+"""Memory: of the loss over a large vocabulary, of a big contrastive batch, of whole trainings, and by growing sizes.
 
     python benchmarks/memory.py sizes     # the table of docs/SCALING.md, computed on the meta device
 
@@ -8,20 +8,21 @@ What is measured runs in its own process (other words on the command line), whic
 from __future__ import annotations
 
 import json
-import resource
+import random
+import string
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-from rows import HERE, Row, in_a_process, machine, versions
+from rows import GIB, HERE, Row, in_a_process, machine, peak_gib, versions
 
-GIB = 2**30
 TOKENS, VOCABULARY, HIDDEN = 8192, 151_936, 1024
 """A head of the size of Qwen3-0.6B's."""
 
 SWEEPS: dict[str, list[dict[str, int]]] = {
-    "context length": [{"context": n, "batch": max(n + 64, 2048)} for n in (128, 512, 2048, 8192)],
+    "context length": [{"context": n, "batch": max(n + 64, 2048)} for n in (128, 512, 2048, 4096)],
     "batch tokens": [{"batch": n} for n in (512, 1024, 2048, 4096)],
     "k": [{"k": n} for n in (1, 4, 16, 32)],
 }
@@ -35,11 +36,6 @@ SHAPES = {
     "4B": {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 9728},
     "8B": {"hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288},
 }
-
-
-def peak_gib() -> float:
-    """Return the most memory that this process has held, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (GIB if sys.platform == "darwin" else 2**20)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -91,94 +87,143 @@ def memory(command: str, device: str = "cpu") -> list[Row]:
 # --- a big contrastive batch ------------------------------------------------------------------------------------------
 
 
-def contrastive_peak(pairs: str, tokens: str) -> dict[str, float]:
-    """Return the peak of a whole process that takes one step of stage 2 with that many pairs, in GiB."""
-    import lbr_st
-    from lbr_st.domains.tasks import domain_task
-    from lbr_st.recipe import RepresentConfig
-
-    data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2 * int(pairs)))
-    model = lbr_st.build_model("smollm2-135m", lora_rank=32, max_seq_length=192)
-    config = RepresentConfig(max_steps=1, batch_size=int(pairs), mini_batch_tokens=int(tokens), warmup_steps=0)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        log = lbr_st.represent(model, data, config, output_dir=folder, save_strategy="no", show_progress_bar=False)
-    return {"gib": peak_gib(), "seconds": time.perf_counter() - started, "loss": log[0]["loss"]}
-
-
 def contrastive(command: str) -> list[Row]:
     """Measure a batch of 1,024 pairs in stage 2."""
+    from speed import BASE, product
+
+    from lbr_st.domains.tasks import domain_task
+
     row = Row("peak memory of a stage-2 step with 1,024 pairs", "8 GB, the whole process", command, 8.0, True, " GB")
-    found = in_a_process(__file__, "contrastive", "1024", "2048")
     row.note = (
-        "SmolLM2-135M with LoRA, ChEBI names and definitions whole (192 tokens at most), bfloat16 where the processor "
-        "has it, represent.mini_batch_tokens 2048."
+        "SmolLM2-135M with LoRA, ChEBI names and definitions whole (192 tokens at most), in the arithmetic that is "
+        "faster here, represent.mini_batch_tokens 2048."
     )
-    shown = {"seconds": f"{found['seconds']:.0f}", "loss": f"{found['loss']:.3f}, chance is 6.931"}
-    return [row.measured([found["gib"] * GIB / 1e9], **shown)]
+    data = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(2048))
+    pairs = {name: list(data[name]) for name in ("query", "document")}
+    model, config = {"base": BASE, "lora_rank": 32, "max_seq_length": 192}, {"batch_size": 1024}
+    with product("represent", model, pairs, HERE.parent, mini_batch_tokens=2048, **config) as worker:
+        found = worker.ask()
+    return [row.measured([found["gib"] * GIB / 1e9], seconds=f"{found['seconds']:.0f}")]
+
+
+# --- whole trainings --------------------------------------------------------------------------------------------------
+
+
+def run_peak(file: str, output: str, *options: str) -> dict[str, float]:
+    """Return the peak of a process that is ``lbr-st train`` on a file, in GiB."""
+    from lbr_st.cli import main
+
+    started = time.perf_counter()
+    if status := main(["train", "--data.source", file, "--output", output, *options]):
+        sys.exit(status)
+    return {"gib": peak_gib(), "seconds": time.perf_counter() - started}
+
+
+def training(command: str) -> list[Row]:
+    """Measure a run of the command line, and stage 1 of a larger base."""
+    count, steps = 300, {"learn.max_steps": 4, "learn.eval_steps": 2, "represent.max_steps": 3}
+    run = Row("peak memory of lbr-st train, 135M base, defaults", "3 GB, the whole process", command, 3.0, True, " GB")
+    run.note = (
+        f"A made-up .csv file of {count} pairs, each text longer than 256 tokens, where it is cut; all values are the "
+        f"defaults but {', '.join(f'{key} {value}' for key, value in steps.items())}."
+    )
+    draw = random.Random(0)
+    texts = [" ".join("".join(draw.choices(string.ascii_lowercase, k=6)) for _ in range(150)) for _ in range(2 * count)]
+    lines = ["query,document", *map(",".join, zip(texts[:count], texts[count:], strict=True))]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "pairs.csv").write_text("\n".join(lines), encoding="utf-8")
+        words = [f"--{key}={value}" for key, value in steps.items()]
+        found = in_a_process(__file__, "run", f"{folder}/pairs.csv", f"{folder}/model", *words)
+    run.measured([found["gib"] * GIB / 1e9], seconds=f"{found['seconds']:.0f}")
+    return [run, larger_base(command)]
+
+
+def larger_base(command: str, shape: str = "0.6B") -> Row:
+    """Measure stage 1 of a base in a published shape."""
+    import gpu
+    from speed import product, random_ids, useful
+
+    row = Row(f"peak memory of stage 1, {shape} base, LoRA", "8 GB, the whole process", command, 8.0, True, " GB")
+    examples = random_ids([(64, 63)] * 16, gpu.SHAPES[shape]["vocab_size"] - 22)
+    columns = ([" ".join(f"w{token}" for token in text) for text in column] for column in zip(*examples, strict=True))
+    row.note = (
+        f"Qwen3-{shape}'s shape with random weights, kept in float32, LoRA rank 32, {useful(examples):,} tokens a "
+        "step, by our trainer with its defaults; the third step's speed."
+    )
+    with tempfile.TemporaryDirectory() as base:
+        gpu.random_base(Path(base), shape)
+        pairs = dict(zip(("context", "target"), columns, strict=True))
+        whole = {"max_target_tokens": None, "batch_tokens": None}
+        with product("learn", {"base": base, "lora_rank": 32}, pairs, HERE.parent, **whole) as worker:
+            found = [worker.ask() for _ in range(3)][-1]
+            arithmetic = "bfloat16 autocast" if worker.ready["bfloat16"] else "float32"
+    speed = f"{useful(examples) / found['seconds']:.0f}"
+    return row.measured([found["gib"] * GIB / 1e9], **{"tokens/s": speed, "arithmetic": arithmetic})
 
 
 # --- how cost grows ---------------------------------------------------------------------------------------------------
 
 
-def growth_point(*setting: str) -> dict[str, float]:
-    """Measure a stage-1 step on examples of ``context`` + 64 tokens, as many as make up ``batch`` tokens."""
-    import torch
-    from speed import Training, ours, random_ids
+def growth_point(tree: Path, context: int, batch: int, k: int) -> dict[str, float]:
+    """Measure stage 1 on examples of ``context`` + 64 tokens, as many as make up ``batch`` tokens, in a checkout."""
+    from speed import BASE, base_tokenizer, documents, product
 
-    import lbr_st
-    from lbr_st.bottleneck.passes import backbone_of
-
-    context, batch, k = map(int, setting)
-    model = lbr_st.build_model(
-        "smollm2-135m", num_bottleneck_tokens=k, lora_rank=32, max_seq_length=context + k + TARGET
-    ).train()
     count = max(1, batch // (context + TARGET))
-    examples = random_ids([(context, TARGET - 1)] * count, min(backbone_of(model).bottleneck_ids))
-    run = Training(model, ours(model), examples, count, merged=False)
-    # With the longest contexts a step takes minutes; the extra of a first step does not matter there.
-    speed = max(run() for _ in range(3 if context < 4096 else 1))
-    gib = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else peak_gib()
-    return {"tokens_per_second": speed, "gib": gib, "examples": count}
+    lengths = {"context": context, "target": TARGET - 1}
+    pairs = {name: documents(base_tokenizer(), count, tokens) for name, tokens in lengths.items()}
+    model = {"base": BASE, "num_bottleneck_tokens": k, "lora_rank": 32, "max_seq_length": context + k + TARGET}
+    with product("learn", model, pairs, tree, max_target_tokens=None, batch_tokens=None) as worker:
+        found = [worker.ask() for _ in range(3)]  # the first also prepares
+    speed = count * (context + TARGET) / min(one["seconds"] for one in found)
+    return {"tokens_per_second": speed, "gib": found[-1]["gib"], "examples": count}
 
 
-def growth(command: str) -> list[Row]:
-    """Draw the figure of how tokens a second and peak memory grow, which is no row."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for sweep, settings in SWEEPS.items():
-        found[sweep] = []
-        for setting in settings:
-            chosen = {**DEFAULTS, **setting}
-            found[sweep].append({**chosen, **in_a_process(__file__, "growth", *map(str, chosen.values()))})
-            print(sweep, found[sweep][-1], flush=True)
-    points = {"machine": machine(), "versions": versions(), "sweeps": found}
-    POINTS.write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
-    draw(points)
+def growth(command: str, tree: Path | None = None) -> list[Row]:
+    """Draw the figure of how tokens a second and peak memory grow, which is no row.
+
+    Without an older checkout in ``tree``, its line stays as it was measured.
+    """
+    lines = json.loads(POINTS.read_text(encoding="utf-8")).get("lines", {})
+    for line, place in [("before", tree), ("after", HERE.parent)] if tree else [("after", HERE.parent)]:
+        found: dict[str, list[dict[str, float]]] = {}
+        for sweep, settings in SWEEPS.items():
+            found[sweep] = []
+            for setting in settings:
+                chosen = {**DEFAULTS, **setting}
+                found[sweep].append({**chosen, **growth_point(place, **chosen)})
+                print(line, sweep, found[sweep][-1], flush=True)
+        lines[line] = {"machine": machine(), "versions": versions(), "sweeps": found}
+    POINTS.write_text(json.dumps({"lines": lines}, indent=1) + "\n", encoding="utf-8")
+    draw(lines)
     return []
 
 
-def draw(data: dict[str, Any]) -> None:
-    """Draw the figure from the points."""
+def draw(lines: dict[str, Any]) -> None:
+    """Draw the figure from the points of each line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes = figure.subplots(2, 3, sharey="row")
     titles = {"context": "context length, tokens", "batch": "tokens per step", "k": "k, bottleneck tokens"}
-    for column, ((key, title), points) in enumerate(zip(titles.items(), data["sweeps"].values(), strict=True)):
-        at = [one[key] for one in points]
-        for axis, name in zip(axes[:, column], ("tokens_per_second", "gib"), strict=True):
-            axis.plot(at, [one[name] for one in points], marker="o", color="#1f5f8b")
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(at, [f"{value:,}" for value in at], fontsize=7)
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        axis.set_xlabel(title)
+    colours = {"before": "#b0b0b0", "after": "#1f5f8b"}
+    for column, (key, title) in enumerate(titles.items()):
+        for line, data in lines.items():
+            points = list(data["sweeps"].values())[column]
+            at = [one[key] for one in points]
+            for axis, name in zip(axes[:, column], ("tokens_per_second", "gib"), strict=True):
+                axis.plot(at, [one[name] for one in points], marker="o", color=colours[line], label=line)
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(at, [f"{value:,}" for value in at], fontsize=7)
+                axis.minorticks_off()
+                axis.grid(visible=True, alpha=0.3)
+        axes[-1, column].set_xlabel(title)
     for axis, label in zip(axes[:, 0], ("useful tokens / s", "peak memory, GiB"), strict=True):
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)  # the three share it
+    axes[0, 0].legend()
     figure.suptitle(
         f"A stage-1 step, SmolLM2-135M with LoRA, targets of {TARGET} tokens; otherwise contexts of "
-        f"{DEFAULTS['context']}, {DEFAULTS['batch']:,} tokens a step, k = {DEFAULTS['k']}\n{data['machine']}",
+        f"{DEFAULTS['context']}, {DEFAULTS['batch']:,} tokens a step, k = {DEFAULTS['k']}\n{lines['after']['machine']}",
         fontsize=9,
     )
     figure.savefig(HERE / "growth.png", dpi=110)
@@ -224,5 +269,4 @@ if __name__ == "__main__":
     if what == "sizes":
         sizes()
     else:
-        measure = {"loss": loss_peak, "contrastive": contrastive_peak, "growth": growth_point}[what]
-        print(json.dumps(measure(*words)))
+        print(json.dumps({"loss": loss_peak, "run": run_peak}[what](*words)))

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lbr_st.files import installed_versions
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 PAGE = HERE / "RESULTS.md"
+GIB = 2**30
 PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "datasets")
 
 
@@ -112,6 +114,47 @@ def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Worker:
+    """A process of a script, which answers each line that it is sent with JSON after ``> ``; the first is a setting.
+
+    Its packages are those of this Python, and lbr_st is the one in ``tree``, a checkout of this repository.
+    """
+
+    def __init__(self, script: str, setting: Any, tree: Path = HERE.parent) -> None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        variables = {**os.environ, "PYTHONPATH": str(tree.resolve())}
+        self.process = subprocess.Popen([sys.executable, str(HERE / script)], **pipes, env=variables)
+        self.ready = self.ask(json.dumps(setting))
+
+    def ask(self, line: str = "") -> Any:
+        """Send a line and return the answer."""
+        print(line, file=self.process.stdin, flush=True)
+        for answer in self.process.stdout or ():
+            if answer.startswith("> "):
+                return json.loads(answer[2:])
+        raise RuntimeError(f"the process ended early, with exit code {self.process.wait()}")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.communicate()  # it ends where its input does
+
+
+def answer(value: Any) -> None:
+    """Answer, in a :class:`Worker`'s process."""
+    print(f"> {json.dumps(value)}", flush=True)
+
+
+def peak_gib() -> float:
+    """Return the most memory that this process has held, in GiB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage counts from the memory of the process that started this one
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (GIB if sys.platform == "darwin" else 2**20)
 
 
 def machine() -> str:

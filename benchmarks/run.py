@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                           # every row that needs no GPU
     python benchmarks/run.py --only stage1 packing     # some of them; the others stay as they were measured
+    python benchmarks/run.py --only before growth --before PATH   # also against an older commit, checked out at PATH
     python benchmarks/run.py --gpu                     # the rows that need one
     python benchmarks/run.py exports lbr-chem          # the exports of a released model; then options of exports.py
 
@@ -16,6 +17,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,7 +27,9 @@ from rows import write
 
 RUN = "python benchmarks/run.py"
 PARTS = [speed.startup, speed.stage1, speed.adapters, speed.packing]
-PARTS += [memory.memory, memory.contrastive, speed.encoding, memory.growth]
+PARTS += [memory.memory, memory.contrastive, memory.training, speed.encoding]
+AGAINST_BEFORE = [speed.before, memory.growth]
+"""They take the older checkout."""
 
 
 def main() -> None:
@@ -36,10 +40,11 @@ def main() -> None:
         command = shlex.join([*RUN.split(), "exports", Path(sys.argv[2]).name, *sys.argv[3:]])
         write(list(exports.rows(sys.argv[2:], command)))
         return
-    parts = {part.__name__: part for part in PARTS}
+    parts: dict[str, Any] = {part.__name__: part for part in [*PARTS, *AGAINST_BEFORE]}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, help="These parts.")
     parser.add_argument("--gpu", action="store_true", help="The rows that need a GPU.")
+    parser.add_argument("--before", type=Path, metavar="PATH", help="A checkout of an older commit (git worktree add).")
     given = parser.parse_args()
     if given.gpu:
         import gpu
@@ -47,8 +52,13 @@ def main() -> None:
         write([*gpu.rows(f"{RUN} --gpu"), *memory.memory(f"{RUN} --gpu", "cuda")])
         return
     for name in given.only or parts:
+        if name == "before" and not given.before:
+            print("before: left out without --before", flush=True)
+            continue
         print(f"{name} …", flush=True)
-        new = parts[name](f"{RUN} --only {name}")
+        tree = parts[name] in AGAINST_BEFORE and given.before
+        command = f"{RUN} --only {name}" + (" --before PATH" if tree else "")
+        new = parts[name](command, *([given.before] if tree else []))
         write(new)
         for row in new:
             print(f"  {row.name}: {row.ratio} ({row.low} to {row.high}), {row.verdict}", flush=True)

@@ -6,6 +6,7 @@ Useful tokens are those of contexts and targets, with the end of each text. Bott
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -13,12 +14,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-from rows import HERE, Row, in_turns, seconds
+from rows import HERE, Row, Worker, answer, in_turns, seconds
 
 Example = tuple[list[int], list[int]]
 """Ids of a context and of a target, without any that a tokenizer adds."""
@@ -98,8 +100,9 @@ class Training:
     def __init__(
         self, model: Any, loss: Loss, examples: list[Example], size: int, steps: int = 1, *, merged: bool = True
     ) -> None:
-        from lbr_st.compute import use_bfloat16
+        from lbr_st.compute import hold_on, use_bfloat16
 
+        hold_on()
         self.model, self.loss, self.steps, self.merged = model, loss, steps, merged
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.trained, lr=1e-5)
@@ -125,14 +128,22 @@ class Training:
             return sum(useful(batch) for batch in chosen) / seconds(work)
 
 
-def ours(model: Any, **options: Any) -> Loss:
-    """Return the loss of stage 1 on examples, padded as a data collator does it."""
+def ours(model: Any, *, in_pieces: bool = False, **options: Any) -> Loss:
+    """Return the loss of stage 1 on examples, padded as a data collator does it; ``in_pieces`` as our trainer cuts."""
+    from datasets import Dataset
     from torch.nn.utils.rnn import pad_sequence
 
     from lbr_st.bottleneck.loss import IBGenerativeLoss
     from lbr_st.bottleneck.passes import backbone_of
+    from lbr_st.compute import use_bfloat16
+    from lbr_st.training.memory import limit_pieces
+    from lbr_st.training.tokens import NUM_TOKENS
 
     loss, backbone = IBGenerativeLoss(model, **options).train(), backbone_of(model)
+    if in_pieces:
+        rows, bfloat16 = Dataset.from_dict({NUM_TOKENS: [1]}), use_bfloat16("auto", model.device, model)
+        with tempfile.TemporaryDirectory() as folder:
+            limit_pieces(model, loss, rows, folder, bfloat16=bfloat16)
     device, pad = backbone.model.device, backbone.tokenizer.pad_token_id
 
     def of_examples(examples: list[Example]) -> torch.Tensor:
@@ -167,12 +178,12 @@ def stage1(command: str) -> list[Row]:
     """Measure stage 1 against plain language modelling, with adapters and with every weight."""
     name = "stage-1 useful tokens/s, attention bottleneck, CPU"
     return [
-        against_plain(name, command, lora=True, pairs=7),
-        against_plain(f"{name}, every weight trained", command, lora=False, pairs=5),
+        against_plain(name, command, lora=True, pairs=7, floor=2.2),
+        against_plain(f"{name}, every weight trained", command, lora=False, pairs=5, floor=0.95),
     ]
 
 
-def against_plain(name: str, command: str, *, lora: bool, pairs: int) -> Row:
+def against_plain(name: str, command: str, *, lora: bool, pairs: int, floor: float) -> Row:
     """Measure stage 1 on ChEBI against plain causal language modelling of the same tokens."""
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
@@ -188,15 +199,70 @@ def against_plain(name: str, command: str, *, lora: bool, pairs: int) -> Row:
         causal.add_adapter(LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"))
     tokenizer = backbone_of(model).tokenizer
     examples = chebi_examples(tokenizer, 4096, 192)
-    first = Training(model, ours(model), examples, size)
+    first = Training(model, ours(model, in_pieces=True), examples, size)
     second = Training(causal, plain(causal, tokenizer.eos_token_id, 512), examples, size, merged=False)
-    row = Row(name, "plain causal-LM training of the same tokens, rows of 512 without padding", command, 0.95)
+    row = Row(name, "plain causal-LM training of the same tokens, rows of 512 without padding", command, floor)
     row.note = (
         f"SmolLM2-135M, ChEBI name → definition, {size} pairs a step, {'LoRA rank 32' if lora else 'every weight'}, "
-        f"AdamW, {'bfloat16 autocast' if first.bfloat16 else 'float32'}, k = 4, context weight 0.1; transformers' "
-        "model and loss on the other side, its adapters on the same layers."
+        f"AdamW, {'bfloat16 autocast' if first.bfloat16 else 'float32'}, whichever is faster here, k = 4, context "
+        "weight 0.1, in pieces as our trainer chooses them; transformers' model and loss on the other side, its "
+        "adapters on the same layers. Freed memory is kept for both."
     )
     return row.of_turns(first, second, pairs, middle="tokens/s")
+
+
+def product(stage: str, model: dict[str, Any], pairs: dict[str, list[str]], tree: Path, **config: Any) -> Worker:
+    """Return a process that takes steps as a checkout's own trainer does; see ``steps.py``."""
+    setting = {"stage": stage, "model": model, "pairs": pairs, "config": config}
+    worker = Worker("steps.py", setting, tree)
+    if not Path(worker.ready["lbr_st"]).resolve().is_relative_to(tree.resolve()):
+        raise RuntimeError(f"{worker.ready['lbr_st']} was imported, which is not in {tree}")
+    return worker
+
+
+def before(command: str, tree: Path) -> list[Row]:
+    """Measure steps of both stages, each with the defaults of its code, against an older checkout in ``tree``."""
+    from lbr_st.domains.tasks import domain_task
+
+    size, texts = 64, documents(base_tokenizer(), 128)
+    chebi = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(size))
+    first = {"context": ["query: " + text for text in chebi["query"]], "target": list(chebi["document"])}
+    second = {"query": texts[:size], "document": texts[size:]}
+    whole = {"max_target_tokens": None, "batch_tokens": None}
+    return [
+        against_before("learn", first, f"{size} ChEBI name → definition pairs", command, tree, pairs=7, **whole),
+        against_before("represent", second, f"{size} pairs of {TOKENS}-token texts", command, tree, pairs=5),
+    ]
+
+
+def against_before(
+    stage: str, texts: dict[str, list[str]], title: str, command: str, tree: Path, *, pairs: int, **config: Any
+) -> Row:
+    """Measure steps of a stage on the same texts again and again, in this code and in an older checkout's."""
+    commit = subprocess.check_output(["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], text=True).strip()
+    cut = partial(base_tokenizer(), truncation=True, max_length=252)  # what a model reads by default, but for k tokens
+    tokens = sum(len(ids) for column in texts.values() for ids in cut(column)["input_ids"])
+    row = Row(f"stage-{1 if stage == 'learn' else 2} useful tokens/s, CPU", f"commit {commit}", command, 1.5)
+    model, peaks = {"base": BASE, "lora_rank": 16}, {}
+
+    def step(worker: Worker) -> float:
+        found = worker.ask()
+        peaks[worker] = f"{found['gib']:.2f}"
+        return tokens / found["seconds"]
+
+    with (
+        product(stage, model, texts, HERE.parent, **config) as new,
+        product(stage, model, texts, tree, **config) as old,
+    ):
+        row.of_turns(partial(step, new), partial(step, old), pairs, middle="tokens/s")
+        row.details["peak memory of the process, GiB"] = f"{peaks[new]} and {peaks[old]}"
+        both = ["bfloat16 autocast" if one.ready["bfloat16"] else "float32" for one in (new, old)]
+        row.details["arithmetic"] = " and ".join(both)
+    row.note = (
+        f"SmolLM2-135M, LoRA rank 16, {title} ({tokens:,} tokens) a step, the same in each, by the trainer of either "
+        "commit with its own defaults, each in a process of its own."
+    )
+    return row
 
 
 def adapters(command: str) -> list[Row]:
@@ -245,83 +311,85 @@ def packed_against_padded(lengths: str, title: str, command: str, *, pairs: int,
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
-def documents(tokenizer: Any, count: int) -> list[str]:
-    """Return texts of 128 tokens each, made of ChEBI's definitions."""
+def base_tokenizer() -> Any:
+    """Return the base's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from lbr_st.model.bases import resolve_base
+
+    return AutoTokenizer.from_pretrained(resolve_base(BASE), local_files_only=True)
+
+
+def documents(tokenizer: Any, count: int, tokens: int = TOKENS) -> list[str]:
+    """Return texts of so many tokens each, made of ChEBI's definitions."""
     from lbr_st.domains.tasks import domain_task
 
     made: list[str] = []
     stream: list[int] = []
     for text in domain_task("chebi").train_texts.shuffle(seed=0)["text"]:
         stream += tokenizer(text + " ", add_special_tokens=False)["input_ids"]
-        while len(stream) >= TOKENS and len(made) < count:
-            document = tokenizer.decode(stream[:TOKENS])
-            stream = stream[TOKENS:]
+        while len(stream) >= tokens and len(made) < count:
+            document = tokenizer.decode(stream[:tokens])
+            stream = stream[tokens:]
             # Decoded and tokenized again, a text may have a token more or less. Those do not count.
-            if len(tokenizer(document, add_special_tokens=False)["input_ids"]) == TOKENS:
+            if len(tokenizer(document, add_special_tokens=False)["input_ids"]) == tokens:
                 made.append(document)
         if len(made) == count:
             break
     return made
 
 
-class Worker:
-    """A process that has one model and encodes the documents whenever it is told to.
-
-    Two models of different shapes in one process disturb each other: freed memory of one does not fit the other, and
-    fresh pages cost as much as the tokens that are compared.
-    """
-
-    def __init__(self, model: str, texts: list[str]) -> None:
-        command = [sys.executable, __file__, model]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.count = len(texts)
-        self._ask(json.dumps(texts))
-
-    def __call__(self) -> float:
-        """Encode once; return documents a second."""
-        return self.count / float(self._ask("encode"))
-
-    def _ask(self, line: str) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(line, file=self.process.stdin, flush=True)
-        for answer in self.process.stdout:
-            if answer.startswith("> "):
-                return answer[2:]
-        raise RuntimeError("a worker ended early")
-
-
-def serve(model: str) -> None:
-    """Be a worker: read the documents, then encode them for each further line."""
+def serve() -> None:
+    """Be a :class:`rows.Worker` that encodes texts for each line; the first names the model and has the texts."""
     from sentence_transformers import SentenceTransformer
 
+    from lbr_st.compute import hold_on
     from lbr_st.model.load import mean_pooling
 
-    loaded = mean_pooling(BASE, 256) if model == "bare" else SentenceTransformer(model)
-    texts = json.loads(sys.stdin.readline())
-    print("> ready", flush=True)
+    setting = json.loads(sys.stdin.readline())
+    torch.set_num_threads(os.cpu_count() or 1)
+    hold_on()
+    bare = setting["model"] == "bare"
+    loaded = mean_pooling(setting["base"], 256) if bare else SentenceTransformer(setting["model"])
+    answer(str(next(loaded.parameters()).dtype))
     for _ in sys.stdin:
-        print(f"> {seconds(lambda: loaded.encode(texts, batch_size=16, show_progress_bar=False))}", flush=True)
+        answer(seconds(lambda: loaded.encode(setting["texts"], batch_size=16, show_progress_bar=False)))
 
 
-def encoding(command: str) -> list[Row]:
-    """Measure a release against ``Transformer + Pooling("mean")`` on the same backbone."""
+def encoding(command: str, base: str = BASE, count: int = 32, runs: int = 8, values: int = 11) -> list[Row]:
+    """Measure a release against ``Transformer + Pooling("mean")`` on the same backbone.
+
+    A value compares the best of several short runs, which other work on the machine seldom disturbs all.
+    """
     import lbr_st
     from lbr_st.bottleneck.passes import backbone_of
 
-    model, count = lbr_st.build_model(BASE, max_seq_length=256), 32
-    texts = documents(backbone_of(model).tokenizer, count)
+    # Two models of different shapes in one process disturb each other: freed memory of one does not fit the other, and
+    # fresh pages cost as much as the tokens that are compared.
+    model = lbr_st.build_model(base, max_seq_length=256)
+    setting = {"base": base, "texts": documents(backbone_of(model).tokenizer, count)}
     name = f"encode throughput of the released model, {TOKENS}-token documents"
     row = Row(name, 'the same backbone in Transformer + Pooling("mean")', command, 0.96)
     row.note = (
         f"SmolLM2-135M, float32, {count} documents, batches of 16, no prompt on either side; each model in a process "
-        f"of its own, in turns. The k = 4 tokens alone make {TOKENS}/{TOKENS + 4} = {TOKENS / (TOKENS + 4):.3f}. "
-        "Weights do not matter to the speed, so the release is of the untrained base."
+        f"of its own, with as many threads as cores, in turns. A pair is the best of {runs} runs of each. Freed memory "
+        f"is kept for both. The k = 4 tokens alone make {TOKENS}/{TOKENS + 4} = {TOKENS / (TOKENS + 4):.3f}. Weights "
+        "do not matter to the speed, so the release is of the untrained base."
     )
     with tempfile.TemporaryDirectory() as folder:
-        released = Worker(str(lbr_st.release(model, Path(folder) / "release")), texts)
-        return [row.of_turns(released, Worker("bare", texts), 31, warmups=2)]
+        release = str(lbr_st.release(model, Path(folder) / "release"))
+        del model
+        with (
+            Worker("speed.py", {**setting, "model": release}) as first,
+            Worker("speed.py", {**setting, "model": "bare"}) as second,
+        ):
+            if {first.ready, second.ready} != {"torch.float32"}:
+                raise RuntimeError(f"not alike: {first.ready} and {second.ready}")
+            taken = in_turns(first.ask, second.ask, runs * values, warmups=2)
+    released, bare = ([min(one[begin : begin + runs]) for begin in range(0, len(one), runs)] for one in taken)
+    rate = " and ".join(f"{count / statistics.median(one):.1f}" for one in (released, bare))
+    return [row.measured([b / a for a, b in zip(released, bare, strict=True)], **{"documents/s": rate})]
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve()

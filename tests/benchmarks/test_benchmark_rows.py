@@ -1,5 +1,7 @@
 """The benchmark's rows: medians, verdicts, turns, and a page that never estimates."""
 
+import importlib
+
 import pytest
 
 
@@ -35,3 +37,21 @@ def test_turns_alternate(proof):
 
 def test_the_results_in_the_repository_make_the_page_beside_them(proof):
     assert proof.rows.PAGE.read_text(encoding="utf-8") == proof.rows.page(proof.rows.read())
+
+
+def test_a_worker_takes_a_step_of_our_trainer_for_each_line(proof, tiny_base):
+    pairs = {name: [f"the {name} of acid {number}" for number in range(4)] for name in ("context", "target")}
+    model = {"base": tiny_base("llama"), "lora_rank": 2, "max_seq_length": 32}
+    with proof.rows.Worker("steps.py", {"stage": "learn", "model": model, "pairs": pairs, "config": {}}) as worker:
+        first, second = worker.ask(), worker.ask()
+    assert worker.ready["lbr_st"].startswith(str(proof.rows.HERE.parent))
+    assert 0 < first["gib"] <= second["gib"]
+    assert second["seconds"] > 0
+    assert worker.process.returncode == 0
+
+
+def test_encoding_is_measured_against_the_backbone_and_a_smaller_model(proof):
+    first, second = importlib.import_module("gpu").encoding("make it", "tiny", 2)
+    assert first.ratio > 0
+    assert second.ratio > 0
+    assert first.name != second.name

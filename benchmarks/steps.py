@@ -1,0 +1,64 @@
+"""Steps of the product's own training, of either stage, one for each line read: the script of a :class:`rows.Worker`.
+
+It also runs with an older checkout's lbr_st, and asks of that only what a user would. The first line is a JSON object:
+
+- ``stage`` (learn or represent) and its ``config``;
+- ``model``: arguments of ``build_model``;
+- ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from rows import GIB, answer, peak_gib, synchronise
+
+import lbr_st
+from lbr_st.recipe import LearnConfig, RepresentConfig
+
+STAGES = {"learn": (lbr_st.learn, LearnConfig), "represent": (lbr_st.represent, RepresentConfig)}
+
+
+class OnDemand(transformers.TrainerCallback):
+    """Waits for a line before each step, and answers it with the step's seconds and the peak memory so far."""
+
+    def on_train_begin(self, args: Any, *_: Any, **kwargs: Any) -> None:
+        """Say which code trains, and in which arithmetic."""
+        answer({"lbr_st": lbr_st.__file__, "bfloat16": args.bf16})
+
+    def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
+        """Wait; end with the input."""
+        if not sys.stdin.readline():
+            sys.exit()
+        synchronise()
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
+        """Answer."""
+        synchronise()
+        seconds = time.perf_counter() - self.started
+        gpu = torch.cuda.is_available()
+        answer({"seconds": seconds, "gib": torch.cuda.max_memory_allocated() / GIB if gpu else peak_gib()})
+
+
+def main() -> None:
+    """Train until the input ends."""
+    setting = json.loads(sys.stdin.readline())
+    train, config = STAGES[setting["stage"]]
+    pairs = Dataset.from_dict(setting["pairs"])
+    transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand)  # neither stage takes callbacks
+    model = lbr_st.build_model(**setting["model"])
+    options = {"batch_size": len(pairs), "max_steps": 100_000, "eval_steps": 100_000, **setting["config"]}
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, pairs, config(**options), output_dir=folder, save_strategy="no", show_progress_bar=False)
+
+
+if __name__ == "__main__":
+    main()
