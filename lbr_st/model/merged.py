@@ -27,6 +27,12 @@ FEWEST_TOKENS = 256
 ROWS = 1024
 """Rows computed at once between two products: what they need meanwhile is small, and stays in the cache (measured)."""
 
+BLOCK = 128
+"""Rows of products in bfloat16 are filled up to a multiple: oneDNN keeps half a megabyte for each shape for good."""
+
+MERGED: dict[nn.Module, tuple[list[int], Tensor]] = {}
+"""Merged weights in bfloat16, kept until an adapter changes: the pieces of a batch share them."""
+
 PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 OF_ATTENTION, OF_MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -45,6 +51,7 @@ def merged_while_training(model: nn.Module) -> Iterator[None]:
             module.forward = MethodType(forward, module)
 
         if world_size() == 1:
+            undo.callback(MERGED.clear)
             for module in model.modules():
                 if _fits(module):
                     run(module, _linear)
@@ -229,14 +236,12 @@ class _Merged(torch.autograd.Function):
         weight, bias = _weight(layers, adapters, dtype).t(), _bias(layers, dtype)
         made = x.new_empty(len(x), weight.shape[1], dtype=dtype if residual is None else residual.dtype)
         for part in _parts(x, at_once):
-            rows = before(x[part])[0].to(dtype)
-            if residual is not None and bias is None and made.dtype == dtype:
-                torch.addmm(residual[part], rows, weight, out=made[part])
-            elif residual is None and bias is None:
-                torch.mm(rows, weight, out=made[part])
+            rows, out = _in_blocks(before(x[part])[0], dtype), made[part]
+            if residual is None and bias is None and len(rows) == len(out):
+                torch.mm(rows, weight, out=out)
             else:
-                product = rows @ weight if bias is None else torch.addmm(bias, rows, weight)
-                made[part] = product if residual is None else residual[part] + product
+                product = (rows @ weight if bias is None else torch.addmm(bias, rows, weight))[: len(out)]
+                out.copy_(product if residual is None else residual[part] + product)
         return made
 
     @staticmethod
@@ -254,14 +259,13 @@ class _Merged(torch.autograd.Function):
             for part in _parts(x, at_once):
                 with torch.enable_grad():
                     made, write_gradient = before(x[part].detach())
-                rows = made.to(dtype)
-                outer = of_made[part].to(dtype)
+                rows, outer = _in_blocks(made, dtype), _in_blocks(of_made[part], dtype)
                 split = outer.split(sizes, dim=1)
                 of_downs += torch.cat([one @ up for one, up in zip(split, ups, strict=True)], dim=1).t() @ rows
                 lows = (rows @ downs.t()).split(ranks, dim=1)
                 of_ups += torch.cat([one.t() @ low for one, low in zip(split, lows, strict=True)])
                 if weight is not None and of_x is not None:
-                    write_gradient(outer @ weight, of_x[part])
+                    write_gradient((outer @ weight)[: len(made)], of_x[part])
         scales = [layer.scaling[layer.active_adapters[0]] for layer in layers]
         of_adapters = [
             part * scale
@@ -274,6 +278,10 @@ class _Merged(torch.autograd.Function):
 def _weight(layers: Sequence[Any], adapters: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return the layers' merged weights below each other: shape (their features, features of x)."""
     sizes = [layer.base_layer.out_features for layer in layers]
+    made_of = [one._version for one in (*adapters, *(layer.base_layer.weight for layer in layers))]
+    kept = MERGED.get(layers[0])
+    if kept is not None and kept[0] == made_of and kept[1].dtype == dtype:
+        return kept[1]
     whole = torch.empty(sum(sizes), layers[0].base_layer.in_features, dtype=dtype)
     pairs = zip(adapters[: len(layers)], adapters[len(layers) :], strict=True)
     for layer, (down, up), part in zip(layers, pairs, whole.split(sizes), strict=True):
@@ -282,6 +290,8 @@ def _weight(layers: Sequence[Any], adapters: Sequence[Tensor], dtype: torch.dtyp
             torch.addmm(base, up, down, alpha=scale, out=part)
         else:
             part.copy_(torch.addmm(base, up.to(base.dtype), down.to(base.dtype), alpha=scale))
+    if dtype == torch.bfloat16:
+        MERGED[layers[0]] = made_of, whole
     return whole
 
 
@@ -291,6 +301,16 @@ def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
         return None
     sizes = [layer.base_layer.out_features for layer in layers]
     return torch.cat([torch.zeros(n) if b is None else b for n, b in zip(sizes, given, strict=True)]).to(dtype)
+
+
+def _in_blocks(x: Tensor, dtype: torch.dtype) -> Tensor:
+    rows = -(-len(x) // BLOCK) * BLOCK
+    if dtype != torch.bfloat16 or (x.dtype == dtype and len(x) == rows):
+        return x.to(dtype)
+    whole = torch.empty(rows, x.shape[1], dtype=dtype)
+    whole[: len(x)] = x
+    whole[len(x) :] = 0
+    return whole
 
 
 def _parts(x: Tensor, at_once: int) -> list[slice]:

@@ -27,6 +27,9 @@ IMPLEMENTATION = "lbr_sdpa"
 ALIKE = 0.6
 """Spans go through together if the shortest is at least this share of the longest (measured)."""
 
+ROUND = 16
+"""Spans are filled up to a multiple of this length: products of odd shapes are slow, and each shape costs memory."""
+
 SHORT = 256
 """Up to this length two batched products and a softmax are faster than the fused kernel, whose backward pass is slow
 on a CPU in bfloat16 (measured)."""
@@ -80,7 +83,7 @@ class PackedMask(Tensor):
         offset = 0
         for bucket in _alike(spans):
             begins, lengths, skips = torch.tensor(bucket).unbind(1)
-            longest = int(lengths.max())
+            longest = -(-int(lengths.max()) // ROUND) * ROUND
             steps = torch.arange(longest)
             index = (begins[:, None] + steps).clamp(max=size - 1)
             counts = (steps >= skips[:, None]) & (steps < lengths[:, None])
