@@ -27,7 +27,7 @@ FEWEST_TOKENS = 256
 ROWS = 1024
 """Rows computed at once between two products: what they need meanwhile is small, and stays in the cache (measured)."""
 
-BLOCK = 128
+BLOCK = 64
 """Rows of products in bfloat16 are filled up to a multiple: oneDNN keeps half a megabyte for each shape for good."""
 
 MERGED: dict[nn.Module, tuple[list[int], Tensor]] = {}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lbr_st.compute import unwrapped, world_size
 from lbr_st.model.backbone import CausalBackbone
 
-SMALL = 1024
+SMALL = 2048
 """Tokens of a piece, where several fit into the budget (measured)."""
 
 
