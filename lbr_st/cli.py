@@ -25,14 +25,7 @@ OLD_NAMES = {"pack": "bundle"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status.
-
-    Args:
-        argv: The arguments; None takes those of the process.
-
-    Returns:
-        0 when all went well, 1 for an error that the user can fix, 2 for wrong usage, 130 when interrupted.
-    """
+    """Run the command line, by default that of the process, and return its :func:`~lbr_st.errors.exit_status`."""
     words = list(sys.argv[1:] if argv is None else argv)
 
     def work() -> None:

@@ -133,10 +133,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str | Non
 def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str]) -> dict[str, Any]:
     """Return the values of a YAML file by dotted key, without retired ones; they are not checked.
 
-    Args:
-        path: The YAML file.
-        hints: Type of every field by its dotted key.
-        sections: Names of the sections.
+    ``hints`` has the type of every field by its dotted key.
 
     Raises:
         LBRError: The file is not YAML, or a key is unknown.
@@ -208,11 +205,7 @@ def _say_retired(names: list[str], where: str = "") -> None:
 def explain(error: ArgumentError, hints: Mapping[str, Any], argv: Sequence[str], command: str) -> LBRError:
     """Return jsonargparse's complaint in plain words: a :class:`UsageError` unless a number is out of bounds.
 
-    Args:
-        error: What jsonargparse raised.
-        hints: Types of the arguments by the names under which they are parsed.
-        argv: The command line, in which the refused value stands.
-        command: The command's name.
+    ``hints`` has the types of the arguments by the names under which they are parsed; the refused value is in ``argv``.
     """
     message = " ".join(str(error).split())
     key = message.partition('Parser key "')[2].partition('"')[0]

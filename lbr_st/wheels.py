@@ -52,9 +52,7 @@ def _fetch(requirement: str, filename: str, sha256: str, target: Path) -> None:
 def make_once(folder: Path, fill: Callable[[Path], None]) -> Path:
     """Fill ``folder`` unless it exists, and return it. Several processes may ask at once; one of them fills it.
 
-    Args:
-        folder: The cache entry, which appears whole or not at all.
-        fill: Writes the contents into the empty folder that it is given.
+    It appears whole or not at all: ``fill`` writes into an empty folder that is renamed.
     """
     if not folder.is_dir():
         with alone(folder):

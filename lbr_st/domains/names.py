@@ -64,17 +64,10 @@ def names_task(
     A name is used if it holds a word, has at most 40 characters, and belongs to one thing only. Its letters must not
     give it away: it may resemble neither the document nor a name before it. A thing is used if two such names are left
     and its document has at most 48 characters. Up to three names are kept. Dev and test ask for two names of each of
-    their things. All documents are searched.
+    their things. All documents are searched. If two things share a name, the first keeps it.
 
-    Args:
-        things: Of any number. If two share a name, the first keeps it.
-        name: The sets' name, before "-test" and "-dev".
-        description: One sentence on what is asked and what is found.
-        licence: The licence of the texts, and whom to name.
-        num_dev: Things that dev asks for.
-        num_test: Things that test asks for.
-        num_things: How many of the usable things to draw at most; None for all.
-        seed: Another seed draws another split.
+    At most ``num_things`` of the usable ones are drawn; ``num_dev`` and ``num_test`` are how many of them each split
+    asks for. The other arguments are those of :func:`~lbr_st.domains.definitions.make_task`.
 
     Returns:
         ``train_pairs``: name and document of the things on the training side. ``records``: see :func:`records`, of all

@@ -107,10 +107,8 @@ def pydoc_task(**numbers: Any) -> DomainTask:
 
     Dev, test and the corpus are functions of some packages, training pairs and texts those of others. A function is
     used only if no other, of any package, has its sentence or its body, up to case, space and punctuation. So each
-    sentence has one right answer, and nothing trained on is a copy of anything asked for.
-
-    Args:
-        **numbers: As for :func:`~lbr_st.domains.definitions.make_task`; by default the corpus holds all functions.
+    sentence has one right answer, and nothing trained on is a copy of anything asked for. ``numbers`` are those of
+    :func:`~lbr_st.domains.definitions.make_task`; by default the corpus holds all functions.
 
     Raises:
         LBRError: A wheel is not available, or the numbers are more than the packages hold.
@@ -157,11 +155,8 @@ def opened(task: DomainTask, functions: Mapping[str, Function]) -> DomainTask:
 
     There are two records for each of the first three passages that a docstring goes on with. In one the code is the
     name and the passage its text (``side`` "document"). The other is the reverse ("query", since a passage is prose, as
-    a query is). A passage that holds a query, up to case, space and punctuation, is left out.
-
-    Args:
-        task: As :func:`make_pydoc_task` gives it.
-        functions: By id, at least those that are searched.
+    a query is). A passage that holds a query, up to case, space and punctuation, is left out. ``functions`` holds, by
+    id, at least those that are searched.
     """
     asked = [normalise(query) for one in (task.test, task.dev) for query in one.queries.values()]
     rows: list[tuple[str, str, str]] = []
@@ -202,11 +197,7 @@ def functions_in(raw: bytes, where: str = "source") -> Iterator[Function]:
 
     Usable: the docstring's first sentence has four words or more. It does not stand in the code, as in a comment, and
     does not hold the function's own compound name. The body does more than pass, raise or return a constant and has 40
-    letters and digits or more. It is no test.
-
-    Args:
-        raw: The module's bytes, in the encoding it declares.
-        where: Its name, for messages.
+    letters and digits or more. It is no test. ``raw`` is in the encoding that the module declares.
 
     Raises:
         LBRError: This Python cannot parse the module.
@@ -286,11 +277,9 @@ def _plain(paragraph: str) -> str:
 
 
 def without_docstring(lines: list[bytes], node: FunctionNode) -> tuple[str, str]:
-    """Return a function's source without its docstring, and what of it follows the docstring.
+    """Return the source of a function that begins with a docstring without it, and what of the source follows it.
 
-    Args:
-        lines: The lines of the module in UTF-8, whose bytes are what the tree's offsets count.
-        node: A function of it whose first statement is a docstring.
+    ``lines`` are those of the module in UTF-8, whose bytes are what the tree's offsets count.
     """
     doc: Any = node.body[0]
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])

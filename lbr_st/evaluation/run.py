@@ -43,18 +43,11 @@ def evaluate_retrieval(
     command: str = "",
     **options: Any,
 ) -> TaskScore:
-    """Evaluate a model with ``mteb.evaluate``, or read back what an earlier call with the same model found.
+    """Evaluate a model, or the folder or hub id of one, on a retrieval set by :func:`evaluate_task`.
 
-    Queries go through ``encode_query`` and documents through ``encode_document``.
-
-    Args:
-        model: A loaded model, or the folder or hub id of one.
-        data: Corpus, queries and judgements.
-        name: The name to file the scores under, ``org/model``.
-        output_folder: Where the scores go; see :func:`evaluate_task`.
-        batch_size: Texts encoded at once.
-        command: The command line to note with the scores.
-        **options: For :func:`~lbr_st.evaluation.systems.embedding_system`: revision, precision, show_progress_bar.
+    Queries go through ``encode_query`` and documents through ``encode_document``. ``name``, as ``org/model``, is what
+    the scores are filed under. It and ``options`` (revision, precision, show_progress_bar) are for
+    :func:`~lbr_st.evaluation.systems.embedding_system`.
 
     Raises:
         LBRError: A bad name or precision, nothing to evaluate, or mteb is missing.

@@ -102,15 +102,10 @@ def paired(
 
 
 def mean_interval(parts: Sequence[ArrayLike], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95% percentile bootstrap interval of one system's score.
+    """Return the 95% percentile bootstrap interval of one system's score, 0 to 1; see :func:`paired`.
 
     It covers the choice of queries, not that of the training seed. It is 0 to 1 if each part has a single query, which
     says nothing about others.
-
-    Args:
-        parts: Its scores, 0 to 1, an array [queries] for each part.
-        resamples: How often the queries of each part are drawn, with replacement.
-        seed: Seed of the draws.
 
     Raises:
         LBRError: As for :func:`paired`.

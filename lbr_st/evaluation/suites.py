@@ -301,17 +301,10 @@ def evaluate(
 ) -> Report:
     """Score a model on tasks; through MTEB, what was scored before with the same model and data is read back.
 
-    A task that fails, or that needs the hub when it cannot be reached, is reported and the others are run.
-
-    Args:
-        model: See :func:`lbr_st.evaluation.systems.load_system`.
-        planned: The tasks.
-        output: Where scores go; see :func:`lbr_st.evaluation.run.evaluate_task`.
-        harness: Who searches and scores; ``"beir"`` takes tasks on local data.
-        dimensions: Sizes to cut the embeddings to, each scored; empty for the whole embedding.
-        batch_size: Texts encoded at once.
-        command: The command line to note with the scores.
-        **options: For :func:`~lbr_st.evaluation.systems.load_system`: name, revision, precision.
+    A task that fails, or that needs the hub when it cannot be reached, is reported and the others are run. The harness
+    ``"beir"`` takes tasks on local data. ``dimensions`` are sizes to cut the embeddings to, each scored; without them
+    the whole embedding is. ``model`` and ``options`` (name, revision, precision) are for
+    :func:`~lbr_st.evaluation.systems.load_system`, the rest for :func:`~lbr_st.evaluation.run.evaluate_task`.
 
     Raises:
         LBRError: The model cannot be loaded, or the only task cannot be run.

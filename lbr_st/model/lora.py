@@ -40,15 +40,10 @@ def add_lora(
     """Put low-rank adapters on every linear layer of the decoder and make the rows ``token_ids`` trainable.
 
     An adapter file then holds k rows, not a vocabulary. All other weights are frozen. What is trained is float32
-    whatever the base is in: 16 bits would lose small steps.
+    whatever the base is in: 16 bits would lose small steps. The vocabulary must have grown already.
 
-    Args:
-        model: The causal LM, its vocabulary grown already.
-        token_ids: Rows to train.
-        base: The base's name as the user gave it. Saved adapters refer to it, so that they can be moved.
-        rank: Rank of each adapter.
-        alpha: Scale; alpha / rank multiplies an adapter's output.
-        dropout: Dropout on the adapters' inputs.
+    ``base`` is the base's name as the user gave it: saved adapters refer to it, so that they can be moved.
+    ``alpha / rank`` multiplies an adapter's output, and ``dropout`` is on its input.
 
     Raises:
         LBRError: ``rank`` < 1.
@@ -184,12 +179,7 @@ def _name_of(model: PreTrainedModel, wanted: object) -> str:
 
 
 def check_quantize(quantize: str | None, *, lora: bool, device: str | None = None) -> None:
-    """Refuse what cannot be trained in 4 bits, before anything is downloaded.
-
-    Args:
-        quantize: ``"4bit"``, or None for nothing to check.
-        lora: Whether adapters are trained: 4-bit weights themselves take no gradient.
-        device: Where to put the model; None for Sentence Transformers' choice.
+    """Refuse what cannot be trained in 4 bits, such as weights without ``lora``, before anything is downloaded.
 
     Raises:
         LBRError: ``quantize`` is unknown, no adapters are trained, or bitsandbytes or the GPU is missing.

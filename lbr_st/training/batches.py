@@ -153,11 +153,8 @@ class SimilarGroups:
 
     They make in-batch negatives hard without a model. Rows are sorted by min-hashes of their tokens, in which rare
     tokens count more, and cut into groups, which are shuffled. Two rows have the same min-hash as often as they have
-    tokens in common, so neighbours share several, and which they share is drawn again for each seed.
-
-    Args:
-        dataset: Token rows as :func:`lbr_st.training.tokens.tokenized` gives them; all columns of tokens are compared.
-        group_size: Rows in a group.
+    tokens in common, so neighbours share several, and which they share is drawn again for each seed. All columns of
+    tokens that :func:`lbr_st.training.tokens.tokenized` gives are compared.
 
     References:
         - On the resemblance and containment of documents: https://doi.org/10.1109/SEQUEN.1997.666900
