@@ -46,25 +46,17 @@ class Entity:
 class DomainTask:
     """A domain's retrieval task, and what may be trained on for it.
 
-    Args:
-        test: The test queries over the corpus.
-        dev: The dev queries over the same corpus.
-        train_pairs: ``query`` and ``document`` of every entity on the training side.
-        train_texts: ``text``: the documents of the training side, each once.
-        licence: The licence of the texts, and whom to name.
-        records: ``name``, ``text`` and ``side``: what the domain's own text says of all its things, also of those that
-            are asked for. Only stage 1 in the open regime reads them. None if there is no such text.
-        synonym_pairs: ``query`` and ``document`` of the same entities as ``train_pairs``, by up to three of their other
-            names. None if there are none.
+    ``records`` are what the domain's own text says of all its things, also of those that are asked for. Only stage 1 in
+    the open regime reads them. Both they and synonyms are None where the domain has none.
     """
 
     test: RetrievalSet
-    dev: RetrievalSet
-    train_pairs: Dataset
-    train_texts: Dataset
-    licence: str
-    records: Dataset | None = None
-    synonym_pairs: Dataset | None = None
+    dev: RetrievalSet  # over the same corpus
+    train_pairs: Dataset  # query and document of every entity on the training side
+    train_texts: Dataset  # text: the documents of the training side, each once
+    licence: str  # of the texts, and whom to name
+    records: Dataset | None = None  # name, text and side
+    synonym_pairs: Dataset | None = None  # as train_pairs, by up to three other names of each entity
 
 
 def clean(text: str) -> str:

@@ -33,19 +33,12 @@ WORD = re.compile(r"[^\W\d_]{4}")
 
 @dataclass(frozen=True)
 class Thing:
-    """What has names.
+    """What has names."""
 
-    Args:
-        id: Its id in its source.
-        document: The name that is searched for, such as a systematic one.
-        names: Its other names, the commonest first.
-        fact: What else its record says, such as a formula; may be empty.
-    """
-
-    id: str
-    document: str
-    names: tuple[str, ...]
-    fact: str = ""
+    id: str  # in its source
+    document: str  # the name that is searched for, such as a systematic one
+    names: tuple[str, ...]  # its others, the commonest first
+    fact: str = ""  # what else its record says, such as a formula
 
 
 def names_task(

@@ -85,21 +85,13 @@ SIGNATURE = re.compile(r"^[\w.]+\([^()]*\)\s*(?:->|:|--)")
 
 @dataclass(frozen=True)
 class Function:
-    """A documented function.
+    """A documented function."""
 
-    Args:
-        name: Its name, after those of the classes it stands in, joined by dots.
-        sentence: The first sentence of its docstring, without markup; empty if the docstring begins with none.
-        source: Decorators, signature and body without the docstring, moved to the left margin.
-        body: What follows the docstring.
-        passages: What the docstring says after its first sentence, paragraph by paragraph.
-    """
-
-    name: str
-    sentence: str
-    source: str
-    body: str
-    passages: tuple[str, ...] = ()
+    name: str  # after those of the classes it stands in, joined by dots
+    sentence: str  # the first of its docstring, without markup; empty if the docstring begins with none
+    source: str  # decorators, signature and body without the docstring, moved to the left margin
+    body: str  # what follows the docstring
+    passages: tuple[str, ...] = ()  # what the docstring says after its first sentence, paragraph by paragraph
 
 
 def pydoc_task(**numbers: Any) -> DomainTask:
