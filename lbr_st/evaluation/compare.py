@@ -39,27 +39,16 @@ _FIX = "Run `lbr-st evaluate` on the same tasks for each."
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """A system against the reference on one task.
-
-    Args:
-        task: The task.
-        reference: The reference's name, unlike the others' here.
-        system: The other's.
-        before: The reference's score.
-        after: The other's.
-        paired: The statistics; positive differences are in favour of ``system``.
-        p: ``paired.p_randomisation`` after Holm's correction. It decides.
-        num_tests: Tests that were corrected for.
-    """
+    """A system against the reference on one task."""
 
     task: str
-    reference: str
+    reference: str  # its name, unlike the others' here
     system: str
-    before: TaskScore
-    after: TaskScore
-    paired: Paired
-    p: float
-    num_tests: int
+    before: TaskScore  # the reference's
+    after: TaskScore  # the system's
+    paired: Paired  # the statistics; positive differences are in favour of the system
+    p: float  # paired.p_randomisation after Holm's correction; it decides
+    num_tests: int  # those that were corrected for
 
     @property
     def verdict(self) -> str:

@@ -33,25 +33,17 @@ _FIX = "Run `lbr-st evaluate MODEL` first."
 class Part:
     """One split and subset (a language, say) of a retrieval task.
 
-    Args:
-        split: The split's name.
-        subset: The subset's name; ``"default"`` where there is one only.
-        num_documents: Size of the corpus.
-        ndcg_at_10: Query id → nDCG@10, 0 to 1.
-        recall_at_10: Mean recall among the first 10 documents, or None.
-        recall_at_100: The same among the first 100.
-        queries: Query id → its text, cut.
-        first: Query id → (document id, its text, cut) of what was ranked first.
-        relevant: Query id → the same of a most relevant document.
+    ``ndcg_at_10`` has a number from 0 to 1 for each query id. ``first`` has what was ranked first, ``relevant`` a most
+    relevant document: query id → document id and its text, cut.
     """
 
     split: str
-    subset: str
-    num_documents: int
+    subset: str  # "default" where there is one only
+    num_documents: int  # in the corpus
     ndcg_at_10: dict[str, float] = field(repr=False)
-    recall_at_10: float | None = None
+    recall_at_10: float | None = None  # mean recall among the first 10 documents
     recall_at_100: float | None = None
-    queries: dict[str, str] = field(default_factory=dict, repr=False)
+    queries: dict[str, str] = field(default_factory=dict, repr=False)  # query id → its text, cut
     first: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
     relevant: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 

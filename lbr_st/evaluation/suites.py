@@ -33,19 +33,12 @@ PINNED = {"xhluca/publichealth-qa": "3b67b6b63ee464870fc21cdc888289c843204051"}
 
 @dataclass(frozen=True)
 class Suite:
-    """The tasks of one domain.
+    """The tasks of one domain, by name."""
 
-    Args:
-        local: Names of domain tasks that come from the package registry.
-        hub_tasks: Names of MTEB tasks.
-        headline: Tasks that may be quoted alone.
-        notes: Task → what to know before reading its score.
-    """
-
-    local: tuple[str, ...]
-    hub_tasks: list[str]
-    headline: tuple[str, ...] = ()
-    notes: tuple[tuple[str, str], ...] = ()
+    local: tuple[str, ...]  # domain tasks that come from the package registry
+    hub_tasks: list[str]  # MTEB's
+    headline: tuple[str, ...] = ()  # those that may be quoted alone
+    notes: tuple[tuple[str, str], ...] = ()  # task → what to know before reading its score
 
 
 SUITES = {
@@ -82,21 +75,13 @@ SUITES = {
 
 @dataclass(frozen=True)
 class Planned:
-    """A task that is to be run.
+    """A task that is to be run."""
 
-    Args:
-        name: What messages call it.
-        task: Makes the MTEB task; reads local data.
-        data: Reads the local data; None for tasks whose data come from the hub.
-        note: What to know before reading its score.
-        title: What tables call it; "" for MTEB's name.
-    """
-
-    name: str
-    task: Callable[[], AbsTask]
-    data: Callable[[], RetrievalSet] | None = None
-    note: str = ""
-    title: str = ""
+    name: str  # what messages call it
+    task: Callable[[], AbsTask]  # makes the MTEB task; reads local data
+    data: Callable[[], RetrievalSet] | None = None  # reads the local data; None if they come from the hub
+    note: str = ""  # what to know before reading its score
+    title: str = ""  # what tables call it; "" for MTEB's name
 
     @property
     def needs_hub(self) -> bool:
@@ -225,19 +210,12 @@ def hub_reachable(seconds: float = 5.0) -> bool:
 
 @dataclass
 class Report:
-    """What came of a run over several tasks.
+    """What came of a run over several tasks."""
 
-    Args:
-        scores: The scores, in the order of the tasks.
-        skipped: Task → why it was not run.
-        failed: Task → what went wrong in it.
-        notes: Task → what to know before reading its score.
-    """
-
-    scores: list[TaskScore] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    scores: list[TaskScore] = field(default_factory=list)  # in the order of the tasks
+    skipped: dict[str, str] = field(default_factory=dict)  # task → why it was not run
+    failed: dict[str, str] = field(default_factory=dict)  # task → what went wrong in it
+    notes: dict[str, str] = field(default_factory=dict)  # task → what to know before reading its score
 
     def to_markdown(self) -> str:
         """Return a table for each system (there are several with several embedding sizes), then what is missing."""

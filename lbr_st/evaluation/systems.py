@@ -47,23 +47,13 @@ REPORT = "This is a defect of lbr-st or of the base's architecture. Please repor
 
 @dataclass(frozen=True)
 class System:
-    """A system that MTEB can run.
+    """A system that MTEB can run; what it shares with :class:`~lbr_st.evaluation.scores.TaskScore` is said there."""
 
-    Args:
-        model: MTEB's wrapper, whose ``mteb_model_meta`` names the system.
-        digest: 40 hexadecimal digits over what decides its rankings.
-        embed_dim: Numbers in an embedding; None for a system without.
-        experiment: How it is run, when not as it is.
-        only_retrieval: It ranks documents and gives no embeddings.
-        folder: :func:`~lbr_st.evaluation.scores.hash_of_path` of the model's folder; "" for other models.
-        arithmetic: See :class:`~lbr_st.evaluation.scores.TaskScore`.
-    """
-
-    model: Any
+    model: Any  # MTEB's wrapper, whose mteb_model_meta names the system
     digest: str
     embed_dim: int | None = None
     experiment: dict[str, Any] = field(default_factory=dict)
-    only_retrieval: bool = False
+    only_retrieval: bool = False  # it ranks documents and gives no embeddings
     folder: str = ""
     arithmetic: dict[str, Any] = field(default_factory=dict)
 
