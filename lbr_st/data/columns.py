@@ -82,21 +82,13 @@ def _find(names: Sequence[str], role: str, wanted: str, where: str, but: Sequenc
 
 @dataclass
 class Rows:
-    """Reads the rows of a source, which may have several sets of columns, and says how.
+    """Reads the rows of a source, which may have several sets of columns, and says how."""
 
-    Args:
-        name: What messages call the source.
-        find: :func:`find_columns` with the names that a user gave.
-        bad_rows: ``"error"`` raises for the first bad row, ``"skip"`` leaves out up to one in twenty.
-        say: Told what a user should know.
-        min_score: Least score of a right pair; None for labels of 0 and 1.
-    """
-
-    name: str
-    find: Callable[[Sequence[str], str], Columns]
-    bad_rows: Literal["error", "skip"]
-    say: Callable[[str], None]
-    min_score: float | None = None
+    name: str  # what messages call the source
+    find: Callable[[Sequence[str], str], Columns]  # find_columns with the names that a user gave
+    bad_rows: Literal["error", "skip"]  # raise for the first bad row, or leave out up to one in twenty
+    say: Callable[[str], None]  # told what a user should know
+    min_score: float | None = None  # least score of a right pair; None for labels of 0 and 1
     shapes: dict[tuple[str, ...], Columns] = field(default_factory=dict, init=False)
     labels: Counter[float | str | None] = field(default_factory=Counter, init=False)
     most: int = field(default=0, init=False)  # negatives of a pair

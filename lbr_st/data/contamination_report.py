@@ -126,32 +126,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class ContaminationReport:
-    """The outcome of :meth:`~lbr_st.data.contamination.ContaminationCheck.check`; two are equal however long they took.
+    """What :meth:`~lbr_st.data.contamination.ContaminationCheck.check` found, equal however long it took."""
 
-    Args:
-        training: What was checked.
-        columns: Training column → its number of rows.
-        against: For each retrieval set its ``name``, ``revision``, and numbers of ``queries`` and ``documents``.
-        totals: Part → how many different texts it has, over all sets.
-        hit: Part → how many of them are repeated by any row, in any way.
-        counts: What was found; what was not found is left out.
-        harmful: Training column → its rows, ascending, that repeat a query or a judged document.
-        samples: The first few of each count.
-        parameters: Threshold, shingle size and signature length.
-        dropped: Whether the harmful rows were then left out of training; None if nobody trained.
-        seconds: How long it took.
-    """
-
-    training: str
-    columns: dict[str, int]
-    against: list[dict[str, Any]]
-    totals: dict[str, int]
-    hit: dict[str, int]
-    counts: list[Count]
-    harmful: dict[str, list[int]]
-    samples: list[Sample]
-    parameters: dict[str, float]
-    dropped: bool | None = None
+    training: str  # what was checked
+    columns: dict[str, int]  # training column → its number of rows
+    against: list[dict[str, Any]]  # of each retrieval set its name, revision, and numbers of queries and documents
+    totals: dict[str, int]  # part → how many different texts it has, over all sets
+    hit: dict[str, int]  # part → how many of them are repeated by any row, in any way
+    counts: list[Count]  # what was found; what was not found is left out
+    harmful: dict[str, list[int]]  # training column → its rows, ascending, that repeat a query or a judged document
+    samples: list[Sample]  # the first few of each count
+    parameters: dict[str, float]  # threshold, shingle size and signature length
+    dropped: bool | None = None  # whether the harmful rows were left out of training; None if nobody trained
     seconds: float = field(default=0.0, compare=False)
 
     @property
