@@ -38,29 +38,17 @@ FEWEST_PAIRS_TO_HOLD_OUT = 50
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run trains on, memory-mapped from its folder, and what it is scored on.
+    """What a run trains on, memory-mapped from its folder, and what it is scored on."""
 
-    Args:
-        folder: Where it is kept. What is made of it can be kept next to it.
-        pairs: ``query`` and ``document`` for stage 2; None if the recipe has none.
-        learn_pairs: ``context`` and ``target`` for stage 1, mixed; None if stage 1 is not trained.
-        held_out: The same of texts that training never sees, for the bottleneck gain; None if there are too few.
-        licences: A line for each source.
-        notes: What was left out or read in a particular way, a sentence each.
-        contamination: For each source, what it repeated of the held-out and dev sets before anything was dropped.
-        sources: Role (source, texts, pairs, also …) → ``name`` and the SHA-256 of its ``content``.
-        evaluate: Which part of the held-out queries is evaluated.
-    """
-
-    folder: Path
-    pairs: Dataset | None
-    learn_pairs: Dataset | None
-    held_out: Dataset | None
-    licences: list[str]
-    notes: list[str]
-    contamination: list[ContaminationReport]
-    sources: dict[str, dict[str, Any]]
-    evaluate: EvaluateConfig
+    folder: Path  # where it is kept; what is made of it can be kept next to it
+    pairs: Dataset | None  # query and document for stage 2; None if the recipe has none
+    learn_pairs: Dataset | None  # context and target for stage 1, mixed; None if stage 1 is not trained
+    held_out: Dataset | None  # the same of texts that training never sees, for the bottleneck gain; None if too few
+    licences: list[str]  # a line for each source
+    notes: list[str]  # what was left out or read in a particular way, a sentence each
+    contamination: list[ContaminationReport]  # what each source repeated of held-out and dev sets, dropped or not
+    sources: dict[str, dict[str, Any]]  # role (source, texts, pairs, also …) → name and the SHA-256 of its content
+    evaluate: EvaluateConfig  # which part of the held-out queries is evaluated
 
     @cached_property
     def test(self) -> RetrievalSet | None:
