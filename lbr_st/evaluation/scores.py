@@ -57,48 +57,30 @@ class Part:
 class TaskScore:
     """The scores of one system on one task.
 
-    Args:
-        model: The system's name, ``org/model``.
-        revision: What tells this model from another of the same name.
-        digest: 40 hexadecimal digits over what decides the system's rankings.
-        task: The task's name.
-        task_type: MTEB's word for it, such as ``"Retrieval"`` or ``"Clustering"``.
-        metric: The task's main measure.
-        score: Its value: the mean over splits and subsets, as MTEB's leaderboard takes it.
-        dataset_revision: The commit of a hub dataset, or 40 hexadecimal digits over a local set's content.
-        asked: "split/subset" of everything the score is a mean of; part of its identity.
-        parts: The queries' scores; empty for tasks that are not retrieval.
-        experiment: How the model was run, when not as it is (``{"truncate_dim": 64}``); part of its identity.
-        embed_dim: Numbers in an embedding; None for systems without.
-        seconds: Wall time of the run that made the scores (not of reading them back).
-        date: When it ended, ISO 8601 in UTC; "" for an unfinished run.
-        command: The command line of that run, or "".
-        versions: Package → version in that run.
-        description: What the task is, such as which slice of a larger one.
-        folder: :func:`hash_of_path` of the model's folder; "" for other models, and in older records.
-        arithmetic: The precision that ``"auto"`` took, and why: seconds of a product in float32 and in bfloat16, lowest
-            cosine of a probe text's embeddings in the two. Empty if the precision was given, and in older records.
+    ``asked`` and ``experiment`` are part of a score's identity. ``folder`` and ``arithmetic`` are empty in older
+    records. The latter is the precision that ``"auto"`` took, and why: seconds of a product in float32 and in bfloat16,
+    lowest cosine of a probe text's embeddings in the two.
     """
 
-    model: str
-    revision: str
-    digest: str
+    model: str  # the system's name, org/model
+    revision: str  # what tells this model from another of the same name
+    digest: str  # 40 hexadecimal digits over what decides the system's rankings
     task: str
-    task_type: str
-    metric: str
-    score: float
-    dataset_revision: str
-    asked: list[str] = field(default_factory=list, repr=False)
-    parts: tuple[Part, ...] = field(default=(), repr=False)
-    experiment: dict[str, Any] = field(default_factory=dict)
-    embed_dim: int | None = None
-    seconds: float = 0.0
-    date: str = ""
-    command: str = ""
-    versions: dict[str, str] = field(default_factory=dict, repr=False)
-    description: str = ""
-    folder: str = ""
-    arithmetic: dict[str, Any] = field(default_factory=dict, repr=False)
+    task_type: str  # MTEB's word for it, such as "Retrieval" or "Clustering"
+    metric: str  # the task's main measure
+    score: float  # its value: the mean over splits and subsets, as MTEB's leaderboard takes it
+    dataset_revision: str  # the commit of a hub dataset, or 40 hexadecimal digits over a local set's content
+    asked: list[str] = field(default_factory=list, repr=False)  # "split/subset" of all that the score is a mean of
+    parts: tuple[Part, ...] = field(default=(), repr=False)  # empty for tasks that are not retrieval
+    experiment: dict[str, Any] = field(default_factory=dict)  # how it was run, when not as it is: {"truncate_dim": 64}
+    embed_dim: int | None = None  # numbers in an embedding; None for systems without
+    seconds: float = 0.0  # wall time of the run that made the scores (not of reading them back)
+    date: str = ""  # when it ended, ISO 8601 in UTC; "" for an unfinished run
+    command: str = ""  # the command line of that run
+    versions: dict[str, str] = field(default_factory=dict, repr=False)  # package → version in that run
+    description: str = ""  # what the task is, such as which slice of a larger one
+    folder: str = ""  # hash_of_path of the model's folder; "" for other models
+    arithmetic: dict[str, Any] = field(default_factory=dict, repr=False)  # empty if the precision was given
 
     @property
     def name(self) -> str:
