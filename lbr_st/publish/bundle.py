@@ -178,13 +178,8 @@ def bundle(
 ) -> Path:
     """Write the bundle of a finished run, or of any model in training form, and return its folder.
 
-    Args:
-        run: What ``lbr-st train --output`` was given, its work folder, or the folder of a model in training form.
-        name: The model's name; None for the recipe's, or else the folder's.
-        into: The folder to put ``<name>/`` in; None for the package's own ``bundles/``.
-        base: As for :func:`lbr_st.load_model`.
-        results: Scores for the card, as for :func:`lbr_st.publish.card.read_results`; None for the run's own.
-        overwrite: Replace a bundle of this name.
+    For the arguments see :func:`lbr_st.commands.bundle`. ``run`` may also be the work folder, and a model without a
+    recipe is named after its folder.
 
     Raises:
         LBRError: The run is not finished, or as for :func:`write_bundle`.

@@ -63,16 +63,9 @@ def submission(
 ) -> Submission:
     """Write ``<name>_models.py``, ``results/``, ``mock_run.md`` and ``STEPS.md`` for a released model.
 
-    A second call with the same ``output`` updates these and keeps the results in it, also those of ``mteb run``.
-
-    Args:
-        model_folder: A release in stock form.
-        org: The organisation or user on the hub that the model will belong to.
-        output: The folder to write.
-        results: The folder that ``lbr-st evaluate`` wrote; None for none.
-        revision: The commit of the model on the hub, 40 hexadecimal digits; None before it is there.
-        name: The model's name on the hub; None for the folder's.
-        **given: Fields of MTEB's ``ModelMeta`` that replace what recipe, card and weights tell; None is ignored.
+    A second call with the same ``output`` updates these and keeps the results in it, also those of ``mteb run``. For
+    the arguments see :func:`lbr_st.commands.submission`. ``given`` are fields of MTEB's ``ModelMeta`` that replace what
+    recipe, card and weights tell; None is ignored.
 
     Raises:
         LBRError: The folder is no release in stock form, ``output`` holds something else, MTEB or the hub refuses a
