@@ -194,9 +194,11 @@ class LBRTrainer(SentenceTransformerTrainer):
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
                 self.remove_callback(request)
         finally:
-            # accelerate leaves its autocast around the model's forward: a later encode would run in bfloat16.
+            # accelerate leaves its autocast around the model's forward: a later encode would run in bfloat16. And what
+            # it has prepared it does not prepare again: a later training would run partly in float32.
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            model.__dict__.pop("forward", None)
+            for left in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                model.__dict__.pop(left, None)
             if self.args.gradient_checkpointing:
                 decoder.gradient_checkpointing_disable()
         if request.stopped:

@@ -250,3 +250,21 @@ def test_of_a_ranking_batch_what_fits_is_embedded_once(model, monkeypatch, dims)
     assert_same(run(loss_of(60)), wanted)
     again = sum(tokens for tokens, with_gradients in passes if not with_gradients)
     assert total - 60 <= again < total - 60 + 20
+
+
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_pieces_are_run_in_bfloat16_also_after_another_training(tiny_base, tmp_path, monkeypatch, trained_before):
+    """Of a batch in pieces, gradients are taken outside of the trainer's own autocast, as stage 2 after stage 1 does."""
+    model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4, device="cpu")
+    if trained_before:
+        run_stage("learn", model, tmp_path / "learn", precision="bfloat16")
+    seen = []
+    forward = CausalBackbone.forward
+
+    def watched(self, *args, **options):
+        seen.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(CausalBackbone, "forward", watched)
+    run_stage("represent", model, tmp_path / "represent", precision="bfloat16", mini_batch_tokens=20)
+    assert {(True, True), (False, True)} == set(seen)
