@@ -5,6 +5,8 @@ It also runs with an older checkout's lbr_st, and asks of that only what a user 
 - ``stage`` (learn or represent) and its ``config``;
 - ``model``: arguments of ``build_model``;
 - ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike.
+
+As in a run, stage 2 follows a stage 1 in the same process, here of one step.
 """
 
 from __future__ import annotations
@@ -53,8 +55,12 @@ def main() -> None:
     setting = json.loads(sys.stdin.readline())
     train, config = STAGES[setting["stage"]]
     pairs = Dataset.from_dict(setting["pairs"])
-    transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand)  # neither stage takes callbacks
     model = lbr_st.build_model(**setting["model"])
+    if setting["stage"] == "represent":
+        first = pairs.rename_columns({"query": "context", "document": "target"}).select(range(2))
+        with tempfile.TemporaryDirectory() as folder:
+            lbr_st.learn(model, first, LearnConfig(max_steps=1), output_dir=folder, show_progress_bar=False)
+    transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand)  # neither stage takes callbacks
     options = {"batch_size": len(pairs), "max_steps": 100_000, "eval_steps": 100_000, **setting["config"]}
     with tempfile.TemporaryDirectory() as folder:
         train(model, pairs, config(**options), output_dir=folder, save_strategy="no", show_progress_bar=False)
