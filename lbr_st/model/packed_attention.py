@@ -28,7 +28,8 @@ ALIKE = 0.6
 """Spans go through together if the shortest is at least this share of the longest (measured)."""
 
 ROUND = 16
-"""Spans are filled up to a multiple of this length: products of odd shapes are slow, and each shape costs memory."""
+"""Spans are filled up to a multiple of this length, and buckets to few counts: products of odd shapes are slow, and
+oneDNN keeps half a megabyte for each shape."""
 
 SHORT = 256
 """Up to this length two batched products and a softmax are faster than the fused kernel, whose backward pass is slow
@@ -82,6 +83,8 @@ class PackedMask(Tensor):
         order = torch.zeros(size, dtype=torch.long)
         offset = 0
         for bucket in _alike(spans):
+            few = 1 << max(0, (len(bucket) - 1).bit_length() - 2)
+            bucket += [(0, 0, 0)] * (-len(bucket) % few)  # of no token
             begins, lengths, skips = torch.tensor(bucket).unbind(1)
             longest = -(-int(lengths.max()) // ROUND) * ROUND
             steps = torch.arange(longest)
