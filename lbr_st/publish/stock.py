@@ -148,6 +148,7 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
     if has_lora(backbone.model):
         merge_lora(backbone.model)
     cast(PreTrainedModel, backbone.decoder).save_pretrained(folder)
+    give_back()  # writing takes a copy of the weights
     backbone.tokenizer.save_pretrained(folder)
     transformer = Transformer(
         str(folder),

@@ -17,7 +17,7 @@ from lbr_st.files import notice, write_whole
 from lbr_st.model.merged import merged_while_training
 from lbr_st.training.tokens import NUM_TOKENS
 
-KEPT = 0.7e9
+KEPT = 0.45e9
 """Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
 3 GB, and larger pieces were hardly faster (measured)."""
 CHOSEN = "pieces.json"

@@ -28,7 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import backbone_of
-from lbr_st.compute import Precision, first_alone, give_back, hold_on, is_first, use_bfloat16, wait, world_size
+from lbr_st.compute import Precision, first_alone, give_back, hold_on, is_first, trim, use_bfloat16, wait, world_size
 from lbr_st.errors import Interrupted, LBRError
 from lbr_st.files import is_marked_whole, mark_whole, notice
 from lbr_st.model.load import load_model
@@ -63,6 +63,7 @@ def train(
     :func:`training_arguments`.
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
+    give_back()  # what it took to load
     hold_on()
     precision = limit_pieces(model, loss, dataset, Path(output_dir), precision=precision, resume=resume)
     trainer = LBRTrainer(
@@ -377,7 +378,8 @@ class StopRequest(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop if any of the processes was asked to."""
+        """Give freed memory back, and stop if any of the processes was asked to."""
+        trim()
         asked = self.asked_at is not None
         if args.world_size > 1:
             flag = torch.tensor(int(asked), device=args.device)
