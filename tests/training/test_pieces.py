@@ -254,7 +254,7 @@ def test_of_a_ranking_batch_what_fits_is_embedded_once(model, monkeypatch, dims)
 
 @pytest.mark.parametrize("trained_before", [False, True])
 def test_pieces_are_run_in_bfloat16_also_after_another_training(tiny_base, tmp_path, monkeypatch, trained_before):
-    """Of a batch in pieces, gradients are taken outside of the trainer's own autocast, as stage 2 after stage 1 does."""
+    """Of a batch in pieces, gradients are taken outside the trainer's own autocast, as stage 2 after stage 1 does."""
     model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=4, device="cpu")
     if trained_before:
         run_stage("learn", model, tmp_path / "learn", precision="bfloat16")
