@@ -45,7 +45,7 @@ def test_a_worker_takes_a_step_of_our_trainer_for_each_line(proof, tiny_base):
     with proof.rows.Worker("steps.py", {"stage": "learn", "model": model, "pairs": pairs, "config": {}}) as worker:
         first, second = worker.ask(), worker.ask()
     assert worker.ready["lbr_st"].startswith(str(proof.rows.HERE.parent))
-    assert 0 < first["gib"] <= second["gib"]
+    assert second["gib"] > 0.9 * first["gib"] > 0  # the kernel counts a peak in batches, so that it may shrink a little
     assert second["seconds"] > 0
     assert worker.process.returncode == 0
 
