@@ -16,6 +16,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward as attend_by_sdpa
 
@@ -52,6 +53,8 @@ def merged_while_training(model: nn.Module) -> Iterator[None]:
 
         if world_size() == 1:
             undo.callback(MERGED.clear)
+            # A fused optimiser's step does not count as a change of its parameters.
+            undo.callback(register_optimizer_step_post_hook(lambda *_: MERGED.clear()).remove)
             for module in model.modules():
                 if _fits(module):
                     run(module, _linear)

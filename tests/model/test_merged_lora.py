@@ -135,3 +135,21 @@ def test_nothing_is_left_behind_and_processes_keep_pefts_forward(monkeypatch):
     monkeypatch.setattr(module, "world_size", lambda: 2)
     with merged_while_training(model):
         assert model[0].__dict__.keys() == before.keys()
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_merged_weights_follow_each_optimiser_step(options):
+    """transformers' default is the fused one, which leaves the version of its parameters as it was."""
+    model, x = adapted(), torch.randn(FEWEST_TOKENS, 48)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with merged_while_training(model):
+            for _ in range(2):
+                before = model(x).float()
+                before.square().mean().backward()
+                optimiser.step()
+            after = model(x).float().detach()
+            assert module.MERGED
+        expected = model(x).float()  # by peft's own layers
+    assert not module.MERGED
+    assert (after - expected).norm() < 0.02 * expected.norm() < 0.2 * (after - before).norm()
