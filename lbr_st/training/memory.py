@@ -19,7 +19,7 @@ from lbr_st.training.tokens import NUM_TOKENS
 
 KEPT = 0.45e9
 """Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
-3 GB, and larger pieces were hardly faster (measured)."""
+3 GB. Larger pieces are up to a tenth faster (measured)."""
 CHOSEN = "pieces.json"
 
 
