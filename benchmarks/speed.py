@@ -135,15 +135,14 @@ def ours(model: Any, *, in_pieces: bool = False, **options: Any) -> Loss:
 
     from lbr_st.bottleneck.loss import IBGenerativeLoss
     from lbr_st.bottleneck.passes import backbone_of
-    from lbr_st.compute import use_bfloat16
     from lbr_st.training.memory import limit_pieces
     from lbr_st.training.tokens import NUM_TOKENS
 
     loss, backbone = IBGenerativeLoss(model, **options).train(), backbone_of(model)
     if in_pieces:
-        rows, bfloat16 = Dataset.from_dict({NUM_TOKENS: [1]}), use_bfloat16("auto", model.device, model)
+        rows = Dataset.from_dict({NUM_TOKENS: [1]})
         with tempfile.TemporaryDirectory() as folder:
-            limit_pieces(model, loss, rows, folder, bfloat16=bfloat16)
+            limit_pieces(model, loss, rows, Path(folder), precision="auto", resume=False)
     device, pad = backbone.model.device, backbone.tokenizer.pad_token_id
 
     def of_examples(examples: list[Example]) -> torch.Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ON_CPU, ON_GPU = 2**22, 2**27
-"""Logits made at once: 16 MB and 512 MB in float32."""
+ON_CPU, ON_GPU = 2**23, 2**27
+"""Logits made at once: 32 MB and 512 MB in float32."""
 
 
 @dataclass(frozen=True)
