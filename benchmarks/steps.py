@@ -4,7 +4,9 @@ It also runs with an older checkout's lbr_st, and asks of that only what a user 
 
 - ``stage`` (learn or represent) and its ``config``;
 - ``model``: arguments of ``build_model``;
-- ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike.
+- ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike;
+- ``steps``: how many are taken for each line. The last one is answered for: memory that was given back after a step and
+  lay idle while another process took its turn is slower to get again than in a run.
 
 As in a run, stage 2 follows a stage 1 in the same process, here of one step.
 """
@@ -29,7 +31,10 @@ STAGES = {"learn": (lbr_st.learn, LearnConfig), "represent": (lbr_st.represent, 
 
 
 class OnDemand(transformers.TrainerCallback):
-    """Waits for a line before each step, and answers it with the step's seconds and the peak memory so far."""
+    """Waits for a line before some steps, and answers it with the last one's seconds and the peak memory so far."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.taken = steps, 0
 
     def on_train_begin(self, args: Any, *_: Any, **kwargs: Any) -> None:
         """Say which code trains, and in which arithmetic."""
@@ -37,7 +42,7 @@ class OnDemand(transformers.TrainerCallback):
 
     def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
         """Wait; end with the input."""
-        if not sys.stdin.readline():
+        if self.taken % self.steps == 0 and not sys.stdin.readline():
             sys.exit()
         synchronise()
         self.started = time.perf_counter()
@@ -47,7 +52,9 @@ class OnDemand(transformers.TrainerCallback):
         synchronise()
         seconds = time.perf_counter() - self.started
         gpu = torch.cuda.is_available()
-        answer({"seconds": seconds, "gib": torch.cuda.max_memory_allocated() / GIB if gpu else peak_gib()})
+        self.taken += 1
+        if self.taken % self.steps == 0:
+            answer({"seconds": seconds, "gib": torch.cuda.max_memory_allocated() / GIB if gpu else peak_gib()})
 
 
 def main() -> None:
@@ -60,7 +67,7 @@ def main() -> None:
         first = pairs.rename_columns({"query": "context", "document": "target"}).select(range(2))
         with tempfile.TemporaryDirectory() as folder:
             lbr_st.learn(model, first, LearnConfig(max_steps=1), output_dir=folder, show_progress_bar=False)
-    transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand)  # neither stage takes callbacks
+    transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand(setting["steps"]))  # neither stage takes callbacks
     options = {"batch_size": len(pairs), "max_steps": 100_000, "eval_steps": 100_000, **setting["config"]}
     with tempfile.TemporaryDirectory() as folder:
         train(model, pairs, config(**options), output_dir=folder, save_strategy="no", show_progress_bar=False)

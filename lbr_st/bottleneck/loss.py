@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, cast, get_args
 
 import torch
@@ -145,7 +146,7 @@ class IBGenerativeLoss(nn.Module):
         self.packed = packed
         self.shared_counts: dict[str, float] | None = None
         """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
-        self.piece_tokens: int | None = None
+        self.mini_batch_num_tokens: int | None = None
         """Most tokens that are run at once while training, with equal gradients; None for a whole batch. A trainer sets
         it, which adds the terms up: only their sum has a gradient."""
         self._check_options()
@@ -182,7 +183,8 @@ class IBGenerativeLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch of tokenised (context, target) columns."""
         columns = list(sentence_features)
-        pieces = _pieces(columns, self.piece_tokens) if self.piece_tokens and torch.is_grad_enabled() else []
+        most = self.mini_batch_num_tokens if torch.is_grad_enabled() else None
+        pieces = _pieces(columns, most) if most else []
         if len(pieces) < 2:
             return in_forward_of(self.model, self._terms, columns)
         before, self.shared_counts = self.shared_counts, self.shared_counts or self.counts(columns)
@@ -282,21 +284,18 @@ class IBGenerativeLoss(nn.Module):
 
 def _pieces(columns: list[dict[str, Any]], most_tokens: int) -> list[list[dict[str, Any]]]:
     """Cut a batch into runs of rows with at most so many tokens together; a longer row is a piece of its own."""
-    pieces, begin, held = [], 0, 0
-    lengths = [int(length) for length in sum(column["attention_mask"].sum(1) for column in columns)]
-    for row, length in enumerate([*lengths, most_tokens]):
+    lengths = sum(column["attention_mask"].sum(1) for column in columns)
+    cuts, held = [0], 0
+    for row, length in enumerate(lengths.tolist()):
         if held and held + length > most_tokens:
-            part = slice(begin, row)
-            widths = [int(column["attention_mask"][part].sum(1).max()) for column in columns]
-            pieces.append(
-                [
-                    {key: column[key][part, :width] for key in ("input_ids", "attention_mask")}
-                    for column, width in zip(columns, widths, strict=True)
-                ]
-            )
-            begin, held = row, 0
+            cuts, held = [*cuts, row], 0
         held += length
-    return pieces
+
+    def cut(column: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
+        width = int(column["attention_mask"][begin:end].sum(1).max())
+        return {key: column[key][begin:end, :width] for key in ("input_ids", "attention_mask")}
+
+    return [[cut(column, *ends) for column in columns] for ends in pairwise([*cuts, len(lengths)])]
 
 
 class _InPieces(torch.autograd.Function):

@@ -307,13 +307,8 @@ def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
 
 
 def _in_blocks(x: Tensor, dtype: torch.dtype) -> Tensor:
-    rows = -(-len(x) // BLOCK) * BLOCK
-    if dtype != torch.bfloat16 or (x.dtype == dtype and len(x) == rows):
-        return x.to(dtype)
-    whole = torch.empty(rows, x.shape[1], dtype=dtype)
-    whole[: len(x)] = x
-    whole[len(x) :] = 0
-    return whole
+    rest = -len(x) % BLOCK if dtype == torch.bfloat16 else 0
+    return nn.functional.pad(x.to(dtype), (0, 0, 0, rest)) if rest else x.to(dtype)
 
 
 def _parts(x: Tensor, at_once: int) -> list[slice]:

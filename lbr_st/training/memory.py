@@ -49,9 +49,9 @@ def limit_pieces(
     if precision == "auto":
         precision = "bfloat16" if chosen["bfloat16"] else "float32"
     for module in loss.modules() if world_size() == 1 else ():
-        if hasattr(module, "piece_tokens"):
-            module.piece_tokens = min(chosen["tokens"], module.piece_tokens or chosen["tokens"])
-            notice(f"At most {module.piece_tokens:,} tokens are run at once, in {precision}.")
+        if hasattr(module, "mini_batch_num_tokens"):
+            module.mini_batch_num_tokens = min(chosen["tokens"], module.mini_batch_num_tokens or chosen["tokens"])
+            notice(f"At most {module.mini_batch_num_tokens:,} tokens are run at once, in {precision}.")
     return precision
 
 

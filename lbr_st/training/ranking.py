@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.losses import (
@@ -16,11 +15,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from lbr_st.compute import unwrapped, world_size
+from lbr_st.compute import unwrapped
 from lbr_st.model.backbone import CausalBackbone
-
-SMALL = 2048
-"""Tokens of a piece, where several fit into the budget (measured)."""
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
@@ -28,8 +24,8 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 
     The loss and its gradients are always those of
     :class:`~sentence_transformers.losses.MultipleNegativesRankingLoss`. A batch of up to ``mini_batch_num_tokens``
-    tokens, all columns together, is embedded once. Of a larger one, what goes beyond is embedded twice (GradCache): the
-    activations of more tokens are never held.
+    tokens, all columns together, is embedded once. A larger one is embedded twice (GradCache), in pieces of up to that
+    many tokens: only the activations of one piece are held at a time.
 
     Args:
         model: The model in training.
@@ -62,8 +58,6 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         **options: Any,
     ) -> None:
         super().__init__(model, scale=scale, mini_batch_num_tokens=mini_batch_num_tokens or sys.maxsize, **options)
-        self.piece_tokens = mini_batch_num_tokens
-        self._kept: dict[tuple[int, int], Tensor] = {}
         self.uncached: nn.Module = _InOnePass(self.loss)
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
@@ -83,33 +77,10 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar."""
         columns = list(sentence_features)
-        budget = self.piece_tokens or sys.maxsize
-        if sum(_tokens(column) for column in columns) <= budget:
+        tokens = sum(int(column["attention_mask"].sum()) for column in columns)
+        if tokens <= (self.mini_batch_num_tokens or 0):
             return self.uncached(columns, labels)
-        self._kept.clear()
-        self._room = budget if world_size() == 1 and torch.is_grad_enabled() else 0
-        # Smaller pieces fill the budget better.
-        self.mini_batch_num_tokens = min(budget, SMALL) if self._room else budget
         return super().forward(columns, labels)
-
-    def embed_minibatch(
-        self, sentence_feature: dict[str, Tensor], begin: int, end: int, with_grad: bool, *args: Any, **options: Any
-    ) -> tuple[Tensor, Any]:
-        """Embed a piece. The first ones, up to the budget, are run once and keep what the gradients need."""
-        piece = id(sentence_feature), begin
-        if with_grad and piece in self._kept:
-            return self._kept.pop(piece), None
-        if not with_grad:
-            self._room -= int(sentence_feature["attention_mask"][begin:end].sum())
-        keeps = not with_grad and self._room >= 0
-        embeddings, state = super().embed_minibatch(sentence_feature, begin, end, with_grad or keeps, *args, **options)
-        if keeps:
-            self._kept[piece] = embeddings
-        return embeddings, state
-
-
-def _tokens(column: dict[str, Tensor]) -> int:
-    return int(column["attention_mask"].sum())
 
 
 class _InOnePass(nn.Module):

@@ -15,14 +15,14 @@ import pytest
 import torch
 from datasets import Dataset
 from ib_reference import CONTEXTS, TARGETS, columns
-from tiny_models import WORDS, new_model, run_stage
+from tiny_models import new_model, run_stage
 
 from lbr_st import compute
 from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.build import build_model
 from lbr_st.recipe import Recipe
-from lbr_st.training import memory, ranking
+from lbr_st.training import memory
 from lbr_st.training.memory import bytes_a_token, limit_pieces
 from lbr_st.training.model import checkpoints_of, keep
 from lbr_st.training.ranking import TokenBudgetRankingLoss
@@ -91,7 +91,7 @@ def choose(model, tmp_path):
 
     def call(precision="auto", *, resume):
         loss = TokenBudgetRankingLoss(model, mini_batch_num_tokens=100)
-        return limit_pieces(model, loss, rows, tmp_path, precision=precision, resume=resume), loss.piece_tokens
+        return limit_pieces(model, loss, rows, tmp_path, precision=precision, resume=resume), loss.mini_batch_num_tokens
 
     return call
 
@@ -205,7 +205,7 @@ def test_a_generative_batch_in_pieces_is_the_whole_batch(tiny_base, monkeypatch,
         return real(self, piece)
 
     monkeypatch.setattr(IBGenerativeLoss, "_terms", terms)
-    loss.piece_tokens = most
+    loss.mini_batch_num_tokens = most
     assert_same(of_batch(loss, batch), wanted)
     assert all(tokens <= most or rows == 1 for rows, tokens in sizes)
     assert sum(rows for rows, _ in sizes) == 2 * len(CONTEXTS)
@@ -215,41 +215,6 @@ def test_a_generative_batch_in_pieces_is_the_whole_batch(tiny_base, monkeypatch,
         sizes.clear()
         loss([dict(column) for column in batch])
     assert len(sizes) == 1
-
-
-@pytest.mark.parametrize("dims", [None, [8, 4]], ids=["plain", "Matryoshka"])
-def test_of_a_ranking_batch_what_fits_is_embedded_once(model, monkeypatch, dims):
-    documents = [f"the {'very ' * (row % 4)}{word}" for row, word in enumerate(WORDS)]
-    batch = [model.preprocess(texts) for texts in (WORDS, documents)]
-    size = model.get_embedding_dimension()
-
-    def loss_of(budget):
-        made = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget)
-        return made.matryoshka([size, *dims]) if dims else made
-
-    def run(loss):
-        passes.clear()
-        return of_batch(loss, batch, None)
-
-    passes = []
-    real = CausalBackbone.forward
-
-    def forward(self, features, **options):
-        passes.append((int(features["attention_mask"].sum()), torch.is_grad_enabled()))
-        return real(self, features, **options)
-
-    monkeypatch.setattr(CausalBackbone, "forward", forward)
-    monkeypatch.setattr(ranking, "SMALL", 20)  # so that several pieces fit into the budget
-    total = sum(int(column["attention_mask"].sum()) for column in batch)
-    wanted = run(loss_of(None))
-    assert passes == [(total, True)]
-    assert_same(run(loss_of(total - 1)), wanted)
-    assert sum(tokens for tokens, with_gradients in passes if with_gradients) == total  # each text once
-    [(last, _)] = [one for one in passes if not one[1]]  # the last piece alone does not fit
-    assert last <= 20
-    assert_same(run(loss_of(60)), wanted)
-    again = sum(tokens for tokens, with_gradients in passes if not with_gradients)
-    assert total - 60 <= again < total - 60 + 20
 
 
 @pytest.mark.parametrize("trained_before", [False, True])
