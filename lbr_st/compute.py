@@ -171,11 +171,6 @@ def hold_on() -> None:
 def give_back() -> None:
     """Return what is no longer used to the system."""
     gc.collect()
-    trim()
-
-
-def trim() -> None:
-    """Return what was freed to the system: after each step, since the gaps between what is in use would grow."""
     _in_c("malloc_trim", 0)
 
 

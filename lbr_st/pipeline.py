@@ -88,6 +88,8 @@ def run(
         with new_folder(output, overwrite=overwrite) as folder:
             # Written, loaded again, proven equal: the one proof of a run.
             stock = stock_form(model or model_from_recipe(recipe), folder, in_place=True)
+            model = None  # before scoring takes its own memory
+            give_back()
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
             scores.add(last, stock, "released")
             info = _card_info(recipe, data, work, scores.rows)

@@ -17,9 +17,9 @@ from lbr_st.files import notice, write_whole
 from lbr_st.model.merged import merged_while_training
 from lbr_st.training.tokens import NUM_TOKENS
 
-KEPT = 0.45e9
+KEPT, KEPT_IN_BFLOAT16 = 0.45e9, 0.3e9
 """Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
-3 GB. Larger pieces are up to a tenth faster (measured)."""
+3 GB. In bfloat16 merged weights are kept besides. Larger pieces are not faster (measured)."""
 CHOSEN = "pieces.json"
 
 
@@ -42,7 +42,7 @@ def limit_pieces(
             what = f"The longest row, {longest:,} tokens, needs {longest * size / 1e9:.1f} GB"
             notice(f"{what}, and {free / 1e9:.1f} are free. Lower --model.max_seq_length or close other programs.")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        tokens = max(1, int(min(KEPT, free / 2) / size))
+        tokens = max(1, int(min(KEPT_IN_BFLOAT16 if bfloat16 else KEPT, free / 2) / size))
         write_whole(kept, json.dumps({"tokens": tokens, "bytes_a_token": size, "bfloat16": bfloat16}))
     wait()
     chosen = json.loads(kept.read_text(encoding="utf-8"))
