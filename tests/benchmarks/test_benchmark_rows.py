@@ -39,10 +39,11 @@ def test_the_results_in_the_repository_make_the_page_beside_them(proof):
     assert proof.rows.PAGE.read_text(encoding="utf-8") == proof.rows.page(proof.rows.read())
 
 
-def test_a_worker_takes_a_step_of_our_trainer_for_each_line(proof, tiny_base):
+def test_a_worker_takes_steps_of_our_trainer_for_each_line(proof, tiny_base):
     pairs = {name: [f"the {name} of acid {number}" for number in range(4)] for name in ("context", "target")}
     model = {"base": tiny_base("llama"), "lora_rank": 2, "max_seq_length": 32}
-    with proof.rows.Worker("steps.py", {"stage": "learn", "model": model, "pairs": pairs, "config": {}}) as worker:
+    setting = {"stage": "learn", "model": model, "pairs": pairs, "steps": 2, "config": {}}
+    with proof.rows.Worker("steps.py", setting) as worker:
         first, second = worker.ask(), worker.ask()
     assert worker.ready["lbr_st"].startswith(str(proof.rows.HERE.parent))
     assert second["gib"] > 0.9 * first["gib"] > 0  # the kernel counts a peak in batches, so that it may shrink a little
