@@ -5,8 +5,8 @@ It also runs with an older checkout's lbr_st, and asks of that only what a user 
 - ``stage`` (learn or represent) and its ``config``;
 - ``model``: arguments of ``build_model``;
 - ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike;
-- ``steps``: how many are taken for each line. The last one is answered for: memory that was given back after a step and
-  lay idle while another process took its turn is slower to get again than in a run.
+- ``steps``: how many are taken for each line; the answer is about the last. The first may have to get back memory that
+  lay idle while another process had its turn, which in a run does not happen.
 
 As in a run, stage 2 follows a stage 1 in the same process, here of one step.
 """

@@ -86,7 +86,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
 class _InOnePass(nn.Module):
     """Multiple negatives ranking whose columns are embedded together where that costs no padding.
 
-    With adapters on a CPU every pass costs extra: each adapter is added to its weight (``lbr_st.model.lora``).
+    With adapters on a CPU every pass costs extra: each adapter is added to its weight (``lbr_st.model.merged``).
     """
 
     def __init__(self, loss: MultipleNegativesRankingLoss) -> None:

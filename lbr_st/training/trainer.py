@@ -378,8 +378,9 @@ class StopRequest(TrainerCallback):
         state.compute_steps(args, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give freed memory back now and then, and stop if any of the processes was asked to."""
-        if state.global_step % 3 == 0:  # it costs a tenth of a step; every tenth, memory grows by half (measured)
+        """Give a CPU's freed memory back every third step, and stop if any of the processes was asked to."""
+        # It costs a tenth of a step. Given back every tenth step only, memory grew by a third (measured).
+        if args.device.type == "cpu" and state.global_step % 3 == 0:
             give_back()
         asked = self.asked_at is not None
         if args.world_size > 1:
