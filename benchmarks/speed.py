@@ -225,24 +225,25 @@ def before(command: str, tree: Path) -> list[Row]:
     """Measure steps of both stages, each with the defaults of its code, against an older checkout in ``tree``."""
     from lbr_st.domains.tasks import domain_task
 
-    size, texts = 64, documents(base_tokenizer(), 64)
-    chebi = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(size))
+    batches, texts = 4, documents(base_tokenizer(), 256)
+    chebi = domain_task("chebi").train_pairs.shuffle(seed=0).select(range(64 * batches))
     first = {"context": ["query: " + text for text in chebi["query"]], "target": list(chebi["document"])}
-    second = {"query": texts[:32], "document": texts[32:]}
+    second = {"query": texts[: 32 * batches], "document": texts[32 * batches :]}
     whole = {"max_target_tokens": None, "batch_tokens": None}
     return [
-        against_before("learn", first, f"{size} ChEBI name → definition pairs", command, tree, pairs=7, **whole),
-        against_before("represent", second, f"32 pairs of {TOKENS}-token texts", command, tree, pairs=5),
+        against_before("learn", first, 64, "ChEBI name → definition", command, tree, pairs=7, **whole),
+        against_before("represent", second, 32, f"{TOKENS}-token texts", command, tree, pairs=5),
     ]
 
 
 def against_before(
-    stage: str, texts: dict[str, list[str]], title: str, command: str, tree: Path, *, pairs: int, **config: Any
+    stage: str, texts: dict[str, list[str]], size: int, title: str, command: str, tree: Path, pairs: int, **config: Any
 ) -> Row:
-    """Measure steps of a stage on the same texts again and again, in this code and in an older checkout's."""
+    """Measure steps of a stage, on batches that recur in another order, in this code and in an older checkout's."""
     commit = subprocess.check_output(["git", "-C", str(tree), "rev-parse", "--short", "HEAD"], text=True).strip()
     cut = partial(base_tokenizer(), truncation=True, max_length=252)  # what a model reads by default, but for k tokens
     tokens = sum(len(ids) for column in texts.values() for ids in cut(column)["input_ids"])
+    tokens = tokens * size // len(next(iter(texts.values())))
     row = Row(f"stage-{1 if stage == 'learn' else 2} useful tokens/s, CPU", f"commit {commit}", command, 1.5)
     model, peaks = {"base": BASE, "lora_rank": 16}, {}
 
@@ -251,17 +252,18 @@ def against_before(
         peaks[worker] = f"{found['gib']:.2f}"
         return tokens / found["seconds"]
 
+    config |= {"batch_size": size}
     with (
-        product(stage, model, texts, HERE.parent, steps=2, **config) as new,
-        product(stage, model, texts, tree, steps=2, **config) as old,
+        product(stage, model, texts, HERE.parent, steps=4, **config) as new,
+        product(stage, model, texts, tree, steps=4, **config) as old,
     ):
         row.of_turns(partial(step, new), partial(step, old), pairs, middle="tokens/s")
         row.details["peak memory of the process, GiB"] = f"{peaks[new]} and {peaks[old]}"
         both = ["bfloat16 autocast" if one.ready["bfloat16"] else "float32" for one in (new, old)]
         row.details["arithmetic"] = " and ".join(both)
     row.note = (
-        f"SmolLM2-135M, LoRA rank 16, {title} ({tokens:,} tokens) a step, the same in each, by the trainer of either "
-        "commit with its own defaults, each in a process of its own; of two steps in a row the second is timed."
+        f"SmolLM2-135M, LoRA rank 16, {size} pairs, {title} ({tokens:,} tokens in the mean) a step, by the trainer of "
+        "either commit with its own defaults, each in a process of its own; four steps in a turn, the first not timed."
     )
     return row
 

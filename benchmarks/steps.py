@@ -4,9 +4,9 @@ It also runs with an older checkout's lbr_st, and asks of that only what a user 
 
 - ``stage`` (learn or represent) and its ``config``;
 - ``model``: arguments of ``build_model``;
-- ``pairs``: the stage's columns, as many rows as a step reads, so that all steps are alike;
-- ``steps``: how many are taken for each line; the answer is about the last. The first may have to get back memory that
-  lay idle while another process had its turn, which in a run does not happen.
+- ``pairs``: the stage's columns; a step reads all rows, if ``config`` has no batch size;
+- ``steps``: how many are taken for each line; the answer is the mean of all but the first, if there are more. The first
+  may have to get back memory that lay idle while another process had its turn, which in a run does not happen.
 
 As in a run, stage 2 follows a stage 1 in the same process, here of one step.
 """
@@ -14,6 +14,7 @@ As in a run, stage 2 follows a stage 1 in the same process, here of one step.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -31,10 +32,10 @@ STAGES = {"learn": (lbr_st.learn, LearnConfig), "represent": (lbr_st.represent, 
 
 
 class OnDemand(transformers.TrainerCallback):
-    """Waits for a line before some steps, and answers it with the last one's seconds and the peak memory so far."""
+    """Waits for a line before some steps, and answers it with the seconds a step and the peak memory so far."""
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.taken = steps, 0
+        self.steps, self.seconds = steps, list[float]()
 
     def on_train_begin(self, args: Any, *_: Any, **kwargs: Any) -> None:
         """Say which code trains, and in which arithmetic."""
@@ -42,7 +43,7 @@ class OnDemand(transformers.TrainerCallback):
 
     def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
         """Wait; end with the input."""
-        if self.taken % self.steps == 0 and not sys.stdin.readline():
+        if not self.seconds and not sys.stdin.readline():
             sys.exit()
         synchronise()
         self.started = time.perf_counter()
@@ -50,11 +51,11 @@ class OnDemand(transformers.TrainerCallback):
     def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         """Answer."""
         synchronise()
-        seconds = time.perf_counter() - self.started
-        gpu = torch.cuda.is_available()
-        self.taken += 1
-        if self.taken % self.steps == 0:
-            answer({"seconds": seconds, "gib": torch.cuda.max_memory_allocated() / GIB if gpu else peak_gib()})
+        self.seconds.append(time.perf_counter() - self.started)
+        if len(self.seconds) == self.steps:
+            gib = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else peak_gib()
+            answer({"seconds": statistics.mean(self.seconds[1:] or self.seconds), "gib": gib})
+            self.seconds.clear()
 
 
 def main() -> None:
