@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lbr_st.bottleneck.loss import IBGenerativeLoss as IBGenerativeLoss
     from lbr_st.bottleneck.reconstruct import reconstruct as reconstruct
+    from lbr_st.data.passages import read_documents as read_documents
     from lbr_st.errors import LBRError as LBRError
     from lbr_st.model.build import build_model as build_model
     from lbr_st.model.load import load_model as load_model
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lbr_st.recipe import load_recipe as load_recipe
     from lbr_st.recipe import save_recipe as save_recipe
     from lbr_st.training.learn import learn as learn
+    from lbr_st.training.made_pairs import make_pairs as make_pairs
     from lbr_st.training.represent import represent as represent
 
 __version__ = "0.1.0"
@@ -36,7 +38,9 @@ _HOMES = {
     "learn": "training.learn",
     "load_model": "model.load",
     "load_recipe": "recipe",
+    "make_pairs": "training.made_pairs",
     "reconstruct": "bottleneck.reconstruct",
+    "read_documents": "data.passages",
     "release": "publish.stock",
     "represent": "training.represent",
     "save_recipe": "recipe",

@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.look import choose_order, write_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
+from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, same_results, save_recipe
+from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, same_results, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import PROVENANCE, RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
@@ -32,6 +35,8 @@ from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
 
 RESULTS = "results.json"
+MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP = 100, 1000
+"""What represent.stop measures on, every represent.eval_steps steps."""
 
 
 def run(
@@ -70,6 +75,7 @@ def run(
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
+        recipe = _with_steps(recipe, data)
         scores = _Scores(recipe, data, work / "results", command)
         scores.baselines()
 
@@ -92,6 +98,8 @@ def run(
             give_back()
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
             scores.add(last, stock, "released")
+            if data.made and scores.data is not None:
+                write_order(choose_order(stock, scores.data, recipe.evaluate.precision), folder)
             info = _card_info(recipe, data, work, scores.rows)
             write_card(stock, folder, info)
             write_origin(info, folder)
@@ -99,7 +107,16 @@ def run(
         print(f"\n{format_table(scores.rows)}")
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
+    if scores.rows:
+        print(verdict(scores.rows, made=data.made == "queries"))
     return scores.rows
+
+
+def _with_steps(recipe: Recipe, data: RunData) -> Recipe:
+    """Return the recipe with as many steps as its data take, where it does not say how many."""
+    tables = (data.learn_pairs, data.pairs)
+    sizes = [len(table) if data.made and table is not None else None for table in tables]
+    return replace(recipe, learn=with_steps(recipe.learn, sizes[0]), represent=with_steps(recipe.represent, sizes[1]))
 
 
 def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
@@ -211,6 +228,11 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
     if data.pairs is None:
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     train = partial(represent, pairs=data.pairs, config=recipe.represent)
+    if recipe.represent.stop and data.dev is not None:
+        test = data.dev.slice(MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP)
+        found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
+        options = {"name": "held-out", "write_csv": False, "batch_size": recipe.evaluate.batch_size}
+        train.keywords["evaluator"] = InformationRetrievalEvaluator(test.queries, test.corpus, found, **options)
     return _stage("Stage 2, represent", train, recipe, data, model, folder)
 
 
@@ -228,6 +250,7 @@ def _stage(
         precision=recipe.precision,
         seed=recipe.seed,
         resume=may_resume(checkpoints, recipe),
+        max_hours=recipe.max_hours / 2 if data.made and recipe.max_hours else None,
     )
     model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)

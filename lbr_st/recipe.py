@@ -38,11 +38,14 @@ class RunConfig:
         name: Name of the released model.
         seed: Seed of every random choice.
         precision: Arithmetic for training; auto lets the device decide.
+        max_hours: Most hours of training on pairs that are made of documents, half for each stage, which takes fewer
+            steps if need be; null sets no limit.
     """
 
     name: str = "lbr-model"
     seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_hours: PositiveFloat | None = 1.0
 
 
 @dataclass
@@ -84,7 +87,16 @@ class DataConfig:
     """Where the text and the query-document pairs come from.
 
     Args:
-        source: Domain data: chebi, a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, or a hub dataset id.
+        source: Domain data: chebi, a folder of documents, a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, or a
+            hub dataset id. Documents (.txt, .md, .rst, .html, .pdf, .docx, and tables without queries) are cut into
+            passages, and pairs are made of them.
+        make_pairs: Kinds of pairs made of documents: heading (headings to a passage), crop (a sentence to the rest of
+            its passage), terms (a passage's rarest words to it), defines (a term to what defines it), question (queries
+            that a language model writes). null takes those that need no writer, and question where one is named.
+        writer: What writes questions: a local causal language model, or the address (http://...) of a server with
+            OpenAI's interface.
+        queries: Your own queries over the documents, to judge by: a .jsonl or .csv file with the column query, and file
+            or quote for what answers it.
         text_column: Column that holds plain text.
         query_column: Column that holds the query of a pair.
         document_column: Column that holds the document of a pair.
@@ -101,6 +113,9 @@ class DataConfig:
     """
 
     source: str = "chebi"
+    make_pairs: list[Literal["heading", "crop", "terms", "defines", "question"]] | None = None
+    writer: str | None = None
+    queries: str | None = None
     text_column: str = "text"
     query_column: str = "query"
     document_column: str = "document"
@@ -122,10 +137,12 @@ class LearnConfig:
         enabled: Run this stage.
         pairs: How context-target pairs are made: natural (query to document), reverse (document to query), reconstruct
             (text to itself; with bottleneck none the text once), continue (first part of a text to the rest), records
-            (name to what the domain's own text says of it; the open regime: it names what is asked for, too).
+            (name to what the domain's own text says of it; the open regime: it names what is asked for, too). null
+            takes the last two but records for documents, else the first three.
         bottleneck: What the target sees of its context: the bottleneck's keys and values (attention), the pooled
             embedding only (embedding), or with none the whole context, which is plain causal language modelling.
-        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is. null takes 200, or with documents as many as
+            read each pair once.
         batch_size: Most pairs per step and process.
         batch_tokens: Most tokens per step and process, contexts and targets, to bound the memory; null sets no limit.
         packed: Run a step's pairs in one row without padding; false pads each to the longest, with equal results.
@@ -143,11 +160,9 @@ class LearnConfig:
     """
 
     enabled: bool = True
-    pairs: list[Literal["natural", "reverse", "reconstruct", "continue", "records"]] = field(
-        default_factory=lambda: ["natural", "reverse", "reconstruct"]
-    )
+    pairs: list[Literal["natural", "reverse", "reconstruct", "continue", "records"]] | None = None
     bottleneck: Literal["attention", "embedding", "none"] = "attention"
-    max_steps: NonNegativeInt = 200
+    max_steps: NonNegativeInt | None = None
     batch_size: PositiveInt = 32
     batch_tokens: PositiveInt | None = 4096
     packed: bool = True
@@ -169,7 +184,7 @@ class RepresentConfig:
 
     Args:
         enabled: Run this stage.
-        max_steps: Number of optimiser steps; 0 leaves the model as it is.
+        max_steps: Number of optimiser steps; 0 leaves the model as it is. null as for the learn stage.
         batch_size: Pairs per step and process; the other documents of a batch are a query's negatives.
         mini_batch_tokens: Encode a larger batch in pieces of this many tokens, to bound the memory with equal results;
             null encodes it whole.
@@ -184,10 +199,12 @@ class RepresentConfig:
             hard; a step costs no more. 1 draws each pair on its own.
         matryoshka_dims: Smaller embedding sizes to train too (Matryoshka); an empty list trains the whole size only.
         eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
+        stop: Stop after so many evaluations without a better nDCG@10 on held-out queries, and keep the best checkpoint;
+            0 takes all steps and keeps the last.
     """
 
     enabled: bool = True
-    max_steps: NonNegativeInt = 200
+    max_steps: NonNegativeInt | None = None
     batch_size: PositiveInt = 64
     mini_batch_tokens: PositiveInt | None = 4096
     gather_negatives: bool = True
@@ -199,6 +216,7 @@ class RepresentConfig:
     similar_group_size: PositiveInt = 1
     matryoshka_dims: list[PositiveInt] = field(default_factory=list)
     eval_steps: PositiveInt = 100
+    stop: NonNegativeInt = 0
 
 
 @dataclass
@@ -284,12 +302,15 @@ class Recipe(RunConfig):
                 if value := getattr(learn, name):
                     what = f"is {value}, but with learn.bottleneck none there is no bottleneck to use."
                     yield f"learn.{name}", what, "Set it to 0, or choose another learn.bottleneck."
-            if not learn.context_weight and "reconstruct" in learn.pairs:
+            if not learn.context_weight and "reconstruct" in (learn.pairs or ["reconstruct"]):
                 what = "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context."
                 fix = "Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs."
                 yield "learn.context_weight", what, fix
-        if not learn.pairs:
-            yield "learn.pairs", "is empty.", "Name at least one kind of pair."
+        for key, kinds in (("learn.pairs", learn.pairs), ("data.make_pairs", data.make_pairs)):
+            if kinds == []:
+                yield key, "is empty.", "Name at least one kind of pair."
+        if "question" in (data.make_pairs or ()) and not data.writer:
+            yield "data.make_pairs", "names question, but data.writer does not say what writes them.", "Name one."
         if data.source in data.also:
             yield "data.also", f"names the source {data.source} again.", "Leave it out."
 
@@ -340,6 +361,17 @@ ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
 def same_results(one: Recipe, other: Recipe) -> bool:
     """Tell whether two recipes train the same model: they differ in nothing but :data:`ANY_TIME`."""
     return one.flat() | dict.fromkeys(ANY_TIME) == other.flat() | dict.fromkeys(ANY_TIME)
+
+
+STEPS = 200
+"""Of either stage where a recipe does not say how many."""
+
+
+def with_steps(config: Any, pairs: int | None = None) -> Any:
+    """Return a stage's section with a number of steps: its own, or as many as read so many ``pairs`` once."""
+    if config.max_steps is not None:
+        return config
+    return replace(config, max_steps=STEPS if pairs is None else -(-pairs // config.batch_size))
 
 
 BASELINES = ("contrastive-only", "causal-lm")
@@ -410,8 +442,8 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
     )
 
 
-DATA_PLACES = ("data.source", "data.texts", "data.pairs")
-PLACES = ("model.base", *DATA_PLACES, "evaluate.beside")
+DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries")
+PLACES = ("model.base", *DATA_PLACES, "data.writer", "evaluate.beside")
 
 
 def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:

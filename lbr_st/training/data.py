@@ -12,24 +12,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from transformers import AutoTokenizer
 
 from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.columns import negative_columns
 from lbr_st.data.contamination import ContaminationCheck, without_negatives
 from lbr_st.data.contamination_report import ContaminationReport
+from lbr_st.data.documents import document_files, is_documents, pair_tables, read_files
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.lines import save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
+from lbr_st.data.passages import passages
 from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.model.bases import resolve_base
 from lbr_st.recipe import DATA_PLACES, DataConfig, EvaluateConfig, Recipe, refuse_unpublished
+from lbr_st.training.made_pairs import MADE, held_out_queries, judged_by, make_pairs, without_answers
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
-FORMAT = 3
+FORMAT = 4
 """Raise it when a change of the code makes something else of the same recipe."""
 FOLDER, RECORD, EVALUATION = "prepared", "prepared.json", "evaluation.json"
 FEWEST_PAIRS_TO_HOLD_OUT = 50
@@ -49,6 +54,7 @@ class RunData:
     contamination: list[ContaminationReport]  # what each source repeated of held-out and dev sets, dropped or not
     sources: dict[str, dict[str, Any]]  # role (source, texts, pairs, also …) → name and the SHA-256 of its content
     evaluate: EvaluateConfig  # which part of the held-out queries is evaluated
+    made: str  # what pairs and queries were made of documents: "pairs", "queries" (both) or "" (neither)
 
     @cached_property
     def test(self) -> RetrievalSet | None:
@@ -57,9 +63,17 @@ class RunData:
         Raises:
             LBRError: The recipe evaluates on dev queries, and there are none.
         """
+        return _evaluated(self._sets["test"], self.dev, self.evaluate)
+
+    @property
+    def dev(self) -> RetrievalSet | None:
+        """Queries to choose by, which are neither trained nor judged on; None if there are none."""
+        return self._sets["dev"]
+
+    @cached_property
+    def _sets(self) -> dict[str, RetrievalSet | None]:
         kept = json.loads((self.folder / FOLDER / EVALUATION).read_text(encoding="utf-8"))
-        sets = {split: RetrievalSet(**whole) if whole else None for split, whole in kept.items()}
-        return _evaluated(sets["test"], sets["dev"], self.evaluate)
+        return {split: RetrievalSet(**whole) if whole else None for split, whole in kept.items()}
 
 
 class Sources(NamedTuple):
@@ -75,6 +89,7 @@ class Sources(NamedTuple):
     others: list[RetrievalSet]
     licences: list[str]
     notes: list[str]
+    made: str = ""
 
 
 def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> RunData:
@@ -95,7 +110,7 @@ def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = Non
     """
     folder = Path(folder)
     if generative is None:
-        generative = recipe.learn.enabled and recipe.learn.max_steps > 0
+        generative = recipe.learn.enabled and recipe.learn.max_steps != 0
     key = _key(recipe, generative)
     if (kept := _kept(recipe, folder, key)) is not None:
         notice("\n".join([f"Data: prepared before, taken from {folder}.", *kept.notes]))
@@ -152,7 +167,11 @@ def read_sources(recipe: Recipe) -> Sources:
         notice(what)
         notes.append(what)
 
-    if config.source not in DOMAIN_TASKS:
+    made = ""
+    if from_documents(config):
+        pairs, texts, test, dev, made = _read_documents(recipe, say)
+        records, licences = None, [own]
+    elif config.source not in DOMAIN_TASKS:
         pairs, texts, test, dev = _read_own(recipe, say)
         records, licences = None, [_short(name) for name in (config.source, config.pairs) if name]
     elif config.pairs:
@@ -172,11 +191,11 @@ def read_sources(recipe: Recipe) -> Sources:
         pairs = _joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
     found = [("pairs", _short(config.pairs or config.source), pairs), ("texts", own, texts)]
     found.append(("texts", ", ".join(names), _joined(more)))
-    if RECORDS in recipe.learn.pairs:
+    if RECORDS in learn_kinds(recipe):
         found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), _joined(task.records for task in also))]
     parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
     others = [one for task in also for one in (task.test, task.dev)]
-    return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes)
+    return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes, made)
 
 
 def texts_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
@@ -205,6 +224,8 @@ def _read_own(
         read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
         for split in ("test", "dev")
     )
+    if dev is None and recipe.represent.stop and len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
+        pairs, dev = hold_out(pairs, name=Path(source).stem, seed=1)
     if test is None and recipe.evaluate.enabled:
         if len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
             pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
@@ -214,8 +235,49 @@ def _read_own(
     return pairs, texts, test, dev if config.split != "dev" else None
 
 
+def _read_documents(
+    recipe: Recipe, say: Callable[[str], None]
+) -> tuple[Dataset | None, Dataset, RetrievalSet | None, RetrievalSet | None, str]:
+    """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
+    config, model = recipe.data, recipe.model
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base(model.base))
+    rest = len(tokenizer(model.document_prompt, add_special_tokens=False)["input_ids"])
+    room = model.max_seq_length - (model.num_bottleneck_tokens or 1) - rest
+
+    def num_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    files = read_files(config.source, text_column=config.text_column, say=say)
+    found = passages(files, num_tokens, max_tokens=room, say=say)
+    texts = found.select_columns(["text"])
+    if not _needs_pairs(recipe):
+        return None, texts, None, None, ""
+    kinds = config.make_pairs or [kind for kind in MADE if kind != "question" or config.writer]
+    pairs = make_pairs(found, kinds, writer=config.writer, seed=recipe.seed, say=say)
+    pairs, dev = held_out_queries(pairs, found, seed=recipe.seed, say=say)
+    if config.queries:
+        test, made = judged_by(config.queries, found), "pairs"
+        pairs = without_answers(pairs, test)
+    else:
+        (pairs, test), made = held_out_queries(pairs, found, seed=recipe.seed + 1, say=say), "queries"
+    tables = [pairs_of(config, path, say) for path in pair_tables(config.source)]
+    return _joined([pairs.select_columns(["query", "document"]), *tables]), texts, test, dev, made
+
+
+def from_documents(config: DataConfig) -> bool:
+    """Tell whether a recipe's pairs are made of the documents that it names."""
+    return config.source not in DOMAIN_TASKS and not config.pairs and is_documents(config.source)
+
+
+def learn_kinds(recipe: Recipe) -> list[str]:
+    """Return the kinds of pairs for stage 1: those that the recipe names, or those that fit its data."""
+    if recipe.learn.pairs is not None:
+        return [*recipe.learn.pairs]
+    return ["reconstruct", "continue"] if from_documents(recipe.data) else ["natural", "reverse", "reconstruct"]
+
+
 def _needs_pairs(recipe: Recipe) -> bool:
-    return recipe.represent.enabled or bool({"natural", "reverse"} & set(recipe.learn.pairs))
+    return recipe.represent.enabled or bool({"natural", "reverse"} & set(learn_kinds(recipe)))
 
 
 def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
@@ -278,7 +340,7 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
         is_open = kind == RECORDS and name == _short(recipe.data.source)
         if kind == RECORDS and not is_open:
             evaluation = ContaminationCheck(own) if own else None
-        if evaluation is not None:
+        if evaluation is not None and not (kind == "texts" and sources.made):  # stage 1 reads what is searched
             texts = {column: rows[column] for column in _text_columns(rows)}
             report = evaluation.check(texts, training=f"{kind} of {name}")
             report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
@@ -290,7 +352,7 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
             if recipe.data.contamination != "report" and negative_columns(rows.column_names):
                 rows = without_negatives(rows, evaluation)
         kept.append((kind, rows))
-        if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not recipe.data.pairs:
+        if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not (recipe.data.pairs or sources.made):
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
     tables = {kind: _joined(rows for found, rows in kept if found == kind) for kind in COMPARED}
     return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
@@ -316,7 +378,7 @@ def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Datas
     """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
     model, learn = recipe.model, recipe.learn
     prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
-    return learn_pairs(tables, learn.pairs, **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
+    return learn_pairs(tables, learn_kinds(recipe), **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
 
 
 # --- kept on disk -----------------------------------------------------------------------------------------------------
@@ -343,6 +405,7 @@ def _make(recipe: Recipe, folder: Path, key: dict[str, Any], generative: bool) -
             "rows": rows,
             "licences": sources.licences,
             "notes": sources.notes,
+            "made": sources.made,
             "contamination": [report.to_dict() for report in reports],
         }
         (target / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -372,12 +435,13 @@ def _load(recipe: Recipe, folder: Path) -> RunData:
         [ContaminationReport.from_dict(report) for report in record["contamination"]],
         {role: {part: source[part] for part in ("name", "content")} for role, source in sources},
         recipe.evaluate,
+        record["made"],
     )
 
 
 def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     """Return everything that what is kept depends on."""
-    named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs")}
+    named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs", "queries")}
     sources = {**named, **{f"also {name}": name for name in recipe.data.also}}
     made = {
         "pairs": recipe.learn.pairs,
@@ -389,8 +453,9 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "format": FORMAT,
         "data": {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")},
         "with_pairs": _needs_pairs(recipe),
-        "holds_out": recipe.evaluate.enabled,
+        "holds_out": [recipe.evaluate.enabled, recipe.represent.stop > 0],
         "learn": made if generative else None,
+        "passages": [*asdict(recipe.model).values(), recipe.seed] if from_documents(recipe.data) else None,
         "sources": {name: source_of(given) for name, given in sources.items() if given},
     }
 
@@ -404,6 +469,8 @@ def source_of(given: str) -> dict[str, Any]:
         return {"kind": "local", "given": given, "name": path.name, "content": sha256_of(path)}
     if path.is_dir():
         files = [path / "corpus.jsonl", path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
+        if is_documents(given):
+            files = sorted(document_files(path))
         content = {file.relative_to(path).as_posix(): sha256_of(file) for file in files if file.is_file()}
         return {"kind": "local", "given": given, "name": path.resolve().name, "content": content}
     return {"kind": "local" if is_local(given) else "hub", "given": given, "name": given, "content": None}
@@ -411,6 +478,8 @@ def source_of(given: str) -> dict[str, Any]:
 
 def _fits(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
     before, now = kept["sources"], asked["sources"]
+    if asked["passages"] is None:  # or the documents are missing now
+        kept = {**kept, "passages": None}
     others_fit = {**kept, "sources": None} == {**asked, "sources": None}
     return others_fit and before.keys() == now.keys() and all(_same(before[name], now[name]) for name in now)
 

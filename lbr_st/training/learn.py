@@ -15,7 +15,7 @@ from lbr_st.bottleneck.loss import IBGenerativeLoss
 from lbr_st.bottleneck.passes import Bottleneck, backbone_of
 from lbr_st.compute import Precision, start_processes
 from lbr_st.data.lines import refuse_missing
-from lbr_st.recipe import LearnConfig
+from lbr_st.recipe import LearnConfig, with_steps
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.tokens import Column, reachable, tokenized
 from lbr_st.training.trainer import train
@@ -32,6 +32,7 @@ def learn(
     seed: int = 0,
     resume: bool = False,
     cache_dir: Path | str | None = None,
+    max_hours: float | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to generate each target from its context's bottleneck.
@@ -51,6 +52,7 @@ def learn(
         seed: Seed of data order and dropout.
         resume: Resume from the last checkpoint in ``output_dir``.
         cache_dir: Where the tokenised pairs are kept for a second run; None keeps them in memory.
+        max_hours: Take fewer steps if all would take longer than so many hours.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
@@ -68,7 +70,7 @@ def learn(
     start_processes()
     for where, given in (("pairs", pairs), ("held_out", held_out or pairs)):
         refuse_missing(["context", "target"], given.column_names, where)
-    config = config or LearnConfig()
+    config = with_steps(config or LearnConfig())
     loss = IBGenerativeLoss(
         model,
         bottleneck=config.bottleneck,
@@ -96,6 +98,7 @@ def learn(
         precision=precision,
         seed=seed,
         resume=resume,
+        max_hours=max_hours,
         **{"batch_sampler": partial(TokenBatchSampler, batch_tokens=config.batch_tokens), **overrides},
     )
 

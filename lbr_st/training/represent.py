@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from sentence_transformers.util import mine_hard_negatives
 from torch import nn
+from transformers import EarlyStoppingCallback
 
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.compute import Precision, start_processes, world_size
@@ -21,7 +22,7 @@ from lbr_st.data.columns import negative_columns
 from lbr_st.data.lines import refuse_missing, write_rows
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
-from lbr_st.recipe import RepresentConfig
+from lbr_st.recipe import RepresentConfig, with_steps
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.ranking import TokenBudgetRankingLoss
 from lbr_st.training.tokens import DIGEST, EMPTY, Column, reachable, tokenized
@@ -43,6 +44,7 @@ def represent(
     seed: int = 0,
     resume: bool = False,
     cache_dir: Path | str | None = None,
+    max_hours: float | None = None,
     **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place to put queries next to their documents.
@@ -57,12 +59,13 @@ def represent(
         pairs: Columns ``query``, ``document`` and optionally ``negative``, or ``negative_1``, ``negative_2`` and so on,
             which are empty or None where a pair has fewer; it then repeats its own.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
-        evaluator: Runs every ``config.eval_steps`` steps.
+        evaluator: Runs every ``config.eval_steps`` steps. With ``config.stop``, the model of its best score is kept.
         output_dir: Where checkpoints go.
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Seed of data order and dropout.
         resume: Resume from the last checkpoint in ``output_dir``.
         cache_dir: Where the tokenised pairs are kept for a second run; None keeps them in memory.
+        max_hours: Take fewer steps if all would take longer than so many hours.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
     Returns:
@@ -72,7 +75,7 @@ def represent(
         LBRError: A loss is not finite, or an option does not fit the model or the pairs.
     """
     start_processes()
-    config = config or RepresentConfig()
+    config = with_steps(config or RepresentConfig())
     refuse_missing(["query", "document"], pairs.column_names, "pairs")
     mined = with_hard_negatives(model, pairs, config.num_hard_negatives) if config.num_hard_negatives else None
     pairs = with_given_negatives(pairs, mined)
@@ -82,6 +85,10 @@ def represent(
     columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
+    options: dict[str, Any] = {}
+    if config.stop and evaluator is not None:
+        score = evaluator.primary_metric or f"{evaluator.name}_cosine_ndcg@10"  # which its first call sets
+        options = {"load_best_model_at_end": True, "metric_for_best_model": score}
     sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
     return train(
         model,
@@ -93,8 +100,10 @@ def represent(
         precision=precision,
         seed=seed,
         resume=resume,
+        max_hours=max_hours,
+        callbacks=[EarlyStoppingCallback(config.stop)] if options else [],
         # Processes that gather each other's embeddings need as many each.
-        **{"batch_sampler": sampler, "dataloader_drop_last": world_size() > 1, **overrides},
+        **{"batch_sampler": sampler, "dataloader_drop_last": world_size() > 1, **options, **overrides},
     )
 
 

@@ -9,8 +9,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -40,6 +41,8 @@ from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
+TIMED = 3
+"""Steps after which the duration of a training is estimated."""
 SECONDS_TO_A_SECOND_ONE = 1.0
 """A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
 
@@ -55,12 +58,14 @@ def train(
     evaluator: Any = None,
     precision: Precision = "auto",
     resume: bool = False,
+    max_hours: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place on token rows, as either stage; return the trainer's log.
 
-    ``eval_dataset`` or ``evaluator`` are measured every ``config.eval_steps`` steps. ``options`` are those of
-    :func:`training_arguments`.
+    ``eval_dataset`` or ``evaluator`` are measured every ``config.eval_steps`` steps. After three steps it says how long
+    the training will take; ``max_hours`` makes it shorter. ``options`` are those of :func:`training_arguments`.
     """
     options["evaluate"] = evaluator is not None or eval_dataset is not None
     give_back()  # what it took to load
@@ -73,6 +78,8 @@ def train(
         eval_dataset=eval_dataset,
         loss=loss,
         evaluator=evaluator,
+        callbacks=list(callbacks),
+        max_hours=max_hours,
     )
     trainer.train(resume_from_checkpoint=resume)
     history = trainer.state.log_history
@@ -155,13 +162,15 @@ class LBRTrainer(SentenceTransformerTrainer):
         Interrupted: It was asked to stop.
     """
 
-    def __init__(self, model: SentenceTransformer, **kwargs: Any) -> None:
+    def __init__(self, model: SentenceTransformer, max_hours: float | None = None, **kwargs: Any) -> None:
         prepare_sharding(model)
+        self.max_hours = max_hours
         # FSDP takes the model apart in place, so what is saved goes through a copy.
         self._whole = copy.deepcopy(model).to("cpu") if shards() and is_first() else None
         collator = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
         super().__init__(model=model, data_collator=collator, **kwargs)
         self.add_callback(_FiniteGradients(self))
+        self.add_callback(_Duration(self))
         self._features: list[dict[str, Any]] = []
         self._mean_counts: dict[str, float] | None = None
 
@@ -186,8 +195,12 @@ class LBRTrainer(SentenceTransformerTrainer):
         if resume_from_checkpoint is True:
             found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
             resume_from_checkpoint = str(found) if found else None
-        if resume_from_checkpoint and self._take_if_complete(Path(str(resume_from_checkpoint))):
-            return None
+        if resume_from_checkpoint:
+            kept = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
+            if self.max_hours and kept.max_steps:  # how many they allow was decided then
+                self.args.max_steps = min(self.args.max_steps, kept.max_steps)
+            if self._take_if_complete(Path(str(resume_from_checkpoint)), kept):
+                return None
         decoder = backbone_of(self.model).model
         try:
             with stop_between_steps() as request, merged_while_training(self.model):
@@ -257,11 +270,12 @@ class LBRTrainer(SentenceTransformerTrainer):
             fix="Lower the learning rate, use float32, or look at these rows.",
         )
 
-    def _take_if_complete(self, checkpoint: Path) -> bool:
-        """Take the last checkpoint of a finished training; transformers would train one step beyond it."""
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    def _take_if_complete(self, checkpoint: Path, state: TrainerState) -> bool:
+        """Take the last or best checkpoint of a finished training; transformers would train one step beyond it."""
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
+        if self.args.load_best_model_at_end and state.best_model_checkpoint:
+            checkpoint = checkpoint.with_name(Path(state.best_model_checkpoint).name)
         load_weights(self.model, load_model(checkpoint, device="cpu").state_dict())
         self.state = state
         return True
@@ -356,6 +370,38 @@ class _FiniteGradients(TrainerCallback):
         norm = norm.full_tensor() if isinstance(norm, dist.tensor.DTensor) else norm
         if not torch.isfinite(norm):
             raise self.trainer.broken(f"the gradient norm is {norm.item()}")
+
+
+class _Duration(TrainerCallback):
+    """Says after three steps how long the training will take, and ends it earlier if that is more than it may take.
+
+    The learning rate then falls to zero over the steps that are left.
+    """
+
+    def __init__(self, trainer: LBRTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.first, self.started = state.global_step, time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != self.first + TIMED or state.max_steps <= state.global_step:
+            return
+        seconds, limit = (time.monotonic() - self.started) / TIMED, self.trainer.max_hours
+        steps = state.max_steps
+        if limit and not self.first:
+            steps = max(TIMED + 1, min(steps, int(limit * 3600 / seconds)))
+            if args.world_size > 1:
+                least = torch.tensor(steps, device=args.device)
+                dist.all_reduce(least, dist.ReduceOp.MIN)
+                steps = int(least)
+        why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
+        left = seconds * (steps - state.global_step) / 60
+        notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")
+        if steps < state.max_steps:
+            state.max_steps = args.max_steps = steps
+            schedule = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
+            schedule.lr_lambdas = [partial(one, num_training_steps=steps) for one in schedule.lr_lambdas]
 
 
 class StopRequest(TrainerCallback):
