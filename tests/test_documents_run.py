@@ -1,0 +1,130 @@
+"""A run from documents alone: passages, made pairs, both stages, the verdict, and steps that follow the folder."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import lbr_st
+from lbr_st import pipeline
+from lbr_st.errors import LBRError
+from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, with_steps
+from lbr_st.training.data import prepare, read_sources
+
+KINDS = ("acid", "base", "salt", "ester", "enzyme", "protein")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight files of six sections each, every section about something of its own."""
+    place = tmp_path / "documents"
+    place.mkdir()
+    for number in range(8):
+        sections = [
+            f"# The {kind} of plant {number}{kind[0]}\n\nThe {kind} of plant {number}{kind[0]} is a salt of number"
+            f" {number * 7}. It grows in river {number}{kind[:2]} near hill {number}. A worker of mill {number}{kind} "
+            f"keeps it dry and stores it in barrel {number}{kind[-2:]} for a year.\n"
+            for kind in KINDS
+        ]
+        (place / f"plant{number}.md").write_text("\n".join(sections), encoding="utf-8")
+    return place
+
+
+def recipe_for(base, source, **changes):
+    values = {
+        "name": "lbr-toy",
+        "precision": "float32",
+        "model": ModelConfig(base=base, max_seq_length=160, lora_rank=4, lora_alpha=8),
+        "data": DataConfig(source=str(source)),
+        "learn": LearnConfig(batch_size=8, warmup_steps=1, eval_steps=50, num_eval_pairs=4),
+        "represent": RepresentConfig(batch_size=16, warmup_steps=1),
+    }
+    return Recipe(**{**values, **changes})
+
+
+def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):
+    recipe = recipe_for(tiny_base("llama"), folder)
+    rows = pipeline.run(recipe, tmp_path / "out")
+    out = capsys.readouterr().out
+    assert rows[0][0] == "BM25"
+    assert out.strip().splitlines()[-1].startswith("VERDICT")
+    assert "made from the text" in out.strip().splitlines()[-1]
+    chosen = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert chosen["order"] in ("model", "bm25", "both")
+    data = prepare(recipe, tmp_path / "out-work" / "data")
+    log = json.loads((tmp_path / "out-work" / "represent" / "training_log.json").read_text())
+    assert max(entry["step"] for entry in log) == -(-len(data.pairs) // 16)  # one pass over the pairs
+    assert data.made == "queries"
+
+
+def test_stage_1_reads_every_passage_and_no_pair_has_one_of_a_held_out_file(tiny_base, folder):
+    sources = read_sources(recipe_for(tiny_base("llama"), folder))
+    tables = {kind: rows for kind, _, rows in sources.parts}
+    passages = set(tables["texts"]["text"])
+    assert set(sources.test.corpus.values()) <= passages
+    judged = {sources.test.corpus[key] for one in sources.test.qrels.values() for key in one}
+    chosen = {sources.dev.corpus[key] for one in sources.dev.qrels.values() for key in one}
+    assert judged
+    assert judged.isdisjoint(chosen)
+    assert (judged | chosen).isdisjoint(tables["pairs"]["document"])
+    assert not set(sources.test.queries.values()) & set(tables["pairs"]["query"])
+
+
+def test_ones_own_queries_judge_and_made_pairs_leave_their_answers_out(tiny_base, folder, tmp_path):
+    queries = tmp_path / "queries.jsonl"
+    quote = "grows in river 3ac near hill 3"
+    queries.write_text(json.dumps({"query": "where does it grow", "quote": quote}), encoding="utf-8")
+    sources = read_sources(recipe_for(tiny_base("llama"), folder, data=DataConfig(str(folder), queries=str(queries))))
+    tables = {kind: rows for kind, _, rows in sources.parts}
+    assert [*sources.test.queries.values()] == ["where does it grow"]
+    [judged] = [sources.test.corpus[key] for one in sources.test.qrels.values() for key in one]
+    assert quote in judged
+    assert judged in tables["texts"]["text"]
+    assert judged not in tables["pairs"]["document"]
+    assert sources.made == "pairs"
+
+
+def test_tables_of_pairs_in_the_folder_add_theirs(tiny_base, folder):
+    (folder / "known.csv").write_text("query,document\nwho keeps it,The keeper of the mill\n", encoding="utf-8")
+    sources = read_sources(recipe_for(tiny_base("llama"), folder))
+    [pairs] = [rows for kind, _, rows in sources.parts if kind == "pairs"]
+    assert ("who keeps it", "The keeper of the mill") in zip(pairs["query"], pairs["document"], strict=True)
+
+
+def test_changed_documents_or_another_length_are_read_again_and_equal_ones_are_not(tiny_base, folder, tmp_path, capsys):
+    recipe = recipe_for(tiny_base("llama"), folder)
+    prepare(recipe, tmp_path / "data")
+    assert "Reading" in capsys.readouterr().err
+    prepare(recipe, tmp_path / "data")
+    assert "prepared before" in capsys.readouterr().err
+    prepare(replace(recipe, model=replace(recipe.model, max_seq_length=150)), tmp_path / "data")
+    assert "prepared before" not in capsys.readouterr().err
+    (folder / "plant1.md").write_text("# Another\n\nSomething else stands here now, in two words or more.\n")
+    prepare(replace(recipe, model=replace(recipe.model, max_seq_length=150)), tmp_path / "data")
+    assert "prepared before" not in capsys.readouterr().err
+
+
+def test_few_passages_train_unjudged_with_a_warning_and_fewer_are_refused(tiny_base, folder, tmp_path, capsys):
+    for file in sorted(folder.glob("*.md"))[3:]:
+        file.unlink()
+    rows = pipeline.run(recipe_for(tiny_base("llama"), folder), tmp_path / "out")
+    assert rows == []
+    assert "VERDICT" not in capsys.readouterr().out
+    for file in sorted(folder.glob("*.md"))[1:]:
+        file.unlink()
+    with pytest.raises(LBRError, match="passages"):
+        pipeline.run(recipe_for(tiny_base("llama"), folder), tmp_path / "fewer")
+
+
+def test_steps_are_200_for_pairs_and_one_pass_over_those_made_of_documents():
+    assert with_steps(LearnConfig()).max_steps == 200
+    assert with_steps(RepresentConfig(batch_size=64), 130).max_steps == 3
+    assert with_steps(RepresentConfig(max_steps=7), 130).max_steps == 7
+
+
+def test_passages_and_pairs_are_plain_datasets(folder):
+    passages = lbr_st.read_documents(folder)
+    assert {"text", "heading", "file", "place"} <= set(passages.column_names)
+    pairs = lbr_st.make_pairs(passages)
+    assert {"query", "document", "kind"} <= set(pairs.column_names)
+    assert len(pairs) > len(passages)
