@@ -238,7 +238,8 @@ class _Merged(torch.autograd.Function):
         ctx.made_of = (before, layers, at_once, dtype)
         weight, bias = _weight(layers, adapters, dtype).t(), _bias(layers, dtype)
         made = x.new_empty(len(x), weight.shape[1], dtype=dtype if residual is None else residual.dtype)
-        for part in _parts(x, at_once):
+        for begin in range(0, len(x), at_once):
+            part = slice(begin, begin + at_once)
             rows, out = _in_blocks(before(x[part])[0], dtype), made[part]
             if residual is None and bias is None and len(rows) == len(out):
                 torch.mm(rows, weight, out=out)
@@ -259,7 +260,8 @@ class _Merged(torch.autograd.Function):
             weight = _weight(layers, adapters, dtype) if ctx.needs_input_grad[4] else None
             of_x = None if weight is None else torch.empty_like(x)
             of_downs, of_ups = (torch.zeros(one.shape) for one in (downs, torch.cat(ups)))
-            for part in _parts(x, at_once):
+            for begin in range(0, len(x), at_once):
+                part = slice(begin, begin + at_once)
                 with torch.enable_grad():
                     made, write_gradient = before(x[part].detach())
                 rows, outer = _in_blocks(made, dtype), _in_blocks(of_made[part], dtype)
@@ -309,7 +311,3 @@ def _bias(layers: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
 def _in_blocks(x: Tensor, dtype: torch.dtype) -> Tensor:
     rest = -len(x) % BLOCK if dtype == torch.bfloat16 else 0
     return nn.functional.pad(x.to(dtype), (0, 0, 0, rest)) if rest else x.to(dtype)
-
-
-def _parts(x: Tensor, at_once: int) -> list[slice]:
-    return [slice(begin, begin + at_once) for begin in range(0, len(x), at_once)]

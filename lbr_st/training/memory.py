@@ -18,8 +18,8 @@ from lbr_st.model.merged import merged_while_training
 from lbr_st.training.tokens import NUM_TOKENS
 
 KEPT, KEPT_IN_BFLOAT16 = 0.45e9, 0.3e9
-"""Bytes that the tokens run at once may keep, if half of the free memory is not less: the 135M base then stays within
-3 GB. In bfloat16 merged weights are kept besides. A whole batch at once is an eighth faster (measured)."""
+"""Bytes that the tokens run at once may keep under LoRA, if half of the free memory is not less: the 135M base then
+stays within 3 GB. In bfloat16 merged weights are kept besides. A batch at once is an eighth faster (measured)."""
 CHOSEN = "pieces.json"
 
 
@@ -42,7 +42,9 @@ def limit_pieces(
             what = f"The longest row, {longest:,} tokens, needs {longest * size / 1e9:.1f} GB"
             notice(f"{what}, and {free / 1e9:.1f} are free. Lower --model.max_seq_length or close other programs.")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        tokens = max(1, int(min(KEPT_IN_BFLOAT16 if bfloat16 else KEPT, free / 2) / size))
+        whole = all(parameter.requires_grad for parameter in backbone_of(model).parameters())  # 16 bytes each anyway
+        most = free if whole else KEPT_IN_BFLOAT16 if bfloat16 else KEPT
+        tokens = max(1, int(min(most, free / 2) / size))
         write_whole(kept, json.dumps({"tokens": tokens, "bytes_a_token": size, "bfloat16": bfloat16}))
     wait()
     chosen = json.loads(kept.read_text(encoding="utf-8"))

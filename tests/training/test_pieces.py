@@ -152,6 +152,19 @@ def test_the_choice_stays_with_the_finished_stage(model, choose, tmp_path):
     assert not checkpoints.exists()
 
 
+@pytest.mark.parametrize("lora_rank", [4, None])
+def test_lora_keeps_to_a_laptops_memory_and_training_every_weight_to_half_of_what_is_free(
+    tiny_base, tmp_path, monkeypatch, lora_rank
+):
+    model = build_model(tiny_base("llama"), max_seq_length=32, lora_rank=lora_rank, device="cpu")
+    size = bytes_a_token(model, bfloat16=False)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=600 * size))
+    monkeypatch.setattr(memory, "KEPT", 50 * size)
+    loss, rows = TokenBudgetRankingLoss(model), Dataset.from_dict({"num_tokens": [3]})
+    limit_pieces(model, loss, rows, tmp_path, precision="float32", resume=False)
+    assert chosen(tmp_path)["tokens"] == (50 if lora_rank else 300)
+
+
 @pytest.mark.parametrize(("tokens", "warned"), [(5, True), (6, False)])
 def test_a_row_that_does_not_fit_is_warned_of(choose, room_for, capsys, tokens, warned):
     room_for(tokens)  # so that 10 or 12 fit at most, and the longest row has 12
