@@ -27,10 +27,11 @@ from lbr_st.data.sources import is_local, read_pairs, read_texts
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
 from lbr_st.errors import LBRError
-from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.files import alone, cache_dir, new_folder, notice, sha256_of
 from lbr_st.model.bases import resolve_base
 from lbr_st.recipe import DATA_PLACES, DataConfig, EvaluateConfig, Recipe, refuse_unpublished
-from lbr_st.training.made_pairs import MADE, held_out_queries, judged_by, make_pairs, without_answers
+from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
+from lbr_st.training.questions import questions
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
@@ -252,16 +253,22 @@ def _read_documents(
     texts = found.select_columns(["text"])
     if not _needs_pairs(recipe):
         return None, texts, None, None, ""
-    kinds = config.make_pairs or [kind for kind in MADE if kind != "question" or config.writer]
-    pairs = make_pairs(found, kinds, writer=config.writer, seed=recipe.seed, say=say)
-    pairs, dev = held_out_queries(pairs, found, seed=recipe.seed, say=say)
-    if config.queries:
-        test, made = judged_by(config.queries, found), "pairs"
-        pairs = without_answers(pairs, test)
-    else:
-        (pairs, test), made = held_out_queries(pairs, found, seed=recipe.seed + 1, say=say), "queries"
+    kinds = config.make_pairs or [kind for kind in KINDS if kind != "question" or config.writer]
+    own = judged_by(config.queries, found) if config.queries else None
+    written: list[tuple[int, str]] = []
+    if "question" in kinds and config.writer:
+        written = questions(found, config.writer, folder=cache_dir() / "questions", seed=recipe.seed, say=say)
+    pairs = make_pairs(found, kinds, written=written, seed=recipe.seed, say=say)
+    test = dev = None
+    if own is not None:
+        pairs = leave_out(pairs, [int(key[1:]) for judged in own.qrels.values() for key in judged])
+    if recipe.represent.stop or recipe.evaluate.split == "dev":
+        pairs, dev = held_out_queries(pairs, found, seed=recipe.seed + 1, say=say)
+    if own is None and recipe.evaluate.enabled:
+        pairs, test = held_out_queries(pairs, found, seed=recipe.seed, say=say)
     tables = [pairs_of(config, path, say) for path in pair_tables(config.source)]
-    return _joined([pairs.select_columns(["query", "document"]), *tables]), texts, test, dev, made
+    table = _joined([pairs.select_columns(["query", "document"]), *tables])
+    return table, texts, own or test, dev, "pairs" if own else "queries"
 
 
 def from_documents(config: DataConfig) -> bool:
