@@ -15,13 +15,13 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait
+from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.look import choose_order, write_order
+from lbr_st.evaluation.look import SEARCH, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
-from lbr_st.evaluation.verdict import verdict
+from lbr_st.evaluation.verdict import Facts, verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
@@ -30,7 +30,16 @@ from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, same_results, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
-from lbr_st.training.model import PROVENANCE, RECIPE, checkpoints_of, done_before, keep, may_resume, model_from_recipe
+from lbr_st.training.model import (
+    LOG,
+    PROVENANCE,
+    RECIPE,
+    checkpoints_of,
+    done_before,
+    keep,
+    may_resume,
+    model_from_recipe,
+)
 from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
 
@@ -99,7 +108,8 @@ def run(
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
             scores.add(last, stock, "released")
             if data.made and scores.data is not None:
-                write_order(choose_order(stock, scores.data, recipe.evaluate.precision), folder)
+                found = choose_order(stock, scores.data, precision=recipe.evaluate.precision)
+                (folder / SEARCH).write_text(json.dumps(found, indent=1), encoding="utf-8")
             info = _card_info(recipe, data, work, scores.rows)
             write_card(stock, folder, info)
             write_origin(info, folder)
@@ -108,8 +118,19 @@ def run(
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
     if scores.rows:
-        print(verdict(scores.rows, made=data.made == "queries"))
+        made = data.made == "queries"
+        print(verdict(scores.rows, _facts(recipe, data, work), beside=recipe.evaluate.beside, made=made))
     return scores.rows
+
+
+def _facts(recipe: Recipe, data: RunData, work: Path) -> Facts | None:
+    """Return what stage 2 did, from its log; None without stage 2."""
+    if data.pairs is None or not (kept := work / "represent" / LOG).is_file():
+        return None
+    log = json.loads(kept.read_text(encoding="utf-8"))
+    steps = max((entry["step"] for entry in log), default=0)
+    seen = steps * recipe.represent.batch_size * world_size()
+    return Facts(len(data.pairs), steps, seen, [entry["loss"] for entry in log if "loss" in entry])
 
 
 def _with_steps(recipe: Recipe, data: RunData) -> Recipe:
