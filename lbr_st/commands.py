@@ -416,6 +416,29 @@ def bundle(
     print(write(run, name, into=into, base=base, results=results, overwrite=overwrite))
 
 
+@_command('lbr-st search lbr-mine my_documents/ "how do I keep a scythe from rusting"')
+def search(
+    model: str,
+    data: str,
+    query: list[str] = [],  # noqa: B006 (never changed)
+    *,
+    top: int = 5,
+    order: Literal["model", "bm25", "both"] | None = None,
+) -> None:
+    """Look for passages in your documents: the best hits, with their ranks by the model, by BM25 and by both.
+
+    Args:
+        model: Folder of a released model, or a hub id.
+        data: A folder or a file of documents, a table of texts, or a BEIR folder.
+        query: What to look for; without one, queries are read from standard input, one a line.
+        top: Hits to show for each query.
+        order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
+    """
+    from lbr_st.evaluation.look import search as look
+
+    look(model, data, query, top=top, order=order)
+
+
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Run the quick or the full recipe, as the command line says, and return the exit status.
 

@@ -1,0 +1,227 @@
+"""`lbr-st search`: embeddings that are kept, ranks of the model, of BM25 and of both, and what is printed."""
+
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from vector_model import numbers, vector_model
+
+from lbr_st.cli import main
+from lbr_st.data.beir import RetrievalSet
+from lbr_st.evaluation import look
+from lbr_st.evaluation.look import SEARCH, Finder, choose_order, embed, fuse, kept_in, nearest, snippet
+from lbr_st.evaluation.scores import write_json
+
+bm25s = pytest.importorskip("bm25s")
+
+
+class Words:
+    """What `lbr_st.training.made_pairs.WordIndex` promises."""
+
+    def __init__(self, texts):
+        import Stemmer
+
+        self.options = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
+        self.index = bm25s.BM25(k1=1.2, b=0.75)
+        self.index.index(bm25s.tokenize(texts, **self.options), show_progress=False)
+
+    def top(self, queries, n):
+        found = self.index.retrieve(bm25s.tokenize(queries, **self.options), k=n, show_progress=False)
+        return found.documents.astype(np.int64), found.scores.astype(np.float32)
+
+
+def read_documents(folder, *, num_tokens, max_tokens):
+    """Return what `lbr_st.data.passages.read_documents` promises, of files with a heading and a paragraph."""
+    from datasets import Dataset
+
+    rows = []
+    for path in sorted(folder.rglob("[!.]*.md")):
+        heading, text = path.read_text().split("\n\n")
+        assert num_tokens(text) <= max_tokens
+        rows.append({"text": text, "heading": heading.removeprefix("# "), "file": path.name, "place": "line 3"})
+    return Dataset.from_list(rows)
+
+
+@pytest.fixture(autouse=True)
+def _parts_that_are_missing(monkeypatch, tmp_path):
+    """Stand-ins until these modules are there."""
+    parts = {"training.made_pairs": {"WordIndex": Words}, "data.passages": {"read_documents": read_documents}}
+    for name, content in parts.items():
+        if importlib.util.find_spec(f"lbr_st.{name}") is None:
+            monkeypatch.setitem(sys.modules, f"lbr_st.{name}", SimpleNamespace(**content))
+    monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def encoded():
+    """A model that reads vectors, and the list of the texts that it was given as documents."""
+    model, seen = vector_model(numbers), []
+    encode = model.encode_document
+    model.encode_document = lambda texts, **options: seen.extend(texts) or encode(texts, **options)
+    return model, seen
+
+
+def test_what_is_kept_is_not_encoded_again(encoded, tmp_path):
+    model, seen = encoded
+    folder = tmp_path / "kept"
+    texts = ["3 4", "1 0", "3 4", "0 2"]
+    first = embed(model, texts, folder=folder)
+    assert sorted(seen) == ["0 2", "1 0", "3 4"]  # the same text once
+    np.testing.assert_allclose(first, [[0.6, 0.8], [1, 0], [0.6, 0.8], [0, 1]], atol=1e-3)
+    seen.clear()
+    np.testing.assert_array_equal(embed(model, texts[::-1], folder=folder), first[::-1])
+    assert not seen
+
+    np.testing.assert_allclose(
+        embed(model, ["1 0", "0 2", "4 3"], folder=folder), [[1, 0], [0, 1], [0.8, 0.6]], atol=1e-3
+    )
+    assert seen == ["4 3"]  # the one that changed
+    seen.clear()
+    embed(model, ["1 0"], folder=folder)
+    assert len(np.load(folder / "digests.npy")) == len(np.load(folder / "embeddings.npy")) == 1  # others fell out
+    assert not seen
+
+
+def test_an_interruption_loses_one_portion_and_leaves_no_halves(encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "PORTION", 2)
+    model, seen = encoded
+    encode, texts = model.encode_document, [f"1 {number}" for number in range(5)]
+
+    def stop(batch, **options):
+        if "1 4" in batch:
+            raise KeyboardInterrupt
+        return encode(batch, **options)
+
+    model.encode_document = stop
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, texts, folder=tmp_path / "kept")
+    model.encode_document = encode
+    seen.clear()
+    whole = embed(model, texts, folder=tmp_path / "kept")
+    assert seen == ["1 4"]
+    np.testing.assert_array_equal(whole, embed(model, texts))
+    assert {path.name for path in tmp_path.iterdir()} <= {"kept", ".kept.lock"}
+
+
+def test_each_model_and_each_folder_has_its_own_place(bert, tmp_path, monkeypatch):
+    one, other = bert(0), bert(1)
+    place = kept_in(str(tmp_path), one)
+    assert place.parent == tmp_path / ".lbr-st"
+    assert place != kept_in(str(tmp_path), other)
+    (tmp_path / "notes.md").write_text("a note")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    outside = {kept_in(str(tmp_path / name), one) for name in ("", "notes.md")}
+    assert len(outside) == 2
+    assert all(path.is_relative_to(tmp_path / "cache") for path in outside)
+
+
+def test_exact_ranks_whatever_the_chunks(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float16)
+    queries = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    expected = np.argsort(-(queries @ rows.astype(np.float32).T), axis=1)[:, :20]
+    for chunk in (7, 50, 1000):
+        monkeypatch.setattr(look, "CHUNK", chunk)
+        np.testing.assert_array_equal(nearest(queries, rows, 20), expected)
+
+
+def test_fusion_by_hand():
+    # 1/61 + 1/63, 1/62 + 1/61, 1/63 + 1/62 and, of the rows in one ranking only, 1/64 each.
+    assert fuse([7, 8, 9, 1], [8, 9, 7, 2]) == [8, 7, 9, 1, 2]
+    assert fuse([1, 2], []) == [1, 2]
+
+
+# The model reads the first two words; BM25 the rest. For "1 0 rust", the former finds rows 0, 1, 2, the latter 2, 1.
+PLANE = ["10 0 oil", "10 1 rusting blades of an old scythe", "10 9 rust", "0 1 grass"]
+
+
+def read(text):
+    return numbers(" ".join(text.split()[:2]))
+
+
+def test_ranks_of_the_model_of_bm25_and_of_both():
+    ranked = Finder(vector_model(read), PLANE).rankings(["1 0 rust", "0 1 nowhere"])
+    assert ranked == {
+        "model": [[0, 1, 2, 3], [3, 2, 1, 0]],
+        "bm25": [[2, 1], []],  # no rank without a word of the query
+        "both": [[2, 1, 0, 3], [3, 2, 1, 0]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("grades", "best", "scores"),
+    [
+        ({0: 1}, "model", [1.0, 0.0, 0.5]),
+        ({1: 1}, "model", [0.6309, 0.6309, 0.6309]),  # the first of equal ones
+        ({2: 1}, "bm25", [0.5, 1.0, 1.0]),
+        ({2: 2, 0: 1}, "both", [0.7602, 0.7602, 0.9502]),
+    ],
+)
+def test_the_best_order_is_that_of_the_held_out_queries(grades, best, scores):
+    qrels = {"q": {f"d{row}": grade for row, grade in grades.items()}, "unanswered": {"d0": 0}}
+    corpus, queries = {f"d{row}": text for row, text in enumerate(PLANE)}, {"q": "1 0 rust", "unanswered": "0 1 rust"}
+    found = choose_order(vector_model(read), RetrievalSet("plane", corpus, queries, qrels))
+    assert (found["order"], found["queries"]) == (best, 1)
+    assert [found["ndcg_at_10"][name] for name in ("model", "bm25", "both")] == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_snippet_shows_where_the_words_are():
+    text = "about the sea. " * 30 + "Oil keeps\na blade\x1b[31m from rusting in winter. " + "about the land. " * 30
+    shown = snippet(text, "how do I keep blades from rust")
+    assert "Oil keeps a blade [31m from rusting in winter." in shown
+    whole_words = rf"… (?=\S).{{{look.WIDTH - look.BEFORE},{look.WIDTH}}}(?<=\S) …"
+    assert re.fullmatch(whole_words, shown)
+    assert snippet("short", "nothing of it") == "short"
+    assert snippet("word " * 100, "nothing") == "word " * 39 + "word …"
+    assert len(snippet("海" * 500, "海")) <= look.WIDTH + 4
+
+
+@pytest.fixture
+def saved(bert, tmp_path):
+    """The folder of a model, and one of documents."""
+    bert().save(str(tmp_path / "model"), create_model_card=False)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "scythe.md").write_text("# Care\n\nOil the blade of a scythe in winter, or it rusts.")
+    (notes / "bees.md").write_text("# Food\n\nFeed the [b]bees[/b] with sugar in autumn.")
+    return str(tmp_path / "model"), notes
+
+
+def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys, monkeypatch):
+    model, notes = saved
+    assert main(["search", model, str(notes), "rusting scythes", "feeding bees", "--top", "1", "--order", "bm25"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [shown[0], shown[3]] == ["rusting scythes", "feeding bees"]
+    assert re.fullmatch(r" 1\. scythe\.md · Care · line \d  \(model [12], BM25 1, both [12]\)", shown[1])
+    assert shown[2].endswith(" Oil the blade of a scythe in winter, or it rusts.")
+    assert shown[5].endswith(" Feed the [b]bees[/b] with sugar in autumn.")
+    assert len(list((notes / ".lbr-st").glob("*/embeddings.npy"))) == 1
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("rusting scythes\n\nnowhere\n"))
+    assert main(["search", model, str(notes), "--order", "bm25"]) == 0
+    again = capsys.readouterr()
+    assert again.out.splitlines() == [*shown[:3], "nowhere  nothing found"]
+    assert "Encoding" not in again.err
+
+
+def test_the_order_of_the_models_folder_holds_unless_another_is_given(saved, tmp_path, capsys):
+    model, _ = saved
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("of acids", "of a salt", "of an ester")))
+
+    def hits(*more):
+        assert main(["search", model, str(table), "salt", *more]) == 0
+        return capsys.readouterr().out.splitlines()[1::2]
+
+    by_model = hits()
+    assert [line.partition("(")[2].split(",")[0] for line in by_model] == ["model 1", "model 2", "model 3"]
+    assert "texts.jsonl · row 2  (model " in " ".join(by_model)
+    assert sum("BM25 –" in line for line in by_model) == 2
+    write_json(tmp_path / "model" / SEARCH, {"order": "bm25"})
+    assert len(hits()) == 1
+    assert hits("--order", "model") == by_model
