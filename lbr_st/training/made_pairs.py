@@ -24,15 +24,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 KINDS = ("heading", "crop", "terms", "defines", "question")
-FOUND_WITHIN = 10
-"""How far down BM25's ranking a made query may find its passage."""
-MOST_PASSAGES, MOST_SEARCHED = 50_000, 10_000
-"""Passages that pairs are made of, and that are searched when a run is judged (our choice)."""
-SCORES_AT_ONCE = 10_000_000
-FEWEST_WORDS, MOST_WORDS = 8, 30
-"""Words of a crop. The rest of its passage has as many as the first, at least."""
+FOUND_WITHIN = 10  # how far down BM25's ranking a made query may find its passage
+MOST_PASSAGES, MOST_SEARCHED = 50_000, 10_000  # to make pairs of, and to search when a run is judged (our choice)
 FEWEST, FEWEST_JUDGED, FEWEST_FILES, NEIGHBOURS = 8, 50, 5, 10
 """Passages to train on; to hold some out; files to hold out whole ones; neighbouring passages in their place."""
+FEWEST_WORDS, MOST_WORDS = 8, 30  # of a crop
+SCORES_AT_ONCE = 10_000_000
 
 _CJK = WRITTEN_WITHOUT_SPACES.pattern.strip("[]")
 _SPACED = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
@@ -52,8 +49,7 @@ _NO_TERM = (
     " a also an and another any as at both but by each for from he her here his how i if in it its many most my of on "
     "one or our she some such that the their there these they this to we what when where which who why you "
 )
-Asked = list[tuple[str, list[int]]]
-"""Queries, each with the rows of the passages that answer it."""
+Asked = list[tuple[str, list[int]]]  # queries, each with the rows of the passages that answer it
 
 
 class Made(NamedTuple):
@@ -66,11 +62,7 @@ class Made(NamedTuple):
 
 
 class WordIndex:
-    """BM25 of texts by English stems without stop words, as the evaluation has it; a Chinese character is a word.
-
-    Raises:
-        LBRError: bm25s or PyStemmer is missing.
-    """
+    """BM25 of texts by English stems without stop words, as the evaluation has it; a Chinese character is a word."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         from scipy.sparse import csc_array
@@ -89,7 +81,8 @@ class WordIndex:
         ids = [[self.ids.setdefault(word, len(self.ids)) for word in words] for words in self._words(texts)]
         self.ids.setdefault("", len(self.ids))  # texts may have no word at all
         index = bm25s.BM25(k1=1.2, b=0.75, method="lucene", backend="numpy")
-        index.index((ids, self.ids), show_progress=False)
+        with np.errstate(invalid="ignore"):  # texts without a word have no length
+            index.index((ids, self.ids), show_progress=False)
         kept, self._shape = index.scores, (len(texts), len(self.ids))
         weights = csc_array((kept["data"], kept["indices"], kept["indptr"]), shape=self._shape)
         self.by_text, self.by_word = weights.tocsr(), weights.T.tocsr()
@@ -144,7 +137,7 @@ def make_pairs(
     written: Iterable[tuple[int, str]] = (),
     say: Callable[[str], None] = notice,
 ) -> Dataset:
-    """Return pairs to train on, made of passages alone; of each kind one for a passage, and of ``defines`` two.
+    """Return pairs to train on, made of passages alone: of each kind one for a passage, and of ``defines`` two.
 
     ``heading``: a passage's headings, unless many sections have them. ``crop``: a sentence, or 8 to 30 words, for the
     rest of its passage. ``terms``: 2 to 6 words that tell a passage from the others. ``defines``: a term, for the
@@ -153,14 +146,13 @@ def make_pairs(
     Args:
         passages: What :func:`lbr_st.read_documents` returns.
         kinds: The kinds of pair; None for all.
-        seed: Draws crops and the numbers of words.
-        found_within: A query is kept if BM25 ranks its document so high among all documents of its kind.
+        seed: Draws the crops, and how many words.
+        found_within: A query is kept if its document is among BM25's first so many, of all documents of the kind.
         written: Rows of ``passages``, each with a query that a language model wrote for it.
         say: Told how many pairs of each kind were made and kept.
 
     Returns:
-        ``query``, ``document``, ``kind``, and the rows of the passages that the document and the query are from:
-        ``passage`` and ``source``.
+        ``query``, ``document`` and ``kind``; ``passage`` and ``source`` are the rows that the two are from.
 
     Raises:
         LBRError: A kind is unknown, or no pair is kept.
@@ -195,8 +187,8 @@ def make_pairs(
     say(f"Made pairs that BM25 confirms: {', '.join(counts) or 'none'}.")
     if not kept:
         raise LBRError("no pair could be made of these passages.", fix="Give more text, or pairs of your own.")
-    written_out = ({"query": one.query, "document": one.document or texts[one.row], "kind": kind} for kind, one in kept)
-    table = write_rows(written_out, ("query", "document", "kind"))
+    columns = ({"query": one.query, "document": one.document or texts[one.row], "kind": kind} for kind, one in kept)
+    table = write_rows(columns, ("query", "document", "kind"))
     table = table.add_column("passage", rows[[one.row for _, one in kept]])
     return table.add_column("source", rows[[one.source for _, one in kept]])
 
@@ -239,7 +231,7 @@ def _crops(texts: Sequence[str], draw: np.random.Generator) -> Iterator[Made]:
         most = min(MOST_WORDS, len(words) - FEWEST_WORDS)
         if most < FEWEST_WORDS:
             continue
-        spans = [(a, b) for a, b in pairwise([0, *sentence_ends(text), len(text)])] if by_sentence < 0.5 else []
+        spans = [*pairwise([0, *sentence_ends(text), len(text)])] if by_sentence < 0.5 else []
         spans = [span for span in spans if FEWEST_WORDS <= len(_SPACED.findall(text, *span)) <= most]
         size = FEWEST_WORDS + int(which * (most - FEWEST_WORDS + 1))
         begin = int(first * (len(words) - size + 1))
@@ -314,14 +306,10 @@ def held_out_queries(
     most: int = 200,
     say: Callable[[str], None] = notice,
 ) -> tuple[Dataset, RetrievalSet | None]:
-    """Hold out the made pairs of some files, with about a ``share`` of the passages, as at most ``most`` queries.
+    """Return made pairs to train on, and at most ``most`` held-out queries; None for fewer than 50 passages.
 
-    Of fewer than five files, runs of ten neighbouring passages are held out. A passage that a crop asks for is searched
-    without the crop. The queries are easier than a person's, for a model and for BM25 alike.
-
-    Returns:
-        The pairs that neither ask for a passage held out nor are from one, and the queries; None for fewer than 50
-        passages.
+    Held out are files with a ``share`` of the passages, or, of fewer than five files, runs of ten passages. No pair to
+    train on asks for one of them or is from one. A passage that a crop asks for is searched without the crop.
 
     Raises:
         LBRError: There are fewer than 8 passages.
@@ -357,16 +345,13 @@ def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def judged_by(queries: str | Path, passages: Dataset, *, seed: int = 0) -> RetrievalSet:
-    """Return a person's own queries, a table of ``query`` and ``file`` or ``quote`` (also ``document``), as a test.
+    """Return a person's own queries as a test: a table of ``query`` and ``file`` or ``quote`` (also ``document``).
 
-    All passages of a file answer, those that hold the quote, or those of the file that hold the quote. The spelling of
-    a quote counts by letters and digits; one that no passage holds is looked for by its runs of three words.
-
-    Returns:
-        The queries; a passage's id is "p" and its row.
+    All passages of a file answer, or those (of it) that hold the quote, by its letters and digits. If none does, the
+    best one answers that has 60% of its runs of three words. The id of a passage is "p" and its row.
 
     Raises:
-        LBRError: A row has no query, or neither file nor quote; or no passage answers it.
+        LBRError: A row has no query, or neither file nor quote, or nothing answers it.
     """
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
@@ -407,5 +392,4 @@ def _asked(name: str, asked: Asked, passages: Dataset, seed: int, cut: Mapping[i
     texts = zip(searched, passages.select(searched)["text"], strict=True)
     corpus = {f"p{row}": cut.get(row, text) for row, text in texts}
     beyond = {"passages beyond those searched": len(passages) - len(searched)}
-    queries = {key: query for query, key in ids.items()}
-    return RetrievalSet(name, corpus, queries, qrels, left_out=beyond if len(searched) < len(passages) else {})
+    return RetrievalSet(name, corpus, {key: query for query, key in ids.items()}, qrels, left_out=beyond)

@@ -23,14 +23,11 @@ from lbr_st.model.safe import explain_load_errors, without_code
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MOST = 5000
-"""Passages that queries are written for (our choice)."""
+MOST = 5000  # passages that queries are written for (our choice)
 NEW_TOKENS, TEMPERATURE = 32, 0.7
 TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
 """Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
-COPIED = 0.8
-"""A query whose words stand in its passage one after another up to this share is a copy."""
-
+COPIED = 0.8  # the share of a query's words that, one after another as in the passage, make it a copy
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -46,24 +43,18 @@ def questions(
     seed: int = 0,
     say: Callable[[str], None] = notice,
 ) -> list[tuple[int, str]]:
-    """Return written queries, each with the row of its passage, for ``make_pairs``.
+    """Return queries that ``writer`` writes, each with the row of its passage: ``written`` of ``make_pairs``.
 
-    Each is kept in ``folder/questions.jsonl`` once it is written, and the same call takes it from there. One that is
-    empty, too long, no text or copied from its passage is left out. Of many passages 5,000 are drawn by the seed.
-
-    Args:
-        passages: What :func:`lbr_st.read_documents` returns.
-        writer: The address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
-        folder: Where queries are kept.
-        examples: Queries of a person, for the form.
-        seed: Draws the passages, and a local model's words.
-        say: Told how many were written and left out.
+    The writer is the address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
+    ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
+    left out. Of many passages 5,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
+    written, and the same call takes it from there.
 
     Raises:
-        LBRError: The server is down, refuses, or is too slow five times in a row; the model cannot be loaded; or no
-            query can be used. What was written is kept.
+        LBRError: The server is down or too slow, the model cannot be loaded, or no query can be used.
     """
     file = Path(folder) / "questions.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows = np.random.default_rng(seed).permutation(len(passages))[:MOST].tolist()
     texts = dict(zip(rows, passages.select(rows)["text"], strict=True))
     prompts = {row: _prompt(text, examples) for row, text in texts.items()}
@@ -100,13 +91,13 @@ def _prompt(text: str, examples: Sequence[str]) -> str:
 
 
 def _kept(file: Path) -> dict[str, str]:
-    """Return key → query of what was written before, without half a line that a killed run left at the end."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    whole = file.read_bytes() if file.is_file() else b""
-    if whole and not whole.endswith(b"\n"):
-        whole = whole[: whole.rfind(b"\n") + 1]
-        os.truncate(file, len(whole))
-    return {line["key"]: line["query"] for line in map(json.loads, whole.splitlines())}
+    """Return key → query of what was written before, and cut off half a line that a killed run left at the end."""
+    with file.open("ab+") as opened:
+        opened.seek(0)
+        whole = opened.read()
+        end = whole.rfind(b"\n") + 1
+        opened.truncate(end)
+    return {line["key"]: line["query"] for line in map(json.loads, whole[:end].splitlines())}
 
 
 def _query(answer: str) -> str:
@@ -192,12 +183,8 @@ def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterat
         rows, prompts = zip(*by_length[start : start + 16], strict=True)
         chat = bool(tokenizer.chat_template)
         if chat:
-            prompts = [
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": one}], tokenize=False, add_generation_prompt=True
-                )
-                for one in prompts
-            ]
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
         read = tokenizer(list(prompts), padding=True, add_special_tokens=not chat, return_tensors="pt").to(model.device)
         shown = {name: read[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode(), torch.random.fork_rng():
