@@ -182,6 +182,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def without_jax() -> Iterator[None]:
+    """Hide JAX and numba: bm25s imports both if it can, and JAX then takes three quarters of a GPU's memory."""
+    names = ("jax", "jax.lax", "numba")
+    before = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
 def notice(message: str) -> None:
     """Print a line on standard error that says what is going on; with several processes, only from the first."""
     if os.environ.get("RANK", "0") == "0":

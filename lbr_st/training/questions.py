@@ -1,0 +1,194 @@
+"""Queries that a causal language model writes for passages: a local one, or one behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lbr_st.data.texts import digest, plain
+from lbr_st.errors import LBRError
+from lbr_st.files import notice
+from lbr_st.model.bases import resolve_base
+from lbr_st.model.safe import explain_load_errors, without_code
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MOST = 5000  # passages that queries are written for (our choice)
+NEW_TOKENS, TEMPERATURE = 32, 0.7
+TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
+"""Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
+COPIED = 0.8  # the share of a query's words that, one after another as in the passage, make it a copy
+SHOTS = (
+    ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
+    ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
+)
+
+
+def questions(
+    passages: Dataset,
+    writer: str,
+    *,
+    folder: str | Path,
+    examples: Sequence[str] = (),
+    seed: int = 0,
+    say: Callable[[str], None] = notice,
+) -> list[tuple[int, str]]:
+    """Return queries that ``writer`` writes, each with the row of its passage: ``written`` of ``make_pairs``.
+
+    The writer is the address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
+    ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
+    left out. Of many passages 5,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
+    written, and the same call takes it from there.
+
+    Raises:
+        LBRError: The server is down or too slow, the model cannot be loaded, or no query can be used.
+    """
+    file = Path(folder) / "questions.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.random.default_rng(seed).permutation(len(passages))[:MOST].tolist()
+    texts = dict(zip(rows, passages.select(rows)["text"], strict=True))
+    prompts = {row: _prompt(text, examples) for row, text in texts.items()}
+    keys = {row: f"{digest(f'{writer} {prompt}'):016x}" for row, prompt in prompts.items()}
+    kept, counts = _kept(file), Counter[str]()
+    wanted = [(row, prompts[row]) for row in rows if keys[row] not in kept]
+    served = writer.startswith(("http://", "https://"))
+    answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
+    try:
+        with file.open("a", encoding="utf-8") as out:
+            for row, answer in answers if wanted else ():
+                query = _query(answer or "")
+                problem = "not in time" if answer is None else _problem(query, texts[row])
+                counts[problem or "usable"] += 1
+                if answer is not None:  # the next run asks a slow server again
+                    kept[keys[row]] = "" if problem else query
+                    print(json.dumps({"key": keys[row], "query": kept[keys[row]]}), file=out, flush=True)
+    except LBRError as error:
+        what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
+        raise LBRError(what, where=error.where, fix=error.fix) from error
+    found = sorted((row, query) for row, key in keys.items() if (query := kept.get(key)))
+    now = ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())) or "none"
+    say(f"Queries by {writer}: {len(found):,}. Of those written now: {now}.")
+    if not found:
+        raise LBRError("writes no query that can be used.", where=writer, fix="Use a larger or an instructed model.")
+    return found
+
+
+def _prompt(text: str, examples: Sequence[str]) -> str:
+    form = "".join(["Queries look like these:\n", *(f"- {one}\n" for one in examples), "\n"] if examples else [])
+    shots = "".join(f"Passage: {passage}\nQuery: {query}\n\n" for passage, query in SHOTS)
+    task = "Write one short search query that the last passage answers, in other words than the passage's."
+    return f"{task}\n\n{form}{shots}Passage: {text}\nQuery:"
+
+
+def _kept(file: Path) -> dict[str, str]:
+    """Return key → query of what was written before, and cut off half a line that a killed run left at the end."""
+    with file.open("ab+") as opened:
+        opened.seek(0)
+        whole = opened.read()
+        end = whole.rfind(b"\n") + 1
+        opened.truncate(end)
+    return {line["key"]: line["query"] for line in map(json.loads, whole[:end].splitlines())}
+
+
+def _query(answer: str) -> str:
+    """Return the first line of an answer, without what models put around a query."""
+    line = answer.strip().partition("\n")[0]
+    line = re.sub(r"^(?:(?:search )?query|question|q)\s*:|^[-*•]\s|^\d+[.)]\s", "", line, flags=re.I)
+    return " ".join(line.split()).strip(" \"'“”`*")
+
+
+def _problem(query: str, text: str) -> str | None:
+    """Return what is wrong with a query; None if nothing is."""
+    words = plain(query).split()
+    if not words:
+        return "empty"
+    if sum(map(str.isalpha, query)) < len(query) / 2 or not query.isprintable() or "\ufffd" in query:
+        return "no text"
+    if len(words) > NEW_TOKENS or len(query) > 300:
+        return "too long"
+    run, own = max(4, math.ceil(COPIED * len(words))), f" {plain(text)} "
+    copied = any(f" {' '.join(words[at : at + run])} " in own for at in range(len(words) - run + 1))
+    return "copied" if copied else None
+
+
+def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str | None]]:
+    """Yield rows and what a server answers; None if it does not in time."""
+    try:
+        import openai
+    except ImportError as error:
+        raise LBRError(f"a server needs openai: {error}.", fix='Run: pip install "lbr-st[documents]"') from error
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    client = openai.OpenAI(base_url=url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES)
+    options: Any = {"max_tokens": NEW_TOKENS, "temperature": TEMPERATURE}
+    nonsense = (ValueError, TypeError, AttributeError, LookupError, openai.APIResponseValidationError)
+
+    def ask(prompt: str) -> str | openai.APIError | None:
+        try:
+            said = client.chat.completions.create(
+                model=model, messages=[{"role": "user", "content": prompt}], **options
+            )
+            return str(said.choices[0].message.content or "")
+        except nonsense:  # no JSON, or another protocol
+            return ""
+        except openai.APITimeoutError:
+            return None
+        except openai.APIError as error:
+            return error
+
+    fix, slow = "Check that it runs, and its address, which mostly ends with /v1. Then run again to continue.", 0
+    try:
+        model = client.models.list().data[0].id
+    except (*nonsense, openai.APIError) as error:
+        raise LBRError(f"the server names no model: {error}.", where=url, fix=fix) from error
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for start in range(0, len(wanted), AT_ONCE):
+            batch = wanted[start : start + AT_ONCE]
+            failed = None
+            for (row, _), answer in zip(batch, list(pool.map(ask, [prompt for _, prompt in batch])), strict=True):
+                if isinstance(answer, openai.APIError):
+                    failed = f"the server does not answer: {answer}."
+                    continue
+                slow = slow + 1 if answer is None else 0
+                yield row, answer
+                if slow == MOST_SLOW:
+                    failed = f"{slow} answers in a row took more than {TIMEOUT:g} s."
+            if failed:
+                raise LBRError(failed, where=url, fix=fix)
+
+
+def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:
+    """Yield rows and what a causal LM on this machine writes, from the shortest prompt to the longest."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with explain_load_errors(name, "the writer"):
+        source, options = resolve_base(name), without_code(None)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    options = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
+    by_length = sorted(wanted, key=lambda one: len(one[1]))
+    for start in range(0, len(wanted), 16):
+        rows, prompts = zip(*by_length[start : start + 16], strict=True)
+        chat = bool(tokenizer.chat_template)
+        if chat:
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+            prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        read = tokenizer(list(prompts), padding=True, add_special_tokens=not chat, return_tensors="pt").to(model.device)
+        shown = {name: read[name] for name in ("input_ids", "attention_mask")}
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(seed + start)
+            ids = model.generate(**shown, pad_token_id=tokenizer.pad_token_id, **options)
+        new = ids[:, shown["input_ids"].shape[1] :]
+        yield from zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
