@@ -6,9 +6,7 @@ import copy
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from lbr_st.compute import Precision, layer_seconds, use_bfloat16
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
+from lbr_st.files import without_jax
 from lbr_st.model.load import load_by_name, safe_name
 
 if TYPE_CHECKING:
@@ -233,7 +232,7 @@ def bm25_system() -> System:
     Raises:
         LBRError: A package of the ``eval`` extra is missing.
     """
-    with _no_jax():
+    with without_jax():
         bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
     base = import_extra("mteb.models.model_implementations.bm25").BM25Search
     meta = import_extra("mteb").get_model_meta("mteb/baseline-bm25s")
@@ -244,20 +243,6 @@ def bm25_system() -> System:
 
     settings = f"{bm25s.__version__} {stemmer.version()} {K1} {B}"
     return System(BM25Search(k1=K1, b=B), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
-
-
-@contextmanager
-def _no_jax() -> Iterator[None]:
-    """Hide JAX: bm25s imports it if it can, and JAX then takes three quarters of a GPU's memory."""
-    names = ("jax", "jax.lax")
-    before = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
 
 
 def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
