@@ -38,6 +38,7 @@ _TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
+_LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
 _LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
 _FRONT_MATTER = re.compile(
@@ -90,14 +91,12 @@ def front_matter(text: str) -> tuple[str, int]:
     return (f"# {title[2]}\n{rest}", lines - 1) if title and not re.search(r"(?m)^#{1,6} ", rest) else (rest, lines)
 
 
-def underlined_titles(text: str, kind: str) -> str:
+def underlined_titles(text: str) -> str:
     """Return a text whose underlined titles are ``#`` lines, with as many lines as before.
 
-    Args:
-        text: The text.
-        kind: The file's suffix. In ``.rst`` the order of the styles gives the levels; in ``.md`` a line may be short.
+    The order in which the ways of underlining come gives the levels, as in reStructuredText.
     """
-    styles = [] if kind == ".rst" else [("=", False), ("-", False)]
+    styles: list[tuple[str, bool]] = []
     lines = text.split("\n")
     prose = _prose_lines(lines)
     for number in range(1, len(lines)):
@@ -106,7 +105,7 @@ def underlined_titles(text: str, kind: str) -> str:
             continue
         before, under = lines[number - 2].strip() if number > 1 else "", lines[number].strip()
         style = (rule[1], before == under)
-        if before in ("", under) and (len(under) >= len(title) or (kind == ".md" and rule[1] in "=-")):
+        if before in ("", under) and (len(under) >= len(title) or rule[1] == "="):
             styles += [style] * (style not in styles)
             heading = f"{'#' * min(6, styles.index(style) + 1)} {title}"
             lines[number - 1 - style[1] : number + 1] = [*[""] * style[1], heading, ""]
@@ -114,18 +113,19 @@ def underlined_titles(text: str, kind: str) -> str:
 
 
 def join_pages(pages: Sequence[str]) -> str:
-    """Return a document's pages without running headers, footers and page numbers, with empty lines where one ends.
+    """Return a document's pages without running headers, footers and page numbers, with empty lines between paragraphs.
 
     A form feed stands where each page but the first begins, even inside a sentence that goes on.
     """
     kept = _without_running_lines([[" ".join(line.split()) for line in page.split("\n")] for page in pages])
-    lengths = sorted(len(line) for page in kept for line in page)
-    width = lengths[len(lengths) * 9 // 10] if lengths else 0
-    marked = "\f".join("\n".join(page) + "\n" * bool(page) for page in kept)
-    lines = re.findall(r"\f*[^\n\f]+", marked)
-    ends = [_ends(line.lstrip("\f"), following.lstrip("\f"), width) for line, following in pairwise([*lines, ""])]
-    left = "\f" * (len(marked) - len(marked.rstrip("\f")))
-    return "".join(f"{line}\n{chr(10) * end}" for line, end in zip(lines, ends, strict=True)) + left
+    lengths = sorted(len(line) for page in kept for line in page) or [0]
+    full = lengths[len(lengths) * 9 // 10]
+    made = ""
+    for number, page in enumerate(kept):
+        made += "\f" * (number > 0)
+        for line, following in pairwise([*page, *next(filter(None, kept[number + 1 :]), [""])[:1]]):
+            made += f"{line}\n{chr(10) * _ends(line, following, full)}"
+    return made
 
 
 def recurring_lines(texts: Sequence[str]) -> set[str]:
@@ -146,19 +146,16 @@ def _prose_lines(lines: Sequence[str]) -> list[bool]:
     """Tell which lines are prose: not code, not of a table, and not empty."""
     kinds, fence = ["empty"], ""
     for line in lines:
-        bare, opened = line.strip(), _FENCE.match(line)
+        bare, opened, item = line.strip(), _FENCE.match(line), _ITEM.match(line)
+        kind = "indented" if line.startswith(("   ", "\t")) else "prose"
         if fence:
-            kinds.append("fence")
+            kind = "fence"
             fence = "" if bare.startswith(fence) and not bare.strip(fence[0]) else fence
         elif opened and (bare[0] == "`" or kinds[-1] == "empty"):  # tildes may also underline a title
-            kinds.append("fence")
-            fence = opened[1]
-        elif not bare:
-            kinds.append("empty")
-        elif _TABLE.search(line, item.end() if (item := _ITEM.match(line)) else 0):
-            kinds.append("table")
-        else:
-            kinds.append("indented" if line.startswith(("   ", "\t")) else "prose")
+            kind, fence = "fence", opened[1]
+        elif not bare or _TABLE.search(line, item.end() if item else 0):
+            kind = "table" if bare else "empty"
+        kinds.append(kind)
     runs = [(kind, len(list(group))) for kind, group in groupby(kinds[1:])]
     around = ["empty", *(kind for kind, _ in runs), "empty"]
     found: list[bool] = []
@@ -249,17 +246,16 @@ def _ends(line: str, following: str, width: int) -> bool:
 
 
 def _without_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the lines of pages without empty ones and those at their edges that recur nearby, whatever their digits."""
-    written = [[*filter(None, page)] for page in pages]
-    masked = [[re.sub(r"\d+|\b[ivxlc]+\b", "0", line.lower()) for line in page] for page in written]
-    edges = [{*page[:EDGE], *page[-EDGE:]} for page in masked]
-    for number, page in enumerate(masked):
+    """Return the lines of pages, without empty ones and those at the edges that pages nearby have but for digits."""
+    kept = [[line for line in page if line and not _LEADERS.search(line)] for page in pages]
+    masked = [[re.sub(r"\d+|\b[ivxlc]+\b", "0", line.lower()) for line in page] for page in kept]
+    # Rows of numbers are a table that goes on.
+    words = [[line if line.count("0") < 3 or re.search(r"[^\W\d_]", line) else "" for line in page] for page in masked]
+    edges = [{*page[:EDGE], *page[-EDGE:]} - {""} for page in words]
+    for number, page in enumerate(words if len(pages) >= FEWEST_PAGES else []):
         around = edges[max(0, number - AROUND) : number + AROUND + 1]
-        needed = max(2, len(around) / 3) if len(pages) >= FEWEST_PAGES else len(pages) + 1
-        # Rows of numbers are a table that goes on.
-        words = [line.count("0") < 3 or re.search(r"[^\W\d_]", line) for line in page]
-        runs = [bool(word) and sum(line in edge for edge in around) >= needed for line, word in zip(page, words, strict=True)]
-        first = next((at for at, run in enumerate(runs[:EDGE]) if not run), min(EDGE, len(page)))
-        last = next((at for at, run in enumerate(runs[: -EDGE - 1 : -1]) if not run), min(EDGE, len(page)))
-        written[number] = written[number][first : max(first, len(page) - last)]
-    return written
+        stays = [sum(line in edge for edge in around) < max(2, len(around) / 3) for line in page]
+        first = [*stays[:EDGE], True].index(True)
+        last = [*stays[first:][: -EDGE - 1 : -1], True].index(True)
+        kept[number] = kept[number][first : len(page) - last]
+    return kept

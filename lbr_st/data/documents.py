@@ -17,19 +17,10 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from lbr_st.data.cleaning import (
-    clean,
-    count_words,
-    front_matter,
-    join_pages,
-    recurring_lines,
-    underlined_titles,
-    without_lines,
-)
+from lbr_st.data import cleaning
 from lbr_st.data.columns import Columns, Rows, find_columns
 from lbr_st.data.lines import BadRow, check_text, kind_of
 from lbr_st.data.sources import READABLE, _records
-from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
 
@@ -40,17 +31,14 @@ if TYPE_CHECKING:
 PLAIN, WEB, PDF, WORD = (".txt", ".md", ".rst"), (".html", ".htm"), ".pdf", ".docx"
 LIBRARIES = {**dict.fromkeys(WEB, "markdownify"), PDF: "pypdfium2", WORD: "mammoth"}
 KINDS = (*PLAIN, *LIBRARIES)
-PART = 1_000_000
-"""Characters of a text file that make one document, about."""
-SAMPLE, NAMED = 50, 10
-"""Most web pages that are compared for menus, and most skipped files that are named."""
-MOST_WORDS = 1_000_000
-"""With more, those that came once are forgotten."""
-LARGER = 1.15
-"""A line of a PDF in letters so much larger than most is a heading (our choice)."""
+PART = 1_000_000  # characters of a text file that make one document, about
+MOST_WORDS = 1_000_000  # with more, those that came once are forgotten
+SAMPLE, NAMED = 50, 10  # web pages that are compared for menus, and skipped files that are named, at most
+LARGER = 1.15  # a line of a PDF in letters so much larger than most is a heading (our choice)
 NO_TEXT = "script, style, template, noscript, button, form, nav, aside, [hidden], [role=navigation], [role=search]"
-_MENU = re.compile(r"(?:^|[\s_-])(?:cookies?|consent|gdpr|breadcrumbs?|sidebar|navbar|navigation|headerlink)(?:[\s_-]|$)")
-_EDGE = re.compile(r"(?:^|[\s_-])(?:header|footer|banner)(?:[\s_-]|$)")
+MENU = re.compile(
+    r"\b(cookies?|consent|gdpr|breadcrumbs?|sidebar|navbar|navigation)\b|(^| )((site|page)-)?(header|footer)( |$)"
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +56,9 @@ def is_documents(source: str | Path) -> bool:
     path = Path(source)
     if path.is_dir():
         return not (path / "corpus.jsonl").is_file()
-    if kind_of(path) not in READABLE or not path.is_file():
-        return kind_of(path) in KINDS and path.is_file()
-    return _has(_names(path), document="text") and not _holds_pairs(path)
+    if not path.is_file() or kind_of(path) not in READABLE:
+        return path.is_file() and kind_of(path) in KINDS
+    return _has(path, document="text") and not _has(path, query="query", document="document")
 
 
 def pair_tables(source: str | Path) -> list[Path]:
@@ -99,12 +87,11 @@ def read_files(
         raise LBRError("no such file or folder.", where=str(path), fix="Check the path.")
     files, others = [], Counter[str]()
     for file in _files(path):
-        if _holds_pairs(file):
-            others[f"{kind_of(file)} of pairs"] += 1
-        elif kind_of(file) in (*KINDS, *READABLE):
+        kind = kind_of(file) + " of pairs" * _holds_pairs(file)
+        if kind in (*KINDS, *READABLE):
             files.append(file)
         else:
-            others[kind_of(file) or file.name] += 1
+            others[kind or file.name] += 1
     if not files:
         fix = f"Give {', '.join((*KINDS, *READABLE))}. Pictures need text recognition (OCR) first."
         raise LBRError(f"no document in it ({_listed(others) or 'no file'}).", where=str(path), fix=fix)
@@ -120,20 +107,16 @@ def _documents(
 ) -> Iterator[Document]:
     from tqdm import tqdm
 
-    words: Counter[str] = Counter()
-    read: Counter[str] = Counter()
-    skipped: list[str] = []
-    left_out = 0
+    words, read, skipped, left_out = Counter[str](), Counter[str](), list[str](), 0
     web = [file for file in files if kind_of(file) in WEB]
-    menus = recurring_lines([text for file in web[:: 1 + len(web) // SAMPLE] for text in _web_page(file)])
+    menus = cleaning.recurring_lines([text for file in web[:: 1 + len(web) // SAMPLE] for text in _web_page(file)])
     for file in tqdm(files, desc="Reading", unit=" files", disable=None if len(files) > SAMPLE else True):
         name, kind = file.relative_to(root).as_posix() if file != root else file.name, kind_of(file)
-        own: Counter[str] = Counter()
-        bad: list[BadRow] = []
+        own, bad = Counter[str](), list[BadRow]()
         try:
             parts = _parts(file, column, menus)
             for part in parts(bad):  # all is read before anything is used
-                own.update(count_words(part.text))
+                own.update(cleaning.count_words(part.text))
             if not own:
                 raise bad[0] if bad else LBRError("needs OCR (no text in it)" if kind == PDF else "has no text")
         except Exception as error:  # each library raises its own
@@ -143,10 +126,10 @@ def _documents(
         left_out += len(bad)
         words.update(own)
         for part in parts([]):
-            text = clean(part.text, words)
+            text = cleaning.clean(part.text, words)
             if kind == PDF:  # what its fonts tore is not counted any more
                 words.subtract(own)
-                words.update(count_words(text))
+                words.update(cleaning.count_words(text))
             pages = text.split("\f")
             starts = tuple(accumulate(map(len, pages[:-1]), initial=0)) if kind == PDF else ()
             if text.strip():
@@ -154,14 +137,14 @@ def _documents(
         if len(words) > MOST_WORDS:
             words = Counter({word: count for word, count in words.items() if count > 1})
     more = f" and {len(skipped) - NAMED:,} more" * (len(skipped) > NAMED)
-    told = [
-        f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{more}" * bool(skipped),
+    told = f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{more}" * bool(skipped)
+    if not read:
+        raise LBRError(f"no text could be read; {told}.", where=str(root), fix="Fix these files or add others.")
+    rows, rest = (
         f"left out {left_out:,} rows without text" * bool(left_out),
         f"not read: {_listed(others)}" * bool(others),
-    ]
-    if not read:
-        raise LBRError(f"no text could be read; {told[0]}.", where=str(root), fix="Fix these files or add others.")
-    say(f"{', '.join(filter(None, [f'Read {read.total():,} files ({_listed(read)})', *told]))}.")
+    )
+    say(f"{', '.join(filter(None, [f'Read {read.total():,} files ({_listed(read)})', told, rows, rest]))}.")
 
 
 def _parts(file: Path, column: str, menus: set[str]) -> Callable[[list[BadRow]], Iterable[Document]]:
@@ -171,8 +154,8 @@ def _parts(file: Path, column: str, menus: set[str]) -> Callable[[list[BadRow]],
         return partial(_rows, file, column)
     if kind in PLAIN:
         return partial(_plain_parts, file, _encoding(file))
-    text = join_pages(_pdf_pages(file)) if kind == PDF else _word(file) if kind == WORD else _web(file)
-    whole = [Document("", without_lines(text, menus))]
+    text = cleaning.join_pages(_pdf_pages(file)) if kind == PDF else _word(file) if kind == WORD else _web(file)
+    whole = [Document("", cleaning.without_lines(text, menus))]
     return lambda _: whole
 
 
@@ -195,8 +178,7 @@ def _plain_parts(file: Path, encoding: str, _: list[BadRow]) -> Iterator[Documen
     """Yield a text file in parts that end at empty lines outside of code fences; anywhere if there are none."""
     with _opened(file) as binary:
         text = io.TextIOWrapper(binary, encoding)
-        lines: list[str] = []
-        size, line, rest, fenced = 0, 1, "", False
+        lines, size, line, rest, fenced = list[str](), 0, 1, "", False
         while read := rest + text.readline(PART):
             cut = read.rfind(" ") + 1 if len(read) >= PART and read[-1] != "\n" else 0  # a line of many parts
             read, rest = (read[:cut], read[cut:]) if cut else (read, "")
@@ -211,8 +193,8 @@ def _plain_parts(file: Path, encoding: str, _: list[BadRow]) -> Iterator[Documen
 
 
 def _part(text: str, line: int, kind: str) -> Document:
-    text, dropped = front_matter(text) if line == 1 and kind == ".md" else (text, 0)
-    return Document("", underlined_titles(text, kind), line=line + dropped)
+    text, dropped = cleaning.front_matter(text) if line == 1 and kind == ".md" else (text, 0)
+    return Document("", cleaning.underlined_titles(text), line=line + dropped)
 
 
 def _encoding(file: Path) -> str:
@@ -227,9 +209,8 @@ def _encoding(file: Path) -> str:
     best = [one.encoding for one in (found.best(),) if one]
     # Western text, and any that is short, is often taken for Baltic, Central European or worse.
     western = sum(byte > 127 for byte in sample) < 20 or any("cp1252" in one.could_be_from_charset for one in found)
-    guesses = ["cp1252"] * (western and best != ["cp1254"]) + best
-    for guess in guesses if encoding != "utf-16" else []:
-        if not _undecodable(file, guess):
+    for guess in ["cp1252"] * (western and best != ["cp1254"]) + best:
+        if encoding != "utf-16" and not _undecodable(file, guess):
             return guess
     raise LBRError("is in an unknown encoding")
 
@@ -243,10 +224,8 @@ def _undecodable(file: Path, encoding: str) -> bytes:
                 raise LBRError("is binary, not text")
             try:
                 decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # English lines would make any guess look right.
-                foreign = [line for line in block.split(b"\n") if not line.isascii()]
-                return b"\n".join(foreign[:200]) or b"?"
+            except UnicodeDecodeError:  # English lines would make any guess look right
+                return b"\n".join([line for line in block.split(b"\n") if not line.isascii()][:200]) or b"?"
     return b""
 
 
@@ -266,17 +245,18 @@ def _web(file: Path) -> str:
 
     page = BeautifulSoup(file.read_bytes(), "html.parser")
     main = page.main or page.find(attrs={"role": "main"}) or page.body or page
-    long = len(main.get_text())
+    most = len(main.get_text()) / 2  # a class of the whole page may say that it has a sidebar
     for tag in [*main.select(NO_TEXT), *main.find_all(_is_menu)]:
-        if not tag.decomposed and (tag.name in ("script", "style") or 2 * len(tag.get_text()) < long):
+        if not tag.decomposed and (tag.name in ("script", "style") or len(tag.get_text()) < most):
             tag.decompose()
     title = "" if main.find(["h1", "h2"]) or not page.title else f"# {' '.join(page.title.get_text().split())}\n\n"
     return title + _markdown(main)
 
 
 def _is_menu(tag: Tag) -> bool:
-    names = " ".join([*tag.get_attribute_list("class"), *tag.get_attribute_list("id"), tag.name])
-    return bool(_MENU.search(names) or (_EDGE.search(names) and not tag.find(["h1", "h2", "h3"])))
+    names = " ".join([*tag.get_attribute_list("class", ""), *tag.get_attribute_list("id", "")])
+    menu = tag.name in ("header", "footer") or (tag.name in ("div", "section", "ul", "ol") and MENU.search(names))
+    return "headerlink" in names or (bool(menu) and not tag.find(["h1", "h2"]))
 
 
 def _word(file: Path) -> str:
@@ -298,7 +278,7 @@ def _markdown(page: Tag) -> str:
 
 
 def _pdf_pages(file: Path) -> list[str]:
-    """Return the text of each page. A line that the outline names, or in larger letters than most, is a heading."""
+    """Return the text of each page; lines in larger letters than most are headings."""
     from pypdfium2 import PdfDocument, PdfiumError
 
     try:
@@ -307,43 +287,40 @@ def _pdf_pages(file: Path) -> list[str]:
         what = str(error).removeprefix("Failed to load document ")
         raise LBRError("is protected by a password" if "assword" in what else f"is no PDF {what}") from error
     with closing(pdf):
-        marks = [(mark.get_dest(), mark.get_title(), min(6, mark.level + 1)) for mark in pdf.get_toc()]
-        named = {(place.get_index(), normalise(title)): level for place, title, level in marks if place}
-        pages = [_sized_lines(page.get_textpage()) for page in pdf]
+        pages = [list(_sized_lines(page.get_textpage())) for page in pdf]
     letters: Counter[float] = Counter()
     for line, size in chain(*pages):
         letters[size] += len(line)
-    usual = max(letters, key=lambda size: letters[size], default=0.0)
-    larger = sorted((size for size in letters if size > LARGER * usual), reverse=True)
-    made: list[list[str]] = [[] for _ in pages]
-    for number, page in enumerate(pages):
+    least = LARGER * max(letters, key=lambda size: letters[size], default=0.0)
+    larger = sorted((size for size in letters if size > least), reverse=True)
+    made: list[list[str]] = []
+    for page in pages:
+        made.append([])
         before = 0
         for line, size in page:
-            heading = size > LARGER * usual and 3 <= sum(map(str.isalpha, line)) and len(line) <= 120 and line[-1:] not in ".,;"
-            level = named.get((number, normalise(line))) or (min(4, larger.index(size) + 1) if heading else 0)
-            if level and level == before:
-                made[number][-1] += f" {line.strip()}"  # a heading of two lines
+            heading = size > least and len(line) <= 120 and line[-1:] not in ".,;" and sum(map(str.isalpha, line)) > 2
+            level = min(6, larger.index(size) + 1) if heading else 0
+            if level and level == before:  # a heading of two lines
+                made[-1][-1] += f" {line.strip()}"
             else:
-                start = f"{'#' * level} " if level else "\\" * line.startswith("#")
-                made[number].append(start + line.replace("\ufffe", "-\n"))
+                made[-1].append((f"{'#' * level} " if level else "\\" * (line[:1] == "#")) + line)
             before = level
-    return ["\n".join(page) for page in made]
+    return ["\n".join(page).replace("\ufffe", "-\n") for page in made]  # PDFium's sign for a word that goes on
 
 
-def _sized_lines(text: PdfTextPage) -> list[tuple[str, float]]:
-    """Return a page's lines, each with the size of its first letter; 0 if it has none."""
+def _sized_lines(text: PdfTextPage) -> Iterator[tuple[str, float]]:
+    """Yield a page's lines, each with the size of its first letter; 0 if it has none."""
     from pypdfium2 import raw
 
-    lines, place, matrix = [], 0, raw.FS_MATRIX()
+    place, matrix = 0, raw.FS_MATRIX()
     for line in text.get_text_range().split("\r\n"):
         size = 0.0
         if letter := re.search(r"[^\W\d_]", line):
             at = raw.FPDFText_GetCharIndexFromTextIndex(text, place + letter.start())
             raw.FPDFText_GetMatrix(text, at, matrix)
             size = round(raw.FPDFText_GetFontSize(text, at) * math.hypot(matrix.c, matrix.d), 1)
-        lines.append((line, size))
+        yield line, size
         place += len(line) + 2
-    return lines
 
 
 def _files(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -364,37 +341,34 @@ def _files(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 def _holds_pairs(file: Path) -> bool:
     try:
-        return kind_of(file) in READABLE and _has(_names(file), query="query", document="document")
+        return kind_of(file) in READABLE and _has(file, query="query", document="document")
     except (LBRError, OSError):
         return False  # what is wrong with it is said when it is read
 
 
-def _has(names: Sequence[str], **columns: str) -> bool:
-    try:
-        find_columns(names, "", **columns)
-    except LBRError as error:
-        return not isinstance(error, BadRow)  # several may be what is looked for
-    return True
-
-
-def _names(file: Path) -> list[str]:
-    """Return the columns of a table."""
-    names: list[str] = []
+def _has(file: Path, **wanted: str) -> bool:
+    """Tell whether a table has such columns, or several that may be."""
+    names = list[str]()
 
     def keep(given: Sequence[str], _: str) -> Columns:
         names.extend(given)
         return {}
 
     first = next(_records(file, "", Rows(file.name, keep, "skip", notice)), None)
-    return names or list(first[1] if first else ())
+    try:
+        find_columns(names or list(first[1] if first else ()), "", **wanted)
+    except LBRError as error:
+        return not isinstance(error, BadRow)
+    return True
 
 
 def _reason(error: Exception, file: Path) -> str:
-    if isinstance(error, LBRError):
-        place = (error.where or "").removeprefix(str(file)).lstrip(", ")
-        what = error.what.rstrip(".")
-        return f"cannot be read ({f'{place}: ' * bool(place)}{what})" if error.where else what
-    what = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0][:100]
+    if not isinstance(error, LBRError):
+        what = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0][:100]
+    elif error.where is None:
+        return error.what
+    else:
+        what = ": ".join(filter(None, [error.where.removeprefix(str(file)).lstrip(", "), error.what.rstrip(".")]))
     return f"cannot be read ({what})"
 
 

@@ -7,7 +7,7 @@ import os
 import zipfile
 
 import pytest
-from pdf_pages import pdf_of
+from pdf_pages import LOCKED, RESTRICTED, pdf_of, unpacked
 
 from lbr_st.data import documents
 from lbr_st.data.documents import is_documents, pair_tables, read_files
@@ -101,8 +101,13 @@ def test_pairs_and_beir_folders_are_not_documents(tmp_path):
     (tmp_path / "text.csv").write_text("id,text\n1,a text\n")
     found, said = read(tmp_path)
     assert [one.file for one in found] == ["text.csv"]
-    for part in ("broken.json cannot be read (line 1: not JSON", "other.csv cannot be read (no column 'text'", "1 .csv of"):
+    for part in (
+        "broken.json cannot be read (line 1: not JSON",
+        "other.csv cannot be read (no column 'text'",
+        "1 .csv of",
+    ):
         assert part in said
+    assert "not read: 1 .csv of pairs, 1 .jsonl of pairs." in said
     assert pair_tables(tmp_path) == [tmp_path / "pairs.csv", tmp_path / "two.jsonl"]
     assert pair_tables(tmp_path / "text.csv") == []
     wanted = {"": True, "beir": False, "pairs.csv": False, "two.jsonl": False, "other.csv": False, "text.csv": True}
@@ -116,11 +121,13 @@ FRENCH = "Le naïf élève a mangé la crème brûlée à l’hôtel, où il ét
 CZECH = "Příliš žluťoučký kůň úpěl ďábelské ódy.\n" * 3
 
 
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [(GERMAN, "utf-8-sig"), (GERMAN, "utf-16"), (GERMAN, "cp1252"), (FRENCH, "cp1252"), (CZECH, "cp1250")]
-    + [("Größe der Häuser\n", "latin-1"), ("日本語の文章です。天気がとても良い。\n" * 3, "shift_jis")],
-)
+ENCODED = [
+    *((GERMAN, "utf-8-sig"), (GERMAN, "utf-16"), (GERMAN, "cp1252"), (FRENCH, "cp1252"), (CZECH, "cp1250")),
+    *(("Größe der Häuser\n", "latin-1"), ("日本語の文章です。天気がとても良い。\n" * 3, "shift_jis")),
+]
+
+
+@pytest.mark.parametrize(("text", "encoding"), ENCODED)
 def test_encodings(tmp_path, text, encoding):
     (tmp_path / "a.txt").write_bytes((f"{'plain ' * 40}\n" * 300 + text).encode(encoding))
     assert text.split("\n")[0] in texts(tmp_path)["a.txt"]
@@ -184,19 +191,16 @@ def test_a_missing_library_is_named_before_anything_is_read(tmp_path, monkeypatc
     assert 'pip install "lbr-st[documents]"' in caught.value.fix
 
 
-BOOK = [
-    [("Book of Oil", 8), *([("Chapter one", 18)] if page == 0 else []), *[f"{LINE} on"] * 3, f"{LINE[:-5]}, infor-", f"{page + 1}"]
-    for page in range(5)
-]
-
-
 def test_pdf(tmp_path):
-    pytest.importorskip("pypdf")
-    pages = [[BOOK[0][0], *page[1:-2], "mation ends.", *page[-2:]] for page in BOOK]
+    pytest.importorskip("pypdfium2")
+    body = [f"{LINE} on"] * 3
+    pages = [[("Book of Oil", 8), "mation ends.", *body, f"{LINE[:-8]}, infor-", f"{number}"] for number in range(1, 6)]
+    pages[0][1] = ("Chapter one", 18)
     (tmp_path / "a.pdf").write_bytes(pdf_of(pages))
     [found], said = read(tmp_path)
     assert said == "Read 1 files (1 .pdf)."
     assert found.text.startswith("# Chapter one\n\n")
+    assert found.text.count(", information ends.") == 4
     assert "Book of Oil" not in found.text
     assert len(found.pages) == 5
     assert found.pages[0] == 0
@@ -204,16 +208,13 @@ def test_pdf(tmp_path):
 
 
 def test_pdf_with_ligatures_and_passwords(tmp_path):
-    pypdf = pytest.importorskip("pypdf")
+    pytest.importorskip("pypdfium2")
     (tmp_path / "a.pdf").write_bytes(pdf_of([["The first officer is different."]], ligatures=True))
-    assert texts(tmp_path) == {"a.pdf": "The first officer is different."}
-    for password, name in (("", "a.pdf"), ("secret", "b.pdf")):
-        writer = pypdf.PdfWriter(clone_from=tmp_path / "a.pdf")
-        writer.encrypt(password, "owner", algorithm="RC4-128")
-        writer.write(tmp_path / name)
+    (tmp_path / "b.pdf").write_bytes(unpacked(RESTRICTED))  # everybody may read it
+    (tmp_path / "c.pdf").write_bytes(unpacked(LOCKED))
     found, said = read(tmp_path)
-    assert [one.file for one in found] == ["a.pdf"]  # its password only restricts printing
-    assert "b.pdf is protected by a password" in said
+    assert [one.text.strip() for one in found] == ["The first officer is different.", "Only printing is forbidden."]
+    assert "skipped 1: c.pdf is protected by a password" in said
 
 
 def page(number, body):
@@ -242,37 +243,30 @@ def test_html(tmp_path):
 def test_menus_that_web_pages_share(tmp_path):
     pytest.importorskip(documents.LIBRARIES[".html"])
     for number in range(6):
-        (tmp_path / f"{number}.htm").write_text(f"<body><p>Visit our shop</p><h1>Notes</h1><p>{LINE} {number}.</p></body>")
+        (tmp_path / f"{number}.htm").write_text(
+            f"<body><p>Visit our shop</p><h1>Notes</h1><p>{LINE} {number}.</p></body>"
+        )
     assert texts(tmp_path)["3.htm"].split("\n\n") == ["# Notes", f"{LINE} 3."]
 
 
 def docx_of(*paragraphs):
     """Return a Word file: (style, text) for each paragraph, and a table of one row at the end."""
     body = "".join(
-        f'<w:p><w:pPr><w:pStyle w:val="{style}"/></w:pPr><w:r><w:t xml:space="preserve">{text}</w:t></w:r></w:p>'
+        f'<w:p><w:pPr><w:pStyle w:val="{style}"/></w:pPr><w:r><w:t>{text}</w:t></w:r></w:p>'
         for style, text in paragraphs
     )
     cells = "".join(f"<w:tc><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:tc>" for text in ("Linseed", "6"))
-    names = "http://schemas.openxmlformats.org"
-    kinds = "application/vnd.openxmlformats-"
+    names, kinds = "http://schemas.openxmlformats.org", "application/vnd.openxmlformats-"
+    main, types = "wordprocessingml.document.main+xml", f'<Types xmlns="{names}/package/2006/content-types">'
+    rels = f'<Relationships xmlns="{names}/package/2006/relationships">'
+    target = f'Type="{names}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"'
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(
-            "[Content_Types].xml",
-            f'<Types xmlns="{names}/package/2006/content-types"><Default Extension="rels" ContentType="{kinds}package.'
-            f'relationships+xml"/><Override PartName="/word/document.xml" ContentType="{kinds}officedocument.'
-            'wordprocessingml.document.main+xml"/></Types>',
-        )
-        archive.writestr(
-            "_rels/.rels",
-            f'<Relationships xmlns="{names}/package/2006/relationships"><Relationship Id="r1" Type="{names}/officeDocument/'
-            '2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
-        )
-        archive.writestr(
-            "word/document.xml",
-            f'<w:document xmlns:w="{names}/wordprocessingml/2006/main"><w:body>{body}<w:tbl><w:tr>{cells}</w:tr></w:tbl>'
-            "</w:body></w:document>",
-        )
+        part = f'<Override PartName="/word/document.xml" ContentType="{kinds}officedocument.{main}"/>'
+        archive.writestr("[Content_Types].xml", f"{types}{part}</Types>")
+        archive.writestr("_rels/.rels", f'{rels}<Relationship Id="r1" {target}/></Relationships>')
+        start = f'<w:document xmlns:w="{names}/wordprocessingml/2006/main"><w:body>'
+        archive.writestr("word/document.xml", f"{start}{body}<w:tbl><w:tr>{cells}</w:tr></w:tbl></w:body></w:document>")
     return file.getvalue()
 
 
