@@ -1,0 +1,261 @@
+"""What readers of documents leave in a text, fixed by counts over the folder: split words, ligatures, running lines.
+
+Code fences, indented code and tables stay as they are. A form feed marks where a page begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby, pairwise
+
+from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES
+
+LIGATURES = ("ffi", "ffl", "ff", "fi", "fl")
+WIDE = 40
+"""Shorter lines are not wrapped text but verses, names or cells (our choice)."""
+EDGE, AROUND, FEWEST_PAGES, FEWEST_TEXTS = 3, 4, 4, 5
+"""Running lines: how many lines at each edge of a page, pages before and after it, and pages or web pages, at least."""
+
+_SIGNS = {
+    **str.maketrans(dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")),
+    **str.maketrans("", "", "\xad\u200b\u2060\ufeff"),
+    **str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True))),
+    **str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••"),  # the last two as in Word
+}
+_JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic scripts and emoji need them
+_UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_SOFT = re.compile(r"(?<=[^\W\d_])\xad[ \t]*\n(?=[ \t\f]*[^\W\d_])")
+_SPLIT = re.compile(r"\b(\w++)[-‐¬](?:[ \t]*\n[ \t]*(\f*)[ \t]*| )(\w+)")
+_SUSPENDED = {"and", "or", "und", "oder", "et", "ou"}  # "pre- and postwar"
+_TORN = re.compile(rf"\b(?:([^\W\d_]++) )?({'|'.join(LIGATURES)})\b(?: ([^\W\d_]+))?")
+_NEXT = re.compile(r"(?<![^\W\d_])([^\W\d_]++)(\s+)(?=([^\W\d_]+))")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|=+( +=+)+\s*$")
+_RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
+_ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
+_ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
+_LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
+_SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
+_LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
+_FRONT_MATTER = re.compile(
+    r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
+)
+_TITLE = re.compile(r"^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", re.MULTILINE | re.IGNORECASE)
+
+
+def characters(text: str) -> str:
+    """Return a text with ligatures spelled out and plain spaces, without soft hyphens, zero-width and control signs."""
+    return _JOINERS.sub("", _UNKNOWN.sub(lambda match: "" if match[1] else " ", text.translate(_SIGNS)))
+
+
+def count_words(text: str) -> Counter[str]:
+    """Count words in lower case, hyphenated ones as one, without those that a line end or a torn ligature splits."""
+    whole = _TORN.sub(" ", _SPLIT.sub(" ", characters(_SOFT.sub("-\n", text))))
+    return Counter(_WORD.findall(whole.lower()))
+
+
+def clean(text: str, words: Counter[str]) -> str:
+    """Return a text with its words and paragraphs whole, which line ends, typesetting and readers had broken.
+
+    Empty lines after a paragraph stand for those that were joined, so that the others keep their numbers.
+
+    Args:
+        text: Markdown or plain text.
+        words: What :func:`count_words` gives for the folder, this text included.
+    """
+    shown = characters(_SOFT.sub("-\n", text)).split("\n")
+    blocks = [(len(lines), prose, lines) for prose, lines in _blocks(text.split("\n"), shown)]
+    whole = [_whole("\n".join(lines), words) if prose else "\n".join(lines) for _, prose, lines in blocks]
+    torn = _torn_pairs("\n".join(block for block, (_, prose, _) in zip(whole, blocks, strict=True) if prose), words)
+    made: list[str] = []
+    for block, (count, prose, _) in zip(whole, blocks, strict=True):
+        if prose:
+            block = _joined(_NEXT.sub(partial(_mended, torn), block) if torn else block)
+        made.append(block + "\n" * (count - 1 - block.count("\n")))
+    return "\n".join(made)
+
+
+def front_matter(text: str) -> tuple[str, int]:
+    """Return a text without its YAML or TOML front matter, and how many lines that took.
+
+    The title in it becomes a ``#`` line if the text has no heading.
+    """
+    found = _FRONT_MATTER.match(text)
+    if not found:
+        return text, 0
+    rest, title, lines = text[found.end() :], _TITLE.search(found[2]), found[0].count("\n")
+    return (f"# {title[2]}\n{rest}", lines - 1) if title and not re.search(r"(?m)^#{1,6} ", rest) else (rest, lines)
+
+
+def underlined_titles(text: str) -> str:
+    """Return a text whose underlined titles are ``#`` lines, with as many lines as before.
+
+    The order in which the ways of underlining come gives the levels, as in reStructuredText.
+    """
+    styles: list[tuple[str, bool]] = []
+    lines = text.split("\n")
+    prose = _prose_lines(lines)
+    for number in range(1, len(lines)):
+        rule, title = _RULE.match(lines[number]), lines[number - 1].strip()
+        if not (rule and title and prose[number] and prose[number - 1]) or _RULE.match(title):
+            continue
+        before, under = lines[number - 2].strip() if number > 1 else "", lines[number].strip()
+        style = (rule[1], before == under)
+        if before in ("", under) and (len(under) >= len(title) or rule[1] == "="):
+            styles += [style] * (style not in styles)
+            heading = f"{'#' * min(6, styles.index(style) + 1)} {title}"
+            lines[number - 1 - style[1] : number + 1] = [*[""] * style[1], heading, ""]
+    return "\n".join(lines)
+
+
+def join_pages(pages: Sequence[str]) -> str:
+    """Return a document's pages without running headers, footers and page numbers, with empty lines between paragraphs.
+
+    A form feed stands where each page but the first begins, even inside a sentence that goes on.
+    """
+    kept = _without_running_lines([[" ".join(line.split()) for line in page.split("\n")] for page in pages])
+    lengths = sorted(len(line) for page in kept for line in page) or [0]
+    full = lengths[len(lengths) * 9 // 10]
+    made = ""
+    for number, page in enumerate(kept):
+        made += "\f" * (number > 0)
+        for line, following in pairwise([*page, *next(filter(None, kept[number + 1 :]), [""])[:1]]):
+            made += f"{line}\n{chr(10) * _ends(line, following, full)}"
+    return made
+
+
+def recurring_lines(texts: Sequence[str]) -> set[str]:
+    """Return the lines of prose that at least half of the texts have, if these are five or more: menus and notices."""
+    counts: Counter[str] = Counter()
+    for lines in (text.split("\n") for text in texts):
+        counts.update({line.strip() for line, prose in zip(lines, _prose_lines(lines), strict=True) if prose})
+    return {line for line, count in counts.items() if len(texts) >= FEWEST_TEXTS and 2 * count >= len(texts)}
+
+
+def without_lines(text: str, lines: set[str]) -> str:
+    """Return a text without these lines of prose. Headings stay: pages of reference have the same ones."""
+    pairs = zip(text.split("\n"), _prose_lines(text.split("\n")), strict=True)
+    return "\n".join(line for line, prose in pairs if not prose or line[:1] == "#" or line.strip() not in lines)
+
+
+def _prose_lines(lines: Sequence[str]) -> list[bool]:
+    """Tell which lines are prose: not code, not of a table, and not empty."""
+    kinds, fence = ["empty"], ""
+    for line in lines:
+        bare, opened, item = line.strip(), _FENCE.match(line), _ITEM.match(line)
+        kind = "indented" if line.startswith(("   ", "\t")) else "prose"
+        if fence:
+            kind = "fence"
+            fence = "" if bare.startswith(fence) and not bare.strip(fence[0]) else fence
+        elif opened and (bare[0] == "`" or kinds[-1] == "empty"):  # tildes may also underline a title
+            kind, fence = "fence", opened[1]
+        elif not bare or _TABLE.search(line, item.end() if item else 0):
+            kind = "table" if bare else "empty"
+        kinds.append(kind)
+    runs = [(kind, len(list(group))) for kind, group in groupby(kinds[1:])]
+    around = ["empty", *(kind for kind, _ in runs), "empty"]
+    found: list[bool] = []
+    for (kind, count), before, after in zip(runs, around, around[2:], strict=False):
+        code = kind == "indented" and before == after == "empty"
+        found += [kind in ("prose", "indented") and not code] * count
+    return found
+
+
+def _blocks(lines: Sequence[str], shown: Sequence[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Yield for each paragraph, list item and heading that it is prose, and its lines as shown; and those between."""
+    for prose, group in groupby(zip(_prose_lines(shown), shown, lines, strict=True), key=lambda line: line[0]):
+        block: list[str] = []
+        for _, line, written in group:
+            if prose and block and (_ITEM.match(line) or _ALONE.match(line) or _ALONE.match(block[-1])):
+                yield prose, block
+                block = []
+            block.append(line if prose else written)
+        yield prose, block
+
+
+def _whole(block: str, words: Counter[str]) -> str:
+    """Return a paragraph whose words are not split at line ends or by ligatures that stand alone."""
+    before = ""
+    while block != before:
+        before, block = block, _TORN.sub(partial(_untorn, words), _SPLIT.sub(partial(_unsplit, words), block))
+    return block
+
+
+def _unsplit(words: Counter[str], match: re.Match[str]) -> str:
+    first, mark, second = match[1], match[2] or "", match[3]
+    whole, compound = f"{first}{second}".lower(), f"{first}-{second}".lower()
+    if second.lower() in _SUSPENDED:
+        return f"{first}- {mark}{second}"
+    if "\n" not in match[0]:  # a reader that has already joined the lines
+        return f"{first}{second}" if words[whole] and not words[first.lower()] else match[0]
+    letters = first.isalpha() and second.isalpha() and second.islower()
+    one = letters and words[whole] >= words[compound] and (words[whole] or not words[first.lower()])
+    return f"{first}{'' if one else '-'}{second}{mark}"
+
+
+def _untorn(words: Counter[str], match: re.Match[str]) -> str:
+    head, sign, tail = match[1] or "", match[2], match[3] or ""
+    ways = {f"{head}{sign}{tail}": "{}{}{}", f"{sign}{tail}": "{} {}{}", f"{head}{sign}": "{}{} {}"}
+    known = [way.format(head, sign, tail) for word, way in ways.items() if words[word.lower()] and word != sign]
+    return known[0] if known else match[0]
+
+
+def _torn_pairs(text: str, words: Counter[str]) -> dict[tuple[str, str], str]:
+    """Return neighbours that are a known word with a ligature between them → that ligature; "" if one of them has it.
+
+    One of the two must be no word of its own: all that the folder has of it are such neighbours, here.
+    """
+    pairs = [(match[1], match[3]) for match in _NEXT.finditer(text.lower())]
+    found: dict[tuple[str, str], str] = {}
+    for first, second in {*pairs}:
+        has_it = first.endswith(LIGATURES) or second.startswith(LIGATURES)
+        signs = (*LIGATURES, *[""] * has_it)
+        best = max(signs, key=lambda sign: words[f"{first}{sign}{second}"])
+        if words[f"{first}{best}{second}"]:
+            found[first, second] = best
+    torn = Counter(part for pair in pairs if pair in found for part in pair)
+    return {pair: sign for pair, sign in found.items() if any(words[part] <= torn[part] for part in pair)}
+
+
+def _mended(torn: dict[tuple[str, str], str], match: re.Match[str]) -> str:
+    sign = torn.get((match[1].lower(), match[3].lower()))
+    return match[0] if sign is None else match[1] + sign + "\f" * match[2].count("\f")
+
+
+def _joined(block: str) -> str:
+    """Return a paragraph as one line if it is wrapped: all its lines but the last are about as long as the longest."""
+    lines = [line.strip(" \t") for line in block.split("\n")]
+    widest = max(map(len, lines))
+    if len(lines) < 2 or widest < WIDE or any(len(line) < 0.6 * widest for line in lines[:-1]):
+        return block
+    indent = block[: len(block) - len(block.lstrip(" \t"))]
+    return indent + _LINE_END.sub("", "\n".join(lines)).replace("\n", " ")
+
+
+def _ends(line: str, following: str, width: int) -> bool:
+    """Whether a paragraph ends with this line, by its length and that of a full line."""
+    if line[:1] == "#" or following[:1] == "#":
+        return True
+    if _SENTENCE_END.search(line):
+        return len(line) < 0.85 * width
+    return len(line) < 0.6 * width and not following[:1].islower()
+
+
+def _without_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the lines of pages, without empty ones and those at the edges that pages nearby have but for digits."""
+    kept = [[line for line in page if line and not _LEADERS.search(line)] for page in pages]
+    masked = [[re.sub(r"\d+|\b[ivxlc]+\b", "0", line.lower()) for line in page] for page in kept]
+    # Rows of numbers are a table that goes on.
+    words = [[line if line.count("0") < 3 or re.search(r"[^\W\d_]", line) else "" for line in page] for page in masked]
+    edges = [{*page[:EDGE], *page[-EDGE:]} - {""} for page in words]
+    for number, page in enumerate(words if len(pages) >= FEWEST_PAGES else []):
+        around = edges[max(0, number - AROUND) : number + AROUND + 1]
+        stays = [sum(line in edge for edge in around) < max(2, len(around) / 3) for line in page]
+        first = [*stays[:EDGE], True].index(True)
+        last = [*stays[first:][: -EDGE - 1 : -1], True].index(True)
+        kept[number] = kept[number][first : len(page) - last]
+    return kept
