@@ -34,7 +34,7 @@ SCORES_AT_ONCE = 10_000_000
 _CJK = WRITTEN_WITHOUT_SPACES.pattern.strip("[]")
 _SPACED = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
 _TOKEN = rf"[{_CJK}]|[^\W{_CJK}]{{2,}}"  # bm25s's own, but that each Chinese or Japanese character is one
-_NUMBER = re.compile(r"(?i:chapter |section |part |appendix )?(?:\d+(?:\.\d+)*[.):]?|[IVXLC]+[.):]|[A-Z][.)])\s+")
+_NUMBER = re.compile(r"^(?i:chapter |section |part |appendix )?(?:\d+(?:\.\d+)*[.):]?|[IVXLC]+[.):]|[A-Z][.)])\s+")
 _CALL = re.compile(r"(?:class |def |function )?([\w.]+)\(.*\)")
 _TERM = r"[^\W_][\w'’/+-]*(?: [\w'’/+-]+){0,4}"
 _DEFINED = re.compile(
@@ -45,9 +45,11 @@ _DEFINED = re.compile(
 _ENTRY = re.compile(
     rf"^(?:[ \t]*[-+•*][ \t])?[ \t]*(\*\*)?(?P<term>{_TERM})(?(1):?\*\*\W*[ \t]|:[ \t]+)(?P<rest>.+)", re.M
 )
-_NO_TERM = (
-    " a also an and another any as at both but by each for from he her here his how i if in it its many most my of on "
-    "one or our she some such that the their there these they this to we what when where which who why you "
+_SMALL = "also|and|another|as|at|both|but|by|for|from|here|in|not|of|on|one|or|so|to|with"
+_NO_TERM = re.compile(
+    rf"(?<!\S)(?:an?|any|are|each|he|her|his|how|i|if|is|its?|many|most|my|our|she|some|such|that|their|the|there|these|"
+    rf"they|this|those|was|we|were|what|when|where|which|who|why|your?)(?!\S)|^(?:{_SMALL}) | (?:{_SMALL})$",
+    re.I,
 )
 Asked = list[tuple[str, list[int]]]  # queries, each with the rows of the passages that answer it
 
@@ -102,7 +104,7 @@ class WordIndex:
         return np.concatenate(best), np.concatenate(found)
 
     def ranks(self, queries: Sequence[str], texts: Sequence[int]) -> np.ndarray:
-        """Return how many other texts score as high as each query's own, or higher; all, if it shares no word."""
+        """Return how many other texts score as high as each query's own, or higher; "all" if it shares no word."""
         ranks = [np.zeros(0, np.int64)]
         for start, scores in self._scores(queries):
             row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
@@ -112,7 +114,7 @@ class WordIndex:
             )
             own[row[is_own]] = scores.data[is_own]
             as_good = np.bincount(row[scores.data >= own[row]], minlength=len(own))
-            ranks.append(np.where(own > 0, as_good - 1, self._shape[0]))
+            ranks.append(np.where(own > 0, as_good - 1, np.iinfo(np.int64).max))
         return np.concatenate(ranks)
 
     def _scores(self, queries: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -199,7 +201,7 @@ def _ranks(made: Sequence[Made], passages: WordIndex) -> np.ndarray:
     number = {part: at for at, part in enumerate(dict.fromkeys(one.document for one in made if one.document))}
     for index in (passages, WordIndex(list(number))) if number else (passages,):
         here = [at for at, one in enumerate(made) if (one.document is None) == (index is passages)]
-        own = [made[at].row if index is passages else number[made[at].document] for at in here]
+        own = [number[made[at].document or ""] if index is not passages else made[at].row for at in here]
         ranks[here] = index.ranks([made[at].query for at in here], own)
     return ranks
 
@@ -275,7 +277,7 @@ def _definitions(
             *((match["term"], one, one[match.end() :]) for one in sentences if (match := _DEFINED.match(one))),
             *((match["term"], _line(match[0]), match["rest"]) for match in _ENTRY.finditer(text)),
         ]
-        own = [one for one in own if all(f" {one[0].lower().split()[at]} " not in _NO_TERM for at in (0, -1))]
+        own = [one for one in own if not _NO_TERM.search(one[0])]
         if call := _CALL.fullmatch(heading.split(BELOW)[-1]):
             own.append((call[1], None, ""))
         if own:
@@ -368,14 +370,14 @@ def judged_by(queries: str | Path, passages: Dataset, *, seed: int = 0) -> Retri
         found = [at for at, name in enumerate(files) if not file or name == file or name.rpartition("/")[2] == file]
         if quote:
             near, key, runs = found, normalise(quote), shingles(plain(quote), 3)
-            found = [at for at in near if key in spelt[at]]
+            found = [at for at in near if key and key in spelt[at]]
             if not found and near and runs:
                 shares = [sum(f" {run} " in words[at] for run in runs) / len(runs) for at in near]
                 found = [near[int(np.argmax(shares))]] if max(shares) >= 0.6 else []
         asked.append((row["query"], found))
-        lost += [f"{where}: {row['query']!r}"] * (not found)
+        lost += [f"{where.rpartition(', ')[2]} ({row['query']})"] * (not found)
     if lost:
-        what = f"no passage answers {len(lost)} of {len(asked)} queries: {'; '.join(lost[:3])}."
+        what = f"no passage answers {len(lost)} of {len(asked)} queries: {', '.join(lost[:3])}."
         raise LBRError(what, where=str(path), fix="Check the file's name, or quote a whole sentence as it is written.")
     return _asked("own-queries", asked, passages, seed, {})
 

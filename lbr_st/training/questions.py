@@ -75,7 +75,7 @@ def questions(
     except LBRError as error:
         what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
         raise LBRError(what, where=error.where, fix=error.fix) from error
-    found = sorted((row, query) for row, key in keys.items() if (query := kept.get(key)))
+    found = sorted((row, kept[key]) for row, key in keys.items() if kept.get(key))
     now = ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())) or "none"
     say(f"Queries by {writer}: {len(found):,}. Of those written now: {now}.")
     if not found:

@@ -18,6 +18,7 @@ from lbr_st.training.made_pairs import WordIndex, held_out_queries, judged_by, l
 
 NAMES = ["anvil", "bellows", "chisel", "dowel", "eyelet", "ferrule", "gasket", "hinge", "ingot", "jigsaw", "knurl"]
 NAMES += ["lathe", "mallet", "nozzle", "oilcan", "pliers", "quoin", "rivet", "spanner", "trowel"]
+LAST = np.iinfo(np.int64).max
 VERBS = ["cuts", "bends", "holds", "drills", "joins", "shapes", "lifts"]
 
 
@@ -28,14 +29,14 @@ def table(*rows):
 
 
 def workshop(count, files=1):
-    """Passages about one tool each, of three sentences."""
+    """Passages about one tool each, of three sentences, that share words and have some of their own."""
     rows = []
-    for number in range(count):
-        name, other = NAMES[number % 20], NAMES[(number * 7 + 3) % 20]
-        text = f"The {name} number{number} {VERBS[number % 7]} metal for the old smith who lives near the river. "
-        text += f"A good {name} is kept dry in oil beside the {other} all winter long. "
-        text += f"Nobody sells number{number} today, so people make one by hand from scrap."
-        rows.append((text, f"Tools > Part{number}", f"{number * files // count}.md"))
+    for n in range(count):
+        name, other = NAMES[n % 20], NAMES[(n * 7 + 3) % 20]
+        text = f"The {name} number{n} {VERBS[n % 7]} metal b{n} for the smith c{n} who lives near the river. "
+        text += f"A c{n} number{n} is kept dry in b{n} oil beside the {other} all winter long. "
+        text += f"Nobody sells b{n} number{n} today, so people make c{n} by hand from scrap."
+        rows.append((text, f"Tools > {name} number{n}", f"{n * files // count}.md"))
     return table(*rows)
 
 
@@ -56,17 +57,18 @@ def test_the_index_ranks_as_bm25s_does():
     options = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
     other = bm25s.BM25(k1=1.2, b=0.75, backend="numpy")
     other.index(bm25s.tokenize(texts, **options), show_progress=False)
-    expected = np.stack([other.get_scores(words) for words in bm25s.tokenize(queries, return_ids=False, **options)])
+    words = bm25s.tokenize(queries, return_ids=False, **options)
+    expected = np.stack([other.get_scores(one) if one else np.zeros(40, np.float32) for one in words])
     index = WordIndex(texts)
     best, scores = index.top(queries, 5)
     assert np.allclose(scores, -np.sort(-expected, axis=1)[:, :5], atol=1e-5)
     assert np.allclose(np.take_along_axis(expected, best, axis=1), scores, atol=1e-5)
     assert (best.dtype, scores.dtype, best[2, 0]) == (np.int64, np.float32, 7)
     own = np.array([3, 3, 7, 7])
-    ranks = [(row >= row[text]).sum() - 1 if row[text] else 40 for row, text in zip(expected, own, strict=True)]
+    ranks = [(row >= row[text]).sum() - 1 if row[text] else LAST for row, text in zip(expected, own, strict=True)]
     assert index.ranks(queries, own).tolist() == ranks
     assert index.top(queries, 99)[0].shape == (4, 40)
-    assert WordIndex(["the", "..."]).ranks(["the", "x"], [0, 1]).tolist() == [2, 2]
+    assert WordIndex(["the", "..."]).ranks(["the", "x"], [0, 1]).tolist() == [LAST, LAST]
 
 
 def test_batches_of_queries_change_nothing(monkeypatch):
@@ -80,11 +82,11 @@ def test_batches_of_queries_change_nothing(monkeypatch):
 def test_headings():
     rows = [(f"Of asthma {n} wheezing symptoms causes.", f"Lungs > 3.{n} Asthma{n} > Causes", "a.md") for n in range(3)]
     rows += [(f"The file{n} begins. Introduction of asthma.", f"Part{n} > Introduction", f"{n}.md") for n in range(20)]
-    rows += [("Trees have leaves.", "IV. Oaks and leaves", "b.md"), ("No heading above trees.", "", "c.md")]
+    rows += [("Trees have leaves.", "IV. Oaks 2 leaves", "b.md"), ("No heading above trees.", "", "c.md")]
     rows += [("Nothing that the title says.", "Unrelated words", "d.md")]
     pairs, said = made(table(*rows), "heading")
     expected = [(f"Asthma{n} Causes", rows[n][0]) for n in range(3)]  # three places; with numbers off
-    assert shown(pairs) == [*expected, ("Oaks and leaves", "Trees have leaves.")]  # "Introduction" is everywhere
+    assert shown(pairs) == [*expected, ("Oaks 2 leaves", "Trees have leaves.")]  # "Introduction" is everywhere
     assert pairs["passage"][:] == pairs["source"][:] == [0, 1, 2, 23]
     assert said == ["Made pairs that BM25 confirms: heading 4 of 5."]  # "Unrelated words" finds nothing
 
@@ -179,12 +181,13 @@ def test_a_query_for_which_many_passages_are_as_good_is_left_out():
 
 def test_chinese_is_searched_by_its_characters():
     texts = [
-        "镰刀用完以后要擦干净并且涂上一层油否则就会生锈请注意保存",
-        "面团放在冰箱里过夜会慢慢发酵味道也会变得更好面包更香",
+        "镰刀用完要擦干净，镰刀要涂上一层油，镰刀不擦油就会生锈，镰刀生锈要擦油。",
+        "面团放在冰箱里过夜，面团会慢慢发酵，面包在冰箱里过夜，面包更香。",
     ]
     pairs, _ = made(table(*texts), "crop")
     assert len(pairs) == 2
     assert all(len(query) >= 8 for query in pairs["query"])
+    assert WordIndex(texts).top(["面包", "生锈"], 1)[0].tolist() == [[1], [0]]
 
 
 def test_of_many_passages_some_are_drawn(monkeypatch):
@@ -277,10 +280,10 @@ def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
     text = passages[12]["text"]
     rows = [
         {"query": "everything of file 2", "file": "2.md"},
-        {"query": "a quote", "quote": "  NOBODY sells\nnumber12 today "},
-        {"query": "a quote in a file", "file": "0.md", "quote": "people make one by hand"},
-        {"query": "nearly a quote", "document": text.replace("old smith", "elderly smith")},
-        {"query": "a quote", "quote": "Nobody sells number13"},
+        {"query": "a quote", "quote": "  NOBODY sells b12\nnumber12 today "},
+        {"query": "a quote in a file", "file": "0.md", "quote": "by hand from scrap"},
+        {"query": "nearly a quote", "document": text.replace("river", "brook")},
+        {"query": "a quote", "quote": "Nobody sells b13"},
     ]
     file = tmp_path / "my.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -301,7 +304,9 @@ def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
 def test_a_query_that_nothing_answers_is_an_error(tmp_path):
     file = tmp_path / "my.csv"
     file.write_text("query,quote\n" + "".join(f"question {n},not there at all {n}\n" for n in range(4)))
-    with pytest.raises(LBRError, match=r"no passage answers 4 of 4 queries: .*line 4: 'question 2'\.") as error:
+    with pytest.raises(
+        LBRError, match=r"no passage answers 4 of 4 queries: line 2 .*, line 4 \(question 2\)\."
+    ) as error:
         judged_by(file, workshop(10))
     assert "question 3" not in str(error.value)
     file.write_text("query,quote\nwho?,\n")
