@@ -49,6 +49,7 @@ class Document:
     text: str  # Markdown
     pages: tuple[int, ...] = ()  # where in `text` each page begins; empty for a format without pages
     line: int = 1  # number of the text's first line in the file; of a table, the row
+    unit: str = "line"  # or "row"
 
 
 def is_documents(source: str | Path) -> bool:
@@ -63,7 +64,7 @@ def is_documents(source: str | Path) -> bool:
 
 def pair_tables(source: str | Path) -> list[Path]:
     """Return the tables of a folder, or the file itself, that have known columns of queries and of documents."""
-    return [file for file in _files(Path(source)) if _holds_pairs(file)]
+    return [file for file in document_files(Path(source)) if _holds_pairs(file)]
 
 
 def read_files(
@@ -86,7 +87,7 @@ def read_files(
     if not path.exists():
         raise LBRError("no such file or folder.", where=str(path), fix="Check the path.")
     files, others = [], Counter[str]()
-    for file in _files(path):
+    for file in document_files(path):
         kind = kind_of(file) + " of pairs" * _holds_pairs(file)
         if kind in (*KINDS, *READABLE):
             files.append(file)
@@ -171,7 +172,7 @@ def _rows(file: Path, column: str, bad: list[BadRow]) -> Iterator[Document]:
             bad.append(error)
         else:
             title = "".join(f"# {' '.join(str(row[one]).split())}\n\n" for one in titles if row[one])
-            yield Document("", title + row[name], line=number)
+            yield Document("", title + row[name], line=number, unit="row")
 
 
 def _plain_parts(file: Path, encoding: str, _: list[BadRow]) -> Iterator[Document]:
@@ -323,7 +324,7 @@ def _sized_lines(text: PdfTextPage) -> Iterator[tuple[str, float]]:
         place += len(line) + 2
 
 
-def _files(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+def document_files(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Yield a file, or the files below a folder by name, without hidden ones, BEIR folders and loops of links."""
     if not path.is_dir():
         if path.is_file() or path.is_symlink():  # a link to nothing is named among those skipped
@@ -336,7 +337,7 @@ def _files(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
             yield path  # it is named among what is not read
         for item in items:
             if not item.name.startswith("."):
-                yield from _files(item, above | {path.resolve()})
+                yield from document_files(item, above | {path.resolve()})
 
 
 def _holds_pairs(file: Path) -> bool:
