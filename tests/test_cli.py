@@ -109,8 +109,11 @@ def test_lists_and_null():
             "unknown flag --model. Its fields are flags, such as --model.base.",
         ),
         (["learn", "--output", "x", "--represent.max_steps", "3"], "unknown flag --represent.max_steps"),
-        (["train", "--output", "x", "--learn.max_steps", "x"], "learn.max_steps: must be a whole number, not x."),
-        (["train", "--output", "x", "--learn.max_steps", "null"], "learn.max_steps: must be a whole number, not None."),
+        (["train", "--output", "x", "--learn.warmup_steps", "x"], "learn.warmup_steps: must be a whole number, not x."),
+        (
+            ["train", "--output", "x", "--learn.warmup_steps", "null"],
+            "learn.warmup_steps: must be a whole number, not None.",
+        ),
         (["train", "--output", "x", "--learn.pairs", "natural"], "learn.pairs: must be a list"),
         (["train", "--output", "x", "--precision", "fp16"], "precision"),
     ],
@@ -127,8 +130,8 @@ def test_usage_errors_exit_2(calls, capsys, words, message):
 
 
 def test_user_errors_exit_1(calls, capsys, monkeypatch, tmp_path):
-    assert main(["train", "--output", "x", "--learn.max_steps", "-1"]) == 1
-    assert capsys.readouterr().err == "error: learn.max_steps: must be at least 0, not -1.\n"
+    assert main(["train", "--output", "x", "--learn.warmup_steps", "-1"]) == 1
+    assert capsys.readouterr().err == "error: learn.warmup_steps: must be at least 0, not -1.\n"
     (tmp_path / "r.yaml").write_text("sead: 1")
     assert main(["train", "--output", "x", "--config", str(tmp_path / "r.yaml")]) == 1
     assert "unknown key sead. Did you mean seed?" in capsys.readouterr().err

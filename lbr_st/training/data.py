@@ -18,9 +18,10 @@ from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.columns import negative_columns
 from lbr_st.data.contamination import ContaminationCheck, without_negatives
 from lbr_st.data.contamination_report import ContaminationReport
+from lbr_st.data.documents import KINDS as KINDS_OF_FILES
 from lbr_st.data.documents import document_files, is_documents, pair_tables, read_files
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import save_rows, scratch
+from lbr_st.data.lines import kind_of, save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
 from lbr_st.data.passages import passages
 from lbr_st.data.sources import is_local, read_pairs, read_texts
@@ -169,7 +170,7 @@ def read_sources(recipe: Recipe) -> Sources:
         notes.append(what)
 
     made = ""
-    if from_documents(config):
+    if from_documents(recipe):
         pairs, texts, test, dev, made = _read_documents(recipe, say)
         records, licences = None, [own]
     elif config.source not in DOMAIN_TASKS:
@@ -271,16 +272,19 @@ def _read_documents(
     return table, texts, own or test, dev, "pairs" if own else "queries"
 
 
-def from_documents(config: DataConfig) -> bool:
-    """Tell whether a recipe's pairs are made of the documents that it names."""
-    return config.source not in DOMAIN_TASKS and not config.pairs and is_documents(config.source)
+def from_documents(recipe: Recipe) -> bool:
+    """Tell whether a recipe's pairs are made of the documents that it names; stage 1 alone reads a table as it is."""
+    data = recipe.data
+    if data.source in DOMAIN_TASKS or data.pairs or not is_documents(data.source):
+        return False
+    return recipe.represent.enabled or Path(data.source).is_dir() or kind_of(Path(data.source)) in KINDS_OF_FILES
 
 
 def learn_kinds(recipe: Recipe) -> list[str]:
     """Return the kinds of pairs for stage 1: those that the recipe names, or those that fit its data."""
     if recipe.learn.pairs is not None:
         return [*recipe.learn.pairs]
-    return ["reconstruct", "continue"] if from_documents(recipe.data) else ["natural", "reverse", "reconstruct"]
+    return ["reconstruct", "continue"] if from_documents(recipe) else ["natural", "reverse", "reconstruct"]
 
 
 def _needs_pairs(recipe: Recipe) -> bool:
@@ -462,7 +466,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "with_pairs": _needs_pairs(recipe),
         "holds_out": [recipe.evaluate.enabled, recipe.represent.stop > 0],
         "learn": made if generative else None,
-        "passages": [*asdict(recipe.model).values(), recipe.seed] if from_documents(recipe.data) else None,
+        "passages": [*asdict(recipe.model).values(), recipe.seed] if from_documents(recipe) else None,
         "sources": {name: source_of(given) for name, given in sources.items() if given},
     }
 
