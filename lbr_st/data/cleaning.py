@@ -20,10 +20,12 @@ EDGE, AROUND, FEWEST_PAGES, FEWEST_TEXTS = 3, 4, 4, 5
 """Running lines: how many lines at each edge of a page, pages before and after it, and pages or web pages, at least."""
 
 _SIGNS = {
-    **str.maketrans(dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")),
-    **str.maketrans("", "", "\xad\u200b\u2060\ufeff"),
-    **str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True))),
-    **str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••"),  # the last two as in Word
+    **dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000"),
+    **dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), ""),
+    **dict(zip(map(ord, "ﬀﬁﬂﬃﬄﬅﬆ"), ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)),
+    **dict(
+        zip(map(ord, "\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7"), " " * 7 + "••", strict=True)
+    ),  # • as in Word
 }
 _JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic scripts and emoji need them
 _UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
