@@ -199,7 +199,7 @@ def test_pdf(tmp_path):
     ends = [f"{LINE[:-13]}, {name} and infor-" for name in names]
     rows = enumerate(zip(names, body, ends, strict=True), start=1)
     pages = [[("Book of Oil", 8), f"mation {name}.", *lines, end, f"{number}"] for number, (name, lines, end) in rows]
-    pages[0][1] = ("Chapter one", 18)
+    pages[0][1], pages[-1][-2] = ("Chapter one", 18), "The end."
     (tmp_path / "a.pdf").write_bytes(pdf_of(pages))
     [found], said = read(tmp_path)
     assert said == "Read 1 files (1 .pdf)."
