@@ -36,7 +36,7 @@ _SUSPENDED = {"and", "or", "und", "oder", "et", "ou"}  # "pre- and postwar"
 _TORN = re.compile(rf"\b(?:([^\W\d_]++) )?({'|'.join(LIGATURES)})\b(?: ([^\W\d_]+))?")
 _NEXT = re.compile(r"(?<![^\W\d_])([^\W\d_]++)(\s+)(?=([^\W\d_]+))")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|=+( +=+)+\s*$")
+_TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
@@ -44,7 +44,7 @@ _LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
 _LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
 _FRONT_MATTER = re.compile(
-    r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
+    r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n:=]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
 )
 _TITLE = re.compile(r"^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", re.MULTILINE | re.IGNORECASE)
 
