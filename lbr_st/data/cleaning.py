@@ -20,10 +20,12 @@ EDGE, AROUND, FEWEST_PAGES, FEWEST_TEXTS = 3, 4, 4, 5
 """Running lines: how many lines at each edge of a page, pages before and after it, and pages or web pages, at least."""
 
 _SIGNS = {
-    **str.maketrans(dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")),
-    **str.maketrans("", "", "\xad\u200b\u2060\ufeff"),
-    **str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True))),
-    **str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••"),  # the last two as in Word
+    **dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000"),
+    **dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), ""),
+    **dict(zip(map(ord, "ﬀﬁﬂﬃﬄﬅﬆ"), ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)),
+    **dict(
+        zip(map(ord, "\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7"), " " * 7 + "••", strict=True)
+    ),  # • as in Word
 }
 _JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic scripts and emoji need them
 _UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
@@ -34,7 +36,7 @@ _SUSPENDED = {"and", "or", "und", "oder", "et", "ou"}  # "pre- and postwar"
 _TORN = re.compile(rf"\b(?:([^\W\d_]++) )?({'|'.join(LIGATURES)})\b(?: ([^\W\d_]+))?")
 _NEXT = re.compile(r"(?<![^\W\d_])([^\W\d_]++)(\s+)(?=([^\W\d_]+))")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|=+( +=+)+\s*$")
+_TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
@@ -42,7 +44,7 @@ _LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
 _LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
 _FRONT_MATTER = re.compile(
-    r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
+    r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n:=]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
 )
 _TITLE = re.compile(r"^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", re.MULTILINE | re.IGNORECASE)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import logging
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -37,7 +39,8 @@ SAMPLE, NAMED = 50, 10  # web pages that are compared for menus, and skipped fil
 LARGER = 1.15  # a line of a PDF in letters so much larger than most is a heading (our choice)
 NO_TEXT = "script, style, template, noscript, button, form, nav, aside, [hidden], [role=navigation], [role=search]"
 MENU = re.compile(
-    r"\b(cookies?|consent|gdpr|breadcrumbs?|sidebar|navbar|navigation)\b|(^| )((site|page)-)?(header|footer)( |$)"
+    r"\b(cookies?|consent|gdpr|breadcrumbs?|sidebar|toc|nav(bar|igation|header|footer)?)\b|"
+    r"(^| )((site|page)-)?(header|footer)( |$)"
 )
 
 
@@ -131,6 +134,7 @@ def _documents(
             if kind == PDF:  # what its fonts tore is not counted any more
                 words.subtract(own)
                 words.update(cleaning.count_words(text))
+                text = re.sub(r"\n{3,}", "\n\n", text)  # here pages tell the place, not lines
             pages = text.split("\f")
             starts = tuple(accumulate(map(len, pages[:-1]), initial=0)) if kind == PDF else ()
             if text.strip():
@@ -244,7 +248,9 @@ def _web(file: Path) -> str:
     """Return the main text of a web page, without menus and notices."""
     from bs4 import BeautifulSoup
 
-    page = BeautifulSoup(file.read_bytes(), "html.parser")
+    logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # signs that it cannot read are left out
+    with warnings.catch_warnings(action="ignore"):  # of XHTML, which is read as well
+        page = BeautifulSoup(_opened(file).read(), "html.parser")
     main = page.main or page.find(attrs={"role": "main"}) or page.body or page
     most = len(main.get_text()) / 2  # a class of the whole page may say that it has a sidebar
     for tag in [*main.select(NO_TEXT), *main.find_all(_is_menu)]:
@@ -256,7 +262,9 @@ def _web(file: Path) -> str:
 
 def _is_menu(tag: Tag) -> bool:
     names = " ".join([*tag.get_attribute_list("class", ""), *tag.get_attribute_list("id", "")])
-    menu = tag.name in ("header", "footer") or (tag.name in ("div", "section", "ul", "ol") and MENU.search(names))
+    menu = tag.name in ("header", "footer") or (
+        tag.name in ("div", "section", "ul", "ol", "table") and MENU.search(names)
+    )
     return "headerlink" in names or (bool(menu) and not tag.find(["h1", "h2"]))
 
 
@@ -264,7 +272,7 @@ def _word(file: Path) -> str:
     import mammoth
     from bs4 import BeautifulSoup
 
-    with file.open("rb") as binary:
+    with _opened(file) as binary:
         titles = "p[style-name='Title'] => h1:fresh"
         page = mammoth.convert_to_html(binary, style_map=titles, convert_image=lambda _: []).value
     return _markdown(BeautifulSoup(page, "html.parser"))
@@ -274,8 +282,8 @@ def _markdown(page: Tag) -> str:
     from markdownify import ATX, MarkdownConverter
 
     plain = ["a", "b", "em", "i", "img", "s", "strong"]
-    escapes = dict.fromkeys(("escape_asterisks", "escape_underscores"), False)
-    return MarkdownConverter(heading_style=ATX, bullets="-", strip=plain, **escapes).convert_soup(page)
+    options = {"escape_asterisks": False, "escape_underscores": False, "wrap": True, "wrap_width": None}
+    return MarkdownConverter(heading_style=ATX, bullets="-", strip=plain, **options).convert_soup(page)
 
 
 def _pdf_pages(file: Path) -> list[str]:
@@ -283,7 +291,7 @@ def _pdf_pages(file: Path) -> list[str]:
     from pypdfium2 import PdfDocument, PdfiumError
 
     try:
-        pdf = PdfDocument(file)
+        pdf = PdfDocument(file if file.suffix.lower() == PDF else _opened(file).read())
     except PdfiumError as error:
         what = str(error).removeprefix("Failed to load document ")
         raise LBRError("is protected by a password" if "assword" in what else f"is no PDF {what}") from error
@@ -367,7 +375,7 @@ def _reason(error: Exception, file: Path) -> str:
     if not isinstance(error, LBRError):
         what = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".partition("\n")[0][:100]
     elif error.where is None:
-        return error.what
+        return error.what.rstrip(".")
     else:
         what = ": ".join(filter(None, [error.where.removeprefix(str(file)).lstrip(", "), error.what.rstrip(".")]))
     return f"cannot be read ({what})"

@@ -97,7 +97,12 @@ def test_code_and_tables_stay_as_they_are(block):
 def test_front_matter():
     assert front_matter('---\ntitle: "My: page"\ntags:\n  - a\n\n# why\n---\n\nText') == ("# My: page\n\nText", 6)
     assert front_matter("+++\ntitle = 'T'\n[menu]\n+++\n## Own\n") == ("## Own\n", 4)
-    for text in ("---\n\nA rule\n---\n", "Text\n---\ntitle: x\n---\n", "---\ntitle: never closed\n"):
+    for text in (
+        "---\n" + "a: b: c: d\n" * 99,
+        "---\n\nA rule\n---\n",
+        "Text\n---\ntitle: x\n---\n",
+        "---\ntitle: never closed\n",
+    ):
         assert front_matter(text) == (text, 0)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import zipfile
+from itertools import pairwise
 
 import pytest
 from pdf_pages import LOCKED, RESTRICTED, pdf_of, unpacked
@@ -193,18 +194,21 @@ def test_a_missing_library_is_named_before_anything_is_read(tmp_path, monkeypatc
 
 def test_pdf(tmp_path):
     pytest.importorskip("pypdfium2")
-    body = [f"{LINE} on"] * 3
-    pages = [[("Book of Oil", 8), "mation ends.", *body, f"{LINE[:-8]}, infor-", f"{number}"] for number in range(1, 6)]
-    pages[0][1] = ("Chapter one", 18)
+    names = ("Ada", "Bob", "Cleo", "Dora", "Emil")
+    body = [[f"{LINE} to {name}{place}" for place in ("", " and on", " again")] for name in names]
+    ends = [f"{LINE[:-13]}, {name} and infor-" for name in names]
+    rows = enumerate(zip(names, body, ends, strict=True), start=1)
+    pages = [[("Book of Oil", 8), f"mation {name}.", *lines, end, f"{number}"] for number, (name, lines, end) in rows]
+    pages[0][1], pages[-1][-2] = ("Chapter one", 18), "The end."
     (tmp_path / "a.pdf").write_bytes(pdf_of(pages))
     [found], said = read(tmp_path)
     assert said == "Read 1 files (1 .pdf)."
     assert found.text.startswith("# Chapter one\n\n")
-    assert found.text.count(", information ends.") == 4
+    assert [f"{one} and information {two}." in found.text for one, two in pairwise(names)] == [True] * 4
     assert "Book of Oil" not in found.text
     assert len(found.pages) == 5
     assert found.pages[0] == 0
-    assert found.text[found.pages[1] :].lstrip().startswith(LINE[:20])
+    assert found.text[found.pages[1] :].startswith(" Bob.")
 
 
 def test_pdf_with_ligatures_and_passwords(tmp_path):
