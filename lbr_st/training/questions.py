@@ -27,7 +27,6 @@ MOST = 5000  # passages that queries are written for (our choice)
 NEW_TOKENS, TEMPERATURE = 32, 0.7
 TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
 """Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
-COPIED = 0.8  # the share of a query's words that, one after another as in the passage, make it a copy
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -116,7 +115,7 @@ def _problem(query: str, text: str) -> str | None:
         return "no text"
     if len(words) > NEW_TOKENS or len(query) > 300:
         return "too long"
-    run, own = max(4, math.ceil(COPIED * len(words))), f" {plain(text)} "
+    run, own = max(4, math.ceil(0.8 * len(words))), f" {plain(text)} "
     copied = any(f" {' '.join(words[at : at + run])} " in own for at in range(len(words) - run + 1))
     return "copied" if copied else None
 
