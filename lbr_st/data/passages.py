@@ -1,6 +1,7 @@
 """Passages of documents: cut at headings, then between paragraphs and sentences, to a budget of tokens.
 
-No library does the cutting: those that were compared cut hard-wrapped text at line ends, mostly inside a sentence.
+No library does the cutting. Of hard-wrapped text semantic-text-splitter, chonkie and langchain-text-splitters make more
+than half of their cuts inside a sentence, at line ends.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from lbr_st.data.lines import write_rows
+from lbr_st.data.lines import kind_of, write_rows
 from lbr_st.data.pairs import SENTENCE_END
+from lbr_st.data.sources import READABLE
 from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES, digest, normalise
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from lbr_st.data.documents import Document
 
 BELOW = " > "  # between the headings of a path
-MOST_TOKENS_A_WORD = 2.5  # with more, most words are spelt letter by letter; English has 1.1 to 1.5
 
 _BLOCK = re.compile(
     r"""^\ {0,3}(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*(?:\n|\Z)(?:.*\n)*?(?:\ {0,3}(?P=fence)[`~]*[ \t]*$|.*\Z)
@@ -96,10 +97,8 @@ def passages(
 
     A passage lies below one heading ("Chapter > Section", or ""). Its place is where it begins: "page 3", "line 120" or
     "row 7". Code, tables and paragraphs stay whole where they fit. Passages that read alike are kept once, and those of
-    fewer than two words (page numbers, rulers) are left out. The documents are never in memory together.
-
-    Raises:
-        LBRError: There are fewer than two different passages.
+    fewer than two words (page numbers, rulers) are left out. Fewer than two passages are an error. The documents are
+    never in memory together.
     """
     sizes, counts, known = array("l"), Counter[str](), set[int]()  # 8 bytes and a few for each passage
     alike, short = "that repeat another", "of fewer than two words"
@@ -118,9 +117,9 @@ def passages(
                 known.add(key)
                 sizes.append(piece.tokens)
                 counts.update(words=num_words(text), broken=piece.broken)
-                place = f"line {line}" if document.unit == "line" else f"{document.unit} {document.line}"
-                if document.pages:
-                    place = f"page {bisect_right(document.pages, start)}"
+                row = kind_of(Path(document.file)) in READABLE
+                place = f"row {document.line}" if row else f"line {line}"
+                place = f"page {bisect_right(document.pages, start)}" if document.pages else place
                 yield {"text": text, "heading": heading, "file": document.file, "place": place}
 
     table = write_rows(rows(), ("text", "heading", "file", "place"))
@@ -135,7 +134,7 @@ def passages(
         f"{counts['broken'] / len(table):.1%} cut inside a sentence at {max_tokens} tokens; "
         f"dropped {counts[alike]:,} {alike} and {counts[short]:,} {short}."
     )
-    if a_word > MOST_TOKENS_A_WORD:
+    if a_word > 2.5:  # most words are spelt letter by letter; English has 1.1 to 1.5
         say(f"Warning: with {a_word:.1f} tokens a word the base hardly knows this language. Choose one that does.")
     return table
 
@@ -158,14 +157,11 @@ def _pieces(text: str, num_tokens: Callable[[str], int], most: int) -> Iterator[
 
 
 def _sections(text: str) -> Iterator[tuple[str, list[tuple[int, int, bool]]]]:
-    """Yield the headings above each section, and its blocks: start, end, and whether it is code or a table.
-
-    The blank lines before a block belong to it, so that its tokens are those it has in the passage.
-    """
+    """Yield the headings above each section, and its blocks: start, end, and whether it is code or a table."""
     path, blocks, begun = list[tuple[int, str]](), list[tuple[int, int, bool]](), 0
     for match in chain(_BLOCK.finditer(text), [None]):
         if match and not match["level"]:
-            blocks.append((begun, match.end(), match["text"] is None))
+            blocks.append((begun, match.end(), match["text"] is None))  # with the blank lines before it
         elif blocks:
             yield BELOW.join(title for _, title in path if title), blocks
             blocks = []

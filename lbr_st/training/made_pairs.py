@@ -239,7 +239,10 @@ def _crops(texts: Sequence[str], draw: np.random.Generator) -> Iterator[Made]:
         begin = int(first * (len(words) - size + 1))
         start, end = spans[int(which * len(spans))] if spans else (words[begin][0], words[begin + size - 1][1])
         sides = text[:start].strip(), text[end:].strip()
-        yield Made(_line(text[start:end]), row, row, " ".join(sides).strip() if around < 0.5 else max(sides, key=len))
+        if sum(map(str.isalpha, text[start:end])) > (end - start) / 2:  # no row of a table's numbers
+            yield Made(
+                _line(text[start:end]), row, row, " ".join(sides).strip() if around < 0.5 else max(sides, key=len)
+            )
 
 
 def _terms(texts: Sequence[str], index: WordIndex, draw: np.random.Generator) -> Iterator[Made]:

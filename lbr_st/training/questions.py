@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from lbr_st.data.texts import digest, plain
 from lbr_st.errors import LBRError
@@ -23,11 +24,10 @@ from lbr_st.model.safe import explain_load_errors, without_code
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MOST = 5000  # passages that queries are written for (our choice)
+MOST = 2000  # passages that queries are written for: an hour or more of SmolLM2-135M on two cores
 NEW_TOKENS, TEMPERATURE = 32, 0.7
 TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
 """Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
-COPIED = 0.8  # the share of a query's words that, one after another as in the passage, make it a copy
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -47,7 +47,7 @@ def questions(
 
     The writer is the address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
     ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
-    left out. Of many passages 5,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
+    left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
     written, and the same call takes it from there.
 
     Raises:
@@ -65,7 +65,7 @@ def questions(
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
     try:
         with file.open("a", encoding="utf-8") as out:
-            for row, answer in answers if wanted else ():
+            for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
                 query = _query(answer or "")
                 problem = "not in time" if answer is None else _problem(query, texts[row])
                 counts[problem or "usable"] += 1
@@ -116,7 +116,7 @@ def _problem(query: str, text: str) -> str | None:
         return "no text"
     if len(words) > NEW_TOKENS or len(query) > 300:
         return "too long"
-    run, own = max(4, math.ceil(COPIED * len(words))), f" {plain(text)} "
+    run, own = max(4, math.ceil(0.8 * len(words))), f" {plain(text)} "
     copied = any(f" {' '.join(words[at : at + run])} " in own for at in range(len(words) - run + 1))
     return "copied" if copied else None
 

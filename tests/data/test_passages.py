@@ -18,7 +18,6 @@ class Document(NamedTuple):
     text: str
     pages: tuple[int, ...] = ()
     line: int = 1
-    unit: str = "line"
 
 
 GUIDE = """Before any heading stands a preface.
@@ -46,9 +45,9 @@ ls | wc
 """
 
 
-def cut(*texts, most=1000, **fields):
+def cut(*texts, most=1000, kind=".md", **fields):
     said = []
-    documents = [Document(f"{number}.md", text, **fields) for number, text in enumerate(texts)]
+    documents = [Document(f"{number}{kind}", text, **fields) for number, text in enumerate(texts)]
     return passages(documents, num_words, max_tokens=most, say=said.append), said
 
 
@@ -139,7 +138,7 @@ def test_pages_rows_and_parts_of_a_file_have_their_places():
     pages = (0, text.index("On the"))
     assert cut(text, most=5, pages=pages)[0]["place"][:] == ["page 1", "page 1", "page 2"]
     assert cut(text, most=5, line=100)[0]["place"][:] == ["line 100", "line 102", "line 104"]
-    assert cut(text, most=5, line=7, unit="row")[0]["place"][:] == ["row 7"] * 3
+    assert cut(text, most=5, line=7, kind=".csv.gz")[0]["place"][:] == ["row 7"] * 3
 
 
 def test_what_says_nothing_or_the_same_again_is_dropped_and_counted():
