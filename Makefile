@@ -19,11 +19,11 @@ help:  ## Print this list
 
 .venv: $(STAMP)  ## Set up the virtual environment (PYTHON=... picks the interpreter, 3.11 or newer)
 
-$(STAMP): EXTRAS := chem,eval,dev
+$(STAMP): EXTRAS := chem,eval,documents,dev
 $(STAMP): pyproject.toml constraints.txt
 	$(set_up)
 
-$(LOWEST)/.ready: EXTRAS := chem,eval,qlora,dev
+$(LOWEST)/.ready: EXTRAS := chem,eval,documents,qlora,dev
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(set_up)
 

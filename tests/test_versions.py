@@ -41,6 +41,6 @@ def test_the_lowest_versions_tested_are_the_lower_bounds():
     assert pins("constraints-lowest.txt") == bounds()
 
 
-@pytest.mark.parametrize("name", bounds("chem", "eval", "dev"))  # the extras that `make test` installs
+@pytest.mark.parametrize("name", bounds("chem", "eval", "documents", "dev"))  # the extras that `make test` installs
 def test_the_newest_versions_tested_are_allowed(name):
     assert pins("constraints.txt")[name] >= bounds()[name]

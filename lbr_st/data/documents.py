@@ -52,7 +52,6 @@ class Document:
     text: str  # Markdown
     pages: tuple[int, ...] = ()  # where in `text` each page begins; empty for a format without pages
     line: int = 1  # number of the text's first line in the file; of a table, the row
-    unit: str = "line"  # or "row"
 
 
 def is_documents(source: str | Path) -> bool:
@@ -176,7 +175,7 @@ def _rows(file: Path, column: str, bad: list[BadRow]) -> Iterator[Document]:
             bad.append(error)
         else:
             title = "".join(f"# {' '.join(str(row[one]).split())}\n\n" for one in titles if row[one])
-            yield Document("", title + row[name], line=number, unit="row")
+            yield Document("", title + row[name], line=number)
 
 
 def _plain_parts(file: Path, encoding: str, _: list[BadRow]) -> Iterator[Document]:

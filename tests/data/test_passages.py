@@ -1,24 +1,14 @@
 """Passages: nothing of a document is lost, no passage is over the budget, and each says where it is from."""
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbr_st.data.documents import Document
 from lbr_st.data.passages import _pieces, num_words, passages, sentence_ends
 from lbr_st.errors import LBRError
-
-
-class Document(NamedTuple):
-    """Has the fields of lbr_st.data.documents.Document."""
-
-    file: str
-    text: str
-    pages: tuple[int, ...] = ()
-    line: int = 1
-
 
 GUIDE = """Before any heading stands a preface.
 

@@ -1,12 +1,10 @@
 """`lbr-st search`: embeddings that are kept, ranks of the model, of BM25 and of both, and what is printed."""
 
-import importlib.util
 import io
 import json
 import os
 import re
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,40 +19,8 @@ from lbr_st.evaluation.scores import write_json
 bm25s = pytest.importorskip("bm25s")
 
 
-class Words:
-    """What `lbr_st.training.made_pairs.WordIndex` promises."""
-
-    def __init__(self, texts):
-        import Stemmer
-
-        self.options = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "show_progress": False}
-        self.index = bm25s.BM25(k1=1.2, b=0.75)
-        self.index.index(bm25s.tokenize(texts, **self.options), show_progress=False)
-
-    def top(self, queries, n):
-        found = self.index.retrieve(bm25s.tokenize(queries, **self.options), k=n, show_progress=False)
-        return found.documents.astype(np.int64), found.scores.astype(np.float32)
-
-
-def read_documents(folder, *, num_tokens, max_tokens):
-    """Return what `lbr_st.data.passages.read_documents` promises, of files with a heading and a paragraph."""
-    from datasets import Dataset
-
-    rows = []
-    for path in sorted(folder.rglob("[!.]*.md")):
-        heading, text = path.read_text().split("\n\n")
-        assert num_tokens(text) <= max_tokens
-        rows.append({"text": text, "heading": heading.removeprefix("# "), "file": path.name, "place": "line 3"})
-    return Dataset.from_list(rows)
-
-
 @pytest.fixture(autouse=True)
-def _parts_that_are_missing(monkeypatch, tmp_path):
-    """Stand-ins until these modules are there."""
-    parts = {"training.made_pairs": {"WordIndex": Words}, "data.passages": {"read_documents": read_documents}}
-    for name, content in parts.items():
-        if importlib.util.find_spec(f"lbr_st.{name}") is None:
-            monkeypatch.setitem(sys.modules, f"lbr_st.{name}", SimpleNamespace(**content))
+def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("LBR_ST_CACHE", str(tmp_path / "cache"))
 
 
