@@ -7,8 +7,10 @@ import os
 import zipfile
 from itertools import pairwise
 
+import pyarrow
 import pytest
 from pdf_pages import LOCKED, RESTRICTED, pdf_of, unpacked
+from pyarrow import parquet
 
 from lbr_st.data import documents
 from lbr_st.data.documents import is_documents, pair_tables, read_files
@@ -81,12 +83,14 @@ def test_rows_of_tables_are_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(b"body\tText\nx\tfive\n"))
     (tmp_path / "c.json").write_text('[{"Text": "six"}]')
+    parquet.write_table(pyarrow.table({"id": [1], "title": [None], "text": ["seven"]}), tmp_path / "d.parquet")
     found, said = read(tmp_path)
     assert [(one.file, one.text, one.line) for one in found] == [
         ("a.jsonl", "# T t\n\none", 1),
         ("a.jsonl", "four", 4),
         ("b.csv.gz", "five", 1),
         ("c.json", "six", 1),
+        ("d.parquet", "seven", 1),
     ]
     assert "left out 2 rows without text" in said
     assert texts(tmp_path / "b.csv.gz", text_column="body") == {"b.csv.gz": "x"}
