@@ -252,8 +252,8 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
     if recipe.represent.stop and data.dev is not None:
         test = data.dev.slice(MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP)
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
-        options = {"name": "held-out", "write_csv": False, "batch_size": recipe.evaluate.batch_size}
-        train.keywords["evaluator"] = InformationRetrievalEvaluator(test.queries, test.corpus, found, **options)
+        options: dict[str, Any] = {"name": "held-out", "write_csv": False, "batch_size": recipe.evaluate.batch_size}
+        train.keywords["evaluator"] = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, **options)
     return _stage("Stage 2, represent", train, recipe, data, model, folder)
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lbr_st.data import cleaning
 from lbr_st.data.columns import Columns, Rows, find_columns
@@ -250,7 +250,7 @@ def _web(file: Path) -> str:
     logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # signs that it cannot read are left out
     with warnings.catch_warnings(action="ignore"):  # of XHTML, which is read as well
         page = BeautifulSoup(_opened(file).read(), "html.parser")
-    main = page.main or page.find(attrs={"role": "main"}) or page.body or page
+    main = page.main or page.select_one("[role=main]") or page.body or page
     most = len(main.get_text()) / 2  # a class of the whole page may say that it has a sidebar
     for tag in [*main.select(NO_TEXT), *main.find_all(_is_menu)]:
         if not tag.decomposed and (tag.name in ("script", "style") or len(tag.get_text()) < most):
@@ -260,7 +260,7 @@ def _web(file: Path) -> str:
 
 
 def _is_menu(tag: Tag) -> bool:
-    names = " ".join([*tag.get_attribute_list("class", ""), *tag.get_attribute_list("id", "")])
+    names = " ".join(name or "" for key in ("class", "id") for name in tag.get_attribute_list(key))
     menu = tag.name in ("header", "footer") or (
         tag.name in ("div", "section", "ul", "ol", "table") and MENU.search(names)
     )
@@ -281,7 +281,7 @@ def _markdown(page: Tag) -> str:
     from markdownify import ATX, MarkdownConverter
 
     plain = ["a", "b", "em", "i", "img", "s", "strong"]
-    options = {"escape_asterisks": False, "escape_underscores": False, "wrap": True, "wrap_width": None}
+    options: dict[str, Any] = {"escape_asterisks": False, "escape_underscores": False, "wrap": True, "wrap_width": None}
     return MarkdownConverter(heading_style=ATX, bullets="-", strip=plain, **options).convert_soup(page)
 
 

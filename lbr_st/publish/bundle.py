@@ -189,7 +189,7 @@ def bundle(
     for work in (Path(f"{folder}-work"), folder):
         if (work / RECIPE).is_file() and not (work / "modules.json").is_file():
             recipe = load_recipe(work / RECIPE)
-            folder = work / ("represent" if recipe.represent.enabled and recipe.represent.max_steps > 0 else "learn")
+            folder = work / ("represent" if recipe.represent.enabled and recipe.represent.max_steps != 0 else "learn")
             if not folder.is_dir():
                 raise LBRError("this stage of the run is not finished.", where=str(folder), fix="Run lbr-st train.")
             results = results or (work / RESULTS if (work / RESULTS).is_file() else None)

@@ -254,7 +254,7 @@ def _read_documents(
     texts = found.select_columns(["text"])
     if not _needs_pairs(recipe):
         return None, texts, None, None, ""
-    kinds = config.make_pairs or [kind for kind in KINDS if kind != "question" or config.writer]
+    kinds: list[Any] = config.make_pairs or [kind for kind in KINDS if kind != "question" or config.writer]
     own = judged_by(config.queries, found) if config.queries else None
     written: list[tuple[int, str]] = []
     if "question" in kinds and config.writer:

@@ -35,7 +35,7 @@ from lbr_st.files import is_marked_whole, mark_whole, notice
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS, load_weights
 from lbr_st.model.merged import merged_while_training
-from lbr_st.recipe import LearnConfig, RepresentConfig
+from lbr_st.recipe import LearnConfig, RepresentConfig, with_steps
 from lbr_st.training.memory import limit_pieces
 from lbr_st.training.tokens import TokenCollator
 
@@ -117,15 +117,16 @@ def training_arguments(
     any_new = bool(backbone_of(model).bottleneck_ids) and any(
         re.search(ALL_NEW_PARAMETERS, name) for name, _ in loss.named_parameters()
     )
+    steps: int = with_steps(config).max_steps
     return SentenceTransformerTrainingArguments(
         **{
             "output_dir": str(output_dir),
-            "max_steps": config.max_steps,
+            "max_steps": steps,
             "per_device_train_batch_size": config.batch_size,
             "per_device_eval_batch_size": config.batch_size,
             "learning_rate": config.learning_rate,
             "learning_rate_mapping": {ALL_NEW_PARAMETERS: config.token_learning_rate} if any_new else {},
-            "warmup_steps": min(config.warmup_steps, config.max_steps),
+            "warmup_steps": min(config.warmup_steps, steps),
             "lr_scheduler_type": "cosine",
             "bf16": use_bfloat16(precision, model.device, model),
             "use_cpu": model.device.type == "cpu",
@@ -135,7 +136,7 @@ def training_arguments(
             "eval_steps": config.eval_steps,
             "save_steps": config.eval_steps,
             "save_total_limit": 2,
-            "logging_steps": max(1, min(10, config.max_steps // 10)),
+            "logging_steps": max(1, min(10, steps // 10)),
             "logging_first_step": True,
             # A NaN must be seen, not smoothed over.
             "logging_nan_inf_filter": False,
@@ -400,7 +401,7 @@ class _Duration(TrainerCallback):
         notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")
         if steps < state.max_steps:
             state.max_steps = args.max_steps = steps
-            schedule = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
+            schedule: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
             schedule.lr_lambdas = [partial(one, num_training_steps=steps) for one in schedule.lr_lambdas]
 
 

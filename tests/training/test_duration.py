@@ -1,4 +1,4 @@
-"""How long a training lasts: fewer steps where the hours are few, and the best checkpoint of those that were measured."""
+"""How long a training lasts: fewer steps where the hours are few, and the best of the checkpoints measured."""
 
 import pytest
 import torch
