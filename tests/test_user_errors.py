@@ -111,7 +111,7 @@ CASES = [
     case("release trained --output a-file", "a-file: the output already exists."),
     case(f"{TRAIN} --output .", ".: an output must have a name of its own."),
     # Data, results and recipes.
-    case(f"{TRAIN} --data.source base", "base: no corpus.jsonl in this folder."),
+    case(f"{TRAIN} --data.source base", "base: no text could be read; skipped"),
     case(f"{TRAIN} --data.source x.parquet", "cannot load it", lambda: write("x.parquet", "x")),
     case(EVALUATE, "beir/corpus.jsonl, line 1: not JSON", lambda: cut("beir/corpus.jsonl")),
     case(EVALUATE, "beir/qrels: no split 'test'", lambda: remove("beir/qrels/test.tsv")),

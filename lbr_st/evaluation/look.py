@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from lbr_st.compute import Precision
 from lbr_st.data.lines import kind_of
@@ -38,8 +39,8 @@ Order = Literal["model", "bm25", "both"]
 SEARCH = "search.json"
 """In a released folder: what :func:`choose_order` found, and ``max_tokens``, the budget of the run's passages."""
 
-BESIDE, EMBEDDINGS, DIGESTS = ".lbr-st", "embeddings.npy", "digests.npy"
-"""The hidden folder inside the documents' own, and the files of a model in it."""
+BESIDE, EMBEDDINGS = ".lbr-st", "embeddings.safetensors"
+"""The hidden folder inside the documents' own, and the file of a model in it."""
 
 DEEPEST, CONSTANT = 1000, 60
 """The last rank that counts as found, and the usual constant of reciprocal rank fusion."""
@@ -137,7 +138,8 @@ def embed(
     kept, rows = np.zeros(0, np.uint64), np.zeros((0, model.get_embedding_dimension() or 0), np.float16)
     with alone(folder) if folder else nullcontext():  # another search may be encoding the same
         if folder and folder.is_dir():
-            kept, rows = np.load(folder / DIGESTS), np.load(folder / EMBEDDINGS)
+            found = load_file(folder / EMBEDDINGS)
+            kept, rows = found["digests"], found["embeddings"]
         still = np.isin(kept, wanted)
         kept, rows = kept[still], rows[still]
         first = np.unique(wanted, return_index=True)[1]
@@ -159,8 +161,7 @@ def embed(
 def _keep(folder: Path | None, kept: NDArray[np.uint64], rows: NDArray[np.float16]) -> None:
     if folder:
         with new_folder(folder, overwrite=True) as aside:
-            np.save(aside / DIGESTS, kept)
-            np.save(aside / EMBEDDINGS, rows)
+            save_file({"digests": kept, "embeddings": rows}, aside / EMBEDDINGS)
 
 
 def nearest(queries: NDArray[np.float32], embeddings: NDArray[np.float16], count: int) -> NDArray[np.int64]:

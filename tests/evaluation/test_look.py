@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from vector_model import numbers, vector_model
 
 from lbr_st.cli import main
@@ -50,7 +51,8 @@ def test_what_is_kept_is_not_encoded_again(encoded, tmp_path):
     assert seen == ["4 3"]  # the one that changed
     seen.clear()
     embed(model, ["1 0"], folder=folder)
-    assert len(np.load(folder / "digests.npy")) == len(np.load(folder / "embeddings.npy")) == 1  # others fell out
+    kept = load_file(folder / "embeddings.safetensors")
+    assert len(kept["digests"]) == len(kept["embeddings"]) == 1  # others fell out
     assert not seen
 
 
