@@ -442,8 +442,8 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
     )
 
 
-DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries")
-PLACES = ("model.base", *DATA_PLACES, "data.writer", "evaluate.beside")
+DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries", "data.writer")
+PLACES = ("model.base", *DATA_PLACES, "evaluate.beside")
 
 
 def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:
