@@ -15,6 +15,8 @@ from lbr_st.evaluation.plots import COLOURS, drawing
 from lbr_st.evaluation.statistics import Paired, holm, mean_interval, paired
 
 LBR = "LBR, attention bottleneck"
+FUSED = ", fused with BM25"
+"""Of an arm's name, where its ranking and BM25's are fused by their reciprocal ranks."""
 DRAWS = 100_000
 """Of the randomisation test: 1 in so many is the least p that it can show before correction."""
 UNITS = (
@@ -44,6 +46,9 @@ def read(folder: Path) -> dict[str, list[dict]]:
     for file in sorted(folder.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         arms[result["trial"]].append(result)
+        if "fused" in result:
+            name = f"{result['trial']}{FUSED}"
+            arms[name].append({**result, **result["fused"], "trial": name, "after_learn": None})
     return {name: sorted(results, key=lambda one: one["seed"]) for name, results in arms.items()}
 
 

@@ -80,8 +80,8 @@ def test_a_trial_that_another_process_is_at_comes_later(proof, trials, tmp_path)
 
 
 def test_settings_are_those_that_did_best_on_dev(proof, trials, tmp_path, monkeypatch):
-    monkeypatch.setattr(proof.studies, "RESULTS", tmp_path)
-    assert proof.studies.chosen_on_dev("chebi-closed-tune") == proof.studies.FIRST_GUESS
+    monkeypatch.setattr(proof.arms, "RESULTS", tmp_path)
+    assert proof.arms.chosen_on_dev("chebi-closed-tune") == proof.arms.FIRST_GUESS
     found = {"lbr-attention-0.001-60": (0.5, 100, 20), "lbr-attention-0.002-60": (0.6, 100, 20)}
     found |= {"contrastive-only-0.001-60": (0.4, 0, 20), "contrastive-only-0.004-60": (0.3, 0, 20)}
     found |= {"embedder-0.0005-60": (0.7, 0, 0)}
@@ -91,9 +91,9 @@ def test_settings_are_those_that_did_best_on_dev(proof, trials, tmp_path, monkey
             score, learn, represent = found[trial.name]
             row = {"ndcg_at_10": score, "learn_tokens": learn, "represent_tokens": represent, "key": trial.key()}
             (tmp_path / "chebi-closed-tune" / f"{trial.name}-dev-0.json").write_text(json.dumps(row))
-    chosen = proof.studies.chosen_on_dev("chebi-closed-tune")
+    chosen = proof.arms.chosen_on_dev("chebi-closed-tune")
     # The long run has the 120 tokens of both stages, of which 60 steps take 20.
-    assert chosen == proof.studies.Chosen(lbr=(2e-3, 60), contrastive=(1e-3, 60), long=(1e-3, 360), embedder=(5e-4, 60))
+    assert chosen == proof.arms.Chosen(lbr=(2e-3, 60), contrastive=(1e-3, 60), long=(1e-3, 360), embedder=(5e-4, 60))
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -77,7 +77,7 @@ def test_a_share_of_the_text_is_all_sentences_of_some_things(proof, records, tmp
     rows = [{"name": name, "side": "document", "text": f"{name}, also called x{n}."} for n, name in enumerate(names)]
     records(rows)
     pairs = Dataset.from_dict({"context": names * 2, "target": [row["text"] for row in rows] * 2})
-    found = proof.reading.of_share(pairs, proof.studies.few("compounds"), 0.5, tmp_path)
+    found = proof.reading.of_share(pairs, proof.arms.few("compounds"), 0.5, tmp_path)
     assert len(found) == 4
     assert len(set(found["context"])) == 2
 
