@@ -23,6 +23,7 @@ from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, notice
 from lbr_st.model.bases import resolve_base
+from lbr_st.model.tokens import with_bottleneck_tokens
 from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
 from lbr_st.training.questions import questions
@@ -135,15 +136,9 @@ def _read_documents(
 ) -> tuple[Dataset | None, Dataset, RetrievalSet | None, RetrievalSet | None, str]:
     """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
     config, model = recipe.data, recipe.model
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base(model.base))
-    rest = len(tokenizer(model.document_prompt, add_special_tokens=False)["input_ids"])
-    room = model.max_seq_length - (model.num_bottleneck_tokens or 1) - rest
-
-    def num_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    files = read_files(config.source, text_column=config.text_column, say=say)
-    found = passages(files, num_tokens, max_tokens=room, say=say)
+    base = AutoTokenizer.from_pretrained(resolve_base(model.base))
+    tokenizer, column = with_bottleneck_tokens(base, model.num_bottleneck_tokens), config.text_column
+    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, column, say)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):
         return None, texts, None, None, ""
@@ -163,6 +158,23 @@ def _read_documents(
     tables = [pairs_of(config, path, say) for path in pair_tables(config.source)]
     table = joined([pairs.select_columns(["query", "document"]), *tables])
     return table, texts, own or test, dev, "pairs" if own else "queries"
+
+
+def passages_of(
+    source: str | Path,
+    tokenizer: Any,
+    prompt: str,
+    max_seq_length: int,
+    text_column: str = "text",
+    say: Callable[[str], None] = notice,
+) -> Dataset:
+    """Return the passages of documents that a model reads whole, after its prompt and with what its tokenizer adds."""
+
+    def num_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    room = max(1, max_seq_length - len(tokenizer(prompt)["input_ids"]))
+    return passages(read_files(source, text_column=text_column, say=say), num_tokens, max_tokens=room, say=say)
 
 
 def from_documents(recipe: Recipe) -> bool:
