@@ -434,9 +434,9 @@ def search(
         top: Hits to show for each query.
         order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
     """
-    from lbr_st.evaluation.look import search as look
+    from lbr_st.evaluation import look
 
-    look(model, data, query, top=top, order=order)
+    look.search(model, data, query, top=top, order=order)
 
 
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:

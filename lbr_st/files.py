@@ -217,6 +217,8 @@ def without_place(name: str) -> str:
 
 UNTRAINED, LOCAL = "untrained:", "local:"
 """Before a base that is scored as it is, and before the name of what only the machine of a published recipe has."""
+BESIDE = ".lbr-st"
+"""The hidden folder inside a folder of documents, where their embeddings are kept."""
 NO_HUB_ID = ("/", "./", "../", "~", LOCAL)
 """What begins a name that no hub has, even if nothing is there."""
 
@@ -237,10 +239,13 @@ def published(name: str, known: Collection[str] = ()) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files, sorted by name."""
+    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files, sorted by name.
+
+    What :data:`BESIDE` holds is not the folder's.
+    """
     if not path.is_dir():
         return sha256_of(path)
-    files = sorted(filter(Path.is_file, path.rglob("*")), key=str)
+    files = sorted((file for file in path.rglob("*") if file.is_file() and BESIDE not in file.parts), key=str)
     listed = "".join(f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
     return hashlib.sha256(os.fsencode(listed)).hexdigest()
 

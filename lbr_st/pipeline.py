@@ -27,7 +27,7 @@ from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, same_results, save_recipe, with_steps
+from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import (
@@ -39,6 +39,7 @@ from lbr_st.training.model import (
     keep,
     may_resume,
     model_from_recipe,
+    same_results,
 )
 from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model

@@ -38,8 +38,8 @@ class RunConfig:
         name: Name of the released model.
         seed: Seed of every random choice.
         precision: Arithmetic for training; auto lets the device decide.
-        max_hours: Most hours of training on pairs that are made of documents, half for each stage, which takes fewer
-            steps if need be; null sets no limit.
+        max_hours: Most hours of training, in one process, on pairs that are made of documents: half for each stage,
+            which takes fewer steps if need be; null sets no limit.
     """
 
     name: str = "lbr-model"
@@ -87,12 +87,11 @@ class DataConfig:
     """Where the text and the query-document pairs come from.
 
     Args:
-        source: Domain data: chebi, a folder of documents, a BEIR folder, a .jsonl, .csv, .tsv or .parquet file, or a
-            hub dataset id. Documents (.txt, .md, .rst, .html, .pdf, .docx, and tables without queries) are cut into
-            passages, and pairs are made of them.
+        source: Domain data: chebi, documents (a folder, or .txt, .md, .rst, .html, .pdf, .docx and tables without
+            queries), a BEIR folder, a .jsonl, .csv, .tsv or .parquet file of pairs, or a hub dataset id.
         make_pairs: Kinds of pairs made of documents: heading (headings to a passage), crop (a sentence to the rest of
             its passage), terms (a passage's rarest words to it), defines (a term to what defines it), question (queries
-            that a language model writes). null takes those that need no writer, and question where one is named.
+            that a language model writes). null takes all, question only with a writer.
         writer: What writes questions: a local causal language model, or the address (http://...) of a server with
             OpenAI's interface.
         queries: Your own queries over the documents, to judge by: a .jsonl or .csv file with the column query, and file
@@ -353,16 +352,6 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
-ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
-ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
-"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn."""
-
-
-def same_results(one: Recipe, other: Recipe) -> bool:
-    """Tell whether two recipes train the same model: they differ in nothing but :data:`ANY_TIME`."""
-    return one.flat() | dict.fromkeys(ANY_TIME) == other.flat() | dict.fromkeys(ANY_TIME)
-
-
 STEPS = 200
 """Of either stage where a recipe does not say how many."""
 
@@ -384,9 +373,7 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
     - ``causal-lm`` reads context and target of stage 1 as plain text, with nothing hidden and the same weight for every
       token, and switches off the terms that only a bottleneck has: what the bottleneck brings is missing.
 
-    Args:
-        recipe: The run to compare with.
-        name: One of :data:`BASELINES`; it is appended to the recipe's name.
+    The name, one of :data:`BASELINES`, is appended to the recipe's.
 
     Raises:
         LBRError: There is no such baseline, or the recipe lacks the stage that makes the baseline differ from it.
@@ -412,10 +399,7 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
 def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> Recipe:
     """Return a recipe's quick form: the same machine on its main source, in minutes on two CPU cores.
 
-    Args:
-        full: The recipe.
-        max_seq_length: Longest text in tokens; with ``learn_batch_size``, what decides how many minutes.
-        learn_batch_size: Pairs in a step of stage 1.
+    How many minutes is decided by the longest text in tokens, and by the pairs in a step of stage 1.
     """
     return Recipe(
         name=f"{full.name}-quick",

@@ -9,7 +9,8 @@ import lbr_st
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
 from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, with_steps
-from lbr_st.training.data import prepare, read_sources
+from lbr_st.training.data import prepare
+from lbr_st.training.sources import read_sources
 
 KINDS = ("acid", "base", "salt", "ester", "enzyme", "protein")
 

@@ -23,8 +23,9 @@ from lbr_st.recipe import (
     load_recipe,
     recipe_without_places,
 )
-from lbr_st.training.data import evaluation_set, read_sources, without_evaluation
+from lbr_st.training.data import evaluation_set, without_evaluation
 from lbr_st.training.data import pairs_to_learn as learn_pairs
+from lbr_st.training.sources import read_sources
 
 
 @pytest.fixture

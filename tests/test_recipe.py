@@ -7,8 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbr_st.errors import LBRError
-from lbr_st.recipe import Recipe, field_types, load_recipe, same_results, save_recipe
+from lbr_st.recipe import Recipe, field_types, load_recipe, save_recipe
 from lbr_st.recipe_arguments import RETIRED
+from lbr_st.training.model import same_results
 
 
 def changed(**values):

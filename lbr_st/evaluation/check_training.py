@@ -15,7 +15,8 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval
 from lbr_st.evaluation.suites import first_line, hub_reachable, plan
 from lbr_st.recipe import DataConfig, load_recipe
-from lbr_st.training.data import pairs_of, recipe_columns, texts_of
+from lbr_st.training.data import recipe_columns
+from lbr_st.training.sources import pairs_of, texts_of
 
 
 def check_training(

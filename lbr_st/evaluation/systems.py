@@ -164,7 +164,7 @@ def embedding_system(
     # MTEB files every unnamed model under one key, so one would be reported with another's score.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise LBRError(f"{name!r} cannot name a model's scores.", where="name", fix='Give it as "org/model".')
-    bfloat16, arithmetic = _arithmetic(model, precision)
+    bfloat16, arithmetic = choose_arithmetic(model, precision)
     digest = model_digest(model)
     with quiet_mteb():
         encoder = _encoder(model, bfloat16, show_progress_bar)
@@ -175,7 +175,7 @@ def embedding_system(
     return _as_run(System(encoder, digest, arithmetic=arithmetic), model.get_embedding_dimension(), how)
 
 
-def _arithmetic(model: SentenceTransformer, precision: Precision) -> tuple[bool, dict[str, Any]]:
+def choose_arithmetic(model: SentenceTransformer, precision: Precision) -> tuple[bool, dict[str, Any]]:
     """Tell whether to encode in bfloat16, and what ``"auto"`` found; nothing if the precision was given."""
     bfloat16 = use_bfloat16(precision, model.device, model)
     if precision != "auto":

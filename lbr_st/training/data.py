@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer
 
-from lbr_st.data.beir import RetrievalSet, read_beir
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.columns import negative_columns
 from lbr_st.data.contamination import ContaminationCheck, without_negatives
 from lbr_st.data.contamination_report import ContaminationReport
-from lbr_st.data.documents import KINDS as KINDS_OF_FILES
-from lbr_st.data.documents import document_files, is_documents, pair_tables, read_files
-from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import kind_of, save_rows, scratch
+from lbr_st.data.documents import document_files, is_documents
+from lbr_st.data.lines import save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
-from lbr_st.data.passages import passages
-from lbr_st.data.sources import is_local, read_pairs, read_texts
-from lbr_st.domains.definitions import DomainTask
-from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task, pinned_wheels
+from lbr_st.data.sources import is_local
+from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
-from lbr_st.files import alone, cache_dir, new_folder, notice, sha256_of
-from lbr_st.model.bases import resolve_base
-from lbr_st.recipe import DATA_PLACES, DataConfig, EvaluateConfig, Recipe, refuse_unpublished
-from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
-from lbr_st.training.questions import questions
+from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.recipe import EvaluateConfig, Recipe
+from lbr_st.training.sources import (
+    Sources,
+    from_documents,
+    joined,
+    learn_kinds,
+    needs_pairs,
+    read_sources,
+    short_name,
+    text_columns,
+)
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
 FORMAT = 4
 """Raise it when a change of the code makes something else of the same recipe."""
 FOLDER, RECORD, EVALUATION = "prepared", "prepared.json", "evaluation.json"
-FEWEST_PAIRS_TO_HOLD_OUT = 50
-"""With fewer pairs a held-out set would say nothing, and nothing is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,6 @@ class RunData:
     def _sets(self) -> dict[str, RetrievalSet | None]:
         kept = json.loads((self.folder / FOLDER / EVALUATION).read_text(encoding="utf-8"))
         return {split: RetrievalSet(**whole) if whole else None for split, whole in kept.items()}
-
-
-class Sources(NamedTuple):
-    """What a recipe's data section names, without pairs that are held out for evaluation.
-
-    ``parts`` are tables, each with its kind (pairs, texts or records) and its source's name. ``others`` are the queries
-    of the tasks in ``data.also``, which are neither evaluated nor trained on.
-    """
-
-    parts: list[tuple[str, str, Dataset]]
-    test: RetrievalSet | None
-    dev: RetrievalSet | None
-    others: list[RetrievalSet]
-    licences: list[str]
-    notes: list[str]
-    made: str = ""
 
 
 def prepare(recipe: Recipe, folder: Path | str, *, generative: bool | None = None) -> RunData:
@@ -146,153 +130,9 @@ def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
     """
     columns: dict[str, list[Dataset]] = {}
     for _, _, rows in read_sources(recipe).parts:
-        for column in _text_columns(rows):
+        for column in text_columns(rows):
             columns.setdefault(column, []).append(rows.select_columns([column]))
     return {column: concatenate_datasets(parts)[column] for column, parts in columns.items()}
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_sources(recipe: Recipe) -> Sources:
-    """Read what a recipe's data section names; tables are on disk, sets of queries in memory.
-
-    Raises:
-        LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
-    """
-    refuse_unpublished(recipe, DATA_PLACES)
-    config = recipe.data
-    own, also = _short(config.source), [domain_task(name) for name in config.also]
-    notes: list[str] = []
-
-    def say(what: str) -> None:
-        notice(what)
-        notes.append(what)
-
-    made = ""
-    if from_documents(recipe):
-        pairs, texts, test, dev, made = _read_documents(recipe, say)
-        records, licences = None, [own]
-    elif config.source not in DOMAIN_TASKS:
-        pairs, texts, test, dev = _read_own(recipe, say)
-        records, licences = None, [_short(name) for name in (config.source, config.pairs) if name]
-    elif config.pairs:
-        fix = "Leave it out, or name the pairs as data.source and more text as data.texts."
-        raise LBRError(f"{config.source} brings its own pairs.", where="data.pairs", fix=fix)
-    else:
-        task = domain_task(config.source)
-        pairs, texts, records = _task_pairs(task, config.synonyms), task.train_texts, task.records
-        test, dev, licences = task.test, task.dev, [task.licence]
-    more, names = [task.train_texts for task in also], [*config.also]
-    licences += [task.licence for task in also]
-    if config.texts:
-        more.append(texts_of(config, config.texts, say))
-        names.append(_short(config.texts))
-        licences.append(names[-1])
-    if pairs is not None:
-        pairs = _joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
-    found = [("pairs", _short(config.pairs or config.source), pairs), ("texts", own, texts)]
-    found.append(("texts", ", ".join(names), _joined(more)))
-    if RECORDS in learn_kinds(recipe):
-        found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), _joined(task.records for task in also))]
-    parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
-    others = [one for task in also for one in (task.test, task.dev)]
-    return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes, made)
-
-
-def texts_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
-    """Return the texts of a source, read as a recipe says."""
-    return read_texts(source, column=config.text_column, split=config.split, bad_rows=config.bad_rows, say=say)
-
-
-def pairs_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:
-    """Return the pairs of a source, read as a recipe says."""
-    names = ("query_column", "document_column", "split", "min_score", "bad_rows")
-    return read_pairs(source, say=say, **{name: getattr(config, name) for name in names})
-
-
-def _read_own(
-    recipe: Recipe, say: Callable[[str], None]
-) -> tuple[Dataset | None, Dataset | None, RetrievalSet | None, RetrievalSet | None]:
-    """Return pairs, texts, test and dev of the user's own sources; no texts where they are the pairs' documents."""
-    config = recipe.data
-    needed = _needs_pairs(recipe)
-    texts = texts_of(config, config.source, say) if config.pairs or not needed else None
-    if not needed:
-        return None, texts, None, None
-    source = config.pairs or config.source
-    pairs = pairs_of(config, source, say)
-    test, dev = (
-        read_beir(source, split) if (Path(source) / "qrels" / f"{split}.tsv").is_file() else None
-        for split in ("test", "dev")
-    )
-    if dev is None and recipe.represent.stop and len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
-        pairs, dev = hold_out(pairs, name=Path(source).stem, seed=1)
-    if test is None and recipe.evaluate.enabled:
-        if len(pairs) >= FEWEST_PAIRS_TO_HOLD_OUT:
-            pairs, test = hold_out(pairs, name=Path(source).stem, seed=0)
-        if test is None:
-            why = f"they are fewer than {FEWEST_PAIRS_TO_HOLD_OUT}, or most share a query or a document"
-            say(f"{_short(source)}: no pairs can be held out, so nothing is evaluated: {why}.")
-    return pairs, texts, test, dev if config.split != "dev" else None
-
-
-def _read_documents(
-    recipe: Recipe, say: Callable[[str], None]
-) -> tuple[Dataset | None, Dataset, RetrievalSet | None, RetrievalSet | None, str]:
-    """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
-    config, model = recipe.data, recipe.model
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base(model.base))
-    rest = len(tokenizer(model.document_prompt, add_special_tokens=False)["input_ids"])
-    room = model.max_seq_length - (model.num_bottleneck_tokens or 1) - rest
-
-    def num_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    files = read_files(config.source, text_column=config.text_column, say=say)
-    found = passages(files, num_tokens, max_tokens=room, say=say)
-    texts = found.select_columns(["text"])
-    if not _needs_pairs(recipe):
-        return None, texts, None, None, ""
-    kinds: list[Any] = config.make_pairs or [kind for kind in KINDS if kind != "question" or config.writer]
-    own = judged_by(config.queries, found) if config.queries else None
-    written: list[tuple[int, str]] = []
-    if "question" in kinds and config.writer:
-        written = questions(found, config.writer, folder=cache_dir() / "questions", seed=recipe.seed, say=say)
-    pairs = make_pairs(found, kinds, written=written, seed=recipe.seed, say=say)
-    test = dev = None
-    if own is not None:
-        pairs = leave_out(pairs, [int(key[1:]) for judged in own.qrels.values() for key in judged])
-    if recipe.represent.stop or recipe.evaluate.split == "dev":
-        pairs, dev = held_out_queries(pairs, found, seed=recipe.seed + 1, say=say)
-    if own is None and recipe.evaluate.enabled:
-        pairs, test = held_out_queries(pairs, found, seed=recipe.seed, say=say)
-    tables = [pairs_of(config, path, say) for path in pair_tables(config.source)]
-    table = _joined([pairs.select_columns(["query", "document"]), *tables])
-    return table, texts, own or test, dev, "pairs" if own else "queries"
-
-
-def from_documents(recipe: Recipe) -> bool:
-    """Tell whether a recipe's pairs are made of the documents that it names; stage 1 alone reads a table as it is."""
-    data = recipe.data
-    if data.source in DOMAIN_TASKS or data.pairs or not is_documents(data.source):
-        return False
-    return recipe.represent.enabled or Path(data.source).is_dir() or kind_of(Path(data.source)) in KINDS_OF_FILES
-
-
-def learn_kinds(recipe: Recipe) -> list[str]:
-    """Return the kinds of pairs for stage 1: those that the recipe names, or those that fit its data."""
-    if recipe.learn.pairs is not None:
-        return [*recipe.learn.pairs]
-    return ["reconstruct", "continue"] if from_documents(recipe) else ["natural", "reverse", "reconstruct"]
-
-
-def _needs_pairs(recipe: Recipe) -> bool:
-    return recipe.represent.enabled or bool({"natural", "reverse"} & set(learn_kinds(recipe)))
-
-
-def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
-    return _joined([task.train_pairs, task.synonym_pairs if synonyms else None])
 
 
 def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: EvaluateConfig) -> RetrievalSet | None:
@@ -305,25 +145,6 @@ def _evaluated(test: RetrievalSet | None, dev: RetrievalSet | None, evaluate: Ev
     if test is None or not (evaluate.num_queries or evaluate.num_documents):
         return test
     return test.slice(evaluate.num_queries or len(test.queries), evaluate.num_documents or len(test.corpus))
-
-
-def _text_columns(rows: Dataset) -> list[str]:
-    others = {"side", *negative_columns(rows.column_names)}  # the side of a record
-    return [name for name in rows.column_names if name not in others]
-
-
-def _short(source: str) -> str:
-    return Path(source).name if Path(source).exists() else source
-
-
-def _joined(tables: Iterable[Dataset | None]) -> Dataset | None:
-    """Return the rows of all tables; a column that one of them lacks is "" there."""
-    parts = [part for part in tables if part is not None]
-    names = dict.fromkeys(name for part in parts for name in part.column_names)
-    for index, part in enumerate(parts):
-        for name in names.keys() - set(part.column_names):
-            parts[index] = parts[index].add_column(name, [""] * len(part))
-    return concatenate_datasets(parts) if parts else None
 
 
 # --- kept apart from the evaluation -----------------------------------------------------------------------------------
@@ -348,11 +169,11 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
     kept: list[tuple[str, Dataset]] = []
     reports: list[ContaminationReport] = []
     for kind, name, rows in sources.parts:
-        is_open = kind == RECORDS and name == _short(recipe.data.source)
+        is_open = kind == RECORDS and name == short_name(recipe.data.source)
         if kind == RECORDS and not is_open:
             evaluation = ContaminationCheck(own) if own else None
         if evaluation is not None and not (kind == "texts" and sources.made):  # stage 1 reads what is searched
-            texts = {column: rows[column] for column in _text_columns(rows)}
+            texts = {column: rows[column] for column in text_columns(rows)}
             report = evaluation.check(texts, training=f"{kind} of {name}")
             report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
             if is_open:
@@ -365,7 +186,7 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
         kept.append((kind, rows))
         if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not (recipe.data.pairs or sources.made):
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
-    tables = {kind: _joined(rows for found, rows in kept if found == kind) for kind in COMPARED}
+    tables = {kind: joined(rows for found, rows in kept if found == kind) for kind in COMPARED}
     return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
 
 
@@ -463,7 +284,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "data": {name: value for name, value in asdict(recipe.data).items() if name not in (*named, "also")},
-        "with_pairs": _needs_pairs(recipe),
+        "with_pairs": needs_pairs(recipe),
         "holds_out": [recipe.evaluate.enabled, recipe.represent.stop > 0],
         "learn": made if generative else None,
         "passages": [*asdict(recipe.model).values(), recipe.seed] if from_documents(recipe) else None,

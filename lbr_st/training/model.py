@@ -15,10 +15,18 @@ from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize
-from lbr_st.recipe import Recipe, load_recipe, same_results, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
+ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
+ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
+"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn."""
+
+
+def same_results(one: Recipe, other: Recipe) -> bool:
+    """Tell whether two recipes train the same model: they differ in nothing but :data:`ANY_TIME`."""
+    return one.flat() | dict.fromkeys(ANY_TIME) == other.flat() | dict.fromkeys(ANY_TIME)
 
 
 def checkpoints_of(folder: Path) -> Path:

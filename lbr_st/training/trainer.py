@@ -388,14 +388,11 @@ class _Duration(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != self.first + TIMED or state.max_steps <= state.global_step:
             return
-        seconds, limit = (time.monotonic() - self.started) / TIMED, self.trainer.max_hours
+        seconds = (time.monotonic() - self.started) / TIMED
+        limit = self.trainer.max_hours if args.world_size == 1 else None  # several would have to agree
         steps = state.max_steps
         if limit and not self.first:
             steps = max(TIMED + 1, min(steps, int(limit * 3600 / seconds)))
-            if args.world_size > 1:
-                least = torch.tensor(steps, device=args.device)
-                dist.all_reduce(least, dist.ReduceOp.MIN)
-                steps = int(least)
         why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
         left = seconds * (steps - state.global_step) / 60
         notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")

@@ -20,7 +20,8 @@ from beir_folder import write_beir
 
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.recipe import DataConfig, LearnConfig, Recipe
-from lbr_st.training.data import pairs_to_learn, read_sources, without_evaluation
+from lbr_st.training.data import pairs_to_learn, without_evaluation
+from lbr_st.training.sources import read_sources
 
 ROWS, WORDS, LETTERS = 28_000, 18, 320
 

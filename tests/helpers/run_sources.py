@@ -9,11 +9,9 @@ from datasets import Dataset
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.recipe import DataConfig, Recipe
-from lbr_st.training import data as module
-from lbr_st.training.data import (
-    read_sources,
-    without_evaluation,
-)
+from lbr_st.training import data, sources
+from lbr_st.training.data import without_evaluation
+from lbr_st.training.sources import read_sources
 
 THINGS = ["acid", "base", "salt", "ester", "enzyme", "protein", "metal", "oxide", "sugar", "lipid", "amine", "ketone"]
 
@@ -53,15 +51,15 @@ def beir(tmp_path):
     return write_beir(tmp_path / "beir", documents, queries, {"test": range(2), "dev": [2], "train": range(3, 12)})
 
 
-def recipe_for(source, **data):
-    return Recipe(data=DataConfig(source=str(source), **data))
+def recipe_for(source, **options):
+    return Recipe(data=DataConfig(source=str(source), **options))
 
 
 def training_data(recipe):
-    sources = read_sources(recipe)
-    tables, reports = without_evaluation(recipe, sources)
+    read = read_sources(recipe)
+    tables, reports = without_evaluation(recipe, read)
     found = {"pairs": None, "texts": None, "records": None, **tables}
-    return SimpleNamespace(tables=tables, contamination=reports, licences=sources.licences, **found)
+    return SimpleNamespace(tables=tables, contamination=reports, licences=read.licences, **found)
 
 
 def numbers(pairs):
@@ -86,5 +84,6 @@ def toy_task(monkeypatch):
 
 
 def use_tasks(monkeypatch, **tasks):
-    monkeypatch.setattr(module, "DOMAIN_TASKS", {name: lambda task=task: task for name, task in tasks.items()})
-    monkeypatch.setattr(module, "domain_task", tasks.__getitem__)
+    for module in (data, sources):
+        monkeypatch.setattr(module, "DOMAIN_TASKS", {name: lambda task=task: task for name, task in tasks.items()})
+    monkeypatch.setattr(sources, "domain_task", tasks.__getitem__)

@@ -16,9 +16,9 @@ from lbr_st.training.data import (
     evaluation_set,
     pairs_to_learn,
     prepare,
-    read_sources,
     without_evaluation,
 )
+from lbr_st.training.sources import read_sources
 
 
 def rows(count=80):
