@@ -18,7 +18,7 @@ from reading import prepared, short, told_pairs
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.compute import use_bfloat16
-from lbr_st.evaluation.look import Finder
+from lbr_st.evaluation.look import order_scores
 from lbr_st.evaluation.mteb_task import retrieval_task
 from lbr_st.evaluation.run import evaluate_task, versions
 from lbr_st.evaluation.scores import TaskScore
@@ -185,11 +185,8 @@ def scores(
 def looked_up(model: SentenceTransformer, recipe: Recipe, data: RunData) -> dict[str, dict[str, Any]]:
     """Return ``ndcg_at_10`` and ``per_query`` of each order of ``lbr-st search``: the model, BM25, both fused."""
     assert data.test is not None
-    finder = Finder(model, list(data.test.corpus.values()), precision=recipe.evaluate.precision)
-    return {
-        order: {"ndcg_at_10": fmean(scores.values()), "per_query": scores}
-        for order, scores in finder.scores(data.test).items()
-    }
+    found = order_scores(model, data.test, precision=recipe.evaluate.precision)
+    return {name: {"ndcg_at_10": fmean(scores.values()), "per_query": scores} for name, scores in found.items()}
 
 
 # --- where stages are kept --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -147,11 +148,10 @@ def fuse(*rankings: Sequence[int]) -> list[int]:
     return sorted(gained, key=gained.__getitem__, reverse=True)
 
 
-def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: Precision = "auto") -> dict[str, Any]:
-    """Return the best :data:`Order` on held-out queries, ``ndcg_at_10`` of each, and the number of ``queries``.
-
-    Of equal orders the model goes before BM25, which goes before both.
-    """
+def order_scores(
+    model: SentenceTransformer, test: RetrievalSet, *, precision: Precision = "auto"
+) -> dict[Order, dict[str, float]]:
+    """Return nDCG@10 of each held-out query by each :data:`Order`."""
     qrels = {query: grades for query, grades in test.qrels.items() if max(grades.values()) > 0}
     rankings = Finder(model, list(test.corpus.values()), precision=precision).rankings(
         [test.queries[query] for query in qrels]
@@ -161,8 +161,18 @@ def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: P
     for name in get_args(Order):
         first = [{documents[row]: -float(rank) for rank, row in enumerate(rows[:10])} for rows in rankings[name]]
         found = judge.evaluate(dict(zip(qrels, first, strict=True)))
-        scores[name] = sum(one["ndcg_cut_10"] for one in found.values()) / len(qrels)
-    return {"order": max(scores, key=scores.__getitem__), "ndcg_at_10": scores, "queries": len(qrels)}
+        scores[name] = {query: found[query]["ndcg_cut_10"] for query in qrels}
+    return scores
+
+
+def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: Precision = "auto") -> dict[str, Any]:
+    """Return the best :data:`Order` on held-out queries, ``ndcg_at_10`` of each, and the number of ``queries``.
+
+    Of equal orders the model goes before BM25, which goes before both.
+    """
+    found = order_scores(model, test, precision=precision)
+    means = {name: fmean(scores.values()) for name, scores in found.items()}
+    return {"order": max(means, key=means.__getitem__), "ndcg_at_10": means, "queries": len(found["model"])}
 
 
 def _line(text: str) -> str:
