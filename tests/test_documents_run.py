@@ -56,6 +56,7 @@ def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):
     log = json.loads((tmp_path / "out-work" / "represent" / "training_log.json").read_text())
     assert max(entry["step"] for entry in log) == -(-len(data.pairs) // 16)  # one pass over the pairs
     assert data.made == "queries"
+    assert len(set(data.pairs["passage"])) < len(data.pairs)  # of one passage several
 
 
 def test_stage_1_reads_every_passage_and_no_pair_has_one_of_a_held_out_file(tiny_base, folder):

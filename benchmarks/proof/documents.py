@@ -37,14 +37,14 @@ class Corpus(NamedTuple):
 
 def medquad(shared: Path) -> Corpus:
     """Return answers of 20 to 200 words on medicine, a file each; questions judge."""
-    texts, asked = _of_beir(shared / "data" / "medical" / "medquad", 900, lambda text: 20 <= len(text.split()) <= 200)
+    texts, asked = of_beir(shared / "data" / "medical" / "medquad", 900, lambda text: 20 <= len(text.split()) <= 200)
     rows = {split: [{"query": query, "file": f"{key}.md"} for query, key in some] for split, some in asked.items()}
     return Corpus({f"{key}.md": text + "\n" for key, text in texts.items()}, **rows)
 
 
 def pydoc(shared: Path) -> Corpus:
     """Return Python functions without their docstrings, a file each; docstrings judge."""
-    texts, asked = _of_beir(shared / "data" / "code" / "pydoc", 1200, lambda text: len(text.split()) >= 10)
+    texts, asked = of_beir(shared / "data" / "code" / "pydoc", 1200, lambda text: len(text.split()) >= 10)
     rows = {split: [{"query": query, "file": f"{key}.md"} for query, key in some] for split, some in asked.items()}
     return Corpus({f"{key}.md": f"```python\n{text}\n```\n" for key, text in texts.items()}, **rows)
 
@@ -52,7 +52,7 @@ def pydoc(shared: Path) -> Corpus:
 def chebi(shared: Path) -> Corpus:
     """Return definitions of chemical entities, a row each of one table; names judge."""
     folder = shared / "data" / "chemistry" / "chebi_definitions"
-    texts, asked = _of_beir(folder, 2500, lambda text: len(text.split()) >= 6 and max(map(len, text.split())) <= 60)
+    texts, asked = of_beir(folder, 2500, lambda text: len(text.split()) >= 6 and max(map(len, text.split())) <= 60)
     rows = {split: [{"query": query, "quote": _start(texts[key])} for query, key in asked[split]] for split in asked}
     return Corpus({"definitions.jsonl": _lines([{"text": text} for text in texts.values()])}, **rows)
 
@@ -104,7 +104,7 @@ CORPORA: dict[str, Callable[[Path], Corpus]] = {
 }
 
 
-def _of_beir(
+def of_beir(
     folder: Path, count: int, fits: Callable[[str], bool]
 ) -> tuple[dict[str, str], dict[str, list[tuple[str, str]]]]:
     """Return so many documents, by their ids, and of each split the queries that one of them answers."""

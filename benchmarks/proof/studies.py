@@ -28,6 +28,7 @@ from arms import (
     tune_names,
     with_rate,
 )
+from tables import BM25, FUSED
 from trial import Trial, changed
 
 import lbr_st
@@ -246,6 +247,8 @@ STUDIES: dict[str, Callable[[], list[Trial]]] = {
 def arms(study: str, trials: list[Trial]) -> list[str]:
     """Return the names of a study's arms as tables and figures list them, with the one that is no longer run."""
     found = list(dict.fromkeys(trial.name for trial in trials))
-    if study.endswith("-ablations"):
+    if "-documents" in study:
+        found += [f"{name}{FUSED}" for name in found if name != BM25]
+    elif study.endswith("-ablations"):
         found.insert(found.index("context loss 0.1") + 1, REPLAY)
     return found

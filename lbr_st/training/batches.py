@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count, islice
 
 import numpy as np
@@ -42,6 +42,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         batch_tokens: Most tokens in a batch; a longer row is a batch of its own. None for no limit.
         no_duplicates: Keep a text from being in a batch twice, in whichever columns, and rows with negatives from rows
             without; not with ``batch_tokens``.
+        known_as: Digest of a text → the one that counts in its place, so that parts of a passage count as one text.
         similar_group_size: Rows that read alike and are drawn one after another; 1 draws each on its own.
 
     Raises:
@@ -59,6 +60,7 @@ class TokenBatchSampler(DefaultBatchSampler):
         *,
         batch_tokens: int | None = None,
         no_duplicates: bool = False,
+        known_as: Mapping[int, int] | None = None,
         similar_group_size: int = 1,
     ) -> None:
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
@@ -73,6 +75,9 @@ class TokenBatchSampler(DefaultBatchSampler):
             self.digests = np.stack([np.asarray(arrow[name][:], np.uint64) for name in names], axis=1)
             # The first two are those of a pair, and negatives follow.
             self.num_texts = 2 + (self.digests[:, 2:] != EMPTY).sum(axis=1)
+            if known_as:
+                counts_as = np.vectorize(lambda one: known_as.get(one, one), otypes=[np.uint64])
+                self.digests = counts_as(self.digests)
         self.groups = SimilarGroups(dataset, similar_group_size) if similar_group_size > 1 else None
         self.batch_tokens = batch_tokens
         processes = world_size()

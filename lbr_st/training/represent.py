@@ -20,6 +20,7 @@ from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.compute import Precision, start_processes, world_size
 from lbr_st.data.columns import negative_columns
 from lbr_st.data.lines import refuse_missing, write_rows
+from lbr_st.data.texts import digests
 from lbr_st.errors import LBRError
 from lbr_st.files import notice
 from lbr_st.recipe import RepresentConfig, with_steps
@@ -57,7 +58,8 @@ def represent(
     Args:
         model: A training model, after :func:`~lbr_st.training.learn.learn` or fresh.
         pairs: Columns ``query``, ``document`` and optionally ``negative``, or ``negative_1``, ``negative_2`` and so on,
-            which are empty or None where a pair has fewer; it then repeats its own.
+            which are empty or None where a pair has fewer; it then repeats its own. A column ``passage`` names what a
+            document is a part of, or is empty. No batch holds two documents of one passage.
         config: Steps, batch, learning rates, temperature, hard negatives; None for the defaults.
         evaluator: Runs every ``config.eval_steps`` steps. With ``config.stop``, the model of its best score is kept.
         output_dir: Where checkpoints go.
@@ -77,6 +79,7 @@ def represent(
     start_processes()
     config = with_steps(config or RepresentConfig())
     refuse_missing(["query", "document"], pairs.column_names, "pairs")
+    known_as = _passages(pairs)
     mined = with_hard_negatives(model, pairs, config.num_hard_negatives) if config.num_hard_negatives else None
     pairs = with_given_negatives(pairs, mined)
     if config.similar_group_size == 1:  # fewer rows would be less alike
@@ -91,7 +94,9 @@ def represent(
             evaluator.primary_metric or f"{getattr(evaluator, 'name', '')}_cosine_ndcg@10"
         )  # which its first call sets
         options = {"load_best_model_at_end": True, "metric_for_best_model": score}
-    sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
+    sampler = partial(
+        TokenBatchSampler, no_duplicates=True, known_as=known_as, similar_group_size=config.similar_group_size
+    )
     return train(
         model,
         _ranking_loss(model, config),
@@ -185,6 +190,15 @@ def with_given_negatives(pairs: Dataset, mined: Dataset | None = None) -> Datase
                 yield dict(zip(columns, chain(pair, cycle(own or [""])), strict=False))
 
     return write_rows(filled(), columns)
+
+
+def _passages(pairs: Dataset) -> dict[int, int]:
+    """Return the digest of each document that has a passage → the digest of the passage's name."""
+    if "passage" not in pairs.column_names:
+        return {}
+    names = pairs["passage"][:]
+    found = zip(names, digests(pairs["document"][:]).tolist(), digests(names).tolist(), strict=True)
+    return {document: passage for name, document, passage in found if name}
 
 
 def _say_if_there_is_nothing_to_learn(rows: Dataset) -> None:

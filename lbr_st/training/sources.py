@@ -28,6 +28,8 @@ from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
 from lbr_st.training.questions import questions
 
+EXAMPLES = 5
+"""Of a person's own queries, which show a writer their form."""
 FEWEST_PAIRS_TO_HOLD_OUT = 50
 """With fewer pairs a held-out set would say nothing, and nothing is evaluated."""
 
@@ -146,7 +148,8 @@ def _read_documents(
     own = judged_by(config.queries, found) if config.queries else None
     written: list[tuple[int, str]] = []
     if "question" in kinds and config.writer:
-        written = questions(found, config.writer, folder=cache_dir() / "questions", seed=recipe.seed, say=say)
+        folder, form = cache_dir() / "questions", [*own.queries.values()][:EXAMPLES] if own else []
+        written = questions(found, config.writer, folder=folder, examples=form, seed=recipe.seed, say=say)
     pairs = make_pairs(found, kinds, written=written, seed=recipe.seed, say=say)
     test = dev = None
     if own is not None:
@@ -156,7 +159,8 @@ def _read_documents(
     if own is None and recipe.evaluate.enabled:
         pairs, test = held_out_queries(pairs, found, seed=recipe.seed, say=say)
     tables = [pairs_of(config, path, say) for path in pair_tables(config.source)]
-    table = joined([pairs.select_columns(["query", "document"]), *tables])
+    parts = [f"p{row}" for row in pairs["passage"]]
+    table = joined([pairs.select_columns(["query", "document"]).add_column("passage", parts), *tables])
     return table, texts, own or test, dev, "pairs" if own else "queries"
 
 
@@ -203,7 +207,7 @@ def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
 
 def text_columns(rows: Dataset) -> list[str]:
     """Return the columns of a table that hold texts to train on."""
-    others = {"side", *negative_columns(rows.column_names)}  # the side of a record
+    others = {"side", "passage", *negative_columns(rows.column_names)}  # of a record; of a made pair
     return [name for name in rows.column_names if name not in others]
 
 

@@ -117,3 +117,20 @@ def test_in_float32_a_trial_trains_and_encodes_without_bfloat16(proof, trials):
     assert proof.trial.same_key(*keys)  # so that what is there is not run again
     keys[1]["recipe"]["seed"] += 1
     assert not proof.trial.same_key(*keys)
+
+
+def test_a_corpus_of_documents_holds_the_answers_of_dev_and_test_and_no_more_than_asked_for(proof, tmp_path):
+    (tmp_path / "qrels").mkdir()
+    texts = [{"_id": f"d{number}", "title": "", "text": f"word{number} " * 5} for number in range(50)]
+    queries = [{"_id": f"q{number}", "text": f"query {number}"} for number in range(50)]
+    for name, rows in (("corpus", texts), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, numbers in (("dev", range(5)), ("test", range(5, 15))):
+        rows = "".join(f"q{number}\td{number}\t1\n" for number in numbers)
+        (tmp_path / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    chosen, asked = proof.documents.of_beir(tmp_path, 20, lambda text: "word7 " not in text)
+    assert len(chosen) == 20
+    assert "d7" not in chosen
+    assert sorted(asked["dev"]) == [(f"query {number}", f"d{number}") for number in range(5)]
+    assert {key for _, key in asked["test"]} == {f"d{number}" for number in range(5, 15)} - {"d7"}
+    assert {key for some in asked.values() for _, key in some} <= chosen.keys()

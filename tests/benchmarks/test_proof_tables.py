@@ -108,3 +108,22 @@ def test_what_was_tuned_is_tested_against_the_best_of_contrastive_only(proof):
     assert proof.tables.reference_of("names-tune", arms) == "contrastive-only-high"
     assert proof.tables.reference_of("names-ablations", arms) == "base"
     assert proof.tables.reference_of("names-few", arms) == "contrastive only"
+
+
+def test_rankings_fused_with_bm25_are_arms_of_their_own_and_compared_with_each_other(proof, keep):
+    spent = {"represent_tokens": 1, "represent_seconds": 60.0}
+    arms = {"BM25": (0.5, None), "contrastive only": (0.3, 0.4), proof.tables.LBR: (0.4, 0.6)}
+    for name, (alone, both) in arms.items():
+        fused = {"fused": {"ndcg_at_10": both, "per_query": dict.fromkeys(THINGS, both)}} if both else {}
+        folder = keep("some-documents", name, 0, alone, **fused, **(spent if both else {}))
+    trials = [proof.trial.Trial(name, proof.arms.few("compounds")) for name in arms]
+    text = proof.tables.table(folder, proof.studies.arms("some-documents", trials))
+    assert [cells(text)[f"{name}, fused with BM25"][0] for name in list(arms)[1:]] == ["0.4000", "0.6000"]
+    compared = [line.partition(" (")[0] for line in text.splitlines() if line.startswith("- ")]
+    own, fused = proof.tables.LBR, f"{proof.tables.LBR}, fused with BM25"
+    assert compared == [
+        f"- {own}, against BM25: -0.1000",
+        f"- {own}, against contrastive only: +0.1000",
+        f"- {fused}, against BM25: +0.1000",
+        f"- {fused}, against contrastive only, fused with BM25: +0.2000",
+    ]

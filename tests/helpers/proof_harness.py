@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 PROOF = Path(__file__).parents[2] / "benchmarks" / "proof"
-MODULES = ("arms", "fewer_kernels", "knowledge", "reading", "rows", "run", "studies", "tables", "trial")
+MODULES = ("arms", "documents", "fewer_kernels", "knowledge", "reading", "rows", "run", "studies", "tables", "trial")
 
 
 @pytest.fixture(scope="module")

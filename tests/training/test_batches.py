@@ -61,6 +61,13 @@ def test_a_text_counts_in_whichever_column():
         assert not {0, 1} <= set(batch)
 
 
+def test_parts_of_a_passage_count_as_one_text():
+    dataset = Dataset.from_dict({"a_digest": [1, 2, 3], "b_digest": [4, 5, 6], "num_tokens": [1, 1, 1]})
+    assert any({0, 1} <= set(batch) for batch in sampler(dataset, no_duplicates=True))
+    for batch in sampler(dataset, no_duplicates=True, known_as={4: 9, 5: 9}):
+        assert not {0, 1} <= set(batch)
+
+
 def test_batches_are_full():
     num_tokens = [10] * 100
     assert [len(batch) for batch in sampler(rows(num_tokens), 99, batch_tokens=55)] == [5] * 20

@@ -225,6 +225,15 @@ def test_what_is_wrong_with_pairs_is_said(new_model, stage2, tmp_path, monkeypat
     ]
 
 
+def test_two_parts_of_a_passage_are_never_each_others_negatives(model, tmp_path):
+    pairs = {"query": ["dose", "mill"], "document": ["Take one tablet.", "Then rest."]}
+    config = RepresentConfig(max_steps=1, batch_size=2)
+    for passages, alone in ((["p0", "p1"], False), (["p0", "p0"], True), (["", ""], False)):
+        options = {"output_dir": tmp_path / "-".join(passages), **QUIET}
+        [loss] = losses_of(represent(model, Dataset.from_dict({**pairs, "passage": passages}), config, **options))
+        assert (loss == 0) is alone  # with nothing to be told from
+
+
 def test_a_matryoshka_size_must_be_smaller_than_the_embedding(model, stage2, tmp_path):
     config = RepresentConfig(max_steps=1, batch_size=4, matryoshka_dims=[10_000])
     with pytest.raises(LBRError, match="smaller than the embedding") as caught:
