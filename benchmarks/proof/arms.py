@@ -136,22 +136,22 @@ def closed(source: str, max_seq_length: int) -> Recipe:
     )
 
 
-def of_documents(name: str, max_seq_length: int) -> Recipe:
+def of_documents(name: str, queries: str = "test") -> Recipe:
     """Return the recipe for documents alone: ``benchmarks/proof/documents.py`` has written them and their queries.
 
-    Stage 1 reads about half of each corpus once and stage 2 two thirds of the pairs that are made of it, so that a run
-    takes a quarter of an hour on two cores.
+    Stage 1 reads about half of a corpus once and stage 2 half of the pairs that are made of it, so that a run takes a
+    quarter of an hour on two cores.
     """
     return Recipe(
         name=f"proof-{name}-documents",
-        model=ModelConfig(max_seq_length=max_seq_length, lora_rank=16, lora_alpha=32),
-        data=DataConfig(source=f"{CORPORA}/{name}/documents", queries=f"{CORPORA}/{name}/test.jsonl"),
+        model=ModelConfig(max_seq_length=96, lora_rank=16, lora_alpha=32),
+        data=DataConfig(source=f"{CORPORA}/{name}/documents", queries=f"{CORPORA}/{name}/{queries}.jsonl"),
         learn=LearnConfig(
-            max_steps=60, batch_size=32, batch_tokens=None, warmup_steps=6, context_weight=0.0, bag_weight=1.0
+            max_steps=40, batch_size=32, batch_tokens=None, warmup_steps=4, context_weight=0.0, bag_weight=1.0
         ),
         represent=RepresentConfig(
             max_steps=40,
-            batch_size=64,
+            batch_size=48,
             learning_rate=1e-3,
             token_learning_rate=5e-3,
             warmup_steps=4,

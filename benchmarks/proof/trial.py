@@ -120,12 +120,13 @@ def run_trial(trial: Trial, work: Path, results: Path, machine: str) -> dict[str
     """
     recipe = trial.recipe
     name = re.sub(r"[^\w.]+", "-", trial.name).lower()
-    file = results / f"{name}-{recipe.evaluate.split}-{recipe.seed}.json"
+    split = Path(recipe.data.queries).stem if recipe.data.queries else recipe.evaluate.split
+    file = results / f"{name}-{split}-{recipe.seed}.json"
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if same_key(kept["key"], trial.key()):
             return kept
-    notice(f"== {trial.name}, seed {recipe.seed}, {recipe.evaluate.split}")
+    notice(f"== {trial.name}, seed {recipe.seed}, {split}")
     data = prepared(recipe, trial.options, work)
 
     def score(model: SentenceTransformer) -> float:
@@ -149,7 +150,7 @@ def run_trial(trial: Trial, work: Path, results: Path, machine: str) -> dict[str
     result = {
         "trial": trial.name,
         "seed": recipe.seed,
-        "split": recipe.evaluate.split,
+        "split": split,
         **spent,
         **judged,
         "evaluate_seconds": round(time.monotonic() - start, 1),

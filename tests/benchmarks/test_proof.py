@@ -12,10 +12,12 @@ from lbr_st.files import alone
 def test_every_studys_trials_are_of_one_split_and_have_a_result_each(all_trials):
     for name, study in all_trials.items():
         study[0].recipe.validate()
-        kept_as = [(trial.name, trial.recipe.evaluate.split, trial.recipe.seed) for trial in study]
+        kept_as = [
+            (trial.name, trial.recipe.data.queries or trial.recipe.evaluate.split, trial.recipe.seed) for trial in study
+        ]
         assert len(set(kept_as)) == len(study), name
         split = "dev" if name.endswith(("-tune", "-ablations")) else "test"
-        assert {trial.recipe.evaluate.split for trial in study} == {split}, name
+        assert {place.rpartition("/")[2].removesuffix(".jsonl") for _, place, _ in kept_as} == {split}, name
         if "-few" in name or "-closed" in name:  # all arms have the same few pairs
             trained = [one for one in study if one.kind == "recipe" or one.options.get("steps")]
             assert {trial.options["labelled"] for trial in trained} == {256}, name
