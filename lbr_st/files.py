@@ -10,8 +10,10 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from lbr_st.errors import LBRError
 
@@ -180,6 +182,20 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
+
+
+def import_extra(module: str, extra: str = "eval") -> Any:
+    """Import and return a module, given its dotted name, that an extra brings.
+
+    Raises:
+        LBRError: The import fails; the message names the extra to install.
+    """
+    # mteb creates ~/.cache/mteb while it is imported. Keep it with our own files unless the user chose a folder.
+    os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise LBRError(f"this needs {module}: {error}.", fix=f'Run: pip install "lbr-st[{extra}]"') from error
 
 
 @contextmanager

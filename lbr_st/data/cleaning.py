@@ -11,13 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 
-from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES
-
 LIGATURES = ("ffi", "ffl", "ff", "fi", "fl")
 WIDE = 40
 """Shorter lines are not wrapped text but verses, names or cells (our choice)."""
-EDGE, AROUND, FEWEST_PAGES, FEWEST_TEXTS = 3, 4, 4, 5
-"""Running lines: how many lines at each edge of a page, pages before and after it, and pages or web pages, at least."""
+EDGE, AROUND, FEWEST_PAGES = 3, 4, 4
+"""Running lines: how many lines at each edge of a page, pages before and after it, and pages at least."""
 
 _SIGNS = {
     **dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000"),
@@ -31,9 +29,9 @@ _JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic sc
 _UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _SOFT = re.compile(r"(?<=[^\W\d_])\xad[ \t]*\n(?=[ \t\f]*[^\W\d_])")
-_SPLIT = re.compile(r"\b(\w++)[-‐¬](?:[ \t]*\n[ \t]*(\f*)[ \t]*| )(\w+)")
+_SPLIT = re.compile(r"\b(\w++)[-‐¬][ \t]*\n[ \t]*(\f*)[ \t]*(\w+)")
 _SUSPENDED = {"and", "or", "und", "oder", "et", "ou"}  # "pre- and postwar"
-_TORN = re.compile(rf"\b(?:([^\W\d_]++) )?({'|'.join(LIGATURES)})\b(?: ([^\W\d_]+))?")
+_TORN = re.compile(rf"\b([^\W\d_]++) ({'|'.join(LIGATURES)}) ([^\W\d_]+)")
 _NEXT = re.compile(r"(?<![^\W\d_])([^\W\d_]++)(\s+)(?=([^\W\d_]+))")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
@@ -42,7 +40,6 @@ _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+"
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
 _LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
-_LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
 _FRONT_MATTER = re.compile(
     r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n:=]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
 )
@@ -55,9 +52,8 @@ def characters(text: str) -> str:
 
 
 def count_words(text: str) -> Counter[str]:
-    """Count words in lower case, hyphenated ones as one, without those that a line end or a torn ligature splits."""
-    whole = _TORN.sub(" ", _SPLIT.sub(" ", characters(_SOFT.sub("-\n", text))))
-    return Counter(_WORD.findall(whole.lower()))
+    """Count words in lower case, hyphenated ones as one, without those that a line end splits."""
+    return Counter(_WORD.findall(_SPLIT.sub(" ", characters(_SOFT.sub("-\n", text))).lower()))
 
 
 def clean(text: str, words: Counter[str]) -> str:
@@ -130,20 +126,6 @@ def join_pages(pages: Sequence[str]) -> str:
     return made
 
 
-def recurring_lines(texts: Sequence[str]) -> set[str]:
-    """Return the lines of prose that at least half of the texts have, if these are five or more: menus and notices."""
-    counts: Counter[str] = Counter()
-    for lines in (text.split("\n") for text in texts):
-        counts.update({line.strip() for line, prose in zip(lines, _prose_lines(lines), strict=True) if prose})
-    return {line for line, count in counts.items() if len(texts) >= FEWEST_TEXTS and 2 * count >= len(texts)}
-
-
-def without_lines(text: str, lines: set[str]) -> str:
-    """Return a text without these lines of prose. Headings stay: pages of reference have the same ones."""
-    pairs = zip(text.split("\n"), _prose_lines(text.split("\n")), strict=True)
-    return "\n".join(line for line, prose in pairs if not prose or line[:1] == "#" or line.strip() not in lines)
-
-
 def _prose_lines(lines: Sequence[str]) -> list[bool]:
     """Tell which lines are prose: not code, not of a table, and not empty."""
     kinds, fence = ["empty"], ""
@@ -188,22 +170,18 @@ def _whole(block: str, words: Counter[str]) -> str:
 
 
 def _unsplit(words: Counter[str], match: re.Match[str]) -> str:
-    first, mark, second = match[1], match[2] or "", match[3]
+    first, mark, second = match.groups()
     whole, compound = f"{first}{second}".lower(), f"{first}-{second}".lower()
     if second.lower() in _SUSPENDED:
         return f"{first}- {mark}{second}"
-    if "\n" not in match[0]:  # a reader that has already joined the lines
-        return f"{first}{second}" if words[whole] and not words[first.lower()] else match[0]
     letters = first.isalpha() and second.isalpha() and second.islower()
     one = letters and words[whole] >= words[compound] and (words[whole] or not words[first.lower()])
     return f"{first}{'' if one else '-'}{second}{mark}"
 
 
 def _untorn(words: Counter[str], match: re.Match[str]) -> str:
-    head, sign, tail = match[1] or "", match[2], match[3] or ""
-    ways = {f"{head}{sign}{tail}": "{}{}{}", f"{sign}{tail}": "{} {}{}", f"{head}{sign}": "{}{} {}"}
-    known = [way.format(head, sign, tail) for word, way in ways.items() if words[word.lower()] and word != sign]
-    return known[0] if known else match[0]
+    whole = "".join(match.groups())
+    return whole if words[whole.lower()] else match[0]
 
 
 def _torn_pairs(text: str, words: Counter[str]) -> dict[tuple[str, str], str]:
@@ -235,7 +213,7 @@ def _joined(block: str) -> str:
     if len(lines) < 2 or widest < WIDE or any(len(line) < 0.6 * widest for line in lines[:-1]):
         return block
     indent = block[: len(block) - len(block.lstrip(" \t"))]
-    return indent + _LINE_END.sub("", "\n".join(lines)).replace("\n", " ")
+    return indent + " ".join(lines)
 
 
 def _ends(line: str, following: str, width: int) -> bool:

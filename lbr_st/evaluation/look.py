@@ -20,10 +20,9 @@ from lbr_st.compute import Precision
 from lbr_st.data.documents import is_documents
 from lbr_st.data.sources import read_texts
 from lbr_st.data.texts import digests
-from lbr_st.evaluation.mteb_task import import_extra
 from lbr_st.evaluation.scores import hash_of_path
 from lbr_st.evaluation.systems import choose_arithmetic, model_digest
-from lbr_st.files import BESIDE, alone, cache_dir, new_folder, notice
+from lbr_st.files import BESIDE, alone, cache_dir, import_extra, new_folder, notice
 from lbr_st.model.load import load_by_name
 from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of

@@ -16,9 +16,9 @@ import torch
 
 from lbr_st.compute import Precision, layer_seconds, use_bfloat16
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
-from lbr_st.files import without_jax
+from lbr_st.files import import_extra, without_jax
 from lbr_st.model.load import load_by_name, safe_name
 
 if TYPE_CHECKING:

@@ -6,12 +6,11 @@ Verdicts are those of :mod:`lbr_st.evaluation.compare`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 
 from lbr_st.evaluation.compare import SAME, TaskComparison, compare, format_p
 from lbr_st.evaluation.scores import TaskScore
-from lbr_st.evaluation.statistics import holm
 from lbr_st.files import UNTRAINED
 
 RISE = 0.15
@@ -20,7 +19,8 @@ RISE = 0.15
 ONE_PASS = 0.9
 """Fewer passes over the pairs than this are less than about one (our choice)."""
 
-WORDS = {"better": "better than", SAME: "level with", "worse": "REGRESSION, worse than"}
+WORDS = {"worse": "better than", SAME: "level with", "better": "REGRESSION, worse than"}
+"""What the other system is, compared with the model → what the model is."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,22 @@ def verdict(
         made: The queries were made from the text.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]
-    found = [(label, compare([[score], [rows[-1][1]]]).tests[0]) for label, score in others]
-    adjusted = holm([test.paired.p_randomisation for _, test in found])
-    tests = [
-        replace(test, reference=label, p=p, num_tests=len(found))
-        for (label, test), p in zip(found, adjusted, strict=True)
-    ]
-    sentences = [f"VERDICT: {_against_bm25(tests[0])}", *map(_against_embedder, tests[1:])]
-    if facts and (tests[0].verdict != "better" or any(test.verdict == "worse" for test in tests)):
+    tests = compare([[score] for _, score in (rows[-1], *others)]).tests
+    count = tests[0].paired.n
+    found = "; ".join(_against(label, test) for (label, _), test in zip(others, tests, strict=True))
+    sentences = [f"VERDICT on {count:,} held-out {'query' if count == 1 else 'queries'}: {found}."]
+    if facts and (tests[0].verdict != "worse" or any(test.verdict == "better" for test in tests)):
         sentences.append(look_first(facts))
     if made:
-        sentences.append(
-            "The queries were made from the text, which flatters the model and BM25 alike; twenty real ones "
-            "(--data.queries) would settle it."
-        )
+        flatters = "The queries were made from the text, which flatters the model and BM25 alike"
+        sentences.append(f"{flatters}; twenty real ones (--data.queries) would settle it.")
     return " ".join(sentences)
+
+
+def _against(label: str, test: TaskComparison) -> str:
+    found, (low, high) = test.paired, test.paired.interval
+    how = f"{0 - found.difference:+.3f}, 95% interval {0 - high:+.3f} to {0 - low:+.3f}, {format_p(test.p)}"
+    return f"{WORDS[test.verdict]} {label}, nDCG@10 {found.score_a:.3f} against {found.score_b:.3f} ({how})"
 
 
 def look_first(facts: Facts) -> str:
@@ -85,19 +86,3 @@ def look_first(facts: Facts) -> str:
     return (
         f"Look at the data first: {facts.pairs:,} pairs were seen {passes:.1f} times{fell}. Give more or better text."
     )
-
-
-def _against_bm25(test: TaskComparison) -> str:
-    found = test.paired
-    queries = "1 held-out query" if found.n == 1 else f"{found.n:,} held-out queries"
-    low, high = found.interval
-    how = f"{found.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, {format_p(test.p)}"
-    scores = f"nDCG@10 {found.score_b:.3f} against {found.score_a:.3f}"
-    return f"{WORDS[test.verdict]} {test.reference} on {queries}: {scores} ({how})."
-
-
-def _against_embedder(test: TaskComparison) -> str:
-    found, words = test.paired, WORDS[test.verdict]
-    low, high = found.interval
-    how = f"{found.difference:+.3f}, {low:+.3f} to {high:+.3f}, {format_p(test.p)}"
-    return f"{words[0].upper()}{words[1:]} {test.reference}: {found.score_a:.3f} ({how})."

@@ -20,10 +20,10 @@ from typing import Any
 from lbr_st.bottleneck.loss import CITATION
 from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
 from lbr_st.evaluation.systems import model_digest
-from lbr_st.files import notice, refuse_existing
+from lbr_st.files import import_extra, notice, refuse_existing
 from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules

@@ -302,7 +302,7 @@ def source_of(given: str) -> dict[str, Any]:
     if path.is_dir():
         files = [path / "corpus.jsonl", path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
         if is_documents(given):
-            files = sorted(document_files(path))
+            files = document_files(path)
         content = {file.relative_to(path).as_posix(): sha256_of(file) for file in files if file.is_file()}
         return {"kind": "local", "given": given, "name": path.resolve().name, "content": content}
     return {"kind": "local" if is_local(given) else "hub", "given": given, "name": given, "content": None}

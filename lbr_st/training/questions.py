@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lbr_st.data.texts import digest, plain
 from lbr_st.errors import LBRError
-from lbr_st.files import notice
+from lbr_st.files import import_extra, notice
 from lbr_st.model.bases import resolve_base
 from lbr_st.model.safe import explain_load_errors, without_code
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 MOST = 2000  # passages that queries are written for: an hour or more of SmolLM2-135M on two cores
 NEW_TOKENS, TEMPERATURE = 32, 0.7
-TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
-"""Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
+TIMEOUT, RETRIES, AT_ONCE = 60.0, 2, 8
+"""Of a server: seconds for an answer, more tries, and requests at once."""
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -67,11 +68,10 @@ def questions(
         with file.open("a", encoding="utf-8") as out:
             for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
                 query = _query(answer or "")
-                problem = "not in time" if answer is None else _problem(query, texts[row])
+                problem = _problem(query, texts[row])
                 counts[problem or "usable"] += 1
-                if answer is not None:  # the next run asks a slow server again
-                    kept[keys[row]] = "" if problem else query
-                    print(json.dumps({"key": keys[row], "query": kept[keys[row]]}), file=out, flush=True)
+                kept[keys[row]] = "" if problem else query
+                print(json.dumps({"key": keys[row], "query": kept[keys[row]]}), file=out, flush=True)
     except LBRError as error:
         what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
         raise LBRError(what, where=error.where, fix=error.fix) from error
@@ -121,49 +121,27 @@ def _problem(query: str, text: str) -> str | None:
     return "copied" if copied else None
 
 
-def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str | None]]:
-    """Yield rows and what a server answers; None if it does not in time."""
-    try:
-        import openai
-    except ImportError as error:
-        raise LBRError(f"a server needs openai: {error}.", fix='Run: pip install "lbr-st[documents]"') from error
+def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield rows and what a server answers; "" for nonsense."""
+    openai = import_extra("openai", "documents")
     key = os.environ.get("OPENAI_API_KEY") or "none"
     client = openai.OpenAI(base_url=url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES)
-    options: Any = {"max_tokens": NEW_TOKENS, "temperature": TEMPERATURE}
+    options = {"max_tokens": NEW_TOKENS, "temperature": TEMPERATURE}
     nonsense = (ValueError, TypeError, AttributeError, LookupError, openai.APIResponseValidationError)
 
-    def ask(prompt: str) -> str | openai.APIError | None:
-        try:
-            said = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": prompt}], **options
-            )
-            return str(said.choices[0].message.content or "")
-        except nonsense:  # no JSON, or another protocol
-            return ""
-        except openai.APITimeoutError:
-            return None
-        except openai.APIError as error:
-            return error
+    def ask(prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        with suppress(*nonsense):  # no JSON, or another protocol
+            return client.chat.completions.create(model=model, messages=messages, **options).choices[0].message.content
+        return ""
 
-    fix, slow = "Check that it runs, and its address, which mostly ends with /v1. Then run again to continue.", 0
     try:
         model = client.models.list().data[0].id
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from zip([row for row, _ in wanted], pool.map(ask, [prompt for _, prompt in wanted]), strict=True)
     except (*nonsense, openai.APIError) as error:
-        raise LBRError(f"the server names no model: {error}.", where=url, fix=fix) from error
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in range(0, len(wanted), AT_ONCE):
-            batch = wanted[start : start + AT_ONCE]
-            failed = None
-            for (row, _), answer in zip(batch, list(pool.map(ask, [prompt for _, prompt in batch])), strict=True):
-                if isinstance(answer, openai.APIError):
-                    failed = f"the server does not answer: {answer}."
-                    continue
-                slow = slow + 1 if answer is None else 0
-                yield row, answer
-                if slow == MOST_SLOW:
-                    failed = f"{slow} answers in a row took more than {TIMEOUT:g} s."
-            if failed:
-                raise LBRError(failed, where=url, fix=fix)
+        fix = "Check that it runs, and its address, which mostly ends with /v1. Then run again to continue."
+        raise LBRError(f"the server does not answer: {error}.", where=url, fix=fix) from error
 
 
 def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:

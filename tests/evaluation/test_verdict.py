@@ -21,14 +21,14 @@ def rows(released, beside=None, bm25=BASE):
 
 def test_better_level_and_worse_than_bm25():
     better = verdict(rows(HIGHER))
-    assert better.startswith("VERDICT: better than BM25 on 200 held-out queries: nDCG@10 0.5")
+    assert better.startswith("VERDICT on 200 held-out queries: better than BM25, nDCG@10 0.5")
     for part in (" against 0.", "(+0.0", ", 95% interval +0.0", " to +0.0", ", p < 0.0001)."):
         assert part in better
-    assert verdict(rows(LEVEL)).startswith("VERDICT: level with BM25 on 200 held-out queries: nDCG@10 ")
+    assert verdict(rows(LEVEL)).startswith("VERDICT on 200 held-out queries: level with BM25, nDCG@10 ")
     worse = verdict(rows(LOWER))
-    assert worse.startswith("VERDICT: REGRESSION, worse than BM25 on 200 held-out queries: nDCG@10 ")
+    assert worse.startswith("VERDICT on 200 held-out queries: REGRESSION, worse than BM25, nDCG@10 ")
     assert "(-0.0" in worse
-    assert verdict(rows([0.5], bm25=[0.2])).startswith("VERDICT: level with BM25 on 1 held-out query: ")
+    assert verdict(rows([0.5], bm25=[0.2])).startswith("VERDICT on 1 held-out query: level with BM25, ")
     for line in (better, worse):
         assert "\n" not in line
         assert "first" not in line
@@ -37,15 +37,16 @@ def test_better_level_and_worse_than_bm25():
 def test_the_differences_are_the_models_minus_the_others():
     line = verdict(rows([0.5] * 30, beside=[0.75] * 30, bm25=[0.25] * 30), beside="all-MiniLM-L6-v2")
     assert line == (
-        "VERDICT: better than BM25 on 30 held-out queries: nDCG@10 0.500 against 0.250 (+0.250, 95% interval +0.250 to "
-        "+0.250, p = 0.0002). REGRESSION, worse than all-MiniLM-L6-v2: 0.750 (-0.250, -0.250 to -0.250, p = 0.0002)."
+        "VERDICT on 30 held-out queries: better than BM25, nDCG@10 0.500 against 0.250 (+0.250, 95% interval +0.250 to "
+        "+0.250, p = 0.0002); REGRESSION, worse than all-MiniLM-L6-v2, nDCG@10 0.500 against 0.750 (-0.250, 95% "
+        "interval -0.250 to -0.250, p = 0.0002)."
     )
 
 
 def test_an_embedder_is_compared_and_an_untrained_base_is_not():
     line = verdict(rows(HIGHER, LEVEL), beside="all-MiniLM-L6-v2")
-    assert ". Better than all-MiniLM-L6-v2: 0." in line
-    assert ". Level with all-MiniLM-L6-v2: 0." in verdict(rows(BASE, LEVEL), beside="all-MiniLM-L6-v2")
+    assert "; better than all-MiniLM-L6-v2, nDCG@10 0." in line
+    assert "; level with all-MiniLM-L6-v2, nDCG@10 0." in verdict(rows(BASE, LEVEL), beside="all-MiniLM-L6-v2")
     assert len(line.split()) < 40
     assert "MiniLM" not in verdict(rows(HIGHER, LEVEL), beside="untrained:smollm2-135m")
     assert "MiniLM" not in verdict(rows(HIGHER, LEVEL))
@@ -56,11 +57,11 @@ def test_two_verdicts_are_corrected_by_holm():
     delta[:8] = [0.1] * 8
     delta[8] = -0.1  # p = 20 / 512, see test_compare
     alone = rows(0.5 + delta, bm25=np.full(20, 0.5))
-    assert verdict(alone).startswith("VERDICT: better than BM25")
+    assert verdict(alone).startswith("VERDICT on 20 held-out queries: better than BM25")
     assert ", p = 0.0391)" in verdict(alone)
     both = verdict(rows(0.5 + delta, np.full(20, 0.5), np.full(20, 0.5)), beside="x")
-    assert both.startswith("VERDICT: level with BM25")
-    assert ", p = 0.0781). Level with all-MiniLM-L6-v2: 0.500 (" in both
+    assert both.startswith("VERDICT on 20 held-out queries: level with BM25")
+    assert ", p = 0.0781); level with all-MiniLM-L6-v2, nDCG@10 " in both
 
 
 def test_queries_made_from_the_text_are_said_to_flatter():
