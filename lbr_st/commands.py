@@ -420,7 +420,7 @@ def bundle(
 def search(
     model: str,
     data: str,
-    query: list[str] = [],  # noqa: B006 (never changed)
+    query: list[str],
     *,
     top: int = 5,
     order: Literal["model", "bm25", "both"] | None = None,
@@ -430,7 +430,7 @@ def search(
     Args:
         model: Folder of a released model, or a hub id.
         data: A folder or a file of documents, a table of texts, or a BEIR folder.
-        query: What to look for; without one, queries are read from standard input, one a line.
+        query: What to look for.
         top: Hits to show for each query.
         order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, pairwise
 
@@ -17,14 +17,10 @@ WIDE = 40
 EDGE, AROUND, FEWEST_PAGES = 3, 4, 4
 """Running lines: how many lines at each edge of a page, pages before and after it, and pages at least."""
 
-_SIGNS = {
-    **dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000"),
-    **dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), ""),
-    **dict(zip(map(ord, "ﬀﬁﬂﬃﬄﬅﬆ"), ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)),
-    **dict(
-        zip(map(ord, "\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7"), " " * 7 + "••", strict=True)
-    ),  # • as in Word
-}
+_SIGNS = str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)))
+_SIGNS |= dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")
+_SIGNS |= str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••")  # • as Word has it
+_SIGNS |= dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), "")
 _JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic scripts and emoji need them
 _UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -59,34 +55,33 @@ def count_words(text: str) -> Counter[str]:
 def clean(text: str, words: Counter[str]) -> str:
     """Return a text with its words and paragraphs whole, which line ends, typesetting and readers had broken.
 
-    Empty lines after a paragraph stand for those that were joined, so that the others keep their numbers.
-
-    Args:
-        text: Markdown or plain text.
-        words: What :func:`count_words` gives for the folder, this text included.
+    Empty lines after a paragraph stand for those that were joined, so that the others keep their numbers. ``words`` is
+    what :func:`count_words` gives for the folder, this text included.
     """
     shown = characters(_SOFT.sub("-\n", text)).split("\n")
-    blocks = [(len(lines), prose, lines) for prose, lines in _blocks(text.split("\n"), shown)]
-    whole = [_whole("\n".join(lines), words) if prose else "\n".join(lines) for _, prose, lines in blocks]
-    torn = _torn_pairs("\n".join(block for block, (_, prose, _) in zip(whole, blocks, strict=True) if prose), words)
-    made: list[str] = []
-    for block, (count, prose, _) in zip(whole, blocks, strict=True):
+    torn = _torn_pairs(_SPLIT.sub(" ", "\n".join(shown)), words)
+    made = []
+    for prose, run in groupby(zip(_prose_lines(shown), shown, text.split("\n"), strict=True), key=lambda one: one[0]):
+        block = "\n".join(line if prose else written for _, line, written in run)
+        lines = block.count("\n")
         if prose:
-            block = _joined(_NEXT.sub(partial(_mended, torn), block) if torn else block)
-        made.append(block + "\n" * (count - 1 - block.count("\n")))
+            block = _TORN.sub(partial(_untorn, words), _SPLIT.sub(partial(_unsplit, words), block))
+            block = _joined(_NEXT.sub(partial(_mended, torn), block))
+        made.append(block + "\n" * (lines - block.count("\n")))
     return "\n".join(made)
 
 
-def front_matter(text: str) -> tuple[str, int]:
-    """Return a text without its YAML or TOML front matter, and how many lines that took.
+def without_front_matter(text: str) -> str:
+    """Return a text with empty lines for its YAML or TOML front matter.
 
     The title in it becomes a ``#`` line if the text has no heading.
     """
     found = _FRONT_MATTER.match(text)
     if not found:
-        return text, 0
-    rest, title, lines = text[found.end() :], _TITLE.search(found[2]), found[0].count("\n")
-    return (f"# {title[2]}\n{rest}", lines - 1) if title and not re.search(r"(?m)^#{1,6} ", rest) else (rest, lines)
+        return text
+    rest, title = text[found.end() :], _TITLE.search(found[2])
+    heading = f"# {title[2]}" if title and not re.search(r"(?m)^#{1,6} ", rest) else ""
+    return "\n" * (found[0].count("\n") - 1) + f"{heading}\n{rest}"
 
 
 def underlined_titles(text: str) -> str:
@@ -149,26 +144,6 @@ def _prose_lines(lines: Sequence[str]) -> list[bool]:
     return found
 
 
-def _blocks(lines: Sequence[str], shown: Sequence[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield for each paragraph, list item and heading that it is prose, and its lines as shown; and those between."""
-    for prose, group in groupby(zip(_prose_lines(shown), shown, lines, strict=True), key=lambda line: line[0]):
-        block: list[str] = []
-        for _, line, written in group:
-            if prose and block and (_ITEM.match(line) or _ALONE.match(line) or _ALONE.match(block[-1])):
-                yield prose, block
-                block = []
-            block.append(line if prose else written)
-        yield prose, block
-
-
-def _whole(block: str, words: Counter[str]) -> str:
-    """Return a paragraph whose words are not split at line ends or by ligatures that stand alone."""
-    before = ""
-    while block != before:
-        before, block = block, _TORN.sub(partial(_untorn, words), _SPLIT.sub(partial(_unsplit, words), block))
-    return block
-
-
 def _unsplit(words: Counter[str], match: re.Match[str]) -> str:
     first, mark, second = match.groups()
     whole, compound = f"{first}{second}".lower(), f"{first}-{second}".lower()
@@ -207,13 +182,14 @@ def _mended(torn: dict[tuple[str, str], str], match: re.Match[str]) -> str:
 
 
 def _joined(block: str) -> str:
-    """Return a paragraph as one line if it is wrapped: all its lines but the last are about as long as the longest."""
-    lines = [line.strip(" \t") for line in block.split("\n")]
-    widest = max(map(len, lines))
-    if len(lines) < 2 or widest < WIDE or any(len(line) < 0.6 * widest for line in lines[:-1]):
-        return block
-    indent = block[: len(block) - len(block.lstrip(" \t"))]
-    return indent + " ".join(lines)
+    """Return prose in which a line goes on where it was wrapped."""
+    made: list[str] = []
+    for before, line in pairwise(["", *block.split("\n")]):
+        if len(before) < WIDE or _ITEM.match(line) or _ALONE.match(line) or _ALONE.match(before):
+            made.append(line)
+        else:
+            made[-1] = f"{made[-1].rstrip()} {line.strip(' ')}"
+    return "\n".join(made)
 
 
 def _ends(line: str, following: str, width: int) -> bool:

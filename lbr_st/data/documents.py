@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
 import logging
 import math
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 from lbr_st.data import cleaning
 from lbr_st.data.columns import Rows, find_columns
@@ -32,10 +29,9 @@ if TYPE_CHECKING:
     from pypdfium2 import PdfTextPage
 
 PLAIN, WEB, PDF, WORD = (".txt", ".md", ".rst"), (".html", ".htm"), ".pdf", ".docx"
-LIBRARIES = {**dict.fromkeys(WEB, "markdownify"), PDF: "pypdfium2", WORD: "mammoth"}
-KINDS = (*PLAIN, *LIBRARIES)
+KINDS = (*PLAIN, *WEB, PDF, WORD)
+PAIRS = {"query": "query", "document": "document"}  # columns of a table that is no document
 PART = 1_000_000  # characters of a text file that make one document, about
-MOST_WORDS = 1_000_000  # with more, those that came once are forgotten
 NAMED = 10  # skipped files that are named, at most
 LARGER = 1.15  # a line of a PDF in letters so much larger than most is a heading (our choice)
 NO_TEXT = "script, style, template, noscript, button, form, nav, aside, [hidden], [role=navigation], [role=search]"
@@ -57,38 +53,35 @@ def is_documents(source: str | Path) -> bool:
     path = Path(source)
     if path.is_dir():
         return not (path / "corpus.jsonl").is_file()
-    if not path.is_file() or kind_of(path) not in READABLE:
-        return path.is_file() and kind_of(path) in KINDS
-    return _has(path, document="text") and not _has(path, query="query", document="document")
+    texts = path.is_file() and (kind_of(path) in KINDS or _has(path, document="text"))
+    return texts and not _has(path, **PAIRS)
 
 
 def pair_tables(source: str | Path) -> list[Path]:
     """Return the tables of a folder, or the file itself, that have known columns of queries and of documents."""
-    return [file for file in document_files(Path(source)) if _holds_pairs(file)]
+    return [file for file in document_files(Path(source)) if _has(file, **PAIRS)]
 
 
 def read_files(
     source: str | Path, *, text_column: str = "text", say: Callable[[str], None] = notice
 ) -> Iterator[Document]:
-    """Return the documents of a file, or of all files below a folder, sorted by name, one after the other.
+    """Yield the documents of a file, or of all files below a folder, sorted by name, one after the other.
 
     Hidden files, BEIR folders and tables of pairs are left out. A file that cannot be read is skipped as a whole. Large
-    text files come in parts and tables in rows, so that they may be larger than memory.
-
-    Args:
-        source: The file or folder.
-        text_column: The column of a table that holds the text. A column ``title`` becomes its heading.
-        say: Told at the end what was read and what was skipped.
+    text files come in parts and tables in rows, so that they may be larger than memory. A table's column ``title``
+    becomes the heading. ``say`` is told at the end what was read and what was skipped.
 
     Raises:
         LBRError: There is no document, none can be read, or a library is missing.
     """
+    from tqdm import tqdm
+
     path = Path(source)
     if not path.exists():
         raise LBRError("no such file or folder.", where=str(path), fix="Check the path.")
     files, others = [], Counter[str]()
     for file in document_files(path):
-        kind = kind_of(file) + " of pairs" * _holds_pairs(file)
+        kind = kind_of(file) + " of pairs" * _has(file, **PAIRS)
         if kind in (*KINDS, *READABLE):
             files.append(file)
         else:
@@ -96,34 +89,22 @@ def read_files(
     if not files:
         fix = f"Give {', '.join((*KINDS, *READABLE))}. Pictures need text recognition (OCR) first."
         raise LBRError(f"no document in it ({_listed(others) or 'no file'}).", where=str(path), fix=fix)
-    for file in files:
-        if (library := LIBRARIES.get(kind_of(file))) and find_spec(library) is None:
-            fix = 'pip install "lbr-st[documents]"'
-            raise LBRError(f"needs the package {library}, which is missing.", where=str(file), fix=fix)
-    return _documents(path, files, others, text_column, say)
-
-
-def _documents(
-    root: Path, files: Sequence[Path], others: Counter[str], column: str, say: Callable[[str], None]
-) -> Iterator[Document]:
-    from tqdm import tqdm
-
     words, read, skipped, empty = Counter[str](), Counter[str](), list[str](), 0
+    above = path if path.is_dir() else path.parent
     for file in tqdm(files, desc="Reading", unit=" files", disable=None if len(files) > NAMED else True):
-        name, kind = file.relative_to(root).as_posix() if file != root else file.name, kind_of(file)
-        own, rows = Counter[str](), 0
+        kind, own = kind_of(file), Counter[str]()
         try:
-            parts = _parts(file, column)
+            parts = _parts(file, text_column)
             for part in parts():  # all is read before anything is used
                 own.update(cleaning.count_words(part.text))
-                rows += not part.text
             if not own:
                 raise LBRError("needs OCR (no text in it)" if kind == PDF else "has no text")
+        except ImportError as error:
+            raise LBRError(f"{error}.", where=str(file), fix='Run: pip install "lbr-st[documents]"') from error
         except Exception as error:  # each library raises its own
-            skipped.append(f"{name} {_reason(error)}")
+            skipped.append(f"{file.relative_to(above).as_posix()} {_reason(error)}")
             continue
         read[kind] += 1
-        empty += rows
         words.update(own)
         for part in parts():
             text = cleaning.clean(part.text, words)
@@ -134,16 +115,15 @@ def _documents(
             pages = text.split("\f")
             starts = tuple(accumulate(map(len, pages[:-1]), initial=0)) if kind == PDF else ()
             if text.strip():
-                yield replace(part, file=name, text="".join(pages), pages=starts)
-        if len(words) > MOST_WORDS:
-            words = Counter({word: count for word, count in words.items() if count > 1})
+                yield replace(part, file=file.relative_to(above).as_posix(), text="".join(pages), pages=starts)
+            empty += kind in READABLE and not text
     more = f" and {len(skipped) - NAMED:,} more" * (len(skipped) > NAMED)
-    told = f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{more}" * bool(skipped)
+    told = [f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{more}"] * bool(skipped)
     if not read:
-        raise LBRError(f"no text could be read; {told}.", where=str(root), fix="Fix these files or add others.")
-    left_out = f"left out {empty:,} rows without text" * bool(empty)
-    rest = f"not read: {_listed(others)}" * bool(others)
-    say(f"{', '.join(filter(None, [f'Read {read.total():,} files ({_listed(read)})', told, left_out, rest]))}.")
+        raise LBRError(f"no text could be read; {told[0]}.", where=str(path), fix="Fix these files or add others.")
+    told += [f"left out {empty:,} rows without text"] * bool(empty)
+    told += [f"not read: {_listed(others)}"] * bool(others)
+    say(", ".join([f"Read {read.total():,} files ({_listed(read)})", *told]) + ".")
 
 
 def _parts(file: Path, column: str) -> Callable[[], Iterable[Document]]:
@@ -174,25 +154,24 @@ def _rows(file: Path, column: str) -> Iterator[Document]:
 
 def _plain_parts(file: Path, encoding: str) -> Iterator[Document]:
     """Yield a text file in parts that end at empty lines outside of code fences; anywhere if there are none."""
-    with _opened(file) as binary:
-        text = io.TextIOWrapper(binary, encoding)
+    with file.open(encoding=encoding) as text:
         lines, size, line, fenced = list[str](), 0, 1, False
         for read in chain(iter(partial(text.readline, PART), ""), [""]):
             lines.append(read)
             size += len(read)
             fenced ^= read.lstrip().startswith(("```", "~~~"))
             if not read or size >= 2 * PART or (size >= PART and not fenced and not read.strip()):
-                part, dropped = "".join(lines), 0
+                part = "".join(lines)
                 if line == 1 and kind_of(file) == ".md":
-                    part, dropped = cleaning.front_matter(part)
-                yield Document("", cleaning.underlined_titles(part), line=line + dropped)
+                    part = cleaning.without_front_matter(part)
+                yield Document("", cleaning.underlined_titles(part), line=line)
                 line += sum(one.count("\n") for one in lines)
                 lines, size = [], 0
 
 
 def _encoding(file: Path) -> str:
     """Return the encoding of a text file, by the first of its lines that are not ASCII."""
-    with _opened(file) as binary:
+    with file.open("rb") as binary:
         start = binary.read(PART)
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
@@ -213,17 +192,13 @@ def _encoding(file: Path) -> str:
     return "utf-8-sig"
 
 
-def _opened(file: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb"))
-
-
 def _web(file: Path) -> str:
     """Return the main text of a web page, without menus and notices."""
     from bs4 import BeautifulSoup
 
     logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # signs that it cannot read are left out
     with warnings.catch_warnings(action="ignore"):  # of XHTML, which is read as well
-        page = BeautifulSoup(_opened(file).read(), "html.parser")
+        page = BeautifulSoup(file.read_bytes(), "html.parser")
     main = page.main or page.select_one("[role=main]") or page.body or page
     most = len(main.get_text()) / 2  # a class of the whole page may say that it has a sidebar
     for tag in [*main.select(NO_TEXT), *main.find_all(_is_menu)]:
@@ -242,7 +217,7 @@ def _word(file: Path) -> str:
     import mammoth
     from bs4 import BeautifulSoup
 
-    with _opened(file) as binary:
+    with file.open("rb") as binary:
         titles = "p[style-name='Title'] => h1:fresh"
         page = mammoth.convert_to_html(binary, style_map=titles, convert_image=lambda _: []).value
     return _markdown(BeautifulSoup(page, "html.parser"))
@@ -261,7 +236,7 @@ def _pdf_pages(file: Path) -> list[str]:
     from pypdfium2 import PdfDocument, PdfiumError
 
     try:
-        pdf = PdfDocument(file if file.suffix.lower() == PDF else _opened(file).read())
+        pdf = PdfDocument(file)
     except PdfiumError as error:
         what = str(error).removeprefix("Failed to load document ")
         raise LBRError("is protected by a password" if "assword" in what else f"is no PDF {what}") from error
@@ -272,19 +247,15 @@ def _pdf_pages(file: Path) -> list[str]:
         letters[size] += len(line)
     least = LARGER * max(letters, key=lambda size: letters[size], default=0.0)
     larger = sorted((size for size in letters if size > least), reverse=True)
-    made: list[list[str]] = []
-    for page in pages:
-        made.append([])
-        before = 0
-        for line, size in page:
-            heading = size > least and len(line) <= 120 and line[-1:] not in ".,;" and sum(map(str.isalpha, line)) > 2
-            level = min(6, larger.index(size) + 1) if heading else 0
-            if level and level == before:  # a heading of two lines
-                made[-1][-1] += f" {line.strip()}"
-            else:
-                made[-1].append((f"{'#' * level} " if level else "\\" * (line[:1] == "#")) + line)
-            before = level
-    return ["\n".join(page).replace("\ufffe", "-\n") for page in made]  # PDFium's sign for a word that goes on
+
+    def shown(line: str, size: float) -> str:
+        if size > least and len(line) <= 120 and line[-1:] not in ".,;" and sum(map(str.isalpha, line)) > 2:
+            return f"{'#' * min(6, larger.index(size) + 1)} {line.strip()}"
+        return "\\" * (line[:1] == "#") + line
+
+    texts = ["\n".join(shown(*line) for line in page) for page in pages]
+    texts = [re.sub(r"^(#+ )(.*)\n\1", r"\1\2 ", text, flags=re.M) for text in texts]  # a heading of two lines
+    return [text.replace("\ufffe", "-\n") for text in texts]  # PDFium's sign for a word that goes on
 
 
 def _sized_lines(text: PdfTextPage) -> Iterator[tuple[str, float]]:
@@ -312,30 +283,22 @@ def document_files(path: Path) -> list[Path]:
     return sorted(file for file in found if file.is_file())
 
 
-def _holds_pairs(file: Path) -> bool:
+def _has(file: Path, **wanted: str) -> bool:
+    """Tell whether a file is a table whose first row has such columns."""
+    rows = Rows(file.name, partial(find_columns, **wanted), "skip", notice)
     try:
-        return kind_of(file) in READABLE and _has(file, query="query", document="document")
+        return kind_of(file) in READABLE and any(rows.use(tuple(row), at) for at, row in _records(file, "", rows))
     except (LBRError, OSError):
         return False  # what is wrong with it is said when it is read
 
 
-def _has(file: Path, **wanted: str) -> bool:
-    """Tell whether the first row of a table has such columns."""
-    rows = Rows(file.name, partial(find_columns, **wanted), "skip", notice)
-    try:
-        return any(rows.use(tuple(row), where) for where, row in islice(_records(file, "", rows), 1))
-    except BadRow:
-        return False
-
-
 def _reason(error: Exception) -> str:
-    if isinstance(error, LBRError):
-        if error.where is None:
-            return error.what.rstrip(".")
-        place = re.search(r"\w+ \d+$", error.where)  # not the path, which is this machine's
-        what = f"{place[0]}: {error.what}" if place else error.what
-    else:
+    if not isinstance(error, LBRError):
         what = getattr(error, "strerror", None) or str(error)
+    elif error.where is None:
+        return error.what.rstrip(".")
+    else:  # without the path, which is this machine's
+        what = ": ".join([*re.findall(r"\w+ \d+$", error.where), error.what])
     return f"cannot be read ({what.partition(chr(10))[0][:100].rstrip('.')})"
 
 

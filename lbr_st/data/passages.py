@@ -7,11 +7,10 @@ than half of their cuts inside a sentence, at line ends.
 from __future__ import annotations
 
 import re
-from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -100,10 +99,10 @@ def passages(
     fewer than two words (page numbers, rulers) are left out. Fewer than two passages are an error. The documents are
     never in memory together.
     """
-    sizes, counts, known = array("l"), Counter[str](), set[int]()  # 8 bytes and a few for each passage
-    alike, short = "that repeat another", "of fewer than two words"
+    sizes, dropped, broken, words, known = list[int](), Counter[str](), 0, 0, set[int]()
 
     def rows() -> Iterator[dict[str, str]]:
+        nonlocal broken, words
         for document in documents:
             line, seen = document.line, 0
             for heading, piece in _pieces(document.text, num_tokens, max_tokens):
@@ -111,28 +110,26 @@ def passages(
                 start, text = piece.end - len(text), text.rstrip()
                 line, seen = line + document.text.count("\n", seen, start), start
                 key = digest(normalise(text))
-                if sum(1 for _ in islice(_WORDS.finditer(text), 2)) < 2 or key in known:
-                    counts[alike if key in known else short] += 1
+                if key in known or len(_WORDS.findall(text)) < 2:
+                    dropped["that repeat another" if key in known else "of fewer than two words"] += 1
                     continue
                 known.add(key)
                 sizes.append(piece.tokens)
-                counts.update(words=num_words(text), broken=piece.broken)
+                broken, words = broken + piece.broken, words + num_words(text)
                 row = kind_of(Path(document.file)) in READABLE
                 place = f"row {document.line}" if row else f"line {line}"
                 place = f"page {bisect_right(document.pages, start)}" if document.pages else place
                 yield {"text": text, "heading": heading, "file": document.file, "place": place}
 
     table = write_rows(rows(), ("text", "heading", "file", "place"))
+    left_out = ", ".join(f"{count:,} {what}" for what, count in dropped.items()) or "none"
     if len(table) < 2:
-        what = (
-            f"all {counts[alike] + 1:,} passages read alike" if counts[alike] else "there are fewer than two passages"
-        )
-        raise LBRError(f"{what}.", fix="Give documents with more text.")
-    a_word = sum(sizes) / counts["words"]
+        what = f"there are fewer than two passages (left out: {left_out})."
+        raise LBRError(what, fix="Give documents with more text.")
+    a_word = sum(sizes) / words
     say(
         f"{len(table):,} passages, {median(sizes):.0f} tokens in the median, {a_word:.1f} a word; "
-        f"{counts['broken'] / len(table):.1%} cut inside a sentence at {max_tokens} tokens; "
-        f"dropped {counts[alike]:,} {alike} and {counts[short]:,} {short}."
+        f"{broken / len(table):.1%} cut inside a sentence at {max_tokens} tokens; left out: {left_out}."
     )
     if a_word > 2.5:  # most words are spelt letter by letter; English has 1.1 to 1.5
         say(f"Warning: with {a_word:.1f} tokens a word the base hardly knows this language. Choose one that does.")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,7 +20,7 @@ from lbr_st.data.sources import read_texts
 from lbr_st.data.texts import digests
 from lbr_st.evaluation.scores import hash_of_path
 from lbr_st.evaluation.systems import choose_arithmetic, model_digest
-from lbr_st.files import BESIDE, alone, cache_dir, import_extra, new_folder, notice
+from lbr_st.files import BESIDE, cache_dir, import_extra, new_folder
 from lbr_st.model.load import load_by_name
 from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of
@@ -34,23 +32,15 @@ if TYPE_CHECKING:
     from lbr_st.data.beir import RetrievalSet
 
 Order = Literal["model", "bm25", "both"]
-
 SEARCH = "search.json"
 """In a released folder: what :func:`choose_order` found."""
-
-EMBEDDINGS, PORTION = "embeddings.safetensors", 2048
-"""The file of a model's embeddings, and after how many passages it is written: a minute on two cores."""
-
-DEEPEST, CONSTANT = 1000, 60
-"""The last rank that counts as found, and the usual constant of reciprocal rank fusion."""
-
-SHOWN = 200
-"""Characters of a passage that are printed."""
-
+EMBEDDINGS = "embeddings.safetensors"
+DEEPEST, CONSTANT, SHOWN = 1000, 60, 200
+"""The last rank that counts, the usual constant of reciprocal rank fusion, and the characters that are printed."""
 AS_UNITS: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
 
 
-def search(model: str, data: str, queries: Sequence[str] = (), *, top: int = 5, order: Order | None = None) -> None:
+def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order: Order | None = None) -> None:
     """Print the best passages for each query, as ``lbr-st search`` does.
 
     Raises:
@@ -62,7 +52,7 @@ def search(model: str, data: str, queries: Sequence[str] = (), *, top: int = 5, 
     order = order or told.get("order", "model")
     passages = read_passages(data, loaded)
     finder = Finder(loaded, passages["text"][:], folder=kept_in(data, loaded))
-    for query in queries or _typed():
+    for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
         for number, row in enumerate(ranked[order][:top], 1):
@@ -117,22 +107,18 @@ def embed(
     """
     wanted = digests(texts)
     kept, rows = np.zeros(0, np.uint64), np.zeros((0, model.get_embedding_dimension() or 0), np.float16)
-    with alone(folder) if folder else nullcontext():  # another search may be encoding the same
-        if folder and folder.is_dir():
-            read = load_file(folder / EMBEDDINGS)
-            kept, rows = read["digests"], read["embeddings"]
-        first = np.sort(np.unique(wanted, return_index=True)[1])
-        new = first[~np.isin(wanted[first], kept)]
-        bfloat16 = len(new) > 0 and choose_arithmetic(model, precision)[0]
-        for start in range(0, len(new), PORTION):
-            notice(f"Encoding passages: {start:,} of {len(new):,} are done.")
-            some = new[start : start + PORTION]
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                made = model.encode_document([texts[row] for row in some], **AS_UNITS)
-            kept, rows = np.append(kept, wanted[some]), np.append(rows, made.astype(np.float16), axis=0)
-            if folder:
-                with new_folder(folder, overwrite=True) as aside:
-                    save_file({"digests": kept, "embeddings": rows}, aside / EMBEDDINGS)
+    if folder and folder.is_dir():
+        read = load_file(folder / EMBEDDINGS)
+        kept, rows = read["digests"], read["embeddings"]
+    new = np.flatnonzero(~np.isin(wanted, kept))
+    if len(new):
+        bfloat16, _ = choose_arithmetic(model, precision)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            made = model.encode_document([texts[row] for row in new], **{**AS_UNITS, "show_progress_bar": None})
+        kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
+    if folder and len(new):
+        with new_folder(folder, overwrite=True) as aside:
+            save_file({"digests": kept, "embeddings": rows}, aside / EMBEDDINGS)
     order = kept.argsort()
     return rows[order[kept.searchsorted(wanted, sorter=order)]]
 
@@ -167,9 +153,3 @@ def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: P
 def _line(text: str) -> str:
     """Return a text on one line, without signs that could give orders to a terminal."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())
-
-
-def _typed() -> Iterator[str]:
-    if sys.stdin.isatty():
-        notice("Type what to look for, and press Enter. Ctrl-D ends.")
-    yield from filter(None, map(str.strip, sys.stdin))

@@ -5,9 +5,9 @@ Verdicts are those of :mod:`lbr_st.evaluation.compare`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 from lbr_st.evaluation.compare import SAME, TaskComparison, compare, format_p
 from lbr_st.evaluation.scores import TaskScore
@@ -23,19 +23,10 @@ WORDS = {"worse": "better than", SAME: "level with", "better": "REGRESSION, wors
 """What the other system is, compared with the model → what the model is."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of stage 2, to tell where a weak result may come from."""
-
-    pairs: int  # to train on
-    steps: int
-    examples: int  # pairs seen, a repeated one each time, by all processes
-    losses: Sequence[float] = ()  # those that were logged, in their order
-
-
 def verdict(
     rows: Sequence[tuple[str, TaskScore]],
-    facts: Facts | None = None,
+    log: Sequence[Mapping[str, Any]] = (),
+    passes: float = 0.0,
     *,
     beside: str | None = None,
     made: bool = False,
@@ -47,7 +38,8 @@ def verdict(
 
     Args:
         rows: Label and score of each system: BM25 first, then the one that ``beside`` names, the released model last.
-        facts: What is known of the training; None gives no advice.
+        log: What stage 2 logged; nothing gives no advice.
+        passes: How often a step of stage 2 sees each pair, on average.
         beside: The embedder that was named or started from, as the recipe has it. ``untrained:BASE`` is not compared.
         made: The queries were made from the text.
     """
@@ -56,8 +48,8 @@ def verdict(
     count = tests[0].paired.n
     found = "; ".join(_against(label, test) for (label, _), test in zip(others, tests, strict=True))
     sentences = [f"VERDICT on {count:,} held-out {'query' if count == 1 else 'queries'}: {found}."]
-    if facts and (tests[0].verdict != "worse" or any(test.verdict == "better" for test in tests)):
-        sentences.append(look_first(facts))
+    if log and (tests[0].verdict != "worse" or any(test.verdict == "better" for test in tests)):
+        sentences.append(look_first(log, passes))
     if made:
         flatters = "The queries were made from the text, which flatters the model and BM25 alike"
         sentences.append(f"{flatters}; twenty real ones (--data.queries) would settle it.")
@@ -70,19 +62,15 @@ def _against(label: str, test: TaskComparison) -> str:
     return f"{WORDS[test.verdict]} {label}, nDCG@10 {found.score_a:.3f} against {found.score_b:.3f} ({how})"
 
 
-def look_first(facts: Facts) -> str:
+def look_first(log: Sequence[Mapping[str, Any]], passes: float) -> str:
     """Return a sentence on what to change first: a rate at which the loss rises, too few steps, or else the data."""
-    third = len(facts.losses) // 3
-    if third:
-        middle, end = mean(facts.losses[third:-third]), max(facts.losses[-third:])
-        if end - middle > RISE * facts.losses[0]:
+    losses, steps = [entry["loss"] for entry in log if "loss" in entry], max(entry["step"] for entry in log)
+    if third := len(losses) // 3:
+        middle, end = mean(losses[third:-third]), max(losses[-third:])
+        if end - middle > RISE * losses[0]:
             rose = f"towards the end the loss rose from {middle:.2f} to {end:.2f}"
             return f"Look at the rate first: {rose}. Lower --represent.learning_rate."
-    passes = facts.examples / facts.pairs
-    if passes < ONE_PASS:
-        seen = f"{facts.steps:,} of them saw {passes:.0%} of {facts.pairs:,} pairs"
+    if steps * passes < ONE_PASS:
+        seen = f"{steps:,} of them saw {steps * passes:.0%} of the pairs"
         return f"Look at the steps first: {seen}. Raise --represent.max_steps."
-    fell = f", the loss went from {facts.losses[0]:.2f} to {facts.losses[-1]:.2f}" if facts.losses else ""
-    return (
-        f"Look at the data first: {facts.pairs:,} pairs were seen {passes:.1f} times{fell}. Give more or better text."
-    )
+    return f"Look at the data first: each pair was seen {steps * passes:.1f} times. Give more or better text."

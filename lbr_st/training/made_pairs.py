@@ -310,7 +310,7 @@ def held_out_queries(
     chosen: list[Any] = list(pairs.select(np.random.default_rng(seed).permutation(judging)[:most]))
     asked = [(pair["query"], [pair["passage"], pair["source"]]) for pair in chosen]
     cut = {pair["passage"]: pair["document"] for pair in chosen if pair["kind"] == "crop"}
-    return train, _asked("made-held-out", asked, passages, seed, cut)
+    return train, _asked("made-held-out", asked, passages, cut)
 
 
 def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
@@ -318,14 +318,11 @@ def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
     return pairs.select(np.flatnonzero(~(np.isin(pairs["passage"][:], rows) | np.isin(pairs["source"][:], rows))))
 
 
-def judged_by(queries: str | Path, passages: Dataset, *, seed: int = 0) -> RetrievalSet:
+def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     """Return a person's own queries as a test: a table of ``query`` and ``file`` or ``quote``.
 
     All passages of a file answer, or those (of it) that hold the quote, by its letters and digits. The id of a passage
-    is "p" and its row.
-
-    Raises:
-        LBRError: A row has no query, or neither file nor quote, or nothing answers it.
+    is "p" and its row. A query that nothing answers is an error.
     """
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
@@ -345,18 +342,15 @@ def judged_by(queries: str | Path, passages: Dataset, *, seed: int = 0) -> Retri
     if lost:
         what = f"no passage answers {len(lost)} of {len(asked)} queries: {', '.join(lost[:3])}."
         raise LBRError(what, where=str(path), fix="Check the file's name, or quote a whole sentence as it is written.")
-    return _asked("own-queries", asked, passages, seed, {})
+    return _asked("own-queries", asked, passages, {})
 
 
-def _asked(name: str, asked: Asked, passages: Dataset, seed: int, cut: Mapping[int, str]) -> RetrievalSet:
+def _asked(name: str, asked: Asked, passages: Dataset, cut: Mapping[int, str]) -> RetrievalSet:
     """Return a test of queries and the passages that answer them, with as many other passages as are searched."""
     ids: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for query, rows in asked:
         qrels.setdefault(ids.setdefault(query, f"q{len(ids)}"), {}).update((f"p{row}", 1) for row in rows)
-    judged = {row for _, rows in asked for row in rows}
-    others = [row for row in np.random.default_rng(seed).permutation(len(passages)).tolist() if row not in judged]
-    searched = sorted([*judged, *others[: max(0, MOST_SEARCHED - len(judged))]])
-    texts = zip(searched, passages.select(searched)["text"], strict=True)
-    corpus = {f"p{row}": cut.get(row, text) for row, text in texts}
-    return RetrievalSet(name, corpus, {key: query for query, key in ids.items()}, qrels)
+    corpus = {f"p{row}": cut.get(row, text) for row, text in enumerate(passages["text"])}
+    whole = RetrievalSet(name, corpus, {key: query for query, key in ids.items()}, qrels)
+    return whole if len(corpus) <= MOST_SEARCHED else whole.slice(len(ids), MOST_SEARCHED)

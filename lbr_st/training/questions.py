@@ -48,8 +48,8 @@ def questions(
 
     The writer is the address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
     ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
-    left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
-    written, and the same call takes it from there.
+    left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder`` once it is written, and the
+    same call takes it from there.
 
     Raises:
         LBRError: The server is down or too slow, the model cannot be loaded, or no query can be used.
@@ -60,7 +60,10 @@ def questions(
     texts = dict(zip(rows, passages.select(rows)["text"], strict=True))
     prompts = {row: _prompt(text, examples) for row, text in texts.items()}
     keys = {row: f"{digest(f'{writer} {prompt}'):016x}" for row, prompt in prompts.items()}
-    kept, counts = _kept(file), Counter[str]()
+    kept, counts = dict[str, str](), Counter[str]()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(ValueError):  # half a line that a killed run left
+            kept |= json.loads(line)
     wanted = [(row, prompts[row]) for row in rows if keys[row] not in kept]
     served = writer.startswith(("http://", "https://"))
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
@@ -71,7 +74,7 @@ def questions(
                 problem = _problem(query, texts[row])
                 counts[problem or "usable"] += 1
                 kept[keys[row]] = "" if problem else query
-                print(json.dumps({"key": keys[row], "query": kept[keys[row]]}), file=out, flush=True)
+                print("", json.dumps({keys[row]: kept[keys[row]]}), sep="\n", end="", file=out, flush=True)
     except LBRError as error:
         what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
         raise LBRError(what, where=error.where, fix=error.fix) from error
@@ -88,16 +91,6 @@ def _prompt(text: str, examples: Sequence[str]) -> str:
     shots = "".join(f"Passage: {passage}\nQuery: {query}\n\n" for passage, query in SHOTS)
     task = "Write one short search query that the last passage answers, in other words than the passage's."
     return f"{task}\n\n{form}{shots}Passage: {text}\nQuery:"
-
-
-def _kept(file: Path) -> dict[str, str]:
-    """Return key → query of what was written before, and cut off half a line that a killed run left at the end."""
-    with file.open("ab+") as opened:
-        opened.seek(0)
-        whole = opened.read()
-        end = whole.rfind(b"\n") + 1
-        opened.truncate(end)
-    return {line["key"]: line["query"] for line in map(json.loads, whole[:end].splitlines())}
 
 
 def _query(answer: str) -> str:
@@ -147,26 +140,21 @@ def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[in
 def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:
     """Yield rows and what a causal LM on this machine writes, from the shortest prompt to the longest."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
     with explain_load_errors(name, "the writer"):
         source, options = resolve_base(name), without_code(None)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    options = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
+    writer: Any = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    sampling = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
     by_length = sorted(wanted, key=lambda one: len(one[1]))
     for start in range(0, len(wanted), 16):
         rows, prompts = zip(*by_length[start : start + 16], strict=True)
-        chat = bool(tokenizer.chat_template)
-        if chat:
-            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        read = tokenizer(list(prompts), padding=True, add_special_tokens=not chat, return_tensors="pt").to(model.device)
-        shown = {name: read[name] for name in ("input_ids", "attention_mask")}
-        with torch.inference_mode(), torch.random.fork_rng():
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        given = chats if tokenizer.chat_template else list(prompts)
+        with torch.random.fork_rng():
             torch.manual_seed(seed + start)
-            ids = model.generate(**shown, pad_token_id=tokenizer.pad_token_id, **options)
-        new = ids[:, shown["input_ids"].shape[1] :]
-        yield from zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+            written = writer(given, batch_size=16, return_full_text=False, **sampling)
+        yield from zip(rows, (one[0]["generated_text"] for one in written), strict=True)

@@ -87,10 +87,7 @@ def represent(
     _say_if_there_is_nothing_to_learn(rows)
     options: dict[str, Any] = {}
     if config.stop and evaluator is not None:
-        score = (
-            evaluator.primary_metric or f"{getattr(evaluator, 'name', '')}_cosine_ndcg@10"
-        )  # which its first call sets
-        options = {"load_best_model_at_end": True, "metric_for_best_model": score}
+        options = {"load_best_model_at_end": True, "metric_for_best_model": evaluator.primary_metric}
     sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
     return train(
         model,
