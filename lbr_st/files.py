@@ -255,10 +255,7 @@ def published(name: str, known: Collection[str] = ()) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files, sorted by name.
-
-    What :data:`BESIDE` holds is not the folder's.
-    """
+    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files but :data:`BESIDE`, sorted."""
     if not path.is_dir():
         return sha256_of(path)
     files = sorted((file for file in path.rglob("*") if file.is_file() and BESIDE not in file.parts), key=str)

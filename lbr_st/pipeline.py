@@ -45,8 +45,6 @@ from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
 
 RESULTS = "results.json"
-MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP = 100, 1000
-"""What represent.stop measures on, every represent.eval_steps steps."""
 
 
 def run(
@@ -235,7 +233,7 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     train = partial(represent, pairs=data.pairs, config=recipe.represent)
     if recipe.represent.stop and data.dev is not None:
-        test = data.dev.slice(MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP)
+        test = data.dev.slice(100, 1000)  # it is measured every represent.eval_steps steps
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
         options: dict[str, Any] = {"write_csv": False, "batch_size": recipe.evaluate.batch_size}
         evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, **options)

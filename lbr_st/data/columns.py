@@ -45,6 +45,12 @@ def negative_columns(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: int(found[name][3] or 0))
 
 
+def text_columns(names: Iterable[str]) -> list[str]:
+    """Return the columns of a training table that hold texts, without hard negatives and the side of a record."""
+    names = [*names]
+    return [name for name in names if name not in ("side", *negative_columns(names))]
+
+
 def find_columns(names: Sequence[str], where: str, *, document: str, query: str | None = None) -> Columns:
     """Return which columns hold what: those that are named, else those with a usual name.
 

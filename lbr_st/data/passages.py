@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
+from lbr_st.data.documents import read_files
 from lbr_st.data.lines import kind_of, write_rows
 from lbr_st.data.pairs import SENTENCE_END
 from lbr_st.data.sources import READABLE
@@ -24,8 +25,6 @@ from lbr_st.files import notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from lbr_st.data.documents import Document
 
 BELOW = " > "  # between the headings of a path
 
@@ -74,38 +73,26 @@ def read_documents(
     *,
     num_tokens: Callable[[str], int] | None = None,
     max_tokens: int = 192,
+    text_column: str = "text",
     say: Callable[[str], None] = notice,
 ) -> Dataset:
-    """Return the passages of a folder of documents, or of one file, as :func:`passages` gives them.
+    """Return the passages of a folder of documents, or of one file: ``text``, ``heading``, ``file`` and ``place``.
 
-    ``num_tokens`` counts a text's tokens; None counts its words and marks. A passage has ``max_tokens`` at most.
-    """
-    from lbr_st.data.documents import read_files
+    A passage has ``max_tokens`` at most, as ``num_tokens`` counts them; None counts words and marks. It lies below one
+    heading ("Chapter > Section", or ""), and its place is where it begins: "page 3", "line 120" or "row 7". Code,
+    tables and paragraphs stay whole where they fit. Passages that read alike are kept once, and those of fewer than two
+    words (page numbers, rulers) are left out. The documents are never in memory together.
 
-    return passages(read_files(folder, say=say), num_tokens or num_words, max_tokens=max_tokens, say=say)
-
-
-def passages(
-    documents: Iterable[Document],
-    num_tokens: Callable[[str], int],
-    *,
-    max_tokens: int,
-    say: Callable[[str], None] = notice,
-) -> Dataset:
-    """Return the passages of documents in Markdown: ``text``, ``heading``, ``file`` and ``place``.
-
-    A passage lies below one heading ("Chapter > Section", or ""). Its place is where it begins: "page 3", "line 120" or
-    "row 7". Code, tables and paragraphs stay whole where they fit. Passages that read alike are kept once, and those of
-    fewer than two words (page numbers, rulers) are left out. Fewer than two passages are an error. The documents are
-    never in memory together.
+    Raises:
+        LBRError: There are fewer than two passages, or no file can be read.
     """
     sizes, dropped, broken, words, known = list[int](), Counter[str](), 0, 0, set[int]()
 
     def rows() -> Iterator[dict[str, str]]:
         nonlocal broken, words
-        for document in documents:
+        for document in read_files(folder, text_column=text_column, say=say):
             line, seen = document.line, 0
-            for heading, piece in _pieces(document.text, num_tokens, max_tokens):
+            for heading, piece in _pieces(document.text, num_tokens or num_words, max_tokens):
                 text = document.text[piece.start : piece.end].lstrip()
                 start, text = piece.end - len(text), text.rstrip()
                 line, seen = line + document.text.count("\n", seen, start), start

@@ -33,8 +33,8 @@ def verdict(
 ) -> str:
     """Return the last line of a run: its verdicts by nDCG@10, corrected by Holm if there are two.
 
-    If the model is worse than another, the line says REGRESSION. If it is that or only level with BM25, the line names
-    what to look at first: data, steps or rate.
+    A model that is worse than another is a REGRESSION. If it is that or only level with BM25, the line names what to
+    look at first: data, steps or rate.
 
     Args:
         rows: Label and score of each system: BM25 first, then the one that ``beside`` names, the released model last.

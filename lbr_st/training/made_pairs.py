@@ -50,7 +50,6 @@ _NO_TERM = re.compile(
     rf"they|this|those|was|we|were|what|when|where|which|who|why|your?)(?!\S)|^(?:{_SMALL}) | (?:{_SMALL})$",
     re.I,
 )
-Asked = list[tuple[str, list[int]]]  # queries, each with the rows of the passages that answer it
 
 
 class Made(NamedTuple):
@@ -127,9 +126,6 @@ def make_pairs(
 
     Returns:
         ``query``, ``document`` and ``kind``; ``passage`` and ``source`` are the rows that the two are from.
-
-    Raises:
-        LBRError: A kind is unknown, or no pair is kept.
     """
     if unknown := set(kinds or ()) - set(KINDS):
         raise LBRError(f"unknown kind of pair {min(unknown)!r}.", fix=f"Use {', '.join(KINDS)}.")
@@ -286,10 +282,8 @@ def held_out_queries(
     """Return made pairs to train on, and at most ``most`` held-out queries; None for fewer than 50 passages.
 
     Held out are files with a ``share`` of the passages, or, of fewer than five files, runs of ten passages. No pair to
-    train on asks for one of them or is from one. A passage that a crop asks for is searched without the crop.
-
-    Raises:
-        LBRError: There are fewer than 8 passages.
+    train on asks for one of them or is from one. A passage that a crop asks for is searched without the crop. Fewer
+    than 8 passages are an error.
     """
     if len(passages) < FEWEST:
         raise LBRError(f"{len(passages)} passages are too few to train on.", fix=f"Give text for {FEWEST} or more.")
@@ -327,8 +321,7 @@ def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
     spelt, files = list(map(normalise, passages["text"])), passages["file"][:]
-    asked: Asked = []
-    lost: list[str] = []
+    asked, lost = list[tuple[str, list[int]]](), list[str]()
     for where, row in read(path):
         refuse_missing(["query"], row, where)
         check_text(row["query"], where, "the query")
@@ -345,7 +338,7 @@ def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     return _asked("own-queries", asked, passages, {})
 
 
-def _asked(name: str, asked: Asked, passages: Dataset, cut: Mapping[int, str]) -> RetrievalSet:
+def _asked(name: str, asked: list[tuple[str, list[int]]], passages: Dataset, cut: Mapping[int, str]) -> RetrievalSet:
     """Return a test of queries and the passages that answer them, with as many other passages as are searched."""
     ids: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from lbr_st.data.beir import RetrievalSet, read_beir
-from lbr_st.data.columns import negative_columns
 from lbr_st.data.documents import KINDS as KINDS_OF_FILES
-from lbr_st.data.documents import is_documents, pair_tables, read_files
+from lbr_st.data.documents import is_documents, pair_tables
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import kind_of
+from lbr_st.data.lines import joined, kind_of
 from lbr_st.data.pairs import RECORDS
-from lbr_st.data.passages import passages
-from lbr_st.data.sources import read_pairs, read_texts
+from lbr_st.data.passages import read_documents
+from lbr_st.data.sources import read_pairs, read_texts, short_name
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -174,7 +173,7 @@ def passages_of(
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     room = max(1, max_seq_length - len(tokenizer(prompt)["input_ids"]))
-    return passages(read_files(source, text_column=text_column, say=say), num_tokens, max_tokens=room, say=say)
+    return read_documents(source, num_tokens=num_tokens, max_tokens=room, text_column=text_column, say=say)
 
 
 def from_documents(recipe: Recipe) -> bool:
@@ -199,24 +198,3 @@ def needs_pairs(recipe: Recipe) -> bool:
 
 def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
     return joined([task.train_pairs, task.synonym_pairs if synonyms else None])
-
-
-def text_columns(rows: Dataset) -> list[str]:
-    """Return the columns of a table that hold texts to train on."""
-    others = {"side", *negative_columns(rows.column_names)}  # the side of a record
-    return [name for name in rows.column_names if name not in others]
-
-
-def short_name(source: str) -> str:
-    """Return what reports call a source: a file's or a folder's name alone, or a hub id."""
-    return Path(source).name if Path(source).exists() else source
-
-
-def joined(tables: Iterable[Dataset | None]) -> Dataset | None:
-    """Return the rows of all tables; a column that one of them lacks is "" there."""
-    parts = [part for part in tables if part is not None]
-    names = dict.fromkeys(name for part in parts for name in part.column_names)
-    for index, part in enumerate(parts):
-        for name in names.keys() - set(part.column_names):
-            parts[index] = parts[index].add_column(name, [""] * len(part))
-    return concatenate_datasets(parts) if parts else None
