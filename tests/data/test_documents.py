@@ -273,3 +273,16 @@ def test_docx(tmp_path):
     assert "| Linseed | 6 |" in texts(tmp_path)["a.docx"]
     (tmp_path / "b.docx").write_bytes(content[:-200])
     assert "b.docx cannot be read" in read(tmp_path)[1]
+
+
+def test_security_nothing_that_a_document_names_is_fetched_or_run(tmp_path, monkeypatch):
+    pytest.importorskip("markdownify")
+    pytest.importorskip("mammoth")
+    monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a document asked for the network"))
+    (tmp_path / "secret.txt.hidden").write_text("told")
+    outside = "<img src='http://127.0.0.1/x.png'><iframe src='file:secret.txt.hidden'></iframe><script>told</script>"
+    (tmp_path / "a.html").write_text(f"<body onload='told'>{outside}<p>Only this text.</p></body>")
+    picture = "</w:t></w:r></w:p><w:p><w:r><w:pict>file:secret.txt.hidden</w:pict><w:t>Only this text."
+    (tmp_path / "b.docx").write_bytes(docx_of(("Normal", f"Word.{picture}")))
+    assert texts(tmp_path)["a.html"] == "Only this text."
+    assert texts(tmp_path)["b.docx"].startswith("Word.\n\nOnly this text.")
