@@ -429,7 +429,7 @@ def search(
 
     Args:
         model: Folder of a released model, or a hub id.
-        data: A folder or a file of documents, a table of texts, or a BEIR folder.
+        data: A folder or a file of documents, or a table of texts.
         query: What to look for.
         top: Hits to show for each query.
         order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
@@ -442,11 +442,7 @@ def search(
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Run the quick or the full recipe, as the command line says, and return the exit status.
 
-    Args:
-        text: The script's docstring, shown by ``--help``.
-        full: What is trained where there is a GPU, or time.
-        quick: What ``--quick`` chooses, such as its :func:`quick_form`.
-        arguments: The command line; None for this process's.
+    ``text`` is shown by ``--help``. ``quick`` is what ``--quick`` chooses, such as the full one's :func:`quick_form`.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run that ends in minutes on two CPU cores")

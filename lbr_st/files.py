@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -185,21 +185,18 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def import_extra(module: str, extra: str = "eval") -> Any:
-    """Import and return a module, given its dotted name, that an extra brings.
-
-    Raises:
-        LBRError: The import fails; the message names the extra to install.
-    """
+    """Import and return a module, given its dotted name, that an extra brings; or say how to install it."""
     # mteb creates ~/.cache/mteb while it is imported. Keep it with our own files unless the user chose a folder.
     os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
     try:
-        return import_module(module)
+        with _without_jax() if module == "bm25s" else nullcontext():
+            return import_module(module)
     except ImportError as error:
         raise LBRError(f"this needs {module}: {error}.", fix=f'Run: pip install "lbr-st[{extra}]"') from error
 
 
 @contextmanager
-def without_jax() -> Iterator[None]:
+def _without_jax() -> Iterator[None]:
     """Hide JAX and numba: bm25s imports both if it can, and JAX then takes three quarters of a GPU's memory."""
     names = ("jax", "jax.lax", "numba")
     before = {name: sys.modules[name] for name in names if name in sys.modules}

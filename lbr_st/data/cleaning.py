@@ -34,6 +34,10 @@ _TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
+_UNDERLINED = re.compile(  # code in fences is passed over
+    r"(?m)^(?P<fence>```|~~~)(?:.*\n)+?(?P=fence)"
+    r"|(?<![^\n]\n)^(?:(?P<over>([^\w\s])\3{2,})[ \t]*\n)? ?(?P<title>\S.*\w.*?|\w)[ \t]*\n(?P<rule>([^\w\s])\6{2,})[ \t]*$"
+)
 _LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
 _FRONT_MATTER = re.compile(
@@ -89,20 +93,17 @@ def underlined_titles(text: str) -> str:
 
     The order in which the ways of underlining come gives the levels, as in reStructuredText.
     """
-    styles: list[tuple[str, bool]] = []
-    lines = text.split("\n")
-    prose = _prose_lines(lines)
-    for number in range(1, len(lines)):
-        rule, title = _RULE.match(lines[number]), lines[number - 1].strip()
-        if not (rule and title and prose[number] and prose[number - 1]) or _RULE.match(title):
-            continue
-        before, under = lines[number - 2].strip() if number > 1 else "", lines[number].strip()
-        style = (rule[1], before == under)
-        if before in ("", under) and (len(under) >= len(title) or rule[1] == "="):
-            styles += [style] * (style not in styles)
-            heading = f"{'#' * min(6, styles.index(style) + 1)} {title}"
-            lines[number - 1 - style[1] : number + 1] = [*[""] * style[1], heading, ""]
-    return "\n".join(lines)
+    styles: list[str] = []
+
+    def heading(match: re.Match[str]) -> str:
+        over, title, rule = match["over"], match["title"], match["rule"]
+        if rule is None or over not in (None, rule) or (len(rule) < len(title) and rule[0] != "="):
+            return match[0]
+        style = f"{rule[0]}{over is None}"
+        styles.extend([style] * (style not in styles))
+        return "\n" * (over is not None) + f"{'#' * min(6, styles.index(style) + 1)} {title}\n"
+
+    return _UNDERLINED.sub(heading, text)
 
 
 def join_pages(pages: Sequence[str]) -> str:

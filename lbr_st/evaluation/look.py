@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lbr_st.compute import Precision
-from lbr_st.data.documents import is_documents
-from lbr_st.data.sources import read_texts
 from lbr_st.data.texts import digests
 from lbr_st.evaluation.scores import hash_of_path
 from lbr_st.evaluation.systems import choose_arithmetic, model_digest
@@ -26,7 +24,6 @@ from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from lbr_st.data.beir import RetrievalSet
@@ -50,33 +47,22 @@ def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order
     chosen = Path(model) / SEARCH
     told = json.loads(chosen.read_text(encoding="utf-8")) if chosen.is_file() else {}
     order = order or told.get("order", "model")
-    passages = read_passages(data, loaded)
-    finder = Finder(loaded, passages["text"][:], folder=kept_in(data, loaded))
+    path, prompt = Path(data), loaded.prompts.get("document") or ""
+    passages = passages_of(path, loaded.tokenizer, prompt, loaded.max_seq_length or 512)
+    beside = (
+        path / BESIDE if path.is_dir() and os.access(path, os.W_OK) else cache_dir() / "search" / hash_of_path(data)
+    )
+    finder = Finder(loaded, passages["text"][:], folder=beside / model_digest(loaded)[:16])
     for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
         for number, row in enumerate(ranked[order][:top], 1):
-            passage = {"file": Path(data).name, "heading": "", "place": f"row {row + 1}", **passages[row]}
+            passage = passages[row]
             where = " · ".join(filter(None, (passage[key] for key in ("file", "heading", "place"))))
             ranks = {name: rows.index(row) + 1 if row in rows else "–" for name, rows in ranked.items()}
             print(f"{number:2}. {_line(where)}  (model {ranks['model']}, BM25 {ranks['bm25']}, both {ranks['both']})")
             text = _line(passage["text"])
             print(f"    {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}")
-
-
-def read_passages(data: str, model: SentenceTransformer) -> Dataset:
-    """Return a column ``text``; of documents, cut as in training, also ``heading``, ``file`` and ``place``."""
-    if not is_documents(data):
-        return read_texts(data)
-    return passages_of(data, model.tokenizer, model.prompts.get("document") or "", model.max_seq_length or 512)
-
-
-def kept_in(data: str, model: SentenceTransformer) -> Path:
-    """Return where a model's embeddings of data are kept: inside its folder, else in our cache."""
-    path, own = Path(data), model_digest(model)[:16]
-    if path.is_dir() and os.access(path, os.W_OK):
-        return path / BESIDE / own
-    return cache_dir() / "search" / hash_of_path(data) / own
 
 
 class Finder:
@@ -114,7 +100,9 @@ def embed(
     if len(new):
         bfloat16, _ = choose_arithmetic(model, precision)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            made = model.encode_document([texts[row] for row in new], **{**AS_UNITS, "show_progress_bar": None})
+            made = model.encode_document(
+                [texts[row] for row in new], **{**AS_UNITS, "show_progress_bar": len(new) > 500}
+            )
         kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
     if folder and len(new):
         with new_folder(folder, overwrite=True) as aside:

@@ -135,9 +135,8 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
     prompts = prompts_of(model)
     base = recipe.model.base if recipe else str(card.get("base_model"))
     licence = card.get("license_link") if card.get("license") == "other" else card.get("license")
-    is_lbr = recipe is None or (
-        recipe.learn.enabled and recipe.learn.max_steps != 0 and recipe.learn.bottleneck != "none"
-    )
+    learn = recipe.learn if recipe else LearnConfig()
+    is_lbr = learn.enabled and learn.max_steps != 0 and learn.bottleneck != "none"
     with quiet_mteb(), warnings.catch_warnings(action="ignore"):
         read_by_mteb = dict(kind.from_sentence_transformer_model(model))
     values = {

@@ -18,7 +18,7 @@ from lbr_st.data.lines import check_text, kind_of, read_json_records, refuse_mis
 from lbr_st.data.passages import BELOW, sentence_ends
 from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES, digest, normalise
 from lbr_st.errors import LBRError
-from lbr_st.files import import_extra, notice, without_jax
+from lbr_st.files import import_extra, notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,8 +67,7 @@ class WordIndex:
     def __init__(self, texts: Sequence[str]) -> None:
         from scipy.sparse import csc_array
 
-        with without_jax():
-            bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer").Stemmer("english")
+        bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer").Stemmer("english")
         stem = {"stopwords": "en", "stemmer": stemmer, "token_pattern": _TOKEN}
         self._words = lambda those: bm25s.tokenize(list(those), return_ids=False, show_progress=False, **stem)
         words = self._words(texts)
@@ -88,8 +87,6 @@ class WordIndex:
     def top(self, queries: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ``n`` best texts of each query, the best first, and their scores."""
         n = min(n, self.by_word.shape[0])
-        if not len(queries):
-            return np.zeros((0, n), np.int64), np.zeros((0, n), np.float32)
         options = {"k": n, "show_progress": False, "backend_selection": "numpy"}
         found = self._index.retrieve(self._words(queries), **options)
         return found.documents, found.scores
@@ -170,7 +167,7 @@ def _found(made: Sequence[Made], passages: WordIndex, n: int) -> np.ndarray:
     for index in (passages, WordIndex(list(number))) if number else (passages,):
         here = [at for at, one in enumerate(made) if (one.document is None) == (index is passages)]
         own = [number[made[at].document or ""] if index is not passages else made[at].row for at in here]
-        found[here] = index.finds([made[at].query for at in here], own, n)
+        found[here] = index.finds([made[at].query for at in here], own, n) if here else False
     return found
 
 

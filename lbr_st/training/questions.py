@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from lbr_st.data.texts import digest, plain
+from lbr_st.data.texts import digest, plain, shingles
 from lbr_st.errors import LBRError
 from lbr_st.files import import_extra, notice
 from lbr_st.model.bases import resolve_base
@@ -67,17 +67,13 @@ def questions(
     wanted = [(row, prompts[row]) for row in rows if keys[row] not in kept]
     served = writer.startswith(("http://", "https://"))
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
-    try:
-        with file.open("a", encoding="utf-8") as out:
-            for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
-                query = _query(answer or "")
-                problem = _problem(query, texts[row])
-                counts[problem or "usable"] += 1
-                kept[keys[row]] = "" if problem else query
-                print("", json.dumps({keys[row]: kept[keys[row]]}), sep="\n", end="", file=out, flush=True)
-    except LBRError as error:
-        what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
-        raise LBRError(what, where=error.where, fix=error.fix) from error
+    with file.open("a", encoding="utf-8") as out:
+        for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
+            query = _query(answer or "")
+            problem = _problem(query, texts[row])
+            counts[problem or "usable"] += 1
+            kept[keys[row]] = "" if problem else query
+            print("", json.dumps({keys[row]: kept[keys[row]]}), sep="\n", end="", file=out, flush=True)
     found = sorted((row, kept[key]) for row, key in keys.items() if kept.get(key))
     now = ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())) or "none"
     say(f"Queries by {writer}: {len(found):,}. Of those written now: {now}.")
@@ -109,9 +105,8 @@ def _problem(query: str, text: str) -> str | None:
         return "no text"
     if len(words) > NEW_TOKENS or len(query) > 300:
         return "too long"
-    run, own = max(4, math.ceil(0.8 * len(words))), f" {plain(text)} "
-    copied = any(f" {' '.join(words[at : at + run])} " in own for at in range(len(words) - run + 1))
-    return "copied" if copied else None
+    run = max(4, math.ceil(0.8 * len(words)))
+    return "copied" if shingles(plain(query), run) & shingles(plain(text), run) else None
 
 
 def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
@@ -133,7 +128,7 @@ def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[in
         with ThreadPoolExecutor(AT_ONCE) as pool:
             yield from zip([row for row, _ in wanted], pool.map(ask, [prompt for _, prompt in wanted]), strict=True)
     except (*nonsense, openai.APIError) as error:
-        fix = "Check that it runs, and its address, which mostly ends with /v1. Then run again to continue."
+        fix = "Check that it runs, and its address, which mostly ends with /v1. Run again to resume: answers are kept."
         raise LBRError(f"the server does not answer: {error}.", where=url, fix=fix) from error
 
 
