@@ -34,9 +34,12 @@ _TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
-_UNDERLINED = re.compile(  # code in fences is passed over
-    r"(?m)^(?P<fence>```|~~~)(?:.*\n)+?(?P=fence)"
-    r"|(?<![^\n]\n)^(?:(?P<over>([^\w\s])\3{2,})[ \t]*\n)? ?(?P<title>\S.*\w.*?|\w)[ \t]*\n(?P<rule>([^\w\s])\6{2,})[ \t]*$"
+_UNDERLINED = re.compile(
+    r"""^(?P<fence>```|~~~)(?:.*\n)+?(?P=fence)  # code is passed over
+      | (?<![^\n]\n)^(?:(?P<over>([^\w\s])\3{2,})[ \t]*\n)?
+        \ ?(?P<title>\S.*\w.*?|\w)[ \t]*\n(?P<rule>([^\w\s])\6{2,})[ \t]*$
+    """,
+    re.MULTILINE | re.VERBOSE,
 )
 _LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")

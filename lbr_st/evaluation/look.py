@@ -34,7 +34,7 @@ SEARCH = "search.json"
 EMBEDDINGS = "embeddings.safetensors"
 DEEPEST, CONSTANT, SHOWN = 1000, 60, 200
 """The last rank that counts, the usual constant of reciprocal rank fusion, and the characters that are printed."""
-AS_UNITS: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
+UNITS: dict[str, Any] = {"normalize_embeddings": True}
 
 
 def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order: Order | None = None) -> None:
@@ -49,10 +49,9 @@ def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order
     order = order or told.get("order", "model")
     path, prompt = Path(data), loaded.prompts.get("document") or ""
     passages = passages_of(path, loaded.tokenizer, prompt, loaded.max_seq_length or 512)
-    beside = (
-        path / BESIDE if path.is_dir() and os.access(path, os.W_OK) else cache_dir() / "search" / hash_of_path(data)
-    )
-    finder = Finder(loaded, passages["text"][:], folder=beside / model_digest(loaded)[:16])
+    own = path.is_dir() and os.access(path, os.W_OK)
+    kept = path / BESIDE if own else cache_dir() / "search" / hash_of_path(data)
+    finder = Finder(loaded, passages["text"][:], folder=kept / model_digest(loaded)[:16])
     for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
@@ -77,7 +76,7 @@ class Finder:
 
         BM25 does not find texts without a word of the query.
         """
-        products = self.model.encode_query(list(queries), **AS_UNITS) @ self.embeddings.T
+        products = self.model.encode_query(list(queries), **UNITS, show_progress_bar=False) @ self.embeddings.T
         model = np.argsort(-products, axis=1, kind="stable")[:, :DEEPEST].tolist()
         found = zip(*self.words.top(queries, DEEPEST), strict=True)
         bm25 = [rows[scores > 0].tolist() for rows, scores in found]
@@ -100,9 +99,8 @@ def embed(
     if len(new):
         bfloat16, _ = choose_arithmetic(model, precision)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            made = model.encode_document(
-                [texts[row] for row in new], **{**AS_UNITS, "show_progress_bar": len(new) > 500}
-            )
+            some = [texts[row] for row in new]
+            made = model.encode_document(some, **UNITS, show_progress_bar=len(new) > 500)
         kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
     if folder and len(new):
         with new_folder(folder, overwrite=True) as aside:

@@ -28,7 +28,7 @@ from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules
 from lbr_st.publish.bundle import prompts_of
-from lbr_st.recipe import Recipe, load_recipe
+from lbr_st.recipe import LearnConfig, Recipe, load_recipe
 
 BENCHMARKS = {"chebi": "ChemTEB(v1.1)", "mondo": "MTEB(Medical, v1)", "pydoc": "MTEB(Code, v1)"}
 """Main source of the training data → MTEB's benchmark of that domain."""

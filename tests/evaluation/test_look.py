@@ -12,10 +12,11 @@ from vector_model import numbers, vector_model
 from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.evaluation import look
-from lbr_st.evaluation.look import SEARCH, Finder, choose_order, fuse, kept_in, read_passages
+from lbr_st.evaluation.look import SEARCH, Finder, choose_order, fuse
 from lbr_st.evaluation.scores import write_json
 from lbr_st.files import digest_of
 from lbr_st.training.data import source_of
+from lbr_st.training.sources import passages_of
 
 bm25s = pytest.importorskip("bm25s")
 embed = partial(look.embed, precision="float32")  # the model of vectors cannot read the texts that "auto" tries
@@ -49,18 +50,6 @@ def test_what_is_kept_is_not_encoded_again(encoded, tmp_path):
     changed = embed(model, ["1 0", "0 2", "4 3"], folder=folder)
     np.testing.assert_allclose(changed, [[1, 0], [0, 1], [0.8, 0.6]], atol=1e-3)
     assert seen == ["4 3"]
-
-
-def test_each_model_and_each_folder_has_its_own_place(bert, tmp_path, monkeypatch):
-    one, other = bert(0), bert(1)
-    place = kept_in(str(tmp_path), one)
-    assert place.parent == tmp_path / ".lbr-st"
-    assert place != kept_in(str(tmp_path), other)
-    (tmp_path / "notes.md").write_text("a note")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    outside = {kept_in(str(tmp_path / name), one) for name in ("", "notes.md")}
-    assert len(outside) == 2
-    assert all(path.is_relative_to(tmp_path / "cache") for path in outside)
 
 
 def test_fusion_by_hand():
@@ -114,7 +103,7 @@ def saved(bert, tmp_path):
     return str(tmp_path / "model"), notes
 
 
-def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys):
+def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys, tmp_path, monkeypatch):
     model, notes = saved
     known = digest_of(notes), source_of(str(notes))
     assert main(["search", model, str(notes), "rusting scythes", "feeding bees", "--top", "1", "--order", "bm25"]) == 0
@@ -124,6 +113,10 @@ def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys)
     assert shown[2].endswith(" Oil the blade of a scythe in winter, or it rusts.")
     assert shown[5].endswith(" Feed the bees [31m with sugar in autumn.")  # nothing that a terminal obeys
     assert len(list((notes / ".lbr-st").glob("*/embeddings.safetensors"))) == 1
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    assert main(["search", model, str(notes), "rusting scythes"]) == 0
+    assert len(list((tmp_path / "cache" / "search").glob("*/*/embeddings.safetensors"))) == 1
+    capsys.readouterr()
     assert (digest_of(notes), source_of(str(notes))) == known  # to search does not change the data
 
     assert main(["search", model, str(notes), "rusting scythes", "nowhere", "--order", "bm25"]) == 0
@@ -150,10 +143,9 @@ def test_the_order_of_the_models_folder_holds_unless_another_is_given(saved, tmp
 
 def test_passages_are_cut_to_what_the_model_reads(bert, tmp_path):
     (tmp_path / "long.csv").write_text("title,text\nOils,One two three.\n,Four five six seven. Eight nine ten.\n")
-    model = bert()
-    model.max_seq_length = 20
-    passages = read_passages(str(tmp_path / "long.csv"), model)
+    tokenizer = bert().tokenizer
+    passages = passages_of(tmp_path / "long.csv", tokenizer, "on: ", 20)
     assert passages["place"][0] == "row 1"
     assert passages["heading"][0] == "Oils"
     assert len(passages) > 2
-    assert all(len(model.tokenizer(text)["input_ids"]) <= 20 for text in passages["text"])
+    assert all(len(tokenizer(f"on: {text}")["input_ids"]) <= 20 for text in passages["text"])
