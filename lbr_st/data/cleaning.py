@@ -41,12 +41,10 @@ _UNDERLINED = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
-_LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
 _FRONT_MATTER = re.compile(
     r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n:=]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
 )
-_TITLE = re.compile(r"^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 def characters(text: str) -> str:
@@ -79,16 +77,13 @@ def clean(text: str, words: Counter[str]) -> str:
 
 
 def without_front_matter(text: str) -> str:
-    """Return a text with empty lines for its YAML or TOML front matter.
+    """Return a text with empty lines for its YAML or TOML front matter, and its title as a ``#`` line."""
 
-    The title in it becomes a ``#`` line if the text has no heading.
-    """
-    found = _FRONT_MATTER.match(text)
-    if not found:
-        return text
-    rest, title = text[found.end() :], _TITLE.search(found[2])
-    heading = f"# {title[2]}" if title and not re.search(r"(?m)^#{1,6} ", rest) else ""
-    return "\n" * (found[0].count("\n") - 1) + f"{heading}\n{rest}"
+    def kept(match: re.Match[str]) -> str:
+        title = re.search(r"(?mi)^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", match[2])
+        return "\n" * (match[0].count("\n") - 1) + f"{'# ' + title[2] if title else ''}\n"
+
+    return _FRONT_MATTER.sub(kept, text)
 
 
 def underlined_titles(text: str) -> str:
@@ -207,7 +202,7 @@ def _ends(line: str, following: str, width: int) -> bool:
 
 def _without_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the lines of pages, without empty ones and those at the edges that pages nearby have but for digits."""
-    kept = [[line for line in page if line and not _LEADERS.search(line)] for page in pages]
+    kept = [[line for line in page if line] for page in pages]
     masked = [[re.sub(r"\d+|\b[ivxlc]+\b", "0", line.lower()) for line in page] for page in kept]
     # Rows of numbers are a table that goes on.
     words = [[line if line.count("0") < 3 or re.search(r"[^\W\d_]", line) else "" for line in page] for page in masked]

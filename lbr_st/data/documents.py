@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import logging
 import math
 import os
 import re
@@ -196,14 +195,11 @@ def _web(file: Path) -> str:
     """Return the main text of a web page, without menus and notices."""
     from bs4 import BeautifulSoup
 
-    logging.getLogger("bs4.dammit").setLevel(logging.ERROR)  # signs that it cannot read are left out
     with warnings.catch_warnings(action="ignore"):  # of XHTML, which is read as well
         page = BeautifulSoup(file.read_bytes(), "html.parser")
     main = page.main or page.select_one("[role=main]") or page.body or page
-    most = len(main.get_text()) / 2  # a class of the whole page may say that it has a sidebar
     for tag in [*main.select(NO_TEXT), *main.find_all(_is_menu)]:
-        if not tag.decomposed and (tag.name in ("script", "style") or len(tag.get_text()) < most):
-            tag.decompose()
+        tag.decompose()
     title = "" if main.find(["h1", "h2"]) or not page.title else f"# {' '.join(page.title.get_text().split())}\n\n"
     return title + _markdown(main)
 

@@ -38,9 +38,8 @@ def verdict(
 
     Args:
         rows: Label and score of each system: BM25 first, then the one that ``beside`` names, the released model last.
-        log: What stage 2 logged; nothing gives no advice.
-        passes: How often a step of stage 2 sees each pair, on average.
-        beside: The embedder that was named or started from, as the recipe has it. ``untrained:BASE`` is not compared.
+        log: What stage 2 logged, of which a step sees each pair ``passes`` times on average; nothing gives no advice.
+        beside: The embedder that was named, as the recipe has it. ``untrained:BASE`` is not compared.
         made: The queries were made from the text.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]

@@ -136,8 +136,8 @@ def _read_documents(
     """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
     config, model = recipe.data, recipe.model
     base = AutoTokenizer.from_pretrained(resolve_base(model.base))
-    tokenizer, column = with_bottleneck_tokens(base, model.num_bottleneck_tokens), config.text_column
-    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, column, say)
+    tokenizer, options = with_bottleneck_tokens(base, model.num_bottleneck_tokens), {"text_column": config.text_column}
+    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, say=say, **options)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):
         return None, texts, None, None, ""
@@ -159,21 +159,14 @@ def _read_documents(
     return table, texts, own or test, dev, "pairs" if own else "queries"
 
 
-def passages_of(
-    source: str | Path,
-    tokenizer: Any,
-    prompt: str,
-    max_seq_length: int,
-    text_column: str = "text",
-    say: Callable[[str], None] = notice,
-) -> Dataset:
+def passages_of(source: str | Path, tokenizer: Any, prompt: str, max_seq_length: int, **options: Any) -> Dataset:
     """Return the passages of documents that a model reads whole, after its prompt and with what its tokenizer adds."""
 
     def num_tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     room = max(1, max_seq_length - len(tokenizer(prompt)["input_ids"]))
-    return read_documents(source, num_tokens=num_tokens, max_tokens=room, text_column=text_column, say=say)
+    return read_documents(source, num_tokens=num_tokens, max_tokens=room, **options)
 
 
 def from_documents(recipe: Recipe) -> bool:

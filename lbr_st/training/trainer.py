@@ -196,12 +196,8 @@ class LBRTrainer(SentenceTransformerTrainer):
         if resume_from_checkpoint is True:
             found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
             resume_from_checkpoint = str(found) if found else None
-        if resume_from_checkpoint:
-            kept = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
-            if self.max_hours and kept.max_steps:  # how many they allow was decided then
-                self.args.max_steps = min(self.args.max_steps, kept.max_steps)
-            if self._take_if_complete(Path(str(resume_from_checkpoint)), kept):
-                return None
+        if resume_from_checkpoint and self._take_if_complete(Path(str(resume_from_checkpoint))):
+            return None
         decoder = backbone_of(self.model).model
         try:
             with stop_between_steps() as request, merged_while_training(self.model):
@@ -271,8 +267,11 @@ class LBRTrainer(SentenceTransformerTrainer):
             fix="Lower the learning rate, use float32, or look at these rows.",
         )
 
-    def _take_if_complete(self, checkpoint: Path, state: TrainerState) -> bool:
+    def _take_if_complete(self, checkpoint: Path) -> bool:
         """Take the last or best checkpoint of a finished training; transformers would train one step beyond it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.max_hours and state.max_steps:  # how many they allow was decided then
+            self.args.max_steps = min(self.args.max_steps, state.max_steps)
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
         if self.args.load_best_model_at_end and state.best_model_checkpoint:

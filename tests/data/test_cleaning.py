@@ -93,7 +93,7 @@ def test_code_and_tables_stay_as_they_are(block):
 def test_front_matter():
     text = '---\ntitle: "My: page"\ntags:\n  - a\n\n# why\n---\n\nText'
     assert without_front_matter(text) == "\n" * 6 + "# My: page\n\nText"  # lines keep their numbers
-    assert without_front_matter("+++\ntitle = 'T'\n[menu]\n+++\n## Own\n") == "\n" * 4 + "## Own\n"
+    assert without_front_matter("+++\ntitle = 'T'\n[menu]\n+++\n## Own\n") == "\n\n\n# T\n## Own\n"
     for text in (
         "---\n" + "a: b: c: d\n" * 99,
         "---\n\nA rule\n---\n",
