@@ -235,8 +235,7 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
     if recipe.represent.stop and data.dev is not None:
         test = data.dev.slice(100, 1000)  # it is measured every represent.eval_steps steps
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
-        options: dict[str, Any] = {"write_csv": False, "batch_size": recipe.evaluate.batch_size}
-        evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, **options)
+        evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, write_csv=False)
         evaluator.primary_metric = "cosine_ndcg@10"  # which it would set when it is called first
         train.keywords["evaluator"] = evaluator
     return _stage("Stage 2, represent", train, recipe, data, model, folder)

@@ -12,10 +12,8 @@ from functools import partial
 from itertools import groupby, pairwise
 
 LIGATURES = ("ffi", "ffl", "ff", "fi", "fl")
-WIDE = 40
-"""Shorter lines are not wrapped text but verses, names or cells (our choice)."""
-EDGE, AROUND, FEWEST_PAGES = 3, 4, 4
-"""Running lines: how many lines at each edge of a page, pages before and after it, and pages at least."""
+WIDE = 40  # shorter lines are not wrapped text but verses, names or cells (our choice)
+EDGE, AROUND, FEWEST_PAGES = 3, 4, 4  # running lines: lines at an edge, pages before and after, and pages at least
 
 _SIGNS = str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)))
 _SIGNS |= dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")

@@ -69,9 +69,6 @@ def read_files(
     Hidden files, BEIR folders and tables of pairs are left out. A file that cannot be read is skipped as a whole. Large
     text files come in parts and tables in rows, so that they may be larger than memory. A table's column ``title``
     becomes the heading. ``say`` is told at the end what was read and what was skipped.
-
-    Raises:
-        LBRError: There is no document, none can be read, or a library is missing.
     """
     from tqdm import tqdm
 

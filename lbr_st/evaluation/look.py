@@ -16,9 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from lbr_st.compute import Precision
 from lbr_st.data.texts import digests
-from lbr_st.evaluation.scores import hash_of_path
 from lbr_st.evaluation.systems import choose_arithmetic, model_digest
-from lbr_st.files import BESIDE, cache_dir, import_extra, new_folder
+from lbr_st.files import BESIDE, import_extra, new_folder
 from lbr_st.model.load import load_by_name
 from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of
@@ -29,29 +28,23 @@ if TYPE_CHECKING:
     from lbr_st.data.beir import RetrievalSet
 
 Order = Literal["model", "bm25", "both"]
-SEARCH = "search.json"
-"""In a released folder: what :func:`choose_order` found."""
-EMBEDDINGS = "embeddings.safetensors"
-DEEPEST, CONSTANT, SHOWN = 1000, 60, 200
-"""The last rank that counts, the usual constant of reciprocal rank fusion, and the characters that are printed."""
+SEARCH, EMBEDDINGS = "search.json", "embeddings.safetensors"  # what choose_order found, in a model's folder; kept ones
+DEEPEST, CONSTANT = 1000, 60  # the last rank that counts, and the usual constant of reciprocal rank fusion
+SHOWN = 200  # characters of a passage that are printed
 UNITS: dict[str, Any] = {"normalize_embeddings": True}
 
 
 def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order: Order | None = None) -> None:
-    """Print the best passages for each query, as ``lbr-st search`` does.
-
-    Raises:
-        LBRError: The model or the data cannot be read, or a package of the ``eval`` extra is missing.
-    """
+    """Print the best passages for each query, as ``lbr-st search`` does."""
     loaded, *_ = load_by_name(model, "auto")
     chosen = Path(model) / SEARCH
     told = json.loads(chosen.read_text(encoding="utf-8")) if chosen.is_file() else {}
     order = order or told.get("order", "model")
     path, prompt = Path(data), loaded.prompts.get("document") or ""
     passages = passages_of(path, loaded.tokenizer, prompt, loaded.max_seq_length or 512)
-    own = path.is_dir() and os.access(path, os.W_OK)
-    kept = path / BESIDE if own else cache_dir() / "search" / hash_of_path(data)
-    finder = Finder(loaded, passages["text"][:], folder=kept / model_digest(loaded)[:16])
+    beside = (path if path.is_dir() else path.parent) / BESIDE / model_digest(loaded)[:16]
+    may_keep = os.access(beside.parents[1], os.W_OK)
+    finder = Finder(loaded, passages["text"][:], folder=beside if may_keep else None)
     for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
@@ -72,10 +65,7 @@ class Finder:
         self.embeddings = embed(model, texts, **options).astype(np.float32)
 
     def rankings(self, queries: Sequence[str]) -> dict[Order, list[list[int]]]:
-        """Return the rows that each :data:`Order` finds for each query, best first, at most :data:`DEEPEST`.
-
-        BM25 does not find texts without a word of the query.
-        """
+        """Return the rows that each :data:`Order` finds for each query, best first; BM25 those with a word of it."""
         products = self.model.encode_query(list(queries), **UNITS, show_progress_bar=False) @ self.embeddings.T
         model = np.argsort(-products, axis=1, kind="stable")[:, :DEEPEST].tolist()
         found = zip(*self.words.top(queries, DEEPEST), strict=True)

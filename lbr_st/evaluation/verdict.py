@@ -13,14 +13,10 @@ from lbr_st.evaluation.compare import SAME, TaskComparison, compare, format_p
 from lbr_st.evaluation.scores import TaskScore
 from lbr_st.files import UNTRAINED
 
-RISE = 0.15
-"""A loss rises if its last third is higher than its middle by more than this share of the first one (our choice)."""
-
-ONE_PASS = 0.9
-"""Fewer passes over the pairs than this are less than about one (our choice)."""
-
+RISE = 0.15  # a loss rises if its last third is above its middle by more than this share of the first one (our choice)
+ONE_PASS = 0.9  # fewer passes over the pairs are less than about one (our choice)
+# What the other system is, compared with the model → what the model is.
 WORDS = {"worse": "better than", SAME: "level with", "better": "REGRESSION, worse than"}
-"""What the other system is, compared with the model → what the model is."""
 
 
 def verdict(
@@ -36,11 +32,9 @@ def verdict(
     A model that is worse than another is a REGRESSION. If it is that or only level with BM25, the line names what to
     look at first: data, steps or rate.
 
-    Args:
-        rows: Label and score of each system: BM25 first, then the one that ``beside`` names, the released model last.
-        log: What stage 2 logged, of which a step sees each pair ``passes`` times on average; nothing gives no advice.
-        beside: The embedder that was named, as the recipe has it. ``untrained:BASE`` is not compared.
-        made: The queries were made from the text.
+    ``rows`` are labels and scores: BM25 first, then what ``beside`` names, the released model last. An untrained base
+    is not compared. ``log`` is that of stage 2, of which a step sees each pair ``passes`` times on average. With
+    ``made`` the queries were made from the text.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]
     tests = compare([[score] for _, score in (rows[-1], *others)]).tests

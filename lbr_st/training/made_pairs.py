@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 KINDS = ("heading", "crop", "terms", "defines", "question")
 FOUND_WITHIN = 10  # how far down BM25's ranking a made query may find its passage
 MOST_PASSAGES, MOST_SEARCHED = 50_000, 10_000  # to make pairs of, and to search when a run is judged (our choice)
-FEWEST, FEWEST_JUDGED, FEWEST_FILES, NEIGHBOURS = 8, 50, 5, 10
-"""Passages to train on; to hold some out; files to hold out whole ones; neighbouring passages in their place."""
+FEWEST, FEWEST_JUDGED = 8, 50  # passages to train on, and to hold some out
+FEWEST_FILES, NEIGHBOURS = 5, 10  # files to hold out whole ones, and neighbouring passages in their place
 FEWEST_WORDS, MOST_WORDS = 8, 30  # of a crop
 
 _CJK = WRITTEN_WITHOUT_SPACES.pattern.strip("[]")

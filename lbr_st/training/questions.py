@@ -20,15 +20,14 @@ from lbr_st.data.texts import digest, plain, shingles
 from lbr_st.errors import LBRError
 from lbr_st.files import import_extra, notice
 from lbr_st.model.bases import resolve_base
-from lbr_st.model.safe import explain_load_errors, without_code
+from lbr_st.model.safe import explain_load_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MOST = 2000  # passages that queries are written for: an hour or more of SmolLM2-135M on two cores
 NEW_TOKENS, TEMPERATURE = 32, 0.7
-TIMEOUT, RETRIES, AT_ONCE = 60.0, 2, 8
-"""Of a server: seconds for an answer, more tries, and requests at once."""
+TIMEOUT, RETRIES, AT_ONCE = 60.0, 2, 8  # of a server: seconds for an answer, more tries, and requests at once
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -50,9 +49,6 @@ def questions(
     ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
     left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder`` once it is written, and the
     same call takes it from there.
-
-    Raises:
-        LBRError: The server is down or too slow, the model cannot be loaded, or no query can be used.
     """
     file = Path(folder) / "questions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,14 +131,13 @@ def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[in
 def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:
     """Yield rows and what a causal LM on this machine writes, from the shortest prompt to the longest."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers import pipeline
 
     with explain_load_errors(name, "the writer"):
-        source, options = resolve_base(name), without_code(None)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options)
+        options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        writer: Any = pipeline("text-generation", str(resolve_base(name)), **options)
+    tokenizer = writer.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    writer: Any = pipeline("text-generation", model=model, tokenizer=tokenizer)
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
     by_length = sorted(wanted, key=lambda one: len(one[1]))
     for start in range(0, len(wanted), 16):

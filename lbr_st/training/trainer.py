@@ -41,8 +41,7 @@ from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
-TIMED = 3
-"""Steps after which the duration of a training is estimated."""
+TIMED = 3  # steps after which the duration of a training is estimated
 SECONDS_TO_A_SECOND_ONE = 1.0
 """A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
 
@@ -389,9 +388,8 @@ class _Duration(TrainerCallback):
             return
         seconds = (time.monotonic() - self.started) / TIMED
         limit = self.trainer.max_hours if args.world_size == 1 else None  # several would have to agree
-        steps = state.max_steps
-        if limit and not self.first:
-            steps = max(TIMED + 1, min(steps, int(limit * 3600 / seconds)))
+        allowed = max(TIMED + 1, int(limit * 3600 / seconds)) if limit and not self.first else state.max_steps
+        steps = min(state.max_steps, allowed)
         why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
         left = seconds * (steps - state.global_step) / 60
         notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")
