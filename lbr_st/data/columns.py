@@ -45,9 +45,8 @@ def negative_columns(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: int(found[name][3] or 0))
 
 
-def text_columns(names: Iterable[str]) -> list[str]:
+def text_columns(names: Sequence[str]) -> list[str]:
     """Return the columns of a training table that hold texts, without hard negatives and the side of a record."""
-    names = [*names]
     return [name for name in names if name not in ("side", *negative_columns(names))]
 
 

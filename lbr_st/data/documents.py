@@ -75,13 +75,9 @@ def read_files(
     path = Path(source)
     if not path.exists():
         raise LBRError("no such file or folder.", where=str(path), fix="Check the path.")
-    files, others = [], Counter[str]()
-    for file in document_files(path):
-        kind = kind_of(file) + " of pairs" * _has(file, **PAIRS)
-        if kind in (*KINDS, *READABLE):
-            files.append(file)
-        else:
-            others[kind or file.name] += 1
+    kinds = {file: kind_of(file) for file in document_files(path)}
+    files = [file for file, kind in kinds.items() if kind in (*KINDS, *READABLE) and not _has(file, **PAIRS)]
+    others = Counter(kind or file.name for file, kind in kinds.items() if kind not in (*KINDS, *READABLE))
     if not files:
         fix = f"Give {', '.join((*KINDS, *READABLE))}. Pictures need text recognition (OCR) first."
         raise LBRError(f"no document in it ({_listed(others) or 'no file'}).", where=str(path), fix=fix)

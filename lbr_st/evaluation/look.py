@@ -114,9 +114,8 @@ def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: P
     Of equal orders the model goes before BM25, which goes before both.
     """
     qrels = {query: grades for query, grades in test.qrels.items() if max(grades.values()) > 0}
-    rankings = Finder(model, list(test.corpus.values()), precision=precision).rankings(
-        [test.queries[query] for query in qrels]
-    )
+    finder = Finder(model, list(test.corpus.values()), precision=precision)
+    rankings = finder.rankings([test.queries[query] for query in qrels])
     judge, documents = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10"}), list(test.corpus)
     scores = {}
     for name in get_args(Order):

@@ -205,9 +205,8 @@ def _crops(texts: Sequence[str], draw: np.random.Generator) -> Iterator[Made]:
         start, end = spans[int(which * len(spans))] if spans else (words[begin][0], words[begin + size - 1][1])
         sides = text[:start].strip(), text[end:].strip()
         if sum(map(str.isalpha, text[start:end])) > (end - start) / 2:  # no row of a table's numbers
-            yield Made(
-                _line(text[start:end]), row, row, " ".join(sides).strip() if around < 0.5 else max(sides, key=len)
-            )
+            rest = " ".join(sides).strip() if around < 0.5 else max(sides, key=len)
+            yield Made(_line(text[start:end]), row, row, rest)
 
 
 def _terms(texts: Sequence[str], index: WordIndex, draw: np.random.Generator) -> Iterator[Made]:
@@ -318,7 +317,7 @@ def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
     spelt, files = list(map(normalise, passages["text"])), passages["file"][:]
-    asked, lost = list[tuple[str, list[int]]](), list[str]()
+    asked: list[tuple[str, list[int]]] = []
     for where, row in read(path):
         refuse_missing(["query"], row, where)
         check_text(row["query"], where, "the query")
@@ -327,11 +326,10 @@ def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
             raise LBRError("neither a file nor a quote answers this query.", where=where, fix="Name one of the two.")
         there = [not file or file in (name, name.rpartition("/")[2]) for name in files]
         found = [at for at, text in enumerate(spelt) if there[at] and quote in text]
+        if not found:
+            fix = "Check the file's name, or quote a whole sentence as it is written."
+            raise LBRError(f"no passage answers {row['query']!r}.", where=where, fix=fix)
         asked.append((row["query"], found))
-        lost += [f"{where.rpartition(', ')[2]} ({row['query']})"] * (not found)
-    if lost:
-        what = f"no passage answers {len(lost)} of {len(asked)} queries: {', '.join(lost[:3])}."
-        raise LBRError(what, where=str(path), fix="Check the file's name, or quote a whole sentence as it is written.")
     return _asked("own-queries", asked, passages, {})
 
 

@@ -65,7 +65,7 @@ def test_signs_that_nobody_sees():
 
 def test_lines_of_a_paragraph_are_joined_and_the_others_keep_their_numbers():
     text = f"{LONG}\ngoes on.\n\n- {LONG}\n  goes on\n- second\n\n# Title\nRoses are red\nViolets are blue\n"
-    wanted = f"{LONG} goes on.\n\n\n- {LONG} goes on\n\n- second\n\n# Title\nRoses are red\nViolets are blue\n"
+    wanted = f"{LONG} goes on.\n\n\n- {LONG} goes on\n- second\n\n\n# Title\nRoses are red\nViolets are blue\n"
     assert cleaned(text) == wanted
 
 

@@ -291,12 +291,9 @@ def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
 
 def test_a_query_that_nothing_answers_is_an_error(tmp_path):
     file = tmp_path / "my.csv"
-    file.write_text("query,quote\n" + "".join(f"question {n},not there at all {n}\n" for n in range(4)))
-    with pytest.raises(
-        LBRError, match=r"no passage answers 4 of 4 queries: line 2 .*, line 4 \(question 2\)\."
-    ) as error:
+    file.write_text("query,quote\nwho?,not there at all\n")
+    with pytest.raises(LBRError, match=r"line 2: no passage answers 'who\?'"):
         judged_by(file, workshop(10))
-    assert "question 3" not in str(error.value)
     file.write_text("query,quote\nwho?,\n")
     with pytest.raises(LBRError, match="line 2: neither a file nor a quote"):
         judged_by(file, workshop(10))
