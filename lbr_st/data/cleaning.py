@@ -165,8 +165,7 @@ def _torn_pairs(text: str, words: Counter[str]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for first, second in {*pairs}:
         has_it = first.endswith(LIGATURES) or second.startswith(LIGATURES)
-        signs = (*LIGATURES, *[""] * has_it)
-        best = max(signs, key=lambda sign: words[f"{first}{sign}{second}"])
+        best = max((*LIGATURES, *[""] * has_it), key=lambda sign: words[f"{first}{sign}{second}"])
         if words[f"{first}{best}{second}"]:
             found[first, second] = best
     torn = Counter(part for pair in pairs if pair in found for part in pair)

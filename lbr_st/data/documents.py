@@ -109,8 +109,7 @@ def read_files(
             if text.strip():
                 yield replace(part, file=file.relative_to(above).as_posix(), text="".join(pages), pages=starts)
             empty += kind in READABLE and not text
-    more = f" and {len(skipped) - NAMED:,} more" * (len(skipped) > NAMED)
-    told = [f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{more}"] * bool(skipped)
+    told = [f"skipped {len(skipped):,}: {', '.join(skipped[:NAMED])}{', …' * (len(skipped) > NAMED)}"] * bool(skipped)
     if not read:
         raise LBRError(f"no text could be read; {told[0]}.", where=str(path), fix="Fix these files or add others.")
     told += [f"left out {empty:,} rows without text"] * bool(empty)

@@ -103,16 +103,14 @@ def read_documents(
                 known.add(key)
                 sizes.append(piece.tokens)
                 broken, words = broken + piece.broken, words + num_words(text)
-                row = kind_of(Path(document.file)) in READABLE
-                place = f"row {document.line}" if row else f"line {line}"
+                place = f"row {document.line}" if kind_of(Path(document.file)) in READABLE else f"line {line}"
                 place = f"page {bisect_right(document.pages, start)}" if document.pages else place
                 yield {"text": text, "heading": heading, "file": document.file, "place": place}
 
     table = write_rows(rows(), ("text", "heading", "file", "place"))
     left_out = ", ".join(f"{count:,} {what}" for what, count in dropped.items()) or "none"
     if len(table) < 2:
-        what = f"there are fewer than two passages (left out: {left_out})."
-        raise LBRError(what, fix="Give documents with more text.")
+        raise LBRError(f"fewer than two passages (left out: {left_out}).", fix="Give documents with more text.")
     a_word = sum(sizes) / words
     say(
         f"{len(table):,} passages, {median(sizes):.0f} tokens in the median, {a_word:.1f} a word; "

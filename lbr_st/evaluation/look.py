@@ -31,7 +31,6 @@ Order = Literal["model", "bm25", "both"]
 SEARCH, EMBEDDINGS = "search.json", "embeddings.safetensors"  # what choose_order found, in a model's folder; kept ones
 DEEPEST, CONSTANT = 1000, 60  # the last rank that counts, and the usual constant of reciprocal rank fusion
 SHOWN = 200  # characters of a passage that are printed
-UNITS: dict[str, Any] = {"normalize_embeddings": True}
 
 
 def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order: Order | None = None) -> None:
@@ -66,8 +65,8 @@ class Finder:
 
     def rankings(self, queries: Sequence[str]) -> dict[Order, list[list[int]]]:
         """Return the rows that each :data:`Order` finds for each query, best first; BM25 those with a word of it."""
-        products = self.model.encode_query(list(queries), **UNITS, show_progress_bar=False) @ self.embeddings.T
-        model = np.argsort(-products, axis=1, kind="stable")[:, :DEEPEST].tolist()
+        vectors = self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False)
+        model = np.argsort(-(vectors @ self.embeddings.T), axis=1, kind="stable")[:, :DEEPEST].tolist()
         found = zip(*self.words.top(queries, DEEPEST), strict=True)
         bm25 = [rows[scores > 0].tolist() for rows, scores in found]
         return {"model": model, "bm25": bm25, "both": [fuse(*ranked) for ranked in zip(model, bm25, strict=True)]}
@@ -90,7 +89,7 @@ def embed(
         bfloat16, _ = choose_arithmetic(model, precision)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
             some = [texts[row] for row in new]
-            made = model.encode_document(some, **UNITS, show_progress_bar=len(new) > 500)
+            made = model.encode_document(some, normalize_embeddings=True, show_progress_bar=len(new) > 500)
         kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
     if folder and len(new):
         with new_folder(folder, overwrite=True) as aside:

@@ -1,7 +1,4 @@
-"""The verdict that ends a run: better, level or worse than BM25 and an embedder, and where to look if it is not better.
-
-Verdicts are those of :mod:`lbr_st.evaluation.compare`.
-"""
+"""The verdict that ends a run: better, level or worse than BM25 and an embedder, and where to look otherwise."""
 
 from __future__ import annotations
 

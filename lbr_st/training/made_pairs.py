@@ -87,8 +87,7 @@ class WordIndex:
     def top(self, queries: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ``n`` best texts of each query, the best first, and their scores."""
         n = min(n, self.by_word.shape[0])
-        options = {"k": n, "show_progress": False, "backend_selection": "numpy"}
-        found = self._index.retrieve(self._words(queries), **options)
+        found = self._index.retrieve(self._words(queries), k=n, show_progress=False, backend_selection="numpy")
         return found.documents, found.scores
 
     def finds(self, queries: Sequence[str], texts: Sequence[int], n: int) -> np.ndarray:

@@ -107,12 +107,8 @@ def test_pairs_and_beir_folders_are_not_documents(tmp_path):
     (tmp_path / "text.csv").write_text("id,text\n1,a text\n")
     found, said = read(tmp_path)
     assert [one.file for one in found] == ["text.csv"]
-    for part in (
-        "broken.json cannot be read (line 1: not JSON",
-        "other.csv cannot be read (no column 'text'",
-        "1 .csv of",
-    ):
-        assert part in said
+    assert "broken.json cannot be read (line 1: not JSON" in said
+    assert "other.csv cannot be read (no column 'text'" in said
     assert pair_tables(tmp_path) == [tmp_path / "pairs.csv", tmp_path / "two.jsonl"]
     assert pair_tables(tmp_path / "text.csv") == []
     wanted = {"": True, "beir": False, "pairs.csv": False, "two.jsonl": False, "other.csv": False, "text.csv": True}
@@ -169,7 +165,7 @@ def test_empty_folders_missing_and_many_unreadable_files(tmp_path):
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_bytes(b"\0")
     assert "skipped 12: 00.txt is binary, not text, 01.txt" in skipped(tmp_path)
-    assert "09.txt is binary, not text and 2 more" in skipped(tmp_path)
+    assert "09.txt is binary, not text, …" in skipped(tmp_path)
 
 
 def test_files_that_may_not_be_read(tmp_path):
