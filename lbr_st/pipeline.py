@@ -236,7 +236,6 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
         test = data.dev.slice(100, 1000)  # it is measured every represent.eval_steps steps
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
         evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, write_csv=False)
-        evaluator.primary_metric = "cosine_ndcg@10"  # which it would set when it is called first
         train.keywords["evaluator"] = evaluator
     return _stage("Stage 2, represent", train, recipe, data, model, folder)
 

@@ -125,7 +125,7 @@ def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[in
             yield from zip([row for row, _ in wanted], pool.map(ask, [prompt for _, prompt in wanted]), strict=True)
     except (*nonsense, openai.APIError) as error:
         fix = "Check that it runs, and its address, which mostly ends with /v1. Run again to resume: answers are kept."
-        raise LBRError(f"the server does not answer: {error}.", where=url, fix=fix) from error
+        raise LBRError(f"the server does not answer: {str(error).rstrip('.')}.", where=url, fix=fix) from error
 
 
 def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:

@@ -85,8 +85,10 @@ def represent(
     columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
-    best = evaluator.primary_metric if config.stop and evaluator is not None else None
-    options = {"load_best_model_at_end": True, "metric_for_best_model": best} if best else {}
+    options: dict[str, Any] = {}
+    if config.stop and evaluator is not None:  # an evaluator names its metric when it is called first
+        best = evaluator.primary_metric or "_".join(filter(None, [getattr(evaluator, "name", ""), "cosine_ndcg@10"]))
+        options = {"load_best_model_at_end": True, "metric_for_best_model": best}
     sampler = partial(TokenBatchSampler, no_duplicates=True, similar_group_size=config.similar_group_size)
     return train(
         model,

@@ -111,7 +111,7 @@ def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys,
     assert [shown[0], shown[3]] == ["rusting scythes", "feeding bees"]
     assert re.fullmatch(r" 1\. scythe\.md · Care · line \d  \(model [12], BM25 1, both [12]\)", shown[1])
     assert shown[2].endswith(" Oil the blade of a scythe in winter, or it rusts.")
-    assert shown[5].endswith(" Feed the bees [31m with sugar in autumn.")  # nothing that a terminal obeys
+    assert shown[5].endswith(" Feed the bees[31m with sugar in autumn.")  # nothing that a terminal obeys
     assert len(list((notes / ".lbr-st").glob("*/embeddings.safetensors"))) == 1
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert main(["search", model, str(notes), "rusting scythes"]) == 0
