@@ -35,7 +35,7 @@ _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
 _UNDERLINED = re.compile(
     r"""^(?P<fence>```|~~~)(?:.*\n)+?(?P=fence)  # code is passed over
       | (?<![^\n]\n)^(?:(?P<over>([^\w\s])\3{2,})[ \t]*\n)?
-        \ ?(?P<title>\S.*\w.*?|\w)[ \t]*\n(?P<rule>([^\w\s])\6{2,})[ \t]*$
+        \ ?(?P<title>\S.*+)\n(?P<rule>([^\w\s])\6{2,})[ \t]*$
     """,
     re.MULTILINE | re.VERBOSE,
 )
@@ -92,8 +92,8 @@ def underlined_titles(text: str) -> str:
     styles: list[str] = []
 
     def heading(match: re.Match[str]) -> str:
-        over, title, rule = match["over"], match["title"], match["rule"]
-        if rule is None or over not in (None, rule) or (len(rule) < len(title) and rule[0] != "="):
+        over, title, rule = match["over"], (match["title"] or "").rstrip(), match["rule"]
+        if not re.search(r"\w", title) or over not in (None, rule) or (len(rule) < len(title) and rule[0] != "="):
             return match[0]
         style = f"{rule[0]}{over is None}"
         styles.extend([style] * (style not in styles))
