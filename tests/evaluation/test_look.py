@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -103,7 +104,7 @@ def saved(bert, tmp_path):
     return str(tmp_path / "model"), notes
 
 
-def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys, tmp_path, monkeypatch):
+def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys, monkeypatch):
     model, notes = saved
     known = digest_of(notes), source_of(str(notes))
     assert main(["search", model, str(notes), "rusting scythes", "feeding bees", "--top", "1", "--order", "bm25"]) == 0
@@ -113,14 +114,13 @@ def test_the_command_shows_hits_with_file_heading_place_and_ranks(saved, capsys,
     assert shown[2].endswith(" Oil the blade of a scythe in winter, or it rusts.")
     assert shown[5].endswith(" Feed the bees[31m with sugar in autumn.")  # nothing that a terminal obeys
     assert len(list((notes / ".lbr-st").glob("*/embeddings.safetensors"))) == 1
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    assert main(["search", model, str(notes), "rusting scythes"]) == 0
-    assert len(list((tmp_path / "cache" / "search").glob("*/*/embeddings.safetensors"))) == 1
-    capsys.readouterr()
     assert (digest_of(notes), source_of(str(notes))) == known  # to search does not change the data
 
+    shutil.rmtree(notes / ".lbr-st")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     assert main(["search", model, str(notes), "rusting scythes", "nowhere", "--order", "bm25"]) == 0
     assert capsys.readouterr().out.splitlines() == [*shown[:3], "nowhere  nothing found"]
+    assert not (notes / ".lbr-st").exists()
 
 
 def test_the_order_of_the_models_folder_holds_unless_another_is_given(saved, tmp_path, capsys):
