@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, pairwise
+from typing import Any
 
 LIGATURES = ("ffi", "ffl", "ff", "fi", "fl")
 WIDE = 40  # shorter lines are not wrapped text but verses, names or cells (our choice)
 EDGE, AROUND, FEWEST_PAGES = 3, 4, 4  # running lines: lines at an edge, pages before and after, and pages at least
 
-_SIGNS = str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)))
+_SIGNS: dict[int, Any] = str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)))
 _SIGNS |= dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")
 _SIGNS |= str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••")  # • as Word has it
 _SIGNS |= dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), "")

@@ -93,8 +93,8 @@ class WordIndex:
     def finds(self, queries: Sequence[str], texts: Sequence[int], n: int) -> np.ndarray:
         """Tell which queries find their own text among the first ``n``, even if it stood behind its equals."""
         best, scores = self.top(queries, n + 1)
-        own = (scores * (best == np.asarray(texts)[:, None])).sum(axis=1)
-        return own > (scores[:, n] if scores.shape[1] > n else 0)
+        own = np.sum(scores * (best == np.asarray(texts)[:, None]), axis=1)
+        return np.greater(own, scores[:, n] if scores.shape[1] > n else 0)
 
 
 def make_pairs(

@@ -65,7 +65,7 @@ def questions(
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
     with file.open("a", encoding="utf-8") as out:
         for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
-            query = _query(answer or "")
+            query = _query(answer)
             problem = _problem(query, texts[row])
             counts[problem or "usable"] += 1
             kept[keys[row]] = "" if problem else query
@@ -116,7 +116,8 @@ def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[in
     def ask(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         with suppress(*nonsense):  # no JSON, or another protocol
-            return client.chat.completions.create(model=model, messages=messages, **options).choices[0].message.content
+            said = client.chat.completions.create(model=model, messages=messages, **options)
+            return str(said.choices[0].message.content or "")
         return ""
 
     try:
@@ -134,7 +135,7 @@ def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterat
     from transformers import pipeline
 
     with explain_load_errors(name, "the writer"):
-        options = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        options: Any = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
         writer: Any = pipeline("text-generation", str(resolve_base(name)), **options)
     tokenizer = writer.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
