@@ -27,11 +27,9 @@ def verdict(
     """Return the last line of a run: its verdicts by nDCG@10, corrected by Holm if there are two.
 
     A model that is worse than another is a REGRESSION. If it is that or only level with BM25, the line names what to
-    look at first: data, steps or rate.
-
-    ``rows`` are labels and scores: BM25 first, then what ``beside`` names, the released model last. An untrained base
-    is not compared. ``log`` is that of stage 2, of which a step sees each pair ``passes`` times on average. With
-    ``made`` the queries were made from the text.
+    look at first: data, steps or rate. ``rows`` are labels and scores: BM25 first, then what ``beside`` names, the
+    released model last. An untrained base is not compared. ``log`` is that of stage 2, of which a step sees each pair
+    ``passes`` times on average. With ``made`` the queries were made from the text.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]
     tests = compare([[score] for _, score in (rows[-1], *others)]).tests

@@ -10,13 +10,12 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from lbr_st.data.beir import RetrievalSet, read_beir
-from lbr_st.data.documents import KINDS as KINDS_OF_FILES
 from lbr_st.data.documents import is_documents, pair_tables
 from lbr_st.data.hold_out import hold_out
 from lbr_st.data.lines import joined, kind_of
 from lbr_st.data.pairs import RECORDS
 from lbr_st.data.passages import read_documents
-from lbr_st.data.sources import read_pairs, read_texts, short_name
+from lbr_st.data.sources import READABLE, read_pairs, read_texts, short_name
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -174,7 +173,7 @@ def from_documents(recipe: Recipe) -> bool:
     data = recipe.data
     if data.source in DOMAIN_TASKS or data.pairs or not is_documents(data.source):
         return False
-    return recipe.represent.enabled or Path(data.source).is_dir() or kind_of(Path(data.source)) in KINDS_OF_FILES
+    return recipe.represent.enabled or kind_of(Path(data.source)) not in READABLE
 
 
 def learn_kinds(recipe: Recipe) -> list[str]:

@@ -372,10 +372,7 @@ class _FiniteGradients(TrainerCallback):
 
 
 class _Duration(TrainerCallback):
-    """Says after three steps how long the training will take, and ends it earlier if that is more than it may take.
-
-    The learning rate then falls to zero over the steps that are left.
-    """
+    """Says after three steps how long a training takes; if too long, takes fewer, over which the rate falls to zero."""
 
     def __init__(self, trainer: LBRTrainer) -> None:
         self.trainer = trainer
