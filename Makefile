@@ -10,7 +10,7 @@ JOBS ?= 2
 PYTEST := -m pytest -q -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help lbr-chem lbr-chem-full test test-all test-lowest bench lint clean .venv
+.PHONY: help lbr-chem lbr-chem-full documents test test-all test-lowest bench lint clean .venv
 
 help:  ## Print this list
 	@echo "Targets:"
@@ -42,6 +42,9 @@ lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ 
 
 lbr-chem-full: $(STAMP)  ## The same with the full recipe (long on a CPU)
 	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
+
+documents: $(STAMP)  ## Train a search on documents alone, networkx's docstrings, into lbr-graphs/ (an hour on a CPU)
+	$(BIN)/python recipes/documents.py --overwrite --output lbr-graphs
 
 test: $(STAMP)  ## Run the tests that take minutes together, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow"

@@ -120,9 +120,7 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
             options |= {"required": True} if item.default is item.empty else {"default": item.default}
             parser.add_argument(_shown(item), **options)
         else:
-            options["metavar"] = _shown(item)
-            if item.default is not item.empty:
-                options["nargs"] = "*" if listed else "?"
+            options |= {"metavar": _shown(item)} | ({} if item.default is item.empty else {"nargs": "?"})
             parser.add_argument(item.name, **options)
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     if keys := _recipe_keys(command):

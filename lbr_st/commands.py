@@ -18,7 +18,6 @@ from lbr_st.errors import LBRError, exit_status
 from lbr_st.files import command_line
 from lbr_st.recipe import SECTIONS, Recipe, quick_form
 from lbr_st.recipe import baseline as baseline_of
-from lbr_st.recipe_arguments import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
@@ -35,7 +34,8 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {}  # in the order of the help
-SHARED = {"output": "Folder to write.", "overwrite": "Replace the output if it exists."}  # help of common flags
+SHARED = {"output": "Folder to write.", "overwrite": "Replace the output if it exists."}  # help of what is common
+SHARED |= {"model": "Folder of a released model.", "base": "Folder of the base, if its name does not lead to it."}
 
 
 def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -53,7 +53,6 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
     Args:
         name: A trained model of this package, or the folder of a bundle.
         output: Folder to write; null takes the model's name in the current folder.
-        base: Folder of the base, if its name does not lead to it.
     """
     from lbr_st.publish.stock import build_released
 
@@ -213,20 +212,12 @@ def compare(
         seed: Seed of the draws.
     """
     from lbr_st.evaluation.compare import compare as compare_systems
-    from lbr_st.evaluation.compare import format_comparison
+    from lbr_st.evaluation.compare import format_comparison, only_tasks
     from lbr_st.evaluation.scores import find_system, read_records
 
     scores = [score for folder in results for score in read_records(folder)]
     found = [find_system(scores, name) for name in system]
-    if tasks:
-        known = {score.task for scored in found for score in scored}
-        for task in sorted(set(tasks) - known):
-            fix = did_you_mean(task, known) or f"There are: {', '.join(sorted(known))}."
-            raise LBRError(f"none of these systems has scores on {task!r}.", where="tasks", fix=fix)
-        found = [[score for score in scored if score.task in tasks] for scored in found]
-        if [] in found:
-            what = f"{system[found.index([])]!r} has scores on none of these tasks."
-            raise LBRError(what, where="tasks", fix="Leave it out, or run `lbr-st evaluate` with it on one of them.")
+    found = only_tasks(found, system, tasks) if tasks else found
     comparison = compare_systems(found, resamples=resamples, seed=seed)
     path = comparison.write(output)
     print(f"{format_comparison(comparison)}\n\nWritten: {path}, with comparison.json and changed_queries next to it.")
@@ -333,7 +324,6 @@ def submission(
     """Write what MTEB's leaderboard wants of a released model, and the steps that are left.
 
     Args:
-        model: Folder of a released model.
         org: Organisation or user on the hub to publish under.
         results: Folder that lbr-st evaluate wrote.
         revision: Commit of the model on the hub, 40 hexadecimal digits, once it is there.
@@ -374,7 +364,6 @@ def export(
     """Write a released model for a faster backend, and prove that it gives nearly the same embeddings.
 
     Args:
-        model: Folder of a released model.
         backend: Backend of Sentence Transformers to export for.
         precision: Precision of weights and products.
         calibration: File of JSON lines with a "text" each, like those to be encoded, for int8 with openvino; by default
@@ -407,7 +396,6 @@ def bundle(
         run: The output of lbr-st train, with its -work folder next to it; or the folder of a model in training form.
         name: Name of the model; null takes the recipe's.
         into: Folder for NAME/; null takes the package's own bundles/.
-        base: Folder of the base, if its name does not lead to it.
         results: Scores for the card, as lbr-st evaluate or a run wrote them; null takes the run's own.
         overwrite: Replace a bundle of this name.
     """
@@ -420,7 +408,7 @@ def bundle(
 def search(
     model: str,
     data: str,
-    query: list[str] = [],  # noqa: B006 (never changed)
+    query: list[str],
     *,
     top: int = 5,
     order: Literal["model", "bm25", "both"] | None = None,
@@ -428,9 +416,8 @@ def search(
     """Look for passages in your documents: the best hits, with their ranks by the model, by BM25 and by both.
 
     Args:
-        model: Folder of a released model, or a hub id.
-        data: A folder or a file of documents, a table of texts, or a BEIR folder.
-        query: What to look for; without one, queries are read from standard input, one a line.
+        data: A folder or a file of documents, or a table of texts.
+        query: What to look for.
         top: Hits to show for each query.
         order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
     """
@@ -442,11 +429,7 @@ def search(
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
     """Run the quick or the full recipe, as the command line says, and return the exit status.
 
-    Args:
-        text: The script's docstring, shown by ``--help``.
-        full: What is trained where there is a GPU, or time.
-        quick: What ``--quick`` chooses, such as its :func:`quick_form`.
-        arguments: The command line; None for this process's.
+    ``text`` is shown by ``--help``. ``quick`` is what ``--quick`` chooses, such as the full one's :func:`quick_form`.
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run that ends in minutes on two CPU cores")

@@ -9,9 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from lbr_st.errors import LBRError
 
@@ -182,8 +184,19 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def import_extra(module: str, extra: str = "eval") -> Any:
+    """Import and return a module, given its dotted name, that an extra brings; or say how to install it."""
+    # mteb creates ~/.cache/mteb while it is imported. Keep it with our own files unless the user chose a folder.
+    os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
+    try:
+        with _without_jax() if module == "bm25s" else nullcontext():
+            return import_module(module)
+    except ImportError as error:
+        raise LBRError(f"this needs {module}: {error}.", fix=f'Run: pip install "lbr-st[{extra}]"') from error
+
+
 @contextmanager
-def without_jax() -> Iterator[None]:
+def _without_jax() -> Iterator[None]:
     """Hide JAX and numba: bm25s imports both if it can, and JAX then takes three quarters of a GPU's memory."""
     names = ("jax", "jax.lax", "numba")
     before = {name: sys.modules[name] for name in names if name in sys.modules}
@@ -239,10 +252,7 @@ def published(name: str, known: Collection[str] = ()) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files, sorted by name.
-
-    What :data:`BESIDE` holds is not the folder's.
-    """
+    """Return the SHA-256 of a file, or of what ``sha256sum`` prints of a folder's files but :data:`BESIDE`, sorted."""
     if not path.is_dir():
         return sha256_of(path)
     files = sorted((file for file in path.rglob("*") if file.is_file() and BESIDE not in file.parts), key=str)

@@ -21,7 +21,7 @@ from lbr_st.evaluation.look import SEARCH, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
-from lbr_st.evaluation.verdict import Facts, verdict
+from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
@@ -45,8 +45,6 @@ from lbr_st.training.represent import represent
 from lbr_st.training.trainer import shards, whole_model
 
 RESULTS = "results.json"
-MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP = 100, 1000
-"""What represent.stop measures on, every represent.eval_steps steps."""
 
 
 def run(
@@ -85,16 +83,15 @@ def run(
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
-        recipe = _with_steps(recipe, data)
         scores = _Scores(recipe, data, work / "results", command)
         scores.baselines()
 
         model = None
-        if recipe.learn.enabled and recipe.learn.max_steps:
+        if recipe.learn.enabled and recipe.learn.max_steps != 0:
             folder = work / "learn"
             model = done_before(folder, recipe.model.quantize) or _learn(recipe, data, folder)
             scores.add("after stage 1, learn", model, "learn")
-        if recipe.represent.enabled and recipe.represent.max_steps:
+        if recipe.represent.enabled and recipe.represent.max_steps != 0:
             folder = work / "represent"
             model = done_before(folder, recipe.model.quantize) or _represent(recipe, data, model, folder)
         if not is_first():
@@ -119,26 +116,11 @@ def run(
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
     if scores.rows:
-        made = data.made == "queries"
-        print(verdict(scores.rows, _facts(recipe, data, work), beside=recipe.evaluate.beside, made=made))
+        kept, a_step = work / "represent" / LOG, recipe.represent.batch_size * world_size()
+        log = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+        passes = a_step / len(data.pairs) if data.pairs is not None else 0.0
+        print(verdict(scores.rows, log, passes, beside=recipe.evaluate.beside, made=data.made == "queries"))
     return scores.rows
-
-
-def _facts(recipe: Recipe, data: RunData, work: Path) -> Facts | None:
-    """Return what stage 2 did, from its log; None without stage 2."""
-    if data.pairs is None or not (kept := work / "represent" / LOG).is_file():
-        return None
-    log = json.loads(kept.read_text(encoding="utf-8"))
-    steps = max((entry["step"] for entry in log), default=0)
-    seen = steps * recipe.represent.batch_size * world_size()
-    return Facts(len(data.pairs), steps, seen, [entry["loss"] for entry in log if "loss" in entry])
-
-
-def _with_steps(recipe: Recipe, data: RunData) -> Recipe:
-    """Return the recipe with as many steps as its data take, where it does not say how many."""
-    tables = (data.learn_pairs, data.pairs)
-    sizes = [len(table) if data.made and table is not None else None for table in tables]
-    return replace(recipe, learn=with_steps(recipe.learn, sizes[0]), represent=with_steps(recipe.represent, sizes[1]))
 
 
 def run_learn(recipe: Recipe, output: str | Path, *, overwrite: bool = False) -> None:
@@ -251,10 +233,10 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
         raise LBRError("stage 2 needs query-document pairs.", where="data.pairs", fix="Name a source of pairs.")
     train = partial(represent, pairs=data.pairs, config=recipe.represent)
     if recipe.represent.stop and data.dev is not None:
-        test = data.dev.slice(MOST_QUERIES_TO_STOP, MOST_DOCUMENTS_TO_STOP)
+        test = data.dev.slice(100, 1000)  # it is measured every represent.eval_steps steps
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
-        options: dict[str, Any] = {"name": "held-out", "write_csv": False, "batch_size": recipe.evaluate.batch_size}
-        train.keywords["evaluator"] = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, **options)
+        evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, write_csv=False)
+        train.keywords["evaluator"] = evaluator
     return _stage("Stage 2, represent", train, recipe, data, model, folder)
 
 
@@ -262,7 +244,8 @@ def _stage(
     title: str, train: partial[Any], recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path
 ) -> SentenceTransformer:
     """Train a model, resuming from this recipe's checkpoints, and keep it in a folder that means: done."""
-    pairs, config = train.keywords["pairs"], train.keywords["config"]
+    pairs = train.keywords["pairs"]
+    config = train.keywords["config"] = with_steps(train.keywords["config"], len(pairs) if data.made else None)
     notice(f"{title}: {config.max_steps} steps of {config.batch_size} of {len(pairs):,} pairs.")
     model, checkpoints = model or model_from_recipe(recipe), checkpoints_of(folder)
     log = train(

@@ -352,8 +352,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
-STEPS = 200
-"""Of either stage where a recipe does not say how many."""
+STEPS = 200  # of either stage where a recipe does not say how many
 
 
 def with_steps(config: Any, pairs: int | None = None) -> Any:

@@ -130,8 +130,6 @@ def run_trial(trial: Trial, work: Path, results: Path, machine: str) -> dict[str
     data = prepared(recipe, trial.options, work)
 
     def score(model: SentenceTransformer) -> float:
-        if recipe.data.queries:
-            return looked_up(model, recipe, data)["model"]["ndcg_at_10"]
         found = scores(model, recipe, data, work)[0].ndcg_at_10
         assert found is not None
         return found
@@ -281,7 +279,8 @@ def _after_learn(
     elif done is None:
         done = _learn(recipe, data, folder, trial.options.get("short_first", 0))
     model, split = load_model(str(folder / "model")), recipe.evaluate.split
-    if split not in done["after_learn"] and (told or recipe.learn.bottleneck != "none"):
+    scored = not recipe.data.queries and (told or recipe.learn.bottleneck != "none")  # else it costs a third of a run
+    if scored and split not in done["after_learn"]:
         done["after_learn"][split] = score(model)
         _note(folder, done)
     return model, {**done, "after_learn": done["after_learn"].get(split)}

@@ -7,46 +7,43 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, pairwise
-
-from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES
+from typing import Any
 
 LIGATURES = ("ffi", "ffl", "ff", "fi", "fl")
-WIDE = 40
-"""Shorter lines are not wrapped text but verses, names or cells (our choice)."""
-EDGE, AROUND, FEWEST_PAGES, FEWEST_TEXTS = 3, 4, 4, 5
-"""Running lines: how many lines at each edge of a page, pages before and after it, and pages or web pages, at least."""
+WIDE = 40  # shorter lines are not wrapped text but verses, names or cells (our choice)
+EDGE, AROUND, FEWEST_PAGES = 3, 4, 4  # running lines: lines at an edge, pages before and after, and pages at least
 
-_SIGNS = {
-    **dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000"),
-    **dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), ""),
-    **dict(zip(map(ord, "ﬀﬁﬂﬃﬄﬅﬆ"), ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)),
-    **dict(
-        zip(map(ord, "\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7"), " " * 7 + "••", strict=True)
-    ),  # • as in Word
-}
+_SIGNS: dict[int, Any] = str.maketrans(dict(zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)))
+_SIGNS |= dict.fromkeys({*range(32), 127, 0xFFFD} - {*b"\t\n\f"}, "\ue000")
+_SIGNS |= str.maketrans("\xa0\u2007\u202f\x0b\x85\u2028\u2029\uf0a7\uf0b7", " " * 7 + "••")  # • as Word has it
+_SIGNS |= dict.fromkeys(map(ord, "\xad\u200b\u2060\ufeff"), "")
 _JOINERS = re.compile(r"(?<=[A-Za-zÀ-ɏ])[\u200c\u200d]+")  # Persian, Indic scripts and emoji need them
 _UNKNOWN = re.compile(r"(?<=[^\W\d_])[\ue000-\uf8ff]+(?=[^\W\d_])|([\ue000-\uf8ff])")  # the first may be a ligature
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _SOFT = re.compile(r"(?<=[^\W\d_])\xad[ \t]*\n(?=[ \t\f]*[^\W\d_])")
-_SPLIT = re.compile(r"\b(\w++)[-‐¬](?:[ \t]*\n[ \t]*(\f*)[ \t]*| )(\w+)")
+_SPLIT = re.compile(r"\b(\w++)[-‐¬][ \t]*\n[ \t]*(\f*)[ \t]*(\w+)")
 _SUSPENDED = {"and", "or", "und", "oder", "et", "ou"}  # "pre- and postwar"
-_TORN = re.compile(rf"\b(?:([^\W\d_]++) )?({'|'.join(LIGATURES)})\b(?: ([^\W\d_]+))?")
+_TORN = re.compile(rf"\b([^\W\d_]++) ({'|'.join(LIGATURES)}) ([^\W\d_]+)")
 _NEXT = re.compile(r"(?<![^\W\d_])([^\W\d_]++)(\s+)(?=([^\W\d_]+))")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _TABLE = re.compile(r"\||[^.!?:;,\s] {2,}\S|\S(?: {3,}|\t+)\S|^ *=+( +=+)+\s*$")
 _RULE = re.compile(r"([!-/:-@[-`{-~])\1{2,}\s*$")
 _ITEM = re.compile(r"\s*(?:[-*+•–—▪◦·]|\(?\d{1,3}[.)]|\(?[a-z]\))\s+")
 _ALONE = re.compile(rf"\f*(?:#{{1,6}} |[><:]|\.\. |{_RULE.pattern})")
-_LEADERS = re.compile(r"(?:\. ?){5,}\d*$")  # of a table of contents
+_UNDERLINED = re.compile(
+    r"""^(?P<fence>```|~~~)(?:.*\n)+?(?P=fence)  # code is passed over
+      | (?<![^\n]\n)^(?:(?P<over>([^\w\s])\3{2,})[ \t]*\n)?
+        \ ?(?P<title>\S.*+)\n(?P<rule>([^\w\s])\6{2,})[ \t]*$
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
 _SENTENCE_END = re.compile(r"[.!?:…。!?][\"'”’)\]]*$")
-_LINE_END = re.compile(rf"(?<={WRITTEN_WITHOUT_SPACES.pattern})\n(?={WRITTEN_WITHOUT_SPACES.pattern})")
 _FRONT_MATTER = re.compile(
     r"\A(---|\+\+\+)[ \t]*\n(?=\w)((?:[\w\"'][^\n:=]*[:=].*\n|[ \t\-#\[}\]].*\n|\n)*?)(?:\1|\.\.\.)[ \t]*(?:\n|\Z)"
 )
-_TITLE = re.compile(r"^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", re.MULTILINE | re.IGNORECASE)
 
 
 def characters(text: str) -> str:
@@ -55,42 +52,37 @@ def characters(text: str) -> str:
 
 
 def count_words(text: str) -> Counter[str]:
-    """Count words in lower case, hyphenated ones as one, without those that a line end or a torn ligature splits."""
-    whole = _TORN.sub(" ", _SPLIT.sub(" ", characters(_SOFT.sub("-\n", text))))
-    return Counter(_WORD.findall(whole.lower()))
+    """Count words in lower case, hyphenated ones as one, without those that a line end splits."""
+    return Counter(_WORD.findall(_SPLIT.sub(" ", characters(_SOFT.sub("-\n", text))).lower()))
 
 
 def clean(text: str, words: Counter[str]) -> str:
     """Return a text with its words and paragraphs whole, which line ends, typesetting and readers had broken.
 
-    Empty lines after a paragraph stand for those that were joined, so that the others keep their numbers.
-
-    Args:
-        text: Markdown or plain text.
-        words: What :func:`count_words` gives for the folder, this text included.
+    Empty lines after a paragraph stand for those that were joined, so that the others keep their numbers. ``words`` is
+    what :func:`count_words` gives for the folder, this text included.
     """
     shown = characters(_SOFT.sub("-\n", text)).split("\n")
-    blocks = [(len(lines), prose, lines) for prose, lines in _blocks(text.split("\n"), shown)]
-    whole = [_whole("\n".join(lines), words) if prose else "\n".join(lines) for _, prose, lines in blocks]
-    torn = _torn_pairs("\n".join(block for block, (_, prose, _) in zip(whole, blocks, strict=True) if prose), words)
-    made: list[str] = []
-    for block, (count, prose, _) in zip(whole, blocks, strict=True):
+    torn = _torn_pairs(_SPLIT.sub(" ", "\n".join(shown)), words)
+    made = []
+    for prose, run in groupby(zip(_prose_lines(shown), shown, text.split("\n"), strict=True), key=lambda one: one[0]):
+        block = "\n".join(line if prose else written for _, line, written in run)
+        lines = block.count("\n")
         if prose:
-            block = _joined(_NEXT.sub(partial(_mended, torn), block) if torn else block)
-        made.append(block + "\n" * (count - 1 - block.count("\n")))
+            block = _TORN.sub(partial(_untorn, words), _SPLIT.sub(partial(_unsplit, words), block))
+            block = _joined(_NEXT.sub(partial(_mended, torn), block))
+        made.append(block + "\n" * (lines - block.count("\n")))
     return "\n".join(made)
 
 
-def front_matter(text: str) -> tuple[str, int]:
-    """Return a text without its YAML or TOML front matter, and how many lines that took.
+def without_front_matter(text: str) -> str:
+    """Return a text with empty lines for its YAML or TOML front matter, and its title as a ``#`` line."""
 
-    The title in it becomes a ``#`` line if the text has no heading.
-    """
-    found = _FRONT_MATTER.match(text)
-    if not found:
-        return text, 0
-    rest, title, lines = text[found.end() :], _TITLE.search(found[2]), found[0].count("\n")
-    return (f"# {title[2]}\n{rest}", lines - 1) if title and not re.search(r"(?m)^#{1,6} ", rest) else (rest, lines)
+    def kept(match: re.Match[str]) -> str:
+        title = re.search(r"(?mi)^title\s*[:=]\s*([\"']?)(.*\S)\1\s*$", match[2])
+        return "\n" * (match[0].count("\n") - 1) + f"{'# ' + title[2] if title else ''}\n"
+
+    return _FRONT_MATTER.sub(kept, text)
 
 
 def underlined_titles(text: str) -> str:
@@ -98,20 +90,17 @@ def underlined_titles(text: str) -> str:
 
     The order in which the ways of underlining come gives the levels, as in reStructuredText.
     """
-    styles: list[tuple[str, bool]] = []
-    lines = text.split("\n")
-    prose = _prose_lines(lines)
-    for number in range(1, len(lines)):
-        rule, title = _RULE.match(lines[number]), lines[number - 1].strip()
-        if not (rule and title and prose[number] and prose[number - 1]) or _RULE.match(title):
-            continue
-        before, under = lines[number - 2].strip() if number > 1 else "", lines[number].strip()
-        style = (rule[1], before == under)
-        if before in ("", under) and (len(under) >= len(title) or rule[1] == "="):
-            styles += [style] * (style not in styles)
-            heading = f"{'#' * min(6, styles.index(style) + 1)} {title}"
-            lines[number - 1 - style[1] : number + 1] = [*[""] * style[1], heading, ""]
-    return "\n".join(lines)
+    styles: list[str] = []
+
+    def heading(match: re.Match[str]) -> str:
+        over, title, rule = match["over"], (match["title"] or "").rstrip(), match["rule"]
+        if not re.search(r"\w", title) or over not in (None, rule) or (len(rule) < len(title) and rule[0] != "="):
+            return match[0]
+        style = f"{rule[0]}{over is None}"
+        styles.extend([style] * (style not in styles))
+        return "\n" * (over is not None) + f"{'#' * min(6, styles.index(style) + 1)} {title}\n"
+
+    return _UNDERLINED.sub(heading, text)
 
 
 def join_pages(pages: Sequence[str]) -> str:
@@ -128,20 +117,6 @@ def join_pages(pages: Sequence[str]) -> str:
         for line, following in pairwise([*page, *next(filter(None, kept[number + 1 :]), [""])[:1]]):
             made += f"{line}\n{chr(10) * _ends(line, following, full)}"
     return made
-
-
-def recurring_lines(texts: Sequence[str]) -> set[str]:
-    """Return the lines of prose that at least half of the texts have, if these are five or more: menus and notices."""
-    counts: Counter[str] = Counter()
-    for lines in (text.split("\n") for text in texts):
-        counts.update({line.strip() for line, prose in zip(lines, _prose_lines(lines), strict=True) if prose})
-    return {line for line, count in counts.items() if len(texts) >= FEWEST_TEXTS and 2 * count >= len(texts)}
-
-
-def without_lines(text: str, lines: set[str]) -> str:
-    """Return a text without these lines of prose. Headings stay: pages of reference have the same ones."""
-    pairs = zip(text.split("\n"), _prose_lines(text.split("\n")), strict=True)
-    return "\n".join(line for line, prose in pairs if not prose or line[:1] == "#" or line.strip() not in lines)
 
 
 def _prose_lines(lines: Sequence[str]) -> list[bool]:
@@ -167,43 +142,19 @@ def _prose_lines(lines: Sequence[str]) -> list[bool]:
     return found
 
 
-def _blocks(lines: Sequence[str], shown: Sequence[str]) -> Iterator[tuple[bool, list[str]]]:
-    """Yield for each paragraph, list item and heading that it is prose, and its lines as shown; and those between."""
-    for prose, group in groupby(zip(_prose_lines(shown), shown, lines, strict=True), key=lambda line: line[0]):
-        block: list[str] = []
-        for _, line, written in group:
-            if prose and block and (_ITEM.match(line) or _ALONE.match(line) or _ALONE.match(block[-1])):
-                yield prose, block
-                block = []
-            block.append(line if prose else written)
-        yield prose, block
-
-
-def _whole(block: str, words: Counter[str]) -> str:
-    """Return a paragraph whose words are not split at line ends or by ligatures that stand alone."""
-    before = ""
-    while block != before:
-        before, block = block, _TORN.sub(partial(_untorn, words), _SPLIT.sub(partial(_unsplit, words), block))
-    return block
-
-
 def _unsplit(words: Counter[str], match: re.Match[str]) -> str:
-    first, mark, second = match[1], match[2] or "", match[3]
+    first, mark, second = match.groups()
     whole, compound = f"{first}{second}".lower(), f"{first}-{second}".lower()
     if second.lower() in _SUSPENDED:
         return f"{first}- {mark}{second}"
-    if "\n" not in match[0]:  # a reader that has already joined the lines
-        return f"{first}{second}" if words[whole] and not words[first.lower()] else match[0]
     letters = first.isalpha() and second.isalpha() and second.islower()
     one = letters and words[whole] >= words[compound] and (words[whole] or not words[first.lower()])
     return f"{first}{'' if one else '-'}{second}{mark}"
 
 
 def _untorn(words: Counter[str], match: re.Match[str]) -> str:
-    head, sign, tail = match[1] or "", match[2], match[3] or ""
-    ways = {f"{head}{sign}{tail}": "{}{}{}", f"{sign}{tail}": "{} {}{}", f"{head}{sign}": "{}{} {}"}
-    known = [way.format(head, sign, tail) for word, way in ways.items() if words[word.lower()] and word != sign]
-    return known[0] if known else match[0]
+    whole = "".join(match.groups())
+    return whole if words[whole.lower()] else match[0]
 
 
 def _torn_pairs(text: str, words: Counter[str]) -> dict[tuple[str, str], str]:
@@ -215,8 +166,7 @@ def _torn_pairs(text: str, words: Counter[str]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for first, second in {*pairs}:
         has_it = first.endswith(LIGATURES) or second.startswith(LIGATURES)
-        signs = (*LIGATURES, *[""] * has_it)
-        best = max(signs, key=lambda sign: words[f"{first}{sign}{second}"])
+        best = max((*LIGATURES, *[""] * has_it), key=lambda sign: words[f"{first}{sign}{second}"])
         if words[f"{first}{best}{second}"]:
             found[first, second] = best
     torn = Counter(part for pair in pairs if pair in found for part in pair)
@@ -229,13 +179,14 @@ def _mended(torn: dict[tuple[str, str], str], match: re.Match[str]) -> str:
 
 
 def _joined(block: str) -> str:
-    """Return a paragraph as one line if it is wrapped: all its lines but the last are about as long as the longest."""
-    lines = [line.strip(" \t") for line in block.split("\n")]
-    widest = max(map(len, lines))
-    if len(lines) < 2 or widest < WIDE or any(len(line) < 0.6 * widest for line in lines[:-1]):
-        return block
-    indent = block[: len(block) - len(block.lstrip(" \t"))]
-    return indent + _LINE_END.sub("", "\n".join(lines)).replace("\n", " ")
+    """Return prose in which a line goes on where it was wrapped."""
+    made: list[str] = []
+    for before, line in pairwise(["", *block.split("\n")]):
+        if len(before) < WIDE or _ITEM.match(line) or _ALONE.match(line) or _ALONE.match(before):
+            made.append(line)
+        else:
+            made[-1] = f"{made[-1].rstrip()} {line.strip(' ')}"
+    return "\n".join(made)
 
 
 def _ends(line: str, following: str, width: int) -> bool:
@@ -249,7 +200,7 @@ def _ends(line: str, following: str, width: int) -> bool:
 
 def _without_running_lines(pages: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the lines of pages, without empty ones and those at the edges that pages nearby have but for digits."""
-    kept = [[line for line in page if line and not _LEADERS.search(line)] for page in pages]
+    kept = [[line for line in page if line] for page in pages]
     masked = [[re.sub(r"\d+|\b[ivxlc]+\b", "0", line.lower()) for line in page] for page in kept]
     # Rows of numbers are a table that goes on.
     words = [[line if line.count("0") < 3 or re.search(r"[^\W\d_]", line) else "" for line in page] for page in masked]

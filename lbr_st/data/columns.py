@@ -45,6 +45,11 @@ def negative_columns(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: int(found[name][3] or 0))
 
 
+def text_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns of training rows that hold texts, not hard negatives, sides of records or names of passages."""
+    return [name for name in names if name not in ("side", "passage", *negative_columns(names))]
+
+
 def find_columns(names: Sequence[str], where: str, *, document: str, query: str | None = None) -> Columns:
     """Return which columns hold what: those that are named, else those with a usual name.
 

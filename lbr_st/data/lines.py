@@ -197,6 +197,18 @@ def map_rows(
         )
 
 
+def joined(tables: Iterable[Dataset | None]) -> Dataset | None:
+    """Return the rows of all tables; a column that one of them lacks is "" there."""
+    from datasets import concatenate_datasets
+
+    parts = [part for part in tables if part is not None]
+    names = dict.fromkeys(name for part in parts for name in part.column_names)
+    for index, part in enumerate(parts):
+        for name in names.keys() - set(part.column_names):
+            parts[index] = parts[index].add_column(name, [""] * len(part))
+    return concatenate_datasets(parts) if parts else None
+
+
 def save_rows(rows: Dataset, folder: Path) -> None:
     """Write a table to a folder that :meth:`datasets.Dataset.load_from_disk` maps back into memory."""
     with _bar_if_large(rows):

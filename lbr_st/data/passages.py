@@ -7,15 +7,15 @@ than half of their cuts inside a sentence, at line ends.
 from __future__ import annotations
 
 import re
-from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, pairwise
+from collections.abc import Callable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
+from lbr_st.data.documents import read_files
 from lbr_st.data.lines import kind_of, write_rows
 from lbr_st.data.pairs import SENTENCE_END
 from lbr_st.data.sources import READABLE
@@ -25,8 +25,6 @@ from lbr_st.files import notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-    from lbr_st.data.documents import Document
 
 BELOW = " > "  # between the headings of a path
 
@@ -75,64 +73,48 @@ def read_documents(
     *,
     num_tokens: Callable[[str], int] | None = None,
     max_tokens: int = 192,
+    text_column: str = "text",
     say: Callable[[str], None] = notice,
 ) -> Dataset:
-    """Return the passages of a folder of documents, or of one file, as :func:`passages` gives them.
+    """Return the passages of a folder of documents, or of one file: ``text``, ``heading``, ``file`` and ``place``.
 
-    ``num_tokens`` counts a text's tokens; None counts its words and marks. A passage has ``max_tokens`` at most.
+    A passage has ``max_tokens`` at most, as ``num_tokens`` counts them; None counts words and marks. It lies below one
+    heading ("Chapter > Section", or ""), and its place is where it begins: "page 3", "line 120" or "row 7". Code,
+    tables and paragraphs stay whole where they fit. Passages that read alike are kept once, and those of fewer than two
+    words (page numbers, rulers) are left out. The documents are never in memory together.
+
+    Raises:
+        LBRError: There are fewer than two passages, or no file can be read.
     """
-    from lbr_st.data.documents import read_files
-
-    return passages(read_files(folder, say=say), num_tokens or num_words, max_tokens=max_tokens, say=say)
-
-
-def passages(
-    documents: Iterable[Document],
-    num_tokens: Callable[[str], int],
-    *,
-    max_tokens: int,
-    say: Callable[[str], None] = notice,
-) -> Dataset:
-    """Return the passages of documents in Markdown: ``text``, ``heading``, ``file`` and ``place``.
-
-    A passage lies below one heading ("Chapter > Section", or ""). Its place is where it begins: "page 3", "line 120" or
-    "row 7". Code, tables and paragraphs stay whole where they fit. Passages that read alike are kept once, and those of
-    fewer than two words (page numbers, rulers) are left out. Fewer than two passages are an error. The documents are
-    never in memory together.
-    """
-    sizes, counts, known = array("l"), Counter[str](), set[int]()  # 8 bytes and a few for each passage
-    alike, short = "that repeat another", "of fewer than two words"
+    sizes, dropped, broken, words, known = list[int](), Counter[str](), 0, 0, set[int]()
 
     def rows() -> Iterator[dict[str, str]]:
-        for document in documents:
+        nonlocal broken, words
+        for document in read_files(folder, text_column=text_column, say=say):
             line, seen = document.line, 0
-            for heading, piece in _pieces(document.text, num_tokens, max_tokens):
+            for heading, piece in _pieces(document.text, num_tokens or num_words, max_tokens):
                 text = document.text[piece.start : piece.end].lstrip()
                 start, text = piece.end - len(text), text.rstrip()
                 line, seen = line + document.text.count("\n", seen, start), start
                 key = digest(normalise(text))
-                if sum(1 for _ in islice(_WORDS.finditer(text), 2)) < 2 or key in known:
-                    counts[alike if key in known else short] += 1
+                if key in known or len(_WORDS.findall(text)) < 2:
+                    dropped["that repeat another" if key in known else "of fewer than two words"] += 1
                     continue
                 known.add(key)
                 sizes.append(piece.tokens)
-                counts.update(words=num_words(text), broken=piece.broken)
-                row = kind_of(Path(document.file)) in READABLE
-                place = f"row {document.line}" if row else f"line {line}"
+                broken, words = broken + piece.broken, words + num_words(text)
+                place = f"row {document.line}" if kind_of(Path(document.file)) in READABLE else f"line {line}"
                 place = f"page {bisect_right(document.pages, start)}" if document.pages else place
                 yield {"text": text, "heading": heading, "file": document.file, "place": place}
 
     table = write_rows(rows(), ("text", "heading", "file", "place"))
+    left_out = ", ".join(f"{count:,} {what}" for what, count in dropped.items()) or "none"
     if len(table) < 2:
-        what = (
-            f"all {counts[alike] + 1:,} passages read alike" if counts[alike] else "there are fewer than two passages"
-        )
-        raise LBRError(f"{what}.", fix="Give documents with more text.")
-    a_word = sum(sizes) / counts["words"]
+        raise LBRError(f"fewer than two passages (left out: {left_out}).", fix="Give documents with more text.")
+    a_word = sum(sizes) / words
     say(
         f"{len(table):,} passages, {median(sizes):.0f} tokens in the median, {a_word:.1f} a word; "
-        f"{counts['broken'] / len(table):.1%} cut inside a sentence at {max_tokens} tokens; "
-        f"dropped {counts[alike]:,} {alike} and {counts[short]:,} {short}."
+        f"{broken / len(table):.1%} cut inside a sentence at {max_tokens} tokens; left out: {left_out}."
     )
     if a_word > 2.5:  # most words are spelt letter by letter; English has 1.1 to 1.5
         say(f"Warning: with {a_word:.1f} tokens a word the base hardly knows this language. Choose one that does.")

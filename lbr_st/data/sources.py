@@ -48,7 +48,7 @@ def read_texts(
         LBRError: The source is missing or cannot be reached, lacks the column, or holds no or empty texts; the
             message names the file, the line or row, and the column.
     """
-    rows = Rows(_name(source), partial(find_columns, document=column), bad_rows, say)
+    rows = Rows(short_name(source), partial(find_columns, document=column), bad_rows, say)
     return _read(source, split, rows, beir_texts, rows.texts)
 
 
@@ -85,7 +85,7 @@ def read_pairs(
         what = f"a column is named twice: {query_column}."
         raise LBRError(what, where=str(source), fix="Name different columns.")
     find = partial(find_columns, query=query_column, document=document_column)
-    rows = Rows(_name(source), find, bad_rows, say, min_score)
+    rows = Rows(short_name(source), find, bad_rows, say, min_score)
     beir = partial(beir_pairs, split=split, min_score=min_score, say=say)
     return _read(source, split, rows, beir, rows.pairs)
 
@@ -99,7 +99,8 @@ def is_local(source: str | Path) -> bool:
     return text.startswith(NO_HUB_ID) or text.count("/") > 1
 
 
-def _name(source: str | Path) -> str:
+def short_name(source: str | Path) -> str:
+    """Return what reports call a source: a file's or a folder's name alone, or a hub id."""
     return Path(source).name if is_local(source) else str(source)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import DECIDES, TaskScore, markdown_table, plain, write_json
 from lbr_st.evaluation.statistics import Paired, holm, paired
 from lbr_st.files import new_folder
+from lbr_st.recipe_arguments import did_you_mean
 
 ALPHA = 0.05
 """The adjusted p-value below which a difference is called one."""
@@ -173,6 +174,19 @@ def compare(results: Sequence[Sequence[TaskScore]], *, resamples: int = MIN_RESA
         for (name, before, after, statistics), p in zip(found, adjusted, strict=True)
     ]
     return Comparison(names[0], tuple(names[1:]), tuple(tests), tuple(refused), resamples, seed)
+
+
+def only_tasks(found: list[list[TaskScore]], names: Sequence[str], tasks: Collection[str]) -> list[list[TaskScore]]:
+    """Return the systems' scores on these tasks; an unknown task, or a system without any of them, is an error."""
+    known = {score.task for scores in found for score in scores}
+    for task in sorted(set(tasks) - known):
+        fix = did_you_mean(task, known) or f"There are: {', '.join(sorted(known))}."
+        raise LBRError(f"none of these systems has scores on {task!r}.", where="tasks", fix=fix)
+    found = [[score for score in scores if score.task in tasks] for scores in found]
+    if [] in found:
+        what = f"{names[found.index([])]!r} has scores on none of these tasks."
+        raise LBRError(what, where="tasks", fix="Leave it out, or run `lbr-st evaluate` with it on one of them.")
+    return found
 
 
 def format_p(p: float) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,77 +16,45 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lbr_st.compute import Precision
-from lbr_st.data.documents import is_documents
-from lbr_st.data.sources import read_texts
 from lbr_st.data.texts import digests
-from lbr_st.evaluation.mteb_task import import_extra
-from lbr_st.evaluation.scores import hash_of_path
 from lbr_st.evaluation.systems import choose_arithmetic, model_digest
-from lbr_st.files import BESIDE, alone, cache_dir, new_folder, notice
+from lbr_st.files import BESIDE, import_extra, new_folder
 from lbr_st.model.load import load_by_name
 from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from lbr_st.data.beir import RetrievalSet
 
 Order = Literal["model", "bm25", "both"]
-
-SEARCH = "search.json"
-"""In a released folder: what :func:`choose_order` found."""
-
-EMBEDDINGS, PORTION = "embeddings.safetensors", 2048
-"""The file of a model's embeddings, and after how many passages it is written: a minute on two cores."""
-
-DEEPEST, CONSTANT = 1000, 60
-"""The last rank that counts as found, and the usual constant of reciprocal rank fusion."""
-
-SHOWN = 200
-"""Characters of a passage that are printed."""
-
-AS_UNITS: dict[str, Any] = {"normalize_embeddings": True, "show_progress_bar": False}
+SEARCH, EMBEDDINGS = "search.json", "embeddings.safetensors"  # what choose_order found, in a model's folder; kept ones
+DEEPEST, CONSTANT = 1000, 60  # the last rank that counts, and the usual constant of reciprocal rank fusion
+SHOWN = 200  # characters of a passage that are printed
 
 
-def search(model: str, data: str, queries: Sequence[str] = (), *, top: int = 5, order: Order | None = None) -> None:
-    """Print the best passages for each query, as ``lbr-st search`` does.
-
-    Raises:
-        LBRError: The model or the data cannot be read, or a package of the ``eval`` extra is missing.
-    """
+def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order: Order | None = None) -> None:
+    """Print the best passages for each query, as ``lbr-st search`` does."""
     loaded, *_ = load_by_name(model, "auto")
     chosen = Path(model) / SEARCH
     told = json.loads(chosen.read_text(encoding="utf-8")) if chosen.is_file() else {}
     order = order or told.get("order", "model")
-    passages = read_passages(data, loaded)
-    finder = Finder(loaded, passages["text"][:], folder=kept_in(data, loaded))
-    for query in queries or _typed():
+    path, prompt = Path(data), loaded.prompts.get("document") or ""
+    passages = passages_of(path, loaded.tokenizer, prompt, loaded.max_seq_length or 512)
+    beside = (path if path.is_dir() else path.parent) / BESIDE / model_digest(loaded)[:16]
+    may_keep = os.access(beside.parents[1], os.W_OK)
+    finder = Finder(loaded, passages["text"][:], folder=beside if may_keep else None)
+    for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
         for number, row in enumerate(ranked[order][:top], 1):
-            passage = {"file": Path(data).name, "heading": "", "place": f"row {row + 1}", **passages[row]}
+            passage = passages[row]
             where = " · ".join(filter(None, (passage[key] for key in ("file", "heading", "place"))))
             ranks = {name: rows.index(row) + 1 if row in rows else "–" for name, rows in ranked.items()}
             print(f"{number:2}. {_line(where)}  (model {ranks['model']}, BM25 {ranks['bm25']}, both {ranks['both']})")
             text = _line(passage["text"])
             print(f"    {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}")
-
-
-def read_passages(data: str, model: SentenceTransformer) -> Dataset:
-    """Return a column ``text``; of documents, cut as in training, also ``heading``, ``file`` and ``place``."""
-    if not is_documents(data):
-        return read_texts(data)
-    return passages_of(data, model.tokenizer, model.prompts.get("document") or "", model.max_seq_length or 512)
-
-
-def kept_in(data: str, model: SentenceTransformer) -> Path:
-    """Return where a model's embeddings of data are kept: inside its folder, else in our cache."""
-    path, own = Path(data), model_digest(model)[:16]
-    if path.is_dir() and os.access(path, os.W_OK):
-        return path / BESIDE / own
-    return cache_dir() / "search" / hash_of_path(data) / own
 
 
 class Finder:
@@ -99,12 +65,9 @@ class Finder:
         self.embeddings = embed(model, texts, **options).astype(np.float32)
 
     def rankings(self, queries: Sequence[str]) -> dict[Order, list[list[int]]]:
-        """Return the rows that each :data:`Order` finds for each query, best first, at most :data:`DEEPEST`.
-
-        BM25 does not find texts without a word of the query.
-        """
-        products = self.model.encode_query(list(queries), **AS_UNITS) @ self.embeddings.T
-        model = np.argsort(-products, axis=1, kind="stable")[:, :DEEPEST].tolist()
+        """Return the rows that each :data:`Order` finds for each query, best first; BM25 those with a word of it."""
+        vectors = self.model.encode_query(list(queries), normalize_embeddings=True, show_progress_bar=False)
+        model = np.argsort(-(vectors @ self.embeddings.T), axis=1, kind="stable")[:, :DEEPEST].tolist()
         found = zip(*self.words.top(queries, DEEPEST), strict=True)
         bm25 = [rows[scores > 0].tolist() for rows, scores in found]
         return {"model": model, "bm25": bm25, "both": [fuse(*ranked) for ranked in zip(model, bm25, strict=True)]}
@@ -119,22 +82,19 @@ def embed(
     """
     wanted = digests(texts)
     kept, rows = np.zeros(0, np.uint64), np.zeros((0, model.get_embedding_dimension() or 0), np.float16)
-    with alone(folder) if folder else nullcontext():  # another search may be encoding the same
-        if folder and folder.is_dir():
-            read = load_file(folder / EMBEDDINGS)
-            kept, rows = read["digests"], read["embeddings"]
-        first = np.sort(np.unique(wanted, return_index=True)[1])
-        new = first[~np.isin(wanted[first], kept)]
-        bfloat16 = len(new) > 0 and choose_arithmetic(model, precision)[0]
-        for start in range(0, len(new), PORTION):
-            notice(f"Encoding passages: {start:,} of {len(new):,} are done.")
-            some = new[start : start + PORTION]
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                made = model.encode_document([texts[row] for row in some], **AS_UNITS)
-            kept, rows = np.append(kept, wanted[some]), np.append(rows, made.astype(np.float16), axis=0)
-            if folder:
-                with new_folder(folder, overwrite=True) as aside:
-                    save_file({"digests": kept, "embeddings": rows}, aside / EMBEDDINGS)
+    if folder and folder.is_dir():
+        read = load_file(folder / EMBEDDINGS)
+        kept, rows = read["digests"], read["embeddings"]
+    new = np.flatnonzero(~np.isin(wanted, kept))
+    if len(new):
+        bfloat16, _ = choose_arithmetic(model, precision)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            some = [texts[row] for row in new]
+            made = model.encode_document(some, normalize_embeddings=True, show_progress_bar=len(new) > 500)
+        kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
+    if folder and len(new):
+        with new_folder(folder, overwrite=True) as aside:
+            save_file({"digests": kept, "embeddings": rows}, aside / EMBEDDINGS)
     order = kept.argsort()
     return rows[order[kept.searchsorted(wanted, sorter=order)]]
 
@@ -153,9 +113,8 @@ def order_scores(
 ) -> dict[Order, dict[str, float]]:
     """Return nDCG@10 of each held-out query by each :data:`Order`."""
     qrels = {query: grades for query, grades in test.qrels.items() if max(grades.values()) > 0}
-    rankings = Finder(model, list(test.corpus.values()), precision=precision).rankings(
-        [test.queries[query] for query in qrels]
-    )
+    finder = Finder(model, list(test.corpus.values()), precision=precision)
+    rankings = finder.rankings([test.queries[query] for query in qrels])
     judge, documents = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10"}), list(test.corpus)
     scores = {}
     for name in get_args(Order):
@@ -178,9 +137,3 @@ def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: P
 def _line(text: str) -> str:
     """Return a text on one line, without signs that could give orders to a terminal."""
     return " ".join("".join(one if one.isprintable() else " " for one in text).split())
-
-
-def _typed() -> Iterator[str]:
-    if sys.stdin.isatty():
-        notice("Type what to look for, and press Enter. Ctrl-D ends.")
-    yield from filter(None, map(str.strip, sys.stdin))

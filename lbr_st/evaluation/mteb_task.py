@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,26 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
-from lbr_st.files import cache_dir
+from lbr_st.files import import_extra
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
 
     from lbr_st.data.beir import RetrievalSet
-
-
-def import_extra(module: str) -> Any:
-    """Import and return a module of the ``eval`` extra, given its dotted name.
-
-    Raises:
-        LBRError: The import fails; the message names the extra to install.
-    """
-    # mteb creates ~/.cache/mteb while it is imported. Keep it with our own files unless the user chose a folder.
-    os.environ.setdefault("MTEB_CACHE", str(cache_dir() / "mteb"))
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise LBRError(f"evaluation needs {module}: {error}.", fix='Run: pip install "lbr-st[eval]"') from error
 
 
 def is_retrieval(task: Any) -> bool:

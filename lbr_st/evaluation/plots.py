@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra
 from lbr_st.evaluation.scores import TaskScore, latest
+from lbr_st.files import import_extra
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that white swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, quiet_mteb, retrieval_task
+from lbr_st.evaluation.mteb_task import is_retrieval, quiet_mteb, retrieval_task
 from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system
-from lbr_st.files import installed_versions
+from lbr_st.files import import_extra, installed_versions
 from lbr_st.model.load import load_stock
 
 if TYPE_CHECKING:

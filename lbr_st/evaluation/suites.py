@@ -13,11 +13,11 @@ from lbr_st.data.beir import RetrievalSet, read_beir
 from lbr_st.data.contamination_report import CHEMISTRY_OF_WIKIPEDIA
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, is_retrieval, retrieval_task
+from lbr_st.evaluation.mteb_task import is_retrieval, retrieval_task
 from lbr_st.evaluation.run import evaluate_task, run_beir
 from lbr_st.evaluation.scores import TaskScore, format_tasks
 from lbr_st.evaluation.systems import load_system, name_of_folder, truncated
-from lbr_st.files import notice
+from lbr_st.files import import_extra, notice
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask

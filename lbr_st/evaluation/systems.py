@@ -16,9 +16,9 @@ import torch
 
 from lbr_st.compute import Precision, layer_seconds, use_bfloat16
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
-from lbr_st.files import without_jax
+from lbr_st.files import import_extra
 from lbr_st.model.load import load_by_name, safe_name
 
 if TYPE_CHECKING:
@@ -232,8 +232,7 @@ def bm25_system() -> System:
     Raises:
         LBRError: A package of the ``eval`` extra is missing.
     """
-    with without_jax():
-        bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
+    bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer")
     base = import_extra("mteb.models.model_implementations.bm25").BM25Search
     meta = import_extra("mteb").get_model_meta("mteb/baseline-bm25s")
     revision = f"bm25s-{bm25s.__version__}-k1_{K1}-b_{B}"

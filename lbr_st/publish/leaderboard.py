@@ -20,15 +20,15 @@ from typing import Any
 from lbr_st.bottleneck.loss import CITATION
 from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.mteb_task import import_extra, quiet_mteb
+from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
 from lbr_st.evaluation.systems import model_digest
-from lbr_st.files import notice, refuse_existing
+from lbr_st.files import import_extra, notice, refuse_existing
 from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock
 from lbr_st.model.safe import read_modules
 from lbr_st.publish.bundle import prompts_of
-from lbr_st.recipe import Recipe, load_recipe
+from lbr_st.recipe import LearnConfig, Recipe, load_recipe
 
 BENCHMARKS = {"chebi": "ChemTEB(v1.1)", "mondo": "MTEB(Medical, v1)", "pydoc": "MTEB(Code, v1)"}
 """Main source of the training data → MTEB's benchmark of that domain."""
@@ -135,9 +135,8 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
     prompts = prompts_of(model)
     base = recipe.model.base if recipe else str(card.get("base_model"))
     licence = card.get("license_link") if card.get("license") == "other" else card.get("license")
-    is_lbr = recipe is None or (
-        recipe.learn.enabled and recipe.learn.max_steps != 0 and recipe.learn.bottleneck != "none"
-    )
+    learn = recipe.learn if recipe else LearnConfig()
+    is_lbr = learn.enabled and learn.max_steps != 0 and learn.bottleneck != "none"
     with quiet_mteb(), warnings.catch_warnings(action="ignore"):
         read_by_mteb = dict(kind.from_sentence_transformer_model(model))
     values = {

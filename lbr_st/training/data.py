@@ -14,27 +14,18 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from lbr_st.data.beir import RetrievalSet
-from lbr_st.data.columns import negative_columns
+from lbr_st.data.columns import negative_columns, text_columns
 from lbr_st.data.contamination import ContaminationCheck, without_negatives
 from lbr_st.data.contamination_report import ContaminationReport
 from lbr_st.data.documents import document_files, is_documents
-from lbr_st.data.lines import save_rows, scratch
+from lbr_st.data.lines import joined, save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
-from lbr_st.data.sources import is_local
+from lbr_st.data.sources import is_local, short_name
 from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
 from lbr_st.recipe import EvaluateConfig, Recipe
-from lbr_st.training.sources import (
-    Sources,
-    from_documents,
-    joined,
-    learn_kinds,
-    needs_pairs,
-    read_sources,
-    short_name,
-    text_columns,
-)
+from lbr_st.training.sources import Sources, from_documents, learn_kinds, needs_pairs, read_sources
 
 DATA = "data"
 """The folder of a run's data in its work folder."""
@@ -130,7 +121,7 @@ def recipe_columns(recipe: Recipe) -> dict[str, Sequence[str]]:
     """
     columns: dict[str, list[Dataset]] = {}
     for _, _, rows in read_sources(recipe).parts:
-        for column in text_columns(rows):
+        for column in text_columns(rows.column_names):
             columns.setdefault(column, []).append(rows.select_columns([column]))
     return {column: concatenate_datasets(parts)[column] for column, parts in columns.items()}
 
@@ -173,7 +164,7 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
         if kind == RECORDS and not is_open:
             evaluation = ContaminationCheck(own) if own else None
         if evaluation is not None and not (kind == "texts" and sources.made):  # stage 1 reads what is searched
-            texts = {column: rows[column] for column in text_columns(rows)}
+            texts = {column: rows[column] for column in text_columns(rows.column_names)}
             report = evaluation.check(texts, training=f"{kind} of {name}")
             report = replace(report, dropped=recipe.data.contamination == "drop" and not is_open)
             if is_open:
@@ -302,7 +293,7 @@ def source_of(given: str) -> dict[str, Any]:
     if path.is_dir():
         files = [path / "corpus.jsonl", path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
         if is_documents(given):
-            files = sorted(document_files(path))
+            files = document_files(path)
         content = {file.relative_to(path).as_posix(): sha256_of(file) for file in files if file.is_file()}
         return {"kind": "local", "given": given, "name": path.resolve().name, "content": content}
     return {"kind": "local" if is_local(given) else "hub", "given": given, "name": given, "content": None}

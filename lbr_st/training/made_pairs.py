@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import chain, pairwise, zip_longest
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +16,9 @@ from lbr_st.data.beir import RetrievalSet, stable_order
 from lbr_st.data.csv_files import read_csv_records
 from lbr_st.data.lines import check_text, kind_of, read_json_records, refuse_missing, write_rows
 from lbr_st.data.passages import BELOW, sentence_ends
-from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES, digest, normalise, plain, shingles
+from lbr_st.data.texts import WRITTEN_WITHOUT_SPACES, digest, normalise
 from lbr_st.errors import LBRError
-from lbr_st.files import notice, without_jax
+from lbr_st.files import import_extra, notice
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 KINDS = ("heading", "crop", "terms", "defines", "question")
 FOUND_WITHIN = 10  # how far down BM25's ranking a made query may find its passage
 MOST_PASSAGES, MOST_SEARCHED = 50_000, 10_000  # to make pairs of, and to search when a run is judged (our choice)
-FEWEST, FEWEST_JUDGED, FEWEST_FILES, NEIGHBOURS = 8, 50, 5, 10
-"""Passages to train on; to hold some out; files to hold out whole ones; neighbouring passages in their place."""
+FEWEST, FEWEST_JUDGED = 8, 50  # passages to train on, and to hold some out
+FEWEST_FILES, NEIGHBOURS = 5, 10  # files to hold out whole ones, and neighbouring passages in their place
 FEWEST_WORDS, MOST_WORDS = 8, 30  # of a crop
-SCORES_AT_ONCE = 10_000_000
 
 _CJK = WRITTEN_WITHOUT_SPACES.pattern.strip("[]")
 _SPACED = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
@@ -51,7 +50,6 @@ _NO_TERM = re.compile(
     rf"they|this|those|was|we|were|what|when|where|which|who|why|your?)(?!\S)|^(?:{_SMALL}) | (?:{_SMALL})$",
     re.I,
 )
-Asked = list[tuple[str, list[int]]]  # queries, each with the rows of the passages that answer it
 
 
 class Made(NamedTuple):
@@ -69,65 +67,34 @@ class WordIndex:
     def __init__(self, texts: Sequence[str]) -> None:
         from scipy.sparse import csc_array
 
-        try:
-            with without_jax():
-                import bm25s
-                import Stemmer
-        except ImportError as error:
-            raise LBRError(
-                f"BM25 needs bm25s and PyStemmer: {error}.", fix='Run: pip install "lbr-st[eval]"'
-            ) from error
-        stem = {"stopwords": "en", "stemmer": Stemmer.Stemmer("english"), "token_pattern": _TOKEN}
+        bm25s, stemmer = import_extra("bm25s"), import_extra("Stemmer").Stemmer("english")
+        stem = {"stopwords": "en", "stemmer": stemmer, "token_pattern": _TOKEN}
         self._words = lambda those: bm25s.tokenize(list(those), return_ids=False, show_progress=False, **stem)
-        self.ids: dict[str, int] = {}
-        ids = [[self.ids.setdefault(word, len(self.ids)) for word in words] for words in self._words(texts)]
-        self.ids.setdefault("", len(self.ids))  # texts may have no word at all
-        index = bm25s.BM25(k1=1.2, b=0.75, method="lucene", backend="numpy")
+        words = self._words(texts)
+        # In the order in which they come; texts may have no word at all.
+        self.ids: dict[str, int] = {word: number for number, word in enumerate(dict.fromkeys([*chain(*words), ""]))}
+        self._index = bm25s.BM25(k1=1.2, b=0.75, backend="numpy")
         with np.errstate(invalid="ignore"):  # texts without a word have no length
-            index.index((ids, self.ids), show_progress=False)
-        kept, self._shape = index.scores, (len(texts), len(self.ids))
-        weights = csc_array((kept["data"], kept["indices"], kept["indptr"]), shape=self._shape)
-        self.by_text, self.by_word = weights.tocsr(), weights.T.tocsr()
+            self._index.index(([[self.ids[word] for word in row] for row in words], self.ids), show_progress=False)
+        kept, shape = self._index.scores, (len(texts), len(self.ids))
+        self.by_word = csc_array((kept["data"], kept["indices"], kept["indptr"]), shape=shape)
+        self.by_text = self.by_word.tocsr()
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the numbers of each text's stems, without those that no indexed text has."""
         return [[self.ids[word] for word in words if word in self.ids] for words in self._words(texts)]
 
     def top(self, queries: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ``n`` best texts of each query (int64), the best first, and their scores (float32)."""
-        n = min(n, self._shape[0])
-        best, found = [np.zeros((0, n), np.int64)], [np.zeros((0, n), np.float32)]
-        for _, scores in self._scores(queries):
-            dense = scores.toarray()
-            best.append(np.argpartition(-dense, range(n), axis=1)[:, :n])
-            found.append(np.take_along_axis(dense, best[-1], axis=1))
-        return np.concatenate(best), np.concatenate(found)
+        """Return the ``n`` best texts of each query, the best first, and their scores."""
+        n = min(n, self.by_word.shape[0])
+        found = self._index.retrieve(self._words(queries), k=n, show_progress=False, backend_selection="numpy")
+        return found.documents, found.scores
 
-    def ranks(self, queries: Sequence[str], texts: Sequence[int]) -> np.ndarray:
-        """Return how many other texts score as high as each query's own, or higher; "all" if it shares no word."""
-        ranks = [np.zeros(0, np.int64)]
-        for start, scores in self._scores(queries):
-            row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-            own, is_own = (
-                np.zeros(scores.shape[0]),
-                scores.indices == np.asarray(texts[start : start + scores.shape[0]])[row],
-            )
-            own[row[is_own]] = scores.data[is_own]
-            as_good = np.bincount(row[scores.data >= own[row]], minlength=len(own))
-            ranks.append(np.where(own > 0, as_good - 1, np.iinfo(np.int64).max))
-        return np.concatenate(ranks)
-
-    def _scores(self, queries: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        """Yield the number of a batch's first query, and the batch's scores: sparse, of shape (queries, texts)."""
-        from scipy.sparse import csr_array
-
-        size = max(1, min(500, SCORES_AT_ONCE // self._shape[0]))
-        for start in range(0, len(queries), size):
-            ids = self.ids_of(queries[start : start + size])
-            ends = np.cumsum([0, *map(len, ids)])
-            columns = np.fromiter(chain.from_iterable(ids), np.int32, ends[-1])
-            asked = csr_array((np.ones(len(columns), np.float32), columns, ends), shape=(len(ids), self._shape[1]))
-            yield start, asked @ self.by_word
+    def finds(self, queries: Sequence[str], texts: Sequence[int], n: int) -> np.ndarray:
+        """Tell which queries find their own text among the first ``n``, even if it stood behind its equals."""
+        best, scores = self.top(queries, n + 1)
+        own = np.sum(scores * (best == np.asarray(texts)[:, None]), axis=1)
+        return np.greater(own, scores[:, n] if scores.shape[1] > n else 0)
 
 
 def make_pairs(
@@ -155,9 +122,6 @@ def make_pairs(
 
     Returns:
         ``query``, ``document`` and ``kind``; ``passage`` and ``source`` are the rows that the two are from.
-
-    Raises:
-        LBRError: A kind is unknown, or no pair is kept.
     """
     if unknown := set(kinds or ()) - set(KINDS):
         raise LBRError(f"unknown kind of pair {min(unknown)!r}.", fix=f"Use {', '.join(KINDS)}.")
@@ -183,7 +147,7 @@ def make_pairs(
             if len(query) > 1 and query != document and (key := (digest(query), digest(document))) not in known:
                 known.add(key)
                 made.append(one)
-        found = [(kind, made[at]) for at in np.flatnonzero(_ranks(made, index) < found_within)]
+        found = [(kind, made[at]) for at in np.flatnonzero(_found(made, index, found_within))]
         kept += found
         counts += [f"{kind} {len(found):,} of {len(made):,}"] * bool(made)
     say(f"Made pairs that BM25 confirms: {', '.join(counts) or 'none'}.")
@@ -195,15 +159,15 @@ def make_pairs(
     return table.add_column("source", rows[[one.source for _, one in kept]])
 
 
-def _ranks(made: Sequence[Made], passages: WordIndex) -> np.ndarray:
-    """Return the rank of each query's passage among all, or of its part of a passage among all such parts."""
-    ranks = np.zeros(len(made), np.int64)
+def _found(made: Sequence[Made], passages: WordIndex, n: int) -> np.ndarray:
+    """Tell which queries find their passage among all, or their part of a passage among all such parts."""
+    found = np.zeros(len(made), bool)
     number = {part: at for at, part in enumerate(dict.fromkeys(one.document for one in made if one.document))}
     for index in (passages, WordIndex(list(number))) if number else (passages,):
         here = [at for at, one in enumerate(made) if (one.document is None) == (index is passages)]
         own = [number[made[at].document or ""] if index is not passages else made[at].row for at in here]
-        ranks[here] = index.ranks([made[at].query for at in here], own)
-    return ranks
+        found[here] = index.finds([made[at].query for at in here], own, n) if here else False
+    return found
 
 
 def _headings(headings: Sequence[str], files: Sequence[str]) -> Iterator[Made]:
@@ -240,9 +204,8 @@ def _crops(texts: Sequence[str], draw: np.random.Generator) -> Iterator[Made]:
         start, end = spans[int(which * len(spans))] if spans else (words[begin][0], words[begin + size - 1][1])
         sides = text[:start].strip(), text[end:].strip()
         if sum(map(str.isalpha, text[start:end])) > (end - start) / 2:  # no row of a table's numbers
-            yield Made(
-                _line(text[start:end]), row, row, " ".join(sides).strip() if around < 0.5 else max(sides, key=len)
-            )
+            rest = " ".join(sides).strip() if around < 0.5 else max(sides, key=len)
+            yield Made(_line(text[start:end]), row, row, rest)
 
 
 def _terms(texts: Sequence[str], index: WordIndex, draw: np.random.Generator) -> Iterator[Made]:
@@ -314,10 +277,8 @@ def held_out_queries(
     """Return made pairs to train on, and at most ``most`` held-out queries; None for fewer than 50 passages.
 
     Held out are files with a ``share`` of the passages, or, of fewer than five files, runs of ten passages. No pair to
-    train on asks for one of them or is from one. A passage that a crop asks for is searched without the crop.
-
-    Raises:
-        LBRError: There are fewer than 8 passages.
+    train on asks for one of them or is from one. A passage that a crop asks for is searched without the crop. Fewer
+    than 8 passages are an error.
     """
     if len(passages) < FEWEST:
         raise LBRError(f"{len(passages)} passages are too few to train on.", fix=f"Give text for {FEWEST} or more.")
@@ -335,13 +296,10 @@ def held_out_queries(
     if len(passages) < FEWEST_JUDGED or not len(judging):
         say(f"Warning: too little text ({len(passages)} passages) to hold any out. The model is trained unjudged.")
         return pairs, None
-    of_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for pair in pairs.select(np.random.default_rng(seed).permutation(judging)):
-        of_kind[pair["kind"]].append(pair)
-    chosen = [pair for pair in chain(*zip_longest(*of_kind.values())) if pair][:most]
+    chosen: list[Any] = list(pairs.select(np.random.default_rng(seed).permutation(judging)[:most]))
     asked = [(pair["query"], [pair["passage"], pair["source"]]) for pair in chosen]
     cut = {pair["passage"]: pair["document"] for pair in chosen if pair["kind"] == "crop"}
-    return train, _asked("made-held-out", asked, passages, seed, cut)
+    return train, _asked("made-held-out", asked, passages, cut)
 
 
 def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
@@ -349,52 +307,37 @@ def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
     return pairs.select(np.flatnonzero(~(np.isin(pairs["passage"][:], rows) | np.isin(pairs["source"][:], rows))))
 
 
-def judged_by(queries: str | Path, passages: Dataset, *, seed: int = 0) -> RetrievalSet:
-    """Return a person's own queries as a test: a table of ``query`` and ``file`` or ``quote`` (also ``document``).
+def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
+    """Return a person's own queries as a test: a table of ``query`` and ``file`` or ``quote``.
 
-    All passages of a file answer, or those (of it) that hold the quote, by its letters and digits. If none does, the
-    best one answers that has 60% of its runs of three words. The id of a passage is "p" and its row.
-
-    Raises:
-        LBRError: A row has no query, or neither file nor quote, or nothing answers it.
+    All passages of a file answer, or those (of it) that hold the quote, by its letters and digits. The id of a passage
+    is "p" and its row. A query that nothing answers is an error.
     """
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
-    texts, files = passages["text"][:], passages["file"][:]
-    spelt, words = list(map(normalise, texts)), [f" {plain(text)} " for text in texts]
-    asked: Asked = []
-    lost: list[str] = []
+    spelt, files = list(map(normalise, passages["text"])), passages["file"][:]
+    asked: list[tuple[str, list[int]]] = []
     for where, row in read(path):
         refuse_missing(["query"], row, where)
         check_text(row["query"], where, "the query")
-        file, quote = row.get("file") or "", row.get("quote") or row.get("document") or ""
+        file, quote = row.get("file") or "", normalise(row.get("quote") or "")
         if not file and not quote:
             raise LBRError("neither a file nor a quote answers this query.", where=where, fix="Name one of the two.")
-        found = [at for at, name in enumerate(files) if not file or name == file or name.rpartition("/")[2] == file]
-        if quote:
-            near, key, runs = found, normalise(quote), shingles(plain(quote), 3)
-            found = [at for at in near if key and key in spelt[at]]
-            if not found and near and runs:
-                shares = [sum(f" {run} " in words[at] for run in runs) / len(runs) for at in near]
-                found = [near[int(np.argmax(shares))]] if max(shares) >= 0.6 else []
+        there = [not file or file in (name, name.rpartition("/")[2]) for name in files]
+        found = [at for at, text in enumerate(spelt) if there[at] and quote in text]
+        if not found:
+            fix = "Check the file's name, or quote a whole sentence as it is written."
+            raise LBRError(f"no passage answers {row['query']!r}.", where=where, fix=fix)
         asked.append((row["query"], found))
-        lost += [f"{where.rpartition(', ')[2]} ({row['query']})"] * (not found)
-    if lost:
-        what = f"no passage answers {len(lost)} of {len(asked)} queries: {', '.join(lost[:3])}."
-        raise LBRError(what, where=str(path), fix="Check the file's name, or quote a whole sentence as it is written.")
-    return _asked("own-queries", asked, passages, seed, {})
+    return _asked("own-queries", asked, passages, {})
 
 
-def _asked(name: str, asked: Asked, passages: Dataset, seed: int, cut: Mapping[int, str]) -> RetrievalSet:
+def _asked(name: str, asked: list[tuple[str, list[int]]], passages: Dataset, cut: Mapping[int, str]) -> RetrievalSet:
     """Return a test of queries and the passages that answer them, with as many other passages as are searched."""
     ids: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for query, rows in asked:
         qrels.setdefault(ids.setdefault(query, f"q{len(ids)}"), {}).update((f"p{row}", 1) for row in rows)
-    judged = {row for _, rows in asked for row in rows}
-    others = [row for row in np.random.default_rng(seed).permutation(len(passages)).tolist() if row not in judged]
-    searched = sorted([*judged, *others[: max(0, MOST_SEARCHED - len(judged))]])
-    texts = zip(searched, passages.select(searched)["text"], strict=True)
-    corpus = {f"p{row}": cut.get(row, text) for row, text in texts}
-    beyond = {"passages beyond those searched": len(passages) - len(searched)}
-    return RetrievalSet(name, corpus, {key: query for query, key in ids.items()}, qrels, left_out=beyond)
+    corpus = {f"p{row}": cut.get(row, text) for row, text in enumerate(passages["text"])}
+    whole = RetrievalSet(name, corpus, {key: query for query, key in ids.items()}, qrels)
+    return whole if len(corpus) <= MOST_SEARCHED else whole.slice(len(ids), MOST_SEARCHED)

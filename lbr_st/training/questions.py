@@ -9,25 +9,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from lbr_st.data.texts import digest, plain
+from lbr_st.data.texts import digest, plain, shingles
 from lbr_st.errors import LBRError
-from lbr_st.files import notice
+from lbr_st.files import import_extra, notice
 from lbr_st.model.bases import resolve_base
-from lbr_st.model.safe import explain_load_errors, without_code
+from lbr_st.model.safe import explain_load_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MOST = 2000  # passages that queries are written for: an hour or more of SmolLM2-135M on two cores
 NEW_TOKENS, TEMPERATURE = 32, 0.7
-TIMEOUT, RETRIES, AT_ONCE, MOST_SLOW = 60.0, 2, 8, 5
-"""Of a server: seconds for an answer, more tries, requests at once, and time-outs in a row that end the run."""
+TIMEOUT, RETRIES, AT_ONCE = 60.0, 2, 8  # of a server: seconds for an answer, more tries, and requests at once
 SHOTS = (
     ("Wipe the blade dry after mowing and rub it with a thin film of oil, or it rusts.", "how to look after a scythe"),
     ("Dough that is kept in the fridge overnight rises slowly and gains flavour.", "why let bread rest in the cold?"),
@@ -47,11 +47,8 @@ def questions(
 
     The writer is the address of a server (``http://localhost:8000/v1``), or a causal LM: a base, a folder or a hub id.
     ``examples`` are a person's queries, for the form. What is empty, too long, no text or copied from the passage is
-    left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder/questions.jsonl`` once it is
-    written, and the same call takes it from there.
-
-    Raises:
-        LBRError: The server is down or too slow, the model cannot be loaded, or no query can be used.
+    left out. Of many passages 2,000 are drawn by the seed. Each query is kept in ``folder`` once it is written, and the
+    same call takes it from there.
     """
     file = Path(folder) / "questions.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,22 +56,20 @@ def questions(
     texts = dict(zip(rows, passages.select(rows)["text"], strict=True))
     prompts = {row: _prompt(text, examples) for row, text in texts.items()}
     keys = {row: f"{digest(f'{writer} {prompt}'):016x}" for row, prompt in prompts.items()}
-    kept, counts = _kept(file), Counter[str]()
+    kept, counts = dict[str, str](), Counter[str]()
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        with suppress(ValueError):  # half a line that a killed run left
+            kept |= json.loads(line)
     wanted = [(row, prompts[row]) for row in rows if keys[row] not in kept]
     served = writer.startswith(("http://", "https://"))
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
-    try:
-        with file.open("a", encoding="utf-8") as out:
-            for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
-                query = _query(answer or "")
-                problem = "not in time" if answer is None else _problem(query, texts[row])
-                counts[problem or "usable"] += 1
-                if answer is not None:  # the next run asks a slow server again
-                    kept[keys[row]] = "" if problem else query
-                    print(json.dumps({"key": keys[row], "query": kept[keys[row]]}), file=out, flush=True)
-    except LBRError as error:
-        what = f"{error.what} {sum(map(bool, kept.values())):,} queries are kept in {file}."
-        raise LBRError(what, where=error.where, fix=error.fix) from error
+    with file.open("a", encoding="utf-8") as out:
+        for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
+            query = _query(answer)
+            problem = _problem(query, texts[row])
+            counts[problem or "usable"] += 1
+            kept[keys[row]] = "" if problem else query
+            print("", json.dumps({keys[row]: kept[keys[row]]}), sep="\n", end="", file=out, flush=True)
     found = sorted((row, kept[key]) for row, key in keys.items() if kept.get(key))
     now = ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())) or "none"
     say(f"Queries by {writer}: {len(found):,}. Of those written now: {now}.")
@@ -88,16 +83,6 @@ def _prompt(text: str, examples: Sequence[str]) -> str:
     shots = "".join(f"Passage: {passage}\nQuery: {query}\n\n" for passage, query in SHOTS)
     task = "Write one short search query that the last passage answers, in other words than the passage's."
     return f"{task}\n\n{form}{shots}Passage: {text}\nQuery:"
-
-
-def _kept(file: Path) -> dict[str, str]:
-    """Return key → query of what was written before, and cut off half a line that a killed run left at the end."""
-    with file.open("ab+") as opened:
-        opened.seek(0)
-        whole = opened.read()
-        end = whole.rfind(b"\n") + 1
-        opened.truncate(end)
-    return {line["key"]: line["query"] for line in map(json.loads, whole[:end].splitlines())}
 
 
 def _query(answer: str) -> str:
@@ -116,79 +101,51 @@ def _problem(query: str, text: str) -> str | None:
         return "no text"
     if len(words) > NEW_TOKENS or len(query) > 300:
         return "too long"
-    run, own = max(4, math.ceil(0.8 * len(words))), f" {plain(text)} "
-    copied = any(f" {' '.join(words[at : at + run])} " in own for at in range(len(words) - run + 1))
-    return "copied" if copied else None
+    run = max(4, math.ceil(0.8 * len(words)))
+    return "copied" if shingles(plain(query), run) & shingles(plain(text), run) else None
 
 
-def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str | None]]:
-    """Yield rows and what a server answers; None if it does not in time."""
-    try:
-        import openai
-    except ImportError as error:
-        raise LBRError(f"a server needs openai: {error}.", fix='Run: pip install "lbr-st[documents]"') from error
+def _of_server(url: str, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield rows and what a server answers; "" for nonsense."""
+    openai = import_extra("openai", "documents")
     key = os.environ.get("OPENAI_API_KEY") or "none"
     client = openai.OpenAI(base_url=url, api_key=key, timeout=TIMEOUT, max_retries=RETRIES)
-    options: Any = {"max_tokens": NEW_TOKENS, "temperature": TEMPERATURE}
+    options = {"max_tokens": NEW_TOKENS, "temperature": TEMPERATURE}
     nonsense = (ValueError, TypeError, AttributeError, LookupError, openai.APIResponseValidationError)
 
-    def ask(prompt: str) -> str | openai.APIError | None:
-        try:
-            said = client.chat.completions.create(
-                model=model, messages=[{"role": "user", "content": prompt}], **options
-            )
+    def ask(prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        with suppress(*nonsense):  # no JSON, or another protocol
+            said = client.chat.completions.create(model=model, messages=messages, **options)
             return str(said.choices[0].message.content or "")
-        except nonsense:  # no JSON, or another protocol
-            return ""
-        except openai.APITimeoutError:
-            return None
-        except openai.APIError as error:
-            return error
+        return ""
 
-    fix, slow = "Check that it runs, and its address, which mostly ends with /v1. Then run again to continue.", 0
     try:
         model = client.models.list().data[0].id
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from zip([row for row, _ in wanted], pool.map(ask, [prompt for _, prompt in wanted]), strict=True)
     except (*nonsense, openai.APIError) as error:
-        raise LBRError(f"the server names no model: {error}.", where=url, fix=fix) from error
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for start in range(0, len(wanted), AT_ONCE):
-            batch = wanted[start : start + AT_ONCE]
-            failed = None
-            for (row, _), answer in zip(batch, list(pool.map(ask, [prompt for _, prompt in batch])), strict=True):
-                if isinstance(answer, openai.APIError):
-                    failed = f"the server does not answer: {answer}."
-                    continue
-                slow = slow + 1 if answer is None else 0
-                yield row, answer
-                if slow == MOST_SLOW:
-                    failed = f"{slow} answers in a row took more than {TIMEOUT:g} s."
-            if failed:
-                raise LBRError(failed, where=url, fix=fix)
+        fix = "Check that it runs, and its address, which mostly ends with /v1. Run again to resume: answers are kept."
+        raise LBRError(f"the server does not answer: {str(error).rstrip('.')}.", where=url, fix=fix) from error
 
 
 def _of_model(name: str, wanted: Sequence[tuple[int, str]], seed: int) -> Iterator[tuple[int, str]]:
     """Yield rows and what a causal LM on this machine writes, from the shortest prompt to the longest."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import pipeline
 
     with explain_load_errors(name, "the writer"):
-        source, options = resolve_base(name), without_code(None)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, padding_side="left", **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **options).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+        options: Any = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+        writer: Any = pipeline("text-generation", str(resolve_base(name)), **options)
+    tokenizer = writer.tokenizer
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    options = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
+    sampling = {"do_sample": True, "temperature": TEMPERATURE, "max_new_tokens": NEW_TOKENS}
     by_length = sorted(wanted, key=lambda one: len(one[1]))
     for start in range(0, len(wanted), 16):
         rows, prompts = zip(*by_length[start : start + 16], strict=True)
-        chat = bool(tokenizer.chat_template)
-        if chat:
-            chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        read = tokenizer(list(prompts), padding=True, add_special_tokens=not chat, return_tensors="pt").to(model.device)
-        shown = {name: read[name] for name in ("input_ids", "attention_mask")}
-        with torch.inference_mode(), torch.random.fork_rng():
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        given = chats if tokenizer.chat_template else list(prompts)
+        with torch.random.fork_rng():
             torch.manual_seed(seed + start)
-            ids = model.generate(**shown, pad_token_id=tokenizer.pad_token_id, **options)
-        new = ids[:, shown["input_ids"].shape[1] :]
-        yield from zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True)
+            written = writer(given, batch_size=16, return_full_text=False, **sampling)
+        yield from zip(rows, (one[0]["generated_text"] for one in written), strict=True)

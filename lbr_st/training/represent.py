@@ -89,11 +89,9 @@ def represent(
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
     options: dict[str, Any] = {}
-    if config.stop and evaluator is not None:
-        score = (
-            evaluator.primary_metric or f"{getattr(evaluator, 'name', '')}_cosine_ndcg@10"
-        )  # which its first call sets
-        options = {"load_best_model_at_end": True, "metric_for_best_model": score}
+    if config.stop and evaluator is not None:  # an evaluator names its metric when it is called first
+        best = evaluator.primary_metric or "_".join(filter(None, [getattr(evaluator, "name", ""), "cosine_ndcg@10"]))
+        options = {"load_best_model_at_end": True, "metric_for_best_model": best}
     sampler = partial(
         TokenBatchSampler, no_duplicates=True, known_as=known_as, similar_group_size=config.similar_group_size
     )

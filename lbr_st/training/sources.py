@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from lbr_st.data.beir import RetrievalSet, read_beir
-from lbr_st.data.columns import negative_columns
-from lbr_st.data.documents import KINDS as KINDS_OF_FILES
-from lbr_st.data.documents import is_documents, pair_tables, read_files
+from lbr_st.data.documents import is_documents, pair_tables
 from lbr_st.data.hold_out import hold_out
-from lbr_st.data.lines import kind_of
+from lbr_st.data.lines import joined, kind_of
 from lbr_st.data.pairs import RECORDS
-from lbr_st.data.passages import passages
-from lbr_st.data.sources import read_pairs, read_texts
+from lbr_st.data.passages import read_documents
+from lbr_st.data.sources import READABLE, read_pairs, read_texts, short_name
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -139,8 +137,8 @@ def _read_documents(
     """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
     config, model = recipe.data, recipe.model
     base = AutoTokenizer.from_pretrained(resolve_base(model.base))
-    tokenizer, column = with_bottleneck_tokens(base, model.num_bottleneck_tokens), config.text_column
-    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, column, say)
+    tokenizer, options = with_bottleneck_tokens(base, model.num_bottleneck_tokens), {"text_column": config.text_column}
+    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, say=say, **options)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):
         return None, texts, None, None, ""
@@ -164,21 +162,14 @@ def _read_documents(
     return table, texts, own or test, dev, "pairs" if own else "queries"
 
 
-def passages_of(
-    source: str | Path,
-    tokenizer: Any,
-    prompt: str,
-    max_seq_length: int,
-    text_column: str = "text",
-    say: Callable[[str], None] = notice,
-) -> Dataset:
+def passages_of(source: str | Path, tokenizer: Any, prompt: str, max_seq_length: int, **options: Any) -> Dataset:
     """Return the passages of documents that a model reads whole, after its prompt and with what its tokenizer adds."""
 
     def num_tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     room = max(1, max_seq_length - len(tokenizer(prompt)["input_ids"]))
-    return passages(read_files(source, text_column=text_column, say=say), num_tokens, max_tokens=room, say=say)
+    return read_documents(source, num_tokens=num_tokens, max_tokens=room, **options)
 
 
 def from_documents(recipe: Recipe) -> bool:
@@ -186,7 +177,7 @@ def from_documents(recipe: Recipe) -> bool:
     data = recipe.data
     if data.source in DOMAIN_TASKS or data.pairs or not is_documents(data.source):
         return False
-    return recipe.represent.enabled or Path(data.source).is_dir() or kind_of(Path(data.source)) in KINDS_OF_FILES
+    return recipe.represent.enabled or kind_of(Path(data.source)) not in READABLE
 
 
 def learn_kinds(recipe: Recipe) -> list[str]:
@@ -203,24 +194,3 @@ def needs_pairs(recipe: Recipe) -> bool:
 
 def _task_pairs(task: DomainTask, synonyms: bool) -> Dataset | None:
     return joined([task.train_pairs, task.synonym_pairs if synonyms else None])
-
-
-def text_columns(rows: Dataset) -> list[str]:
-    """Return the columns of a table that hold texts to train on."""
-    others = {"side", "passage", *negative_columns(rows.column_names)}  # of a record; of a made pair
-    return [name for name in rows.column_names if name not in others]
-
-
-def short_name(source: str) -> str:
-    """Return what reports call a source: a file's or a folder's name alone, or a hub id."""
-    return Path(source).name if Path(source).exists() else source
-
-
-def joined(tables: Iterable[Dataset | None]) -> Dataset | None:
-    """Return the rows of all tables; a column that one of them lacks is "" there."""
-    parts = [part for part in tables if part is not None]
-    names = dict.fromkeys(name for part in parts for name in part.column_names)
-    for index, part in enumerate(parts):
-        for name in names.keys() - set(part.column_names):
-            parts[index] = parts[index].add_column(name, [""] * len(part))
-    return concatenate_datasets(parts) if parts else None

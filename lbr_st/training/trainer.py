@@ -41,8 +41,7 @@ from lbr_st.training.tokens import TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
-TIMED = 3
-"""Steps after which the duration of a training is estimated."""
+TIMED = 3  # steps after which the duration of a training is estimated
 SECONDS_TO_A_SECOND_ONE = 1.0
 """A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
 
@@ -196,12 +195,8 @@ class LBRTrainer(SentenceTransformerTrainer):
         if resume_from_checkpoint is True:
             found = first_alone(lambda: newest_checkpoint(str(self.args.output_dir)))
             resume_from_checkpoint = str(found) if found else None
-        if resume_from_checkpoint:
-            kept = TrainerState.load_from_json(str(Path(str(resume_from_checkpoint)) / TRAINER_STATE_NAME))
-            if self.max_hours and kept.max_steps:  # how many they allow was decided then
-                self.args.max_steps = min(self.args.max_steps, kept.max_steps)
-            if self._take_if_complete(Path(str(resume_from_checkpoint)), kept):
-                return None
+        if resume_from_checkpoint and self._take_if_complete(Path(str(resume_from_checkpoint))):
+            return None
         decoder = backbone_of(self.model).model
         try:
             with stop_between_steps() as request, merged_while_training(self.model):
@@ -271,8 +266,11 @@ class LBRTrainer(SentenceTransformerTrainer):
             fix="Lower the learning rate, use float32, or look at these rows.",
         )
 
-    def _take_if_complete(self, checkpoint: Path, state: TrainerState) -> bool:
+    def _take_if_complete(self, checkpoint: Path) -> bool:
         """Take the last or best checkpoint of a finished training; transformers would train one step beyond it."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if self.max_hours and state.max_steps:  # how many they allow was decided then
+            self.args.max_steps = min(self.args.max_steps, state.max_steps)
         if state.global_step < state.max_steps or state.max_steps != self.args.max_steps:
             return False
         if self.args.load_best_model_at_end and state.best_model_checkpoint:
@@ -374,10 +372,7 @@ class _FiniteGradients(TrainerCallback):
 
 
 class _Duration(TrainerCallback):
-    """Says after three steps how long the training will take, and ends it earlier if that is more than it may take.
-
-    The learning rate then falls to zero over the steps that are left.
-    """
+    """Says after three steps how long a training takes; if too long, takes fewer, over which the rate falls to zero."""
 
     def __init__(self, trainer: LBRTrainer) -> None:
         self.trainer = trainer
@@ -390,9 +385,8 @@ class _Duration(TrainerCallback):
             return
         seconds = (time.monotonic() - self.started) / TIMED
         limit = self.trainer.max_hours if args.world_size == 1 else None  # several would have to agree
-        steps = state.max_steps
-        if limit and not self.first:
-            steps = max(TIMED + 1, min(steps, int(limit * 3600 / seconds)))
+        allowed = max(TIMED + 1, int(limit * 3600 / seconds)) if limit and not self.first else state.max_steps
+        steps = min(state.max_steps, allowed)
         why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
         left = seconds * (steps - state.global_step) / 60
         notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import zipfile
 from itertools import pairwise
 
@@ -44,18 +45,18 @@ def test_a_tree_is_read_by_name_and_hidden_files_and_loops_are_not(tmp_path):
     (tmp_path / "a" / "self").symlink_to("self")
     found, said = read(tmp_path)
     assert [document.file for document in found] == ["a/x/y.TXT", "a/z.md", "b.txt"]
-    assert said == "Read 3 files (2 .txt, 1 .md), not read: 1 self."
+    assert said == "Read 3 files (2 .txt, 1 .md)."
     assert texts(tmp_path / "b.txt") == {"b.txt": "of b.txt"}
 
 
 def test_text_becomes_markdown_and_lines_keep_their_numbers(tmp_path):
     (tmp_path / "a.rst").write_text(f"Title\n=====\n\n{LINE}\non and on.\n\nSub\n---\n\nx ﬁ::\n\n   code ﬁ\n")
     (tmp_path / "b.md").write_text(f"---\ntitle: Named\nby: me\n---\n{LINE}\n\n```\nﬁ\n```\n")
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed infor-\r\nmation\r\n"))
-    rst, md, packed = read(tmp_path)[0]
+    (tmp_path / "c.txt").write_bytes(b"other infor-\r\nmation\r\n")
+    rst, md, other = read(tmp_path)[0]
     assert rst.text == f"# Title\n\n\n{LINE} on and on.\n\n\n## Sub\n\n\nx fi::\n\n   code ﬁ\n"
-    assert (md.text, md.line) == (f"# Named\n{LINE}\n\n```\nﬁ\n```\n", 4)
-    assert (packed.file, packed.text, packed.line) == ("c.txt.gz", "packed information\n\n", 1)
+    assert md.text == f"\n\n\n# Named\n{LINE}\n\n```\nﬁ\n```\n"
+    assert (other.file, other.text, other.line) == ("c.txt", "other information\n\n", 1)
 
 
 def test_words_are_counted_over_the_folder(tmp_path):
@@ -68,7 +69,7 @@ def test_large_files_come_in_parts_that_are_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "PART", 300)
     blocks = [f"Block {n} of words.\n{'more ' * n}\n" for n in range(30)]
     blocks.insert(9, "```\n" + "code\n\n" * 60 + "```\n")
-    whole = "\n".join(blocks) + "\n" + "word " * 1000 + "\n" + "x" * 1000 + "\n\nend"
+    whole = "\n".join(blocks) + "\n" + "word " * 1000 + "\n\nend"
     (tmp_path / "a.md").write_text(whole)
     found = read(tmp_path)[0]
     assert "".join(document.text for document in found) == whole
@@ -100,19 +101,14 @@ def test_pairs_and_beir_folders_are_not_documents(tmp_path):
     (tmp_path / "beir").mkdir()
     (tmp_path / "beir" / "corpus.jsonl").write_text('{"_id": "1", "text": "x"}')
     (tmp_path / "pairs.csv").write_text("Question,Answer\nq,a\n")
-    (tmp_path / "two.jsonl").write_text('{"query": "q", "pos": ["a"], "text": "b"}')
+    (tmp_path / "two.jsonl").write_text('{"query": "q", "pos": ["a"]}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.csv").write_text("id,label\n1,2\n")
     (tmp_path / "text.csv").write_text("id,text\n1,a text\n")
     found, said = read(tmp_path)
     assert [one.file for one in found] == ["text.csv"]
-    for part in (
-        "broken.json cannot be read (line 1: not JSON",
-        "other.csv cannot be read (no column 'text'",
-        "1 .csv of",
-    ):
-        assert part in said
-    assert "not read: 1 .csv of pairs, 1 .jsonl of pairs." in said
+    assert "broken.json cannot be read (line 1: not JSON" in said
+    assert "other.csv cannot be read (no column 'text'" in said
     assert pair_tables(tmp_path) == [tmp_path / "pairs.csv", tmp_path / "two.jsonl"]
     assert pair_tables(tmp_path / "text.csv") == []
     wanted = {"": True, "beir": False, "pairs.csv": False, "two.jsonl": False, "other.csv": False, "text.csv": True}
@@ -142,11 +138,10 @@ def test_encodings(tmp_path, text, encoding):
     ("name", "content", "said"),
     [
         ("a.txt", b"\x89PNG\r\n\0\0text", "a.txt is binary"),
-        ("a.txt", b"\xff\xfea", "a.txt is in an unknown encoding"),
+        ("a.txt", b"\xff\xfea", "a.txt cannot be read ('utf-16"),
         ("a.txt", b" \n\n12 .\n", "a.txt has no text"),
-        ("a.txt.gz", gzip.compress(b"word " * 9000, mtime=0)[:-20], "a.txt.gz cannot be read"),
         ("a.csv", b"id,text\n1,good\n2,bad,worse\n", "a.csv cannot be read (line 3: the row has more fields"),
-        ("a.jsonl", b'{"text": ""}\n', "a.jsonl cannot be read (line 1: the value of 'text' is empty"),
+        ("a.jsonl", b'{"text": ""}\n', "a.jsonl has no text"),
         ("a.parquet", b"PAR1 no", "a.parquet cannot be read"),
         ("a.pdf", b"%PDF-1.4 no", "a.pdf is no PDF"),
         ("a.pdf", pdf_of([[], []]), "a.pdf needs OCR (no text in it)"),
@@ -155,8 +150,7 @@ def test_encodings(tmp_path, text, encoding):
     ],
 )
 def test_what_cannot_be_read_is_named_and_nothing_of_it_used(tmp_path, name, content, said):
-    if name.endswith((".pdf", ".docx")):
-        pytest.importorskip(documents.LIBRARIES[name[1:]])
+    pytest.importorskip({"a.pdf": "pypdfium2", "a.docx": "mammoth"}.get(name, "json"))
     (tmp_path / name).write_bytes(content)
     assert said in skipped(tmp_path)
     (tmp_path / "z.txt").write_text("good")
@@ -171,28 +165,25 @@ def test_empty_folders_missing_and_many_unreadable_files(tmp_path):
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_bytes(b"\0")
     assert "skipped 12: 00.txt is binary, not text, 01.txt" in skipped(tmp_path)
-    assert "09.txt is binary, not text and 2 more" in skipped(tmp_path)
+    assert "09.txt is binary, not text, …" in skipped(tmp_path)
 
 
 def test_files_that_may_not_be_read(tmp_path):
-    (tmp_path / "gone.md").symlink_to("nowhere.md")
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "shut.txt").write_text("shut")
     (tmp_path / "shut.txt").chmod(0)
     os.mkfifo(tmp_path / "pipe.txt")  # reading would wait for ever
     said = read(tmp_path)[1]
-    assert "gone.md cannot be read (No such file or directory)" in said
     if os.geteuid():  # root may read everything
         assert "shut.txt cannot be read (Permission denied)" in said
     assert "pipe" not in said
 
 
-def test_a_missing_library_is_named_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setitem(documents.LIBRARIES, ".pdf", "no_such_library")
-    (tmp_path / "a.txt").write_text("good")
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)
     (tmp_path / "b.pdf").write_bytes(b"")
-    with pytest.raises(LBRError, match="no_such_library") as caught:
-        read_files(tmp_path)
+    with pytest.raises(LBRError, match="pypdfium2") as caught:
+        read(tmp_path)
     assert 'pip install "lbr-st[documents]"' in caught.value.fix
 
 
@@ -234,7 +225,7 @@ def page(number, body):
 
 
 def test_html(tmp_path):
-    pytest.importorskip(documents.LIBRARIES[".html"])
+    pytest.importorskip("markdownify")
     code = "<pre><code>if  x:\n    infor-\n</code></pre>"
     table = "<table><tr><th>Oil</th><th>Months</th></tr><tr><td>Linseed</td><td>6</td></tr></table>"
     long = f"<p>{LINE} <b>on</b> and <a href='/x'>on</a>.</p>"
@@ -246,15 +237,6 @@ def test_html(tmp_path):
     assert "- item one" in text
     for word in ("Home", "cookies", "Imprint", "track"):
         assert word not in text
-
-
-def test_menus_that_web_pages_share(tmp_path):
-    pytest.importorskip(documents.LIBRARIES[".html"])
-    for number in range(6):
-        (tmp_path / f"{number}.htm").write_text(
-            f"<body><p>Visit our shop</p><h1>Notes</h1><p>{LINE} {number}.</p></body>"
-        )
-    assert texts(tmp_path)["3.htm"].split("\n\n") == ["# Notes", f"{LINE} 3."]
 
 
 def docx_of(*paragraphs):
@@ -286,3 +268,16 @@ def test_docx(tmp_path):
     assert "| Linseed | 6 |" in texts(tmp_path)["a.docx"]
     (tmp_path / "b.docx").write_bytes(content[:-200])
     assert "b.docx cannot be read" in read(tmp_path)[1]
+
+
+def test_security_nothing_that_a_document_names_is_fetched_or_run(tmp_path, monkeypatch):
+    pytest.importorskip("markdownify")
+    pytest.importorskip("mammoth")
+    monkeypatch.setattr("socket.socket", lambda *_, **__: pytest.fail("a document asked for the network"))
+    (tmp_path / "secret.txt.hidden").write_text("told")
+    outside = "<img src='http://127.0.0.1/x.png'><iframe src='file:secret.txt.hidden'></iframe><script>told</script>"
+    (tmp_path / "a.html").write_text(f"<body onload='told'>{outside}<p>Only this text.</p></body>")
+    picture = "</w:t></w:r></w:p><w:p><w:r><w:pict>file:secret.txt.hidden</w:pict><w:t>Only this text."
+    (tmp_path / "b.docx").write_bytes(docx_of(("Normal", f"Word.{picture}")))
+    assert texts(tmp_path)["a.html"] == "Only this text."
+    assert texts(tmp_path)["b.docx"].startswith("Word.\n\nOnly this text.")

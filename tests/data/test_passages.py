@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lbr_st.data import passages
 from lbr_st.data.documents import Document
-from lbr_st.data.passages import _pieces, num_words, passages, sentence_ends
+from lbr_st.data.passages import _pieces, num_words, read_documents, sentence_ends
 from lbr_st.errors import LBRError
 
 GUIDE = """Before any heading stands a preface.
@@ -35,13 +36,18 @@ ls | wc
 """
 
 
-def cut(*texts, most=1000, kind=".md", **fields):
-    said = []
-    documents = [Document(f"{number}{kind}", text, **fields) for number, text in enumerate(texts)]
-    return passages(documents, num_words, max_tokens=most, say=said.append), said
+@pytest.fixture
+def cut(monkeypatch):
+    def run(*texts, most=1000, kind=".md", num_tokens=None, **fields):
+        said = []
+        documents = [Document(f"{number}{kind}", text, **fields) for number, text in enumerate(texts)]
+        monkeypatch.setattr(passages, "read_files", lambda *_, **__: documents)
+        return read_documents("", num_tokens=num_tokens, max_tokens=most, say=said.append), said
+
+    return run
 
 
-def test_a_passage_lies_below_one_heading_and_says_where_it_begins():
+def test_a_passage_lies_below_one_heading_and_says_where_it_begins(cut):
     table, _ = cut(GUIDE)
     assert table.column_names == ["text", "heading", "file", "place"]
     assert table["heading"][:] == ["", "Tools > The scythe", "Bread"]
@@ -52,7 +58,7 @@ def test_a_passage_lies_below_one_heading_and_says_where_it_begins():
     assert table["text"][2] == "- Let the dough rest\n- Bake it hot"
 
 
-def test_code_tables_and_sentences_stay_whole_where_they_fit():
+def test_code_tables_and_sentences_stay_whole_where_they_fit(cut):
     table, said = cut(GUIDE, most=16)
     assert table["text"][1:4] == [
         "Wipe the blade, see Fig. 3 or e.g. the manual.",
@@ -71,18 +77,17 @@ def test_sentences_end_where_a_reader_would_end_them():
     assert found == parts
 
 
-def test_the_passages_of_a_section_are_about_as_long():
+def test_the_passages_of_a_section_are_about_as_long(cut):
     table, _ = cut(" ".join(f"One two three four five six {number}." for number in range(30)), most=100)
     assert sorted(map(num_words, table["text"])) == [80, 80, 80]
 
 
 @pytest.mark.parametrize("text", ["word " * 100, "x" * 400 + " y", "许" * 100])
-def test_what_has_no_sentence_is_cut_at_the_budget(text):
+def test_what_has_no_sentence_is_cut_at_the_budget(cut, text):
     def num_tokens(text):
         return -(-len(text) // 4)
 
-    said = []
-    table = passages([Document("a", text), Document("b", "Two words.")], num_tokens, max_tokens=10, say=said.append)
+    table, said = cut(text, "Two words.", most=10, num_tokens=num_tokens)
     assert max(map(num_tokens, table["text"])) <= 10
     assert "cut inside a sentence at 10 tokens" in said[0]
     assert not said[0].partition("; ")[2].startswith("0.0%")
@@ -123,7 +128,7 @@ def test_nothing_is_lost_and_nothing_is_over_the_budget(text, most):
     assert all(num_words(text[piece.start : piece.end]) <= piece.tokens for piece in pieces)
 
 
-def test_pages_rows_and_parts_of_a_file_have_their_places():
+def test_pages_rows_and_parts_of_a_file_have_their_places(cut):
     text = "First page here.\n\nStill the first.\n\nOn the second page."
     pages = (0, text.index("On the"))
     assert cut(text, most=5, pages=pages)[0]["place"][:] == ["page 1", "page 1", "page 2"]
@@ -131,16 +136,15 @@ def test_pages_rows_and_parts_of_a_file_have_their_places():
     assert cut(text, most=5, line=7, kind=".csv.gz")[0]["place"][:] == ["row 7"] * 3
 
 
-def test_what_says_nothing_or_the_same_again_is_dropped_and_counted():
+def test_what_says_nothing_or_the_same_again_is_dropped_and_counted(cut):
     table, said = cut("Real text here.\n\n# A\n\n─────\n\n# B\n\n12\n\n# C\nWord\n# D\nReal  TEXT, here", "Other text.")
     assert table["text"][:] == ["Real text here.", "Other text."]
     line = "2 passages, 4 tokens in the median, 1.0 a word; 0.0% cut inside a sentence at 1000 tokens; "
-    assert said == [f"{line}dropped 1 that repeat another and 3 of fewer than two words."]
+    assert said == [f"{line}left out: 3 of fewer than two words, 1 that repeat another."]
 
 
-def test_a_language_that_the_base_does_not_know_is_named():
-    said = []
-    passages([Document("a", "Grüezi mitenand, wie gohts?\n# B\nUnd dir?")], len, max_tokens=500, say=said.append)
+def test_a_language_that_the_base_does_not_know_is_named(cut):
+    _, said = cut("Grüezi mitenand, wie gohts?\n# B\nUnd dir?", num_tokens=len)
     assert said[1].startswith("Warning: with 4.")
 
 
@@ -150,9 +154,9 @@ def test_a_language_that_the_base_does_not_know_is_named():
         ([], "fewer than two"),
         (["---"], "fewer than two"),
         (["Only one."], "fewer"),
-        (["Same text."] * 3, "all 3 passages"),
+        (["Same text."] * 3, "left out: 2 that repeat another"),
     ],
 )
-def test_too_few_passages_are_an_error(texts, what):
+def test_too_few_passages_are_an_error(cut, texts, what):
     with pytest.raises(LBRError, match=what):
         cut(*texts)

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from lbr_st.training.made_pairs import WordIndex, held_out_queries, judged_by, l
 
 NAMES = ["anvil", "bellows", "chisel", "dowel", "eyelet", "ferrule", "gasket", "hinge", "ingot", "jigsaw", "knurl"]
 NAMES += ["lathe", "mallet", "nozzle", "oilcan", "pliers", "quoin", "rivet", "spanner", "trowel"]
-LAST = np.iinfo(np.int64).max
 VERBS = ["cuts", "bends", "holds", "drills", "joins", "shapes", "lifts"]
 
 
@@ -65,18 +63,11 @@ def test_the_index_ranks_as_bm25s_does():
     assert np.allclose(np.take_along_axis(expected, best, axis=1), scores, atol=1e-5)
     assert (best.dtype, scores.dtype, best[2, 0]) == (np.int64, np.float32, 7)
     own = np.array([3, 3, 7, 7])
-    ranks = [(row >= row[text]).sum() - 1 if row[text] else LAST for row, text in zip(expected, own, strict=True)]
-    assert index.ranks(queries, own).tolist() == ranks
+    ranks = [(row >= row[text]).sum() - 1 if row[text] else 99 for row, text in zip(expected, own, strict=True)]
+    for n in (1, 2, 10, 50):
+        assert index.finds(queries, own, n).tolist() == [rank < n for rank in ranks]
     assert index.top(queries, 99)[0].shape == (4, 40)
-    assert WordIndex(["the", "..."]).ranks(["the", "x"], [0, 1]).tolist() == [LAST, LAST]
-
-
-def test_batches_of_queries_change_nothing(monkeypatch):
-    texts = workshop(60)["text"][:]
-    whole = WordIndex(texts).ranks(texts, range(60)), WordIndex(texts).top(texts, 3)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 420)
-    assert (WordIndex(texts).ranks(texts, range(60)) == whole[0]).all()
-    assert (WordIndex(texts).top(texts, 3)[0] == whole[1][0]).all()
+    assert WordIndex(["the", "..."]).finds(["the", "x"], [0, 1], 9).tolist() == [False, False]
 
 
 def test_headings():
@@ -236,19 +227,17 @@ def test_no_passage_held_out_is_trained_on(files):
     crops = {query: row for query, row, kind in _rows(pairs) if kind == "crop"}
     for key, query in test.queries.items():  # a crop is not searched with what it was cut from
         assert query not in crops or query not in test.corpus[next(iter(test.qrels[key]))]
-    assert len(crops.keys() & set(test.queries.values())) > 10
+    assert crops.keys() & set(test.queries.values())
 
 
-def test_held_out_queries_are_of_all_kinds_and_few(monkeypatch):
+def test_few_queries_are_held_out_and_few_passages_searched(monkeypatch):
     passages = workshop(100, 10)
-    pairs, _ = made(passages, "heading", "terms", "crop", written=())
-    kind = dict(zip(pairs["query"], pairs["kind"], strict=True))
+    pairs, _ = made(passages)
     _, test = held_out_queries(pairs, passages, most=6)
-    assert Counter(kind[query] for query in test.queries.values()) == {"heading": 2, "terms": 2, "crop": 2}
+    assert len(test.queries) == 6
     monkeypatch.setattr(module, "MOST_SEARCHED", 20)
     _, small = held_out_queries(pairs, passages, most=6)
     assert (len(small.corpus), small.queries, small.qrels) == (20, test.queries, test.qrels)
-    assert small.skipped == {"passages beyond those searched": 80}
 
 
 def test_a_definition_held_out_may_be_found_where_it_stands():
@@ -278,12 +267,10 @@ def test_with_few_passages_nothing_is_held_out():
 
 def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
     passages = workshop(40, 4)
-    text = passages[12]["text"]
     rows = [
         {"query": "everything of file 2", "file": "2.md"},
         {"query": "a quote", "quote": "  NOBODY sells b12\nnumber12 today "},
         {"query": "a quote in a file", "file": "0.md", "quote": "by hand from scrap"},
-        {"query": "nearly a quote", "document": text.replace("river", "brook")},
         {"query": "a quote", "quote": "Nobody sells b13"},
     ]
     file = tmp_path / "my.jsonl"
@@ -294,7 +281,6 @@ def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
         "everything of file 2": set(range(20, 30)),
         "a quote": {12, 13},
         "a quote in a file": set(range(10)),
-        "nearly a quote": {12},
     }
     assert test.corpus == {f"p{row}": text for row, text in enumerate(passages["text"])}
     table = tmp_path / "my.csv"
@@ -304,12 +290,9 @@ def test_a_persons_queries_name_a_file_or_quote_it(tmp_path):
 
 def test_a_query_that_nothing_answers_is_an_error(tmp_path):
     file = tmp_path / "my.csv"
-    file.write_text("query,quote\n" + "".join(f"question {n},not there at all {n}\n" for n in range(4)))
-    with pytest.raises(
-        LBRError, match=r"no passage answers 4 of 4 queries: line 2 .*, line 4 \(question 2\)\."
-    ) as error:
+    file.write_text("query,quote\nwho?,not there at all\n")
+    with pytest.raises(LBRError, match=r"line 2: no passage answers 'who\?'"):
         judged_by(file, workshop(10))
-    assert "question 3" not in str(error.value)
     file.write_text("query,quote\nwho?,\n")
     with pytest.raises(LBRError, match="line 2: neither a file nor a quote"):
         judged_by(file, workshop(10))

@@ -94,9 +94,9 @@ def test_each_passage_has_its_query_and_none_is_asked_for_twice(serve, tmp_path)
 def test_what_a_server_wrote_before_it_went_down_is_kept(serve, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 1)
     server = serve(lambda prompt: None if len(server.prompts) > 10 else f"storing {number_in(prompt)}")
-    with pytest.raises(LBRError, match=rf"{server.url}: the server does not answer: .* 10 queries are kept in .*again"):
+    with pytest.raises(LBRError, match=rf"{server.url}: the server does not answer: .*answers are kept"):
         ask(server, tmp_path)
-    (tmp_path / "questions.jsonl").open("a").write('{"key": "half a li')
+    (tmp_path / "questions.jsonl").open("a").write('\n{"half a li')
     server.say, before = lambda prompt: f"again {number_in(prompt)}", len(server.prompts)
     found, _ = ask(server, tmp_path)
     assert len(server.prompts) - before == 10
@@ -104,28 +104,17 @@ def test_what_a_server_wrote_before_it_went_down_is_kept(serve, tmp_path, monkey
     assert [row for row, _ in found] == list(range(20))
 
 
-def test_a_slow_server_is_given_up_after_five_time_outs_in_a_row(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+def test_a_slow_server_is_an_error_and_asked_again_where_it_was(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
     monkeypatch.setattr(module, "AT_ONCE", 1)
-
-    def say(prompt):
-        time.sleep(0.6 if len(server.prompts) % 5 == 0 else 0)
-        return f"storing {number_in(prompt)}"
-
-    server = serve(say)
-    found, said = ask(server, tmp_path)
-    assert len(found) == 16
-    assert said[0].endswith("4 not in time, 16 usable.")
-    server.say = lambda prompt: time.sleep(0.6)
-    with pytest.raises(LBRError, match=r"5 answers in a row took more than 0.3 s. "):
-        questions(PASSAGES, server.url, folder=tmp_path / "new", say=print)
-    server.say = lambda prompt: f"storing {number_in(prompt)}"
+    server = serve(lambda prompt: time.sleep(0.4 if len(server.prompts) == 4 else 0) or f"storing {number_in(prompt)}")
+    with pytest.raises(LBRError, match=r"does not answer: Request timed out\. .*answers are kept"):
+        ask(server, tmp_path)
     assert len(ask(server, tmp_path)[0]) == 20
+    assert len(server.prompts) < 25  # those that were answered are not asked for again
 
 
-@pytest.mark.parametrize(
-    "reply", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}']
-)
+@pytest.mark.parametrize("reply", [b"<html>", b'{"choices": [{"message": {"content": null}}]}'])
 def test_nonsense_is_skipped_and_counted(serve, tmp_path, reply):
     server = serve(lambda prompt: reply if number_in(prompt) % 2 else "storing tools")
     found, said = ask(server, tmp_path)
@@ -137,7 +126,7 @@ def test_nonsense_is_skipped_and_counted(serve, tmp_path, reply):
 
 def test_a_server_that_is_not_there_is_an_error(tmp_path):
     pytest.importorskip("openai")
-    with pytest.raises(LBRError, match=r"names no model: Connection error.* 0 queries are kept"):
+    with pytest.raises(LBRError, match=r"does not answer: Connection error\. "):
         questions(PASSAGES, "http://127.0.0.1:9/v1", folder=tmp_path)
 
 
