@@ -46,7 +46,7 @@ def negative_columns(names: Iterable[str]) -> list[str]:
 
 
 def text_columns(names: Sequence[str]) -> list[str]:
-    """Return the columns of training rows that hold texts, not hard negatives, sides of records or names of passages."""
+    """Return the columns of training rows that hold texts; negatives, sides and names of passages are none."""
     return [name for name in names if name not in ("side", "passage", *negative_columns(names))]
 
 

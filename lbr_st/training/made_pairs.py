@@ -29,6 +29,7 @@ MOST_PASSAGES, MOST_SEARCHED = 50_000, 10_000  # to make pairs of, and to search
 FEWEST, FEWEST_JUDGED = 8, 50  # passages to train on, and to hold some out
 FEWEST_FILES, NEIGHBOURS = 5, 10  # files to hold out whole ones, and neighbouring passages in their place
 FEWEST_WORDS, MOST_WORDS = 8, 30  # of a crop
+QUOTED = 60  # letters of a quote that are looked for, since a long one may go on in the next passage
 
 _CJK = WRITTEN_WITHOUT_SPACES.pattern.strip("[]")
 _SPACED = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
@@ -310,8 +311,8 @@ def leave_out(pairs: Dataset, rows: Sequence[int]) -> Dataset:
 def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     """Return a person's own queries as a test: a table of ``query`` and ``file`` or ``quote``.
 
-    All passages of a file answer, or those (of it) that hold the quote, by its letters and digits. The id of a passage
-    is "p" and its row. A query that nothing answers is an error.
+    All passages of a file answer, or those (of it) that hold the beginning of the quote, by letters and digits. The id
+    of a passage is "p" and its row. A query that nothing answers is an error.
     """
     path = Path(queries)
     read = read_csv_records if kind_of(path) in (".csv", ".tsv") else read_json_records
@@ -320,7 +321,7 @@ def judged_by(queries: str | Path, passages: Dataset) -> RetrievalSet:
     for where, row in read(path):
         refuse_missing(["query"], row, where)
         check_text(row["query"], where, "the query")
-        file, quote = row.get("file") or "", normalise(row.get("quote") or "")
+        file, quote = row.get("file") or "", normalise(row.get("quote") or "")[:QUOTED]
         if not file and not quote:
             raise LBRError("neither a file nor a quote answers this query.", where=where, fix="Name one of the two.")
         there = [not file or file in (name, name.rpartition("/")[2]) for name in files]
