@@ -89,7 +89,7 @@ def embed(
     if len(new):
         bfloat16, _ = choose_arithmetic(model, precision)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            some = [texts[row] for row in new]
+            some = [texts[row] for row in new.tolist()]
             made = model.encode_document(some, normalize_embeddings=True, show_progress_bar=len(new) > 500)
         kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
     if folder and len(new):

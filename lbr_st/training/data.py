@@ -47,7 +47,7 @@ class RunData:
     contamination: list[ContaminationReport]  # what each source repeated of held-out and dev sets, dropped or not
     sources: dict[str, dict[str, Any]]  # role (source, texts, pairs, also …) → name and the SHA-256 of its content
     evaluate: EvaluateConfig  # which part of the held-out queries is evaluated
-    made: str  # what pairs and queries were made of documents: "pairs", "queries" (both) or "" (neither)
+    made: str = ""  # what pairs and queries were made of documents: "pairs", "queries" (both) or "" (neither)
 
     @cached_property
     def test(self) -> RetrievalSet | None:

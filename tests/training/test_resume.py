@@ -150,9 +150,7 @@ def test_an_interrupted_run_continues_in_pieces_of_any_size(interrupted_in_stage
     first = []
     take = LBRTrainer._take_if_complete
     monkeypatch.setattr(
-        LBRTrainer,
-        "_take_if_complete",
-        lambda self, folder, state: first.append(folder.name) or take(self, folder, state),
+        LBRTrainer, "_take_if_complete", lambda self, folder: first.append(folder.name) or take(self, folder)
     )
     assert interrupted_in_stage_2(f"--represent.mini_batch_tokens={tokens}") == 0
     assert first == ["checkpoint-3"]
