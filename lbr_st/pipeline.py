@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.look import SEARCH, choose_order
+from lbr_st.evaluation.look import SEARCH, beside, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
 from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
@@ -106,7 +106,8 @@ def run(
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
             scores.add(last, stock, "released")
             if data.made and scores.data is not None:
-                found = choose_order(stock, scores.data, precision=recipe.evaluate.precision)
+                kept = beside(Path(recipe.data.source), stock)  # where the first search takes them from
+                found = choose_order(stock, scores.data, folder=kept, precision=recipe.evaluate.precision)
                 (folder / SEARCH).write_text(json.dumps(found, indent=1), encoding="utf-8")
             info = _card_info(recipe, data, work, scores.rows)
             write_card(stock, folder, info)

@@ -8,6 +8,8 @@ import pytest
 import lbr_st
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
+from lbr_st.evaluation.look import search
+from lbr_st.files import BESIDE
 from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, with_steps
 from lbr_st.training.data import prepare
 from lbr_st.training.sources import read_sources
@@ -52,6 +54,8 @@ def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):
     assert "made from the text" in out.strip().splitlines()[-1]
     chosen = json.loads((tmp_path / "out" / "search.json").read_text())
     assert chosen["order"] in ("model", "bm25", "both")
+    search(str(tmp_path / "out"), str(folder), ["who keeps it"])
+    assert len([*(folder / BESIDE).iterdir()]) == 1  # the run kept embeddings where the search looks for them
     data = prepare(recipe, tmp_path / "out-work" / "data")
     log = json.loads((tmp_path / "out-work" / "represent" / "training_log.json").read_text())
     assert max(entry["step"] for entry in log) == -(-len(data.pairs) // 16)  # one pass over the pairs

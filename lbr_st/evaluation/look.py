@@ -42,9 +42,7 @@ def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order
     order = order or told.get("order", "model")
     path, prompt = Path(data), loaded.prompts.get("document") or ""
     passages = passages_of(path, loaded.tokenizer, prompt, loaded.max_seq_length or 512)
-    beside = (path if path.is_dir() else path.parent) / BESIDE / model_digest(loaded)[:16]
-    may_keep = os.access(beside.parents[1], os.W_OK)
-    finder = Finder(loaded, passages["text"][:], folder=beside if may_keep else None)
+    finder = Finder(loaded, passages["text"][:], folder=beside(path, loaded))
     for query in queries:
         ranked = {name: rows for name, [rows] in finder.rankings([query]).items()}
         print(query if ranked[order] else f"{query}  nothing found")
@@ -55,6 +53,12 @@ def search(model: str, data: str, queries: Sequence[str], *, top: int = 5, order
             print(f"{number:2}. {_line(where)}  (model {ranks['model']}, BM25 {ranks['bm25']}, both {ranks['both']})")
             text = _line(passage["text"])
             print(f"    {text[:SHOWN]}{' …' if len(text) > SHOWN else ''}")
+
+
+def beside(documents: Path, model: SentenceTransformer) -> Path | None:
+    """Return where a model's embeddings of documents are kept; None if nothing may be written there."""
+    folder = documents if documents.is_dir() else documents.parent
+    return folder / BESIDE / model_digest(model)[:16] if os.access(folder, os.W_OK) else None
 
 
 class Finder:
@@ -108,12 +112,10 @@ def fuse(*rankings: Sequence[int]) -> list[int]:
     return sorted(gained, key=gained.__getitem__, reverse=True)
 
 
-def order_scores(
-    model: SentenceTransformer, test: RetrievalSet, *, precision: Precision = "auto"
-) -> dict[Order, dict[str, float]]:
-    """Return nDCG@10 of each held-out query by each :data:`Order`."""
+def order_scores(model: SentenceTransformer, test: RetrievalSet, **options: Any) -> dict[Order, dict[str, float]]:
+    """Return nDCG@10 of each held-out query by each :data:`Order`; ``options`` are those of :func:`embed`."""
     qrels = {query: grades for query, grades in test.qrels.items() if max(grades.values()) > 0}
-    finder = Finder(model, list(test.corpus.values()), precision=precision)
+    finder = Finder(model, list(test.corpus.values()), **options)
     rankings = finder.rankings([test.queries[query] for query in qrels])
     judge, documents = import_extra("pytrec_eval").RelevanceEvaluator(qrels, {"ndcg_cut.10"}), list(test.corpus)
     scores = {}
@@ -124,12 +126,12 @@ def order_scores(
     return scores
 
 
-def choose_order(model: SentenceTransformer, test: RetrievalSet, *, precision: Precision = "auto") -> dict[str, Any]:
+def choose_order(model: SentenceTransformer, test: RetrievalSet, **options: Any) -> dict[str, Any]:
     """Return the best :data:`Order` on held-out queries, ``ndcg_at_10`` of each, and the number of ``queries``.
 
-    Of equal orders the model goes before BM25, which goes before both.
+    Of equal orders the model goes before BM25, which goes before both. ``options`` are those of :func:`embed`.
     """
-    found = order_scores(model, test, precision=precision)
+    found = order_scores(model, test, **options)
     means = {name: fmean(scores.values()) for name, scores in found.items()}
     return {"order": max(means, key=means.__getitem__), "ndcg_at_10": means, "queries": len(found["model"])}
 
