@@ -3,7 +3,7 @@
 python recipes/documents.py --output lbr-graphs
 
 Writes the docstrings of a pinned wheel as Markdown, a file a module, and trains on them as on any folder of documents:
-no pair is given. To judge, the first sentence of every fourth docstring is left out of the text and asked for.
+no pair is given. To judge, the first sentence of every third docstring is left out of the text and asked for.
 """
 
 import ast
@@ -22,8 +22,8 @@ RECIPE = Recipe(
     name="lbr-graphs",
     model=ModelConfig(max_seq_length=128, lora_rank=16, lora_alpha=32),
     data=DataConfig(source=str(FOLDER), queries=str(QUERIES)),
-    learn=LearnConfig(context_weight=0.0, bag_weight=1.0),
-    represent=RepresentConfig(learning_rate=1e-3, token_learning_rate=5e-3),
+    learn=LearnConfig(max_steps=80, context_weight=0.0, bag_weight=1.0),
+    represent=RepresentConfig(max_steps=80, learning_rate=1e-3, token_learning_rate=5e-3),
 )
 FEWEST_WORDS = 30
 NO_PROSE = re.compile(r"(Parameters|Returns|Yields|Examples?|See Also|References|Raises)\n")
@@ -49,7 +49,7 @@ def write_documents() -> None:
             first, _, rest = text.partition("\n\n")
             count += 1
             quote = " ".join(rest.partition("\n\n")[0].split()[:12])
-            if count % 4 == 0 and len(first.split()) > 3 and len(quote.split()) > 7:
+            if count % 3 == 0 and len(first.split()) > 3 and len(quote.split()) > 7:
                 queries.append({"query": " ".join(first.split()), "quote": quote})
                 text = rest
             sections.append(f"## {node.name.replace('_', ' ')}\n\n{text}\n")
