@@ -49,7 +49,8 @@ def write_documents() -> None:
             first, _, rest = text.partition("\n\n")
             count += 1
             quote = " ".join(rest.partition("\n\n")[0].split()[:12])
-            if count % 3 == 0 and len(first.split()) > 3 and len(quote.split()) > 7:
+            is_prose = not re.match(r"[\w ]+\n-", rest)  # but the title of a section
+            if is_prose and count % 3 == 0 and len(first.split()) > 3 and len(quote.split()) > 7:
                 queries.append({"query": " ".join(first.split()), "quote": quote})
                 text = rest
             sections.append(f"## {node.name.replace('_', ' ')}\n\n{text}\n")
