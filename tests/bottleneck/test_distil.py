@@ -62,9 +62,9 @@ def test_the_term_is_the_divergence_of_all_logits(tiny_base, kind, bottleneck):
 def test_the_base_reads_without_adapters(tiny_base, monkeypatch, kind, bottleneck, merge):
     monkeypatch.setattr(merged, "FEWEST_TOKENS", 1 if merge else 10**6)
     model = perturbed(new_model(tiny_base(kind, spare_rows=7), lora_rank=2))
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     own = distil(model, bottleneck).eval()
     of_base = distil(model, bottleneck, distil_reader="base").eval()
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     base = AutoModelForCausalLM.from_pretrained(tiny_base(kind, spare_rows=7)).eval()
     by_itself, by_base = reference(model, bottleneck), reference(model, bottleneck, base)
     assert abs(by_itself - by_base) > 1e-3
