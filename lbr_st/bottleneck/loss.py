@@ -300,8 +300,8 @@ class IBGenerativeLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        names = ("context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed")
-        names += ("distil_weight", "distil_reader")
+        names = ["context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed"]
+        names += ["distil_weight", "distil_reader"]
         return {"bottleneck": self.bottleneck, **{name: getattr(self, name) for name in names}}
 
     @property

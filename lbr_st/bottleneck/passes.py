@@ -115,13 +115,11 @@ def read(
     It reads plain text, context then target, without dropout. The bottleneck tokens are left out: the base never met
     them in pretraining, and they tell a reader nothing that the context does not. ``"base"`` reads without adapters.
     """
-    model, device = backbone.model, contexts["input_ids"].device.type
-    # Autocast would keep the weights that it casts here, without gradients, for the pass that needs them.
-    cast_anew = torch.autocast(device, enabled=torch.is_autocast_enabled(device), cache_enabled=False)
+    model = backbone.model
     training = model.training
     model.eval()
     try:
-        with cast_anew, adapters_off(model) if reader == "base" else nullcontext():
+        with adapters_off(model) if reader == "base" else nullcontext():
             return unhindered(backbone, contexts, targets, packed=packed).of(Segment.TARGET)[0]
     finally:
         model.train(training)

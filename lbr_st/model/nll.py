@@ -134,7 +134,7 @@ class _Chunked(torch.autograd.Function):
                 else:
                     known = head.logits(true).log_softmax(dim=1, dtype=torch.float32)
                     at, wanted = None, known.exp()
-                    total += torch.linalg.vecdot(wanted, known.sub_(likelihoods)).sum()
+                    total += torch.dot(wanted.flatten(), known.sub_(likelihoods).flatten())
                 if d_hidden is None and d_weight is None and d_bias is None:
                     continue
                 slope = None if softcap is None else 1 - (logits.float() / softcap).square_()
@@ -142,7 +142,7 @@ class _Chunked(torch.autograd.Function):
                 gradient = likelihoods.exp_()
                 if at is not None:
                     gradient.scatter_add_(1, at, gradient.new_full(at.shape, -1.0))
-                else:
+                elif wanted is not None:
                     gradient -= wanted
                 if slope is not None:
                     gradient *= slope

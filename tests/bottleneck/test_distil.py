@@ -128,7 +128,7 @@ def test_no_gradient_goes_through_the_reader(tiny_base, kind, bottleneck):
 
 
 def test_autocast_keeps_every_gradient(tiny_base):
-    """Weights that the reader's pass casts have no gradient, and must not serve the pass after it."""
+    """Weights that the reader's pass casts must not reach the next pass without a gradient, as in torch before 2.11."""
     model = perturbed(new_model(tiny_base("llama"), lora_rank=2))
 
     def gradients(dtype):
