@@ -153,6 +153,8 @@ class LearnConfig:
         rate_weight: Weight of the variational rate term; above 0 only with the embedding bottleneck.
         target_dropout: Share of target input tokens hidden from the decoder, so that it must use the bottleneck.
         bag_weight: Weight of a bag-of-words term, in which the embedding's state names the target's tokens by itself.
+        distil_weight: Weight of a term that has predictions from the bottleneck follow a reader of the whole context.
+        distil_reader: Who reads: the model as it stands (self), or without its adapters (base).
         max_target_tokens: Longest target in tokens; null sets no limit of its own.
         eval_steps: Steps between two measurements of the bottleneck gain, and between two checkpoints.
         num_eval_pairs: Held-out pairs on which the bottleneck gain is measured.
@@ -172,6 +174,8 @@ class LearnConfig:
     rate_weight: NonNegativeFloat = 0.0
     target_dropout: Fraction = 0.0
     bag_weight: NonNegativeFloat = 0.0
+    distil_weight: NonNegativeFloat = 0.0
+    distil_reader: Literal["self", "base"] = "self"
     max_target_tokens: PositiveInt | None = 32
     eval_steps: PositiveInt = 50
     num_eval_pairs: PositiveInt = 64
@@ -297,7 +301,7 @@ class Recipe(RunConfig):
             what = f'is {learn.rate_weight}, but only bottleneck="embedding" decodes from the variational z.'
             yield "learn.rate_weight", what, "Set learn.bottleneck to embedding or learn.rate_weight to 0."
         if learn.bottleneck == "none":
-            for name in ("target_dropout", "bag_weight"):
+            for name in ("target_dropout", "bag_weight", "distil_weight"):
                 if value := getattr(learn, name):
                     what = f"is {value}, but with learn.bottleneck none there is no bottleneck to use."
                     yield f"learn.{name}", what, "Set it to 0, or choose another learn.bottleneck."
@@ -305,6 +309,9 @@ class Recipe(RunConfig):
                 what = "is 0, but with learn.bottleneck none the text of a reconstruct pair is learnt as a context."
                 fix = "Set it above 0 (1 is plain causal language modelling), or leave reconstruct out of learn.pairs."
                 yield "learn.context_weight", what, fix
+        if learn.distil_weight and learn.distil_reader == "base" and not model.lora:
+            what = "is base, but with model.lora false there are no adapters that could be left out."
+            yield "learn.distil_reader", what, "Set it to self, or model.lora to true."
         for key, kinds in (("learn.pairs", learn.pairs), ("data.make_pairs", data.make_pairs)):
             if kinds == []:
                 yield key, "is empty.", "Name at least one kind of pair."
@@ -391,7 +398,7 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
     else:
         made.learn.bottleneck = "none"
         made.learn.context_weight = 1.0
-        made.learn.rate_weight = made.learn.target_dropout = made.learn.bag_weight = 0.0
+        made.learn.rate_weight = made.learn.target_dropout = made.learn.bag_weight = made.learn.distil_weight = 0.0
     return made
 
 

@@ -129,7 +129,9 @@ def differences(first: Recipe, second: Recipe) -> dict[str, object]:
     return {key: value for key, value in second.flat().items() if value != first.flat()[key]}
 
 
-@pytest.mark.parametrize("options", [{}, {"rate_weight": 0.1, "target_dropout": 0.2, "bag_weight": 0.4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"rate_weight": 0.1, "target_dropout": 0.2, "bag_weight": 0.4, "distil_weight": 0.3}]
+)
 def test_a_baseline_differs_in_nothing_but_what_it_must(options):
     def new():
         return Recipe(name="chem", seed=7, learn=LearnConfig(bottleneck="embedding", **options))

@@ -126,7 +126,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
     [notice] = capsys.readouterr().err.splitlines()
     assert all(part in notice for part in ["recipe.yaml", "ignored", *RETIRED])
     assert not set(RETIRED) & set(field_types())
-    assert len(field_types()) == 69
+    assert len(field_types()) == 71
 
 
 @pytest.mark.parametrize(
@@ -168,6 +168,11 @@ def test_values_that_contradict_each_other():
     changed(learn__rate_weight=0.5, learn__bottleneck="embedding").validate()
     with pytest.raises(LBRError, match=r"target_dropout: is 0\.1, but with learn\.bottleneck none"):
         changed(learn__bottleneck="none", learn__target_dropout=0.1).validate()
+    with pytest.raises(LBRError, match=r"distil_weight: is 0\.1, but with learn\.bottleneck none"):
+        changed(learn__bottleneck="none", learn__distil_weight=0.1).validate()
+    with pytest.raises(LBRError, match=r"distil_reader: is base, but with model\.lora false"):
+        changed(learn__distil_reader="base", learn__distil_weight=0.1, model__lora=False).validate()
+    changed(learn__distil_reader="base", learn__distil_weight=0.1).validate()
     with pytest.raises(LBRError, match=r"context_weight: is 0, .*learn\.bottleneck none.*reconstruct"):
         changed(learn__bottleneck="none", learn__context_weight=0).validate()
     changed(learn__bottleneck="none", learn__context_weight=0, learn__pairs=["natural"]).validate()

@@ -14,8 +14,10 @@ from torch.autograd.function import once_differentiable
 from lbr_st.bottleneck.passes import (
     Bottleneck,
     Prediction,
+    Reader,
     backbone_of,
     pooler_of,
+    read,
     require_bottleneck,
     through_attention,
     through_embedding,
@@ -24,8 +26,9 @@ from lbr_st.bottleneck.passes import (
 from lbr_st.bottleneck.rows import Targets, assemble, targets_of
 from lbr_st.compute import in_forward_of, unwrapped
 from lbr_st.errors import LBRError
+from lbr_st.model.lora import has_lora
 from lbr_st.model.mask import Segment
-from lbr_st.model.nll import nll_each, nll_sum
+from lbr_st.model.nll import kl_sum, nll_each, nll_sum
 
 CITATION = """@article{liang2026learn,
   archiveprefix = {arXiv},
@@ -62,6 +65,11 @@ class IBGenerativeLoss(nn.Module):
             decoder cannot lean on the target's prefix and ignore the bottleneck. Not for ``"none"``.
         bag_weight: Weight of a bag-of-words term: the state that becomes the embedding predicts all of the target's
             tokens by itself. Not for ``"none"``.
+        distil_weight: Weight of a distillation term: next to the true tokens, the prediction of each target token from
+            the bottleneck follows the prediction of a reader, which sees the whole context. KL(reader ‖ prediction),
+            over all tokens that texts are made of. It costs one more pass, without gradients, and says most where the
+            target does not repeat the context. With ``"none"`` the model follows itself, or its base.
+        distil_reader: Who reads. ``"self"``: the model as it stands at each step; ``"base"``: without its adapters.
         max_target_tokens: Predict only this many tokens of each target; None for all.
         packed: Run all examples of a batch in one row, so that nothing is spent on padding; False pads each to the
             longest, with the same loss and gradients.
@@ -71,6 +79,8 @@ class IBGenerativeLoss(nn.Module):
           generative learning are the paper's; the mask, the two bottlenecks and the weights are our choices.
         - Variational information bottleneck: https://arxiv.org/abs/1612.00410
         - Bag of words from the embedding: https://arxiv.org/abs/2312.15503 (LLaRA)
+        - Distillation of the whole context's reader: https://arxiv.org/abs/2511.17129 (LLM2Comp). Who reads, and the
+          true tokens next to it, are our choice.
         - Word dropout against an ignored latent: https://arxiv.org/abs/1511.06349
 
     Requirements:
@@ -88,8 +98,8 @@ class IBGenerativeLoss(nn.Module):
         +---------------------------+--------+
 
     Returns of ``forward``:
-        A dict of weighted scalar terms, which Sentence Transformers adds up and logs: ``target``, ``bag`` and
-        ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
+        A dict of weighted scalar terms, which Sentence Transformers adds up and logs: ``target``, ``bag``, ``distil``
+        and ``context`` in nats per token (means over the batch's tokens), ``rate`` in nats per example. With
         ``bottleneck="none"``, ``target`` and ``context`` are the two shares of the one weighted mean.
 
     Several batches in one optimiser step:
@@ -104,8 +114,9 @@ class IBGenerativeLoss(nn.Module):
           new token rows.
 
     Raises:
-        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens, a context or
-            target is empty, or the first batch has the model's prompts in the second column and not in the first.
+        LBRError: An option is out of range, the model is not a training model or has no bottleneck tokens, the base is
+            to read and the model has no adapters, a context or target is empty, or the first batch has the model's
+            prompts in the second column and not in the first.
 
     Example:
         ::
@@ -134,6 +145,8 @@ class IBGenerativeLoss(nn.Module):
         bag_weight: float = 0.0,
         max_target_tokens: int | None = None,
         packed: bool = True,
+        distil_weight: float = 0.0,
+        distil_reader: Reader = "self",
     ) -> None:
         super().__init__()
         self.model = model
@@ -144,6 +157,8 @@ class IBGenerativeLoss(nn.Module):
         self.bag_weight = bag_weight
         self.max_target_tokens = max_target_tokens
         self.packed = packed
+        self.distil_weight = distil_weight
+        self.distil_reader = distil_reader
         self.shared_counts: dict[str, float] | None = None
         """What each term's sum is divided by instead of this batch's own counts; a trainer sets it."""
         self.mini_batch_num_tokens: int | None = None
@@ -166,7 +181,9 @@ class IBGenerativeLoss(nn.Module):
     def _check_options(self) -> None:
         if self.bottleneck not in get_args(Bottleneck):
             raise LBRError(f"bottleneck is {self.bottleneck!r}.", fix='Choose "attention", "embedding" or "none".')
-        for name in ("context_weight", "rate_weight", "bag_weight"):
+        if self.distil_reader not in get_args(Reader):
+            raise LBRError(f"distil_reader is {self.distil_reader!r}.", fix='Choose "self" or "base".')
+        for name in ("context_weight", "rate_weight", "bag_weight", "distil_weight"):
             if (weight := getattr(self, name)) < 0:
                 raise LBRError(f"{name} is {weight}.", fix="It may not be negative; 0 leaves the term out.")
         if not 0 <= (share := self.target_dropout) < 1:
@@ -177,6 +194,9 @@ class IBGenerativeLoss(nn.Module):
         if self.bottleneck == "none" and (share or self.bag_weight):
             what = f"target_dropout is {share} and bag_weight {self.bag_weight}, which serve a bottleneck."
             raise LBRError(what, fix='Set both to 0, or choose bottleneck="attention" or "embedding".')
+        if self.distil_weight and self.distil_reader == "base" and not has_lora(backbone_of(self.model).model):
+            what = 'distil_reader is "base", but the model has no adapters that could be left out to read as the base.'
+            raise LBRError(what, fix='Build the model with lora_rank, or use distil_reader="self".')
         if self.max_target_tokens is not None and self.max_target_tokens < 1:
             raise LBRError(f"max_target_tokens is {self.max_target_tokens}.", fix="Give at least 1, or None for all.")
 
@@ -198,6 +218,8 @@ class IBGenerativeLoss(nn.Module):
         return {**terms, first: total - sum(term for name, term in terms.items() if name != first)}
 
     def _terms(self, columns: list[dict[str, Any]]) -> dict[str, Tensor]:
+        # Read first, while nothing waits for the backward pass.
+        known = self._read(columns) if self.distil_weight else None
         context, target, rate = self.predictions(columns)
         tokens, contexts = target.of(Segment.TARGET), context.of(Segment.CONTEXT)
         counts = self.shared_counts or self._counts(len(tokens[1]), len(contexts[1]), len(columns[0]["input_ids"]))
@@ -209,6 +231,8 @@ class IBGenerativeLoss(nn.Module):
             examples = target.rows.examples[target.rows.predicts == Segment.TARGET]
             likelihoods = backbone.head.logits(context.closing()).float().log_softmax(dim=-1)  # examples × vocabulary
             terms["bag"] = self.bag_weight * (-likelihoods[examples, tokens[1]].sum() / counts["target"])
+        if known is not None:
+            terms["distil"] = self.distil_weight * (kl_sum(tokens[0], known, backbone.head) / counts["target"])
         if self.context_weight:
             terms["context"] = self.context_weight * (nll_sum(*contexts, backbone.head) / counts["context"])
         if self.rate_weight and rate is not None:
@@ -218,8 +242,8 @@ class IBGenerativeLoss(nn.Module):
     def counts(self, sentence_features: Iterable[dict[str, Any]]) -> dict[str, float]:
         """Return how many addends each term's sum has in a batch, from the token ids alone; ``forward`` divides by it.
 
-        Predicted tokens for ``target`` and ``context`` (with ``bottleneck="none"`` one weighted number for both), and
-        examples for ``rate``.
+        Predicted tokens for ``target`` (as for ``bag`` and ``distil``) and ``context`` (with ``bottleneck="none"`` one
+        weighted number for both), and examples for ``rate``.
         """
         columns = list(sentence_features)
         contexts, targets = self._columns(columns)
@@ -253,6 +277,9 @@ class IBGenerativeLoss(nn.Module):
             prediction = through_attention(backbone, contexts, targets, target_dropout=dropout, packed=self.packed)
         return prediction, prediction, None
 
+    def _read(self, columns: list[dict[str, Any]]) -> Tensor:
+        return read(backbone_of(self.model), *self._columns(columns), self.distil_reader, packed=self.packed)
+
     def _columns(self, columns: list[dict[str, Any]]) -> tuple[dict[str, Any], Targets]:
         if len(columns) != 2:
             what = f"IBGenerativeLoss takes two text columns, context and target; it was given {len(columns)}."
@@ -273,7 +300,8 @@ class IBGenerativeLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the options, for the model card."""
-        names = ("context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed")
+        names = ["context_weight", "rate_weight", "target_dropout", "bag_weight", "max_target_tokens", "packed"]
+        names += ["distil_weight", "distil_reader"]
         return {"bottleneck": self.bottleneck, **{name: getattr(self, name) for name in names}}
 
     @property

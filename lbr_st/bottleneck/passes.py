@@ -8,6 +8,7 @@ choice, not the paper's.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -20,10 +21,12 @@ from lbr_st.bottleneck.rows import Rows, Targets, assemble
 from lbr_st.compute import unwrapped
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
+from lbr_st.model.lora import adapters_off
 from lbr_st.model.mask import Segment
 from lbr_st.model.pooler import BottleneckPooler
 
 Bottleneck = Literal["attention", "embedding", "none"]
+Reader = Literal["self", "base"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,25 @@ def unhindered(
     # As though the whole row were a context: only what follows is hidden.
     seen = rows.segments.clamp(max=int(Segment.CONTEXT))
     return Prediction(_run(backbone, replace(rows, segments=seen)), rows)
+
+
+@torch.no_grad()
+def read(
+    backbone: CausalBackbone, contexts: dict[str, Any], targets: Targets, reader: Reader, *, packed: bool = True
+) -> Tensor:
+    """Return what a reader of the whole context predicts each target token from: shape (count, hidden), no gradient.
+
+    It reads plain text, context then target, without dropout. The bottleneck tokens are left out: the base never met
+    them in pretraining, and they tell a reader nothing that the context does not. ``"base"`` reads without adapters.
+    """
+    model = backbone.model
+    training = model.training
+    model.eval()
+    try:
+        with adapters_off(model) if reader == "base" else nullcontext():
+            return unhindered(backbone, contexts, targets, packed=packed).of(Segment.TARGET)[0]
+    finally:
+        model.train(training)
 
 
 def through_embedding(

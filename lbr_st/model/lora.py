@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,10 +69,26 @@ def has_lora(model: PreTrainedModel) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """Run the block on the base as it was: without adapters and trained token rows."""
+    layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer) and not one.disable_adapters]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # peft's own switch also freezes them, which FSDP would not forget
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def trained_rows(table: Any) -> tuple[nn.Module, list[int], Tensor] | None:
-    """Return what peft's wrapper holds: the plain embedding, the trained rows' ids and the rows; None if unwrapped."""
+    """Return what peft's wrapper holds: the plain embedding, the trained rows' ids and the rows.
+
+    None if the table is not wrapped, or inside :func:`adapters_off`.
+    """
     layer = getattr(table, "token_adapter", None)
-    if layer is None:
+    if layer is None or layer.disable_adapters:
         return None
     (name,) = layer.active_adapters
     return layer.base_layer, layer.token_indices[name], layer.trainable_tokens_delta[name]

@@ -1,4 +1,4 @@
-"""Next-token negative log-likelihoods without the logits of all positions at once.
+"""Next-token negative log-likelihoods and divergences without the logits of all positions at once.
 
 The logits of the whole vocabulary take most of the memory of generative training. Here a few hundred positions are
 projected at a time, and their gradients are taken at once, so that no logits wait for the backward pass. (torch 2.13's
@@ -59,9 +59,27 @@ def nll_sum(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
         - Cut Cross-Entropy: https://arxiv.org/abs/2411.09009; the plain chunks are those of Liger Kernel,
           https://arxiv.org/abs/2410.10989.
     """
+    return _Chunked.apply(_narrowed(hidden), head.weight, head.bias, labels, head.scale, head.softcap)
+
+
+def kl_sum(hidden: Tensor, reader: Tensor, head: Head) -> Tensor:
+    """Return the sum over tokens of KL(p ‖ q), where a reader predicts p and the hidden states q through one head.
+
+    Args:
+        hidden: What each token is predicted from, shape (count, hidden).
+        reader: What the reader predicts the same tokens from, shape (count, hidden). It gets no gradient.
+        head: Projects both. Its weight and bias, if they are trained, get the gradients of q alone.
+
+    Returns:
+        A scalar, float32, in nats; arithmetic as for :func:`nll_sum`.
+    """
+    known = _narrowed(reader.detach())
+    return _Chunked.apply(_narrowed(hidden), head.weight, head.bias, known, head.scale, head.softcap)
+
+
+def _narrowed(hidden: Tensor) -> Tensor:
     kind = hidden.device.type
-    compute = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return _Chunked.apply(hidden.to(compute), head.weight, head.bias, labels, head.scale, head.softcap)
+    return hidden.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else hidden
 
 
 @torch.no_grad()
@@ -77,12 +95,16 @@ def nll_each(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
 
 
 def _chunks(head: Head, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    budget = ON_CPU if tensors[0].device.type == "cpu" else ON_GPU
+    projected = sum(tensor.dim() > 1 for tensor in tensors)  # labels are not
+    budget = (ON_CPU if tensors[0].device.type == "cpu" else ON_GPU) // projected
     return [tensor.split(max(1, budget // len(head.weight))) for tensor in tensors]
 
 
 class _Chunked(torch.autograd.Function):
-    """Sum of negative log-likelihoods; the forward pass takes the gradients too, while a chunk's logits exist."""
+    """Sum of negative log-likelihoods, or of divergences where ``truth`` is a reader's hidden states and no labels.
+
+    The forward pass takes the gradients too, while a chunk's logits exist.
+    """
 
     @staticmethod
     def forward(
@@ -90,7 +112,7 @@ class _Chunked(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        labels: Tensor,
+        truth: Tensor,
         scale: float,
         softcap: float | None,
     ) -> Tensor:
@@ -103,17 +125,25 @@ class _Chunked(torch.autograd.Function):
         d_bias = torch.zeros_like(bias) if for_bias and bias is not None else None
         begin = 0
         with torch.autocast(hidden.device.type, enabled=False):
-            for part, label in zip(*_chunks(head, hidden, labels), strict=True):
+            for part, true in zip(*_chunks(head, hidden, truth), strict=True):
                 logits = head.logits(part)
-                at = label[:, None]
                 likelihoods = logits.log_softmax(dim=1, dtype=torch.float32)
-                total -= likelihoods.gather(1, at).sum()
+                if true.dim() == 1:
+                    at, wanted = true[:, None], None
+                    total -= likelihoods.gather(1, at).sum()
+                else:
+                    known = head.logits(true).log_softmax(dim=1, dtype=torch.float32)
+                    at, wanted = None, known.exp()
+                    total += torch.dot(wanted.flatten(), known.sub_(likelihoods).flatten())
                 if d_hidden is None and d_weight is None and d_bias is None:
                     continue
                 slope = None if softcap is None else 1 - (logits.float() / softcap).square_()
-                # Their own memory becomes the gradient of the logits: softmax minus one at the label.
+                # Their own memory becomes the gradient of the logits: softmax minus one at the label, or minus p.
                 gradient = likelihoods.exp_()
-                gradient.scatter_add_(1, at, gradient.new_full(at.shape, -1.0))
+                if at is not None:
+                    gradient.scatter_add_(1, at, gradient.new_full(at.shape, -1.0))
+                elif wanted is not None:
+                    gradient -= wanted
                 if slope is not None:
                     gradient *= slope
                 if scale != 1.0:

@@ -80,6 +80,8 @@ def learn(
         bag_weight=config.bag_weight,
         max_target_tokens=config.max_target_tokens,
         packed=config.packed,
+        distil_weight=config.distil_weight,
+        distil_reader=config.distil_reader,
     )
     rows = partial(generative_tokens, model, bottleneck=config.bottleneck, max_target_tokens=config.max_target_tokens)
     eval_dataset, evaluator = None, None

@@ -92,6 +92,7 @@ def test_a_target_cut_by_the_tokenizer_has_no_eos(tiny_base):
         ({"bottleneck": "embedding", "rate_weight": 0.01, "target_dropout": 0.2}, {"target", "context", "rate"}),
         ({"context_weight": 0.0, "max_target_tokens": 4}, {"target"}),
         ({"bag_weight": 0.5}, {"target", "bag", "context"}),
+        ({"distil_weight": 0.5}, {"target", "distil", "context"}),
     ],
 )
 def test_trains_in_the_plain_trainer_and_logs_each_term(llama, tmp_path, options, terms):
@@ -115,7 +116,7 @@ def test_trains_in_the_plain_trainer_and_logs_each_term(llama, tmp_path, options
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logged) == 2
     for entry in logged:
-        assert {key for key in entry if key in ("target", "bag", "context", "rate")} == terms
+        assert {key for key in entry if key in ("target", "bag", "distil", "context", "rate")} == terms
         assert sum(entry[term] for term in terms) == pytest.approx(entry["loss"], rel=1e-3)
     after = backbone_of(llama).model.get_input_embeddings().weight.detach()
     assert (after[backbone_of(llama).bottleneck_ids] != before[backbone_of(llama).bottleneck_ids]).any(dim=1).all()

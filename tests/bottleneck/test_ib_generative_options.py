@@ -156,6 +156,9 @@ def test_features_of_a_foreign_tokenizer_are_refused(llama, tiny_base, bottlenec
         ({"bottleneck": "none", "bag_weight": 0.1}, "bag_weight 0.1"),
         ({"bottleneck": "none", "rate_weight": 0.1}, "rate_weight is 0.1"),
         ({"max_target_tokens": 0}, "max_target_tokens is 0"),
+        ({"distil_weight": -0.1}, "distil_weight is -0.1.*negative"),
+        ({"distil_reader": "other"}, "distil_reader is 'other'.*base"),
+        ({"distil_weight": 0.1, "distil_reader": "base"}, "no adapters.*lora_rank"),
     ],
 )
 def test_options_out_of_range_are_refused(llama, options, message):

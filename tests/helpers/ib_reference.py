@@ -62,8 +62,8 @@ def log_likelihoods(model, logits: torch.Tensor, positions: list[int], labels: l
     return torch.stack(found) if found else torch.zeros(0)
 
 
-def attention_reference(model, context: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-likelihood of each target token and <eos>, and of each context token but the first."""
+def attention_logits(model, context: str, target: str) -> torch.Tensor:
+    """Logits of every position of context, bottleneck and target."""
     c, b, t = pieces(model, context, target)
     lm = backbone_of(model).model
     n, m = len(c), len(t)
@@ -72,17 +72,25 @@ def attention_reference(model, context: str, target: str) -> tuple[torch.Tensor,
         mask = {"full_attention": additive_mask(n, m, None), "sliding_attention": additive_mask(n, m, window)}
     else:
         mask = additive_mask(n, m, window)
-    logits = lm(
+    return lm(
         input_ids=torch.tensor([c + b + t]),
         attention_mask=mask,
         position_ids=torch.arange(n + K + m)[None],
         use_cache=False,
     ).logits[0]
+
+
+def attention_reference(model, context: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-likelihood of each target token and <eos>, and of each context token but the first."""
+    c, _, t = pieces(model, context, target)
+    n, m = len(c), len(t)
+    logits = attention_logits(model, context, target)
     own = log_likelihoods(model, logits, list(range(n + K - 1, n + K + m)), [*t, model.tokenizer.eos_token_id])
     return own, log_likelihoods(model, logits, list(range(n - 1)), c[1:])
 
 
-def embedding_reference(model, context: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+def embedding_logits(model, context: str, target: str) -> torch.Tensor:
+    """Logits of every position of soft prompt and target."""
     c, b, t = pieces(model, context, target)
     lm, pooler = backbone_of(model).model, pooler_of(model)
     state = lm.base_model(input_ids=torch.tensor([c + b]), use_cache=False).last_hidden_state[0, -1]
@@ -92,13 +100,20 @@ def embedding_reference(model, context: str, target: str) -> tuple[torch.Tensor,
     soft = (pooler.bridge.weight @ state + pooler.bridge.bias).view(-1, pooler.hidden_dimension)
     assert len(soft) == K
     inputs = torch.cat([soft, lm.get_input_embeddings()(torch.tensor(t))])[None]
-    logits = lm(inputs_embeds=inputs, use_cache=False).logits[0]
+    return lm(inputs_embeds=inputs, use_cache=False).logits[0]
+
+
+def embedding_reference(model, context: str, target: str) -> tuple[torch.Tensor, torch.Tensor]:
+    c, _, t = pieces(model, context, target)
+    lm = backbone_of(model).model
+    logits = embedding_logits(model, context, target)
     own = log_likelihoods(model, logits, list(range(K - 1, K + len(t))), [*t, model.tokenizer.eos_token_id])
     of_context = lm(input_ids=torch.tensor([c]), use_cache=False).logits[0]
     return own, log_likelihoods(model, of_context, list(range(len(c) - 1)), c[1:])
 
 
 REFERENCE = {"attention": attention_reference, "embedding": embedding_reference}
+LOGITS = {"attention": attention_logits, "embedding": embedding_logits}
 
 
 def per_token(loss, features) -> tuple[torch.Tensor, torch.Tensor]:

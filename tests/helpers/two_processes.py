@@ -62,6 +62,7 @@ LORA = {"lora_rank": 4}
 SCENARIOS = {
     "attention": stage_1(),
     "embedding": stage_1("llama-untied", config={"bottleneck": "embedding"}),
+    "distil": stage_1(model=LORA, config={"distil_weight": 0.5, "distil_reader": "base"}),
     "none": stage_1(config={"bottleneck": "none", "context_weight": 0.5}),
     "lora": stage_1(model=LORA),
     "projection that is not used": stage_1(model={"projection_dim": 16}),

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbr_st.model import nll
-from lbr_st.model.nll import Head, nll_each, nll_sum
+from lbr_st.model.nll import Head, kl_sum, nll_each, nll_sum
 
 COUNT, HIDDEN, VOCABULARY = 11, 6, 40
 
@@ -20,14 +20,21 @@ def make(bias: bool = False, **options):
     return hidden, labels, Head(weight, offset, **options)
 
 
-def reference(hidden, labels, head):
+def all_logits(hidden, head):
     logits = hidden @ head.weight.T
     if head.bias is not None:
         logits = logits + head.bias
     logits = logits * head.scale
-    if head.softcap:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return head.softcap * torch.tanh(logits / head.softcap) if head.softcap else logits
+
+
+def reference(hidden, labels, head):
+    return torch.nn.functional.cross_entropy(all_logits(hidden, head), labels, reduction="none")
+
+
+def kl_reference(hidden, reader, head):
+    own, known = (all_logits(one, head).log_softmax(dim=-1) for one in (hidden, reader))
+    return torch.nn.functional.kl_div(own, known.detach(), log_target=True, reduction="sum")
 
 
 @pytest.mark.parametrize("at_once", [1, 4 * VOCABULARY, 1000 * VOCABULARY], ids=["one", "four", "all"])
@@ -49,6 +56,28 @@ def test_sum_and_gradients_are_those_of_cross_entropy(monkeypatch, options, at_o
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("at_once", [1, 8 * VOCABULARY, 1000 * VOCABULARY], ids=["one", "four", "all"])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"scale": 0.3}, {"softcap": 2.0}, {"bias": True, "scale": 1.7, "softcap": 3.0}]
+)
+def test_divergence_and_gradients_are_those_of_all_logits(monkeypatch, options, at_once):
+    monkeypatch.setattr(nll, "ON_CPU", at_once)
+    hidden, _, head = make(**options)
+    reader = torch.randn(COUNT, HIDDEN, requires_grad=True)
+    wanted, found = kl_reference(hidden, reader, head), kl_sum(hidden, reader, head)
+    assert wanted > 1
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    trained = [one for one in (hidden, head.weight, head.bias) if one is not None]
+    for ours, theirs in zip(
+        torch.autograd.grad(found / 7, trained, retain_graph=True),
+        torch.autograd.grad(wanted / 7, trained),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert torch.autograd.grad(found, reader, allow_unused=True) == (None,)
+    assert kl_sum(hidden, hidden, head) == 0
+
+
 def test_only_what_is_trained_gets_a_gradient():
     hidden, labels, head = make()
     frozen = Head(head.weight.detach())
@@ -66,6 +95,9 @@ def test_autocast_keeps_the_softmax_in_float32():
     wanted = reference(hidden, labels, head).sum()
     with torch.autocast("cpu", torch.bfloat16):
         found = nll_sum(hidden, labels, head)
+        divergence = kl_sum(hidden, 30 * torch.randn(COUNT, HIDDEN), head)
+    assert divergence.dtype == torch.float32
+    assert torch.isfinite(divergence)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
     ours, theirs = (torch.autograd.grad(one, hidden)[0] for one in (found, wanted))
@@ -104,6 +136,7 @@ def test_all_logits_are_never_there_at_once(monkeypatch):
     with Largest() as largest:
         nll_sum(hidden, labels, frozen).backward()
         nll_each(hidden, labels, frozen)
+        kl_sum(hidden, hidden.flip(0), frozen).backward()
     assert largest.size < COUNT * VOCABULARY
     with Largest() as largest:
         reference(hidden, labels, head).sum().backward()

@@ -199,6 +199,8 @@ def assert_same(found, wanted):
         {"bottleneck": "embedding", "context_weight": 0.3},
         {"bottleneck": "none", "context_weight": 0.5},
         {"packed": False, "max_target_tokens": 4},
+        {"distil_weight": 0.7},
+        {"bottleneck": "embedding", "distil_weight": 0.7, "distil_reader": "base"},
     ],
     ids=lambda options: ", ".join(options),
 )

@@ -21,6 +21,7 @@ FORMS = {
     "embedding": {"bottleneck": "embedding"},
     "rate": {"bottleneck": "embedding", "rate_weight": 0.1},
     "none": {"bottleneck": "none", "context_weight": 0.5},
+    "distil": {"distil_weight": 0.5},
     "no context": {"context_weight": 0.0, "max_target_tokens": None},
 }
 
