@@ -200,6 +200,10 @@ class RepresentConfig:
         eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
         stop: Stop after so many evaluations without a better nDCG@10 on held-out queries, and keep the best checkpoint;
             0 takes all steps and keeps the last.
+        teacher: A model whose similarities are learnt, too: the folder or hub id of a Sentence Transformers model or
+            cross-encoder, or the embedded all-MiniLM-L6-v2. It is asked once about each text, or a cross-encoder about
+            each query's own documents, which needs negatives. null for none.
+        teacher_weight: Share of the loss that compares with the teacher; the rest is the contrastive loss.
     """
 
     enabled: bool = True
@@ -216,6 +220,8 @@ class RepresentConfig:
     matryoshka_dims: list[PositiveInt] = field(default_factory=list)
     eval_steps: PositiveInt = 100
     stop: NonNegativeInt = 0
+    teacher: str | None = None
+    teacher_weight: Fraction = 0.9
 
 
 @dataclass
@@ -426,7 +432,7 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
 
 
 DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries", "data.writer")
-PLACES = ("model.base", *DATA_PLACES, "evaluate.beside")
+PLACES = ("model.base", *DATA_PLACES, "represent.teacher", "evaluate.beside")
 
 
 def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:
