@@ -191,7 +191,8 @@ class RepresentConfig:
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows.
         warmup_steps: Steps over which the learning rates rise from zero.
-        temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
+        temperature: Divisor of the cosine similarities in the contrastive loss, ours and a teacher's; smaller is
+            sharper.
         num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2 and next to those that a
             pair has; a pair with fewer near misses and none of its own is left out. 0 mines none.
         similar_group_size: Number of pairs with similar words that enter a batch together, so that its negatives are

@@ -114,7 +114,7 @@ def test_a_teacher_is_asked_once_and_named_on_the_card_with_its_licence(
     recipe.represent.teacher, recipe.represent.num_hard_negatives = str(tmp_path / "general"), 1
     recipe.evaluate.enabled = False
     pipeline.run(recipe, tmp_path / "out")
-    [kept] = (tmp_path / "out-work" / "data").glob("teacher-*/*")
+    assert len([*(tmp_path / "out-work" / "data").glob("teacher-*/*")]) == 1
     card = (tmp_path / "out" / "README.md").read_text()
     assert "contrastive training of the last appended token's state, taught by general)" in card
     assert "- Teacher general: licence cc-by-4.0" in card

@@ -134,7 +134,8 @@ def ask(name: str, pairs: Dataset, *, cache_dir: Path | str | None = None, show_
         asked = {"query": {digest(text): text for text in pairs["query"]}, "document": documents}
 
     def answers() -> dict[str, Tensor]:
-        notice(f"Asking the teacher about {sum(map(len, asked.values())):,} texts (once) ...")
+        what = "pairs" if "score" in asked else "texts"
+        notice(f"Asking the teacher about {sum(map(len, asked.values())):,} {what} (once) ...")
         told = {}
         for kind, texts in asked.items():
             told[kind] = _answers(teacher, kind, [*texts.values()], show_progress_bar)

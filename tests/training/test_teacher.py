@@ -67,7 +67,7 @@ def scorer(bert, tmp_path):
         tokenizer = bert().tokenizer
         torch.manual_seed(1)
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        config = BertConfig(len(tokenizer), num_labels=labels, initializer_range=0.9, **sizes)
+        config = BertConfig(vocab_size=len(tokenizer), num_labels=labels, initializer_range=0.9, **sizes)
         folder = tmp_path / f"scorer{labels}{old}"
         BertForSequenceClassification(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -249,7 +249,7 @@ def trained(model, pairs, tmp_path, **config):
 def test_represent_learns_what_a_teacher_says_and_asks_it_once(tiny_base, embedder, asked, tmp_path):
     def divergence(model):
         columns, labels = batch_of(model, PAIRS)
-        found = [model(column)["sentence_embedding"] for column in columns]
+        found = [model(column)["sentence_embedding"].detach() for column in columns]
         return float(ask(name, PAIRS, show_progress_bar=False).divergence(found, labels, scale=20.0, gather=False))
 
     model, name = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu"), embedder()
