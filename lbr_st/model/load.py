@@ -91,12 +91,8 @@ def _parts_of(folder: Path) -> list[tuple[str, str]]:
     return [(TRAINING_CLASSES[kind], place) for kind, place in listed]
 
 
-def load_stock(
-    model: str, *, device: str | None = None, kind: type[Any] = SentenceTransformer, **model_kwargs: Any
-) -> Any:
-    """Load a model, a folder or a hub id, with plain Sentence Transformers: no code of its own, no pickled weights.
-
-    ``kind`` is its class, ``CrossEncoder`` for one.
+def load_stock(model: str, *, device: str | None = None, kind: Any = SentenceTransformer, **model_kwargs: Any) -> Any:
+    """Load a model (``kind``: its class), a folder or a hub id, with no code of its own and no pickled weights.
 
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.

@@ -33,19 +33,16 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         model: The model in training.
         scale: Multiplies the similarities; one divided by the temperature.
         mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once; None for no limit.
-        teacher: What a teacher said of the texts (:func:`lbr_st.training.teacher.ask`). Its softmax over the documents
-            is then a target too: the loss is ``(1 - teacher_weight)`` of the ranking loss and ``teacher_weight`` of the
-            KL divergence of our similarities from the teacher's, in nats. Both are softmaxes at this scale, so that
-            their gradients need no further scale.
-        teacher_weight: From 0 to 1.
+        teacher: What a teacher said of the texts (:func:`lbr_st.training.teacher.ask`). The KL divergence of our
+            softmax at this scale from the teacher's, in nats, is then a part of the loss.
+        teacher_weight: Share of that part, from 0 to 1.
         **options: Options of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`, such as
             ``gather_across_devices``: also take the other processes' documents as negatives, with gradients.
 
     References:
         - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
         - Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup: https://arxiv.org/abs/2101.06983
-        - Conventional Contrastive Learning Often Falls Short (distillation next to a tenth of the contrastive loss):
-          https://arxiv.org/abs/2505.19274
+        - Conventional Contrastive Learning Often Falls Short: https://arxiv.org/abs/2505.19274
 
     Inputs:
         (anchor, positive) pairs, or (anchor, positive, negative_1, ..., negative_n); no labels. With a teacher the

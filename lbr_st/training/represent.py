@@ -87,10 +87,8 @@ def represent(
     columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
-    teacher = None
-    if name := teacher_of(config):
-        asked = {"cache_dir": cache_dir, "show_progress_bar": overrides.get("show_progress_bar", True)}
-        teacher = first_alone(partial(ask, name, pairs, **asked))
+    name = teacher_of(config)
+    teacher = first_alone(partial(ask, name, pairs, cache_dir)) if name else None
     options: dict[str, Any] = {}
     if config.stop and evaluator is not None:  # an evaluator names its metric when it is called first
         best = evaluator.primary_metric or "_".join(filter(None, [getattr(evaluator, "name", ""), "cosine_ndcg@10"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,14 @@ FILE = "teacher.safetensors"
 class EmbeddingTeacher:
     """An embedding model's similarities between the queries and all documents of a batch.
 
-    Args:
-        told: ``query`` and ``document``, its unit embeddings, float32 of shape (texts, dimension), and the digests of
-            these texts, ``query_digest`` and ``document_digest``, int64 of shape (texts,).
+    ``told`` has its unit embeddings (``query`` and ``document``, float32 of shape (texts, dimension)) and the digests
+    of these texts (``query_digest`` and ``document_digest``, int64 of shape (texts,)).
     """
 
     def __init__(self, told: dict[str, Tensor]) -> None:
         self.embeddings = {name: told[name] for name in ("query", "document")}
-        self.rows = {name: _numbered(told[name + DIGEST].tolist()) for name in self.embeddings}
+        digests = {name: told[name + DIGEST].tolist() for name in self.embeddings}
+        self.rows = {name: {one: row for row, one in enumerate(found)} for name, found in digests.items()}
 
     def divergence(self, embeddings: list[Tensor], digests: Tensor, *, scale: float, gather: bool) -> Tensor:
         """Return the KL divergence of our similarities from the teacher's, over a batch's documents.
@@ -56,7 +55,7 @@ class EmbeddingTeacher:
             gather: Take the documents of all processes, with gradients.
 
         Returns:
-            A scalar: nats, the mean over the queries of this process.
+            A scalar in nats, the mean over the queries of this process.
         """
         documents, everywhere = embeddings[1:], digests
         if gather:
@@ -73,14 +72,13 @@ class EmbeddingTeacher:
 class ScoringTeacher:
     """A cross-encoder's scores of each query with its own documents: the positive and its negatives.
 
-    Args:
-        told: ``score``, its logits, float32 of shape (pairs,), and ``score_digest``, the digests of query and document,
-            int64 of shape (pairs, 2).
+    ``told`` has its logits (``score``, float32 of shape (pairs,)) and the digests of query and document
+    (``score_digest``, int64 of shape (pairs, 2)).
     """
 
     def __init__(self, told: dict[str, Tensor]) -> None:
         self.scores = told["score"]
-        self.rows = _numbered(map(tuple, told["score" + DIGEST].tolist()))
+        self.rows = {(one, other): row for row, (one, other) in enumerate(told["score" + DIGEST].tolist())}
 
     def divergence(self, embeddings: list[Tensor], digests: Tensor, *, scale: float, gather: bool) -> Tensor:
         """Return the same over each query's own documents, 0 without negatives; only our cosines are scaled.
@@ -103,18 +101,13 @@ def _kl(wanted: Tensor, found: Tensor) -> Tensor:
     return kl_div(found.log_softmax(dim=1), target, reduction="batchmean", log_target=True)
 
 
-def _numbered(keys: Iterable[Any]) -> dict[Any, int]:
-    return {key: row for row, key in enumerate(keys)}
-
-
-def ask(name: str, pairs: Dataset, *, cache_dir: Path | str | None = None, show_progress_bar: bool = True) -> Teacher:
+def ask(name: str, pairs: Dataset, cache_dir: Path | str | None = None) -> Teacher:
     """Have a teacher embed or score the texts of pairs, with its own prompts, or take what is kept of that.
 
     Args:
         name: See :func:`load_teacher`.
         pairs: Columns ``query``, ``document`` and ``negative_1`` and so on, which are empty where there are fewer.
         cache_dir: Where it is kept, by the teacher's digest and the texts; None keeps it in memory.
-        show_progress_bar: Show how far it is.
 
     Raises:
         LBRError: The teacher cannot be loaded, gives several scores, or is a cross-encoder and no pair has a negative.
@@ -134,12 +127,10 @@ def ask(name: str, pairs: Dataset, *, cache_dir: Path | str | None = None, show_
         asked = {"query": {digest(text): text for text in pairs["query"]}, "document": documents}
 
     def answers() -> dict[str, Tensor]:
-        what = "pairs" if "score" in asked else "texts"
-        notice(f"Asking the teacher about {sum(map(len, asked.values())):,} {what} (once) ...")
-        told = {}
+        notice(f"Asking {name} about {sum(map(len, asked.values())):,} texts or pairs of them (once) ...")
+        told: dict[str, Tensor] = {}
         for kind, texts in asked.items():
-            told[kind] = _answers(teacher, kind, [*texts.values()], show_progress_bar)
-            told[kind + DIGEST] = as_labels([*texts])
+            told |= {kind: _answers(teacher, kind, [*texts.values()]), kind + DIGEST: as_labels([*texts])}
         return told
 
     if cache_dir is None:
@@ -152,16 +143,16 @@ def ask(name: str, pairs: Dataset, *, cache_dir: Path | str | None = None, show_
     return ScoringTeacher(told) if "score" in told else EmbeddingTeacher(told)
 
 
-def _answers(teacher: SentenceTransformer | CrossEncoder, kind: str, texts: list[Any], show_bar: bool) -> Tensor:
+def _answers(teacher: SentenceTransformer | CrossEncoder, kind: str, texts: list[Any]) -> Tensor:
     if isinstance(teacher, CrossEncoder):
         # Logits: after a sigmoid, softmax could not tell two good documents apart.
-        found = teacher.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=show_bar)
+        found = teacher.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=True)
         if found.ndim > 1:
             what = f"gives {found.shape[1]} scores a pair, which do not rank documents."
             raise LBRError(what, where="represent.teacher", fix="Name a cross-encoder with one score.")
     else:
         encode = teacher.encode_query if kind == "query" else teacher.encode_document
-        found = encode(texts, normalize_embeddings=True, show_progress_bar=show_bar)
+        found = encode(texts, normalize_embeddings=True, show_progress_bar=True)
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 

@@ -150,7 +150,7 @@ def test_loss_and_gradients_are_those_of_the_definition(model, embedder, scorer,
     wanted = run(Reference(model, pairs, load_teacher(name)), model, pairs)
     plain, _ = run(MultipleNegativesRankingLoss(model, scale=SCALE), model, pairs)
     assert abs(wanted[0] - plain) > 0.05  # the teacher has a part in it
-    found = run(loss_of(model, ask(name, pairs, show_progress_bar=False), budget), model, pairs)
+    found = run(loss_of(model, ask(name, pairs), budget), model, pairs)
     assert_same(found, wanted)
 
 
@@ -159,12 +159,12 @@ def test_each_matryoshka_size_follows_the_whole_teacher(model, embedder, budget)
     name, sizes = embedder(), [model.get_embedding_dimension(), 8, 4]
     parts = [run(Reference(model, PAIRS, load_teacher(name), size), model, PAIRS) for size in sizes]
     gradients = {key: sum(part[1][key] for part in parts) for key in parts[0][1]}
-    loss = loss_of(model, ask(name, PAIRS, show_progress_bar=False), budget).matryoshka(sizes)
+    loss = loss_of(model, ask(name, PAIRS), budget).matryoshka(sizes)
     assert_same(run(loss, model, PAIRS), (sum(part[0] for part in parts), gradients))
 
 
 def test_a_scorer_is_sentence_transformers_own_distillation(model, scorer):
-    teacher = ask(scorer(), PAIRS, show_progress_bar=False)
+    teacher = ask(scorer(), PAIRS)
     columns, labels = batch_of(model, PAIRS)
     own = DistillKLDivLoss(model, similarity_fct=lambda one, other: SCALE * pairwise_cos_sim(one, other))
     rows = [[teacher.scores[teacher.rows[query, one]] for one in documents] for query, *documents in labels.tolist()]
@@ -175,7 +175,7 @@ def test_a_scorer_is_sentence_transformers_own_distillation(model, scorer):
 
 
 def test_a_scorer_says_nothing_of_a_batch_without_negatives(model, scorer):
-    teacher = ask(scorer(), PAIRS, show_progress_bar=False)
+    teacher = ask(scorer(), PAIRS)
     plain, _ = run(MultipleNegativesRankingLoss(model, scale=SCALE), model, WITHOUT)
     found, _ = run(loss_of(model, teacher), model, WITHOUT)
     torch.testing.assert_close(found, (1 - WEIGHT) * plain)
@@ -183,7 +183,7 @@ def test_a_scorer_says_nothing_of_a_batch_without_negatives(model, scorer):
 
 def test_a_model_that_is_the_teacher_has_a_divergence_of_0(model, tmp_path):
     model.save_pretrained(str(tmp_path / "itself"), create_model_card=False)
-    teacher = ask(str(tmp_path / "itself"), PAIRS, show_progress_bar=False)
+    teacher = ask(str(tmp_path / "itself"), PAIRS)
     columns, labels = batch_of(model, PAIRS)
     embeddings = [model(column)["sentence_embedding"] for column in columns]
     options = {"scale": 20.0, "gather": False}
@@ -203,7 +203,7 @@ def asked(monkeypatch):
 
 
 def test_a_teacher_is_asked_once_about_the_same_texts(embedder, scorer, asked, tmp_path):
-    options = {"cache_dir": tmp_path / "kept", "show_progress_bar": False}
+    options = {"cache_dir": tmp_path / "kept"}
     name = embedder()
     first = ask(name, PAIRS, **options)
     assert asked == [6, 12]
@@ -222,7 +222,7 @@ def test_a_teacher_is_asked_once_about_the_same_texts(embedder, scorer, asked, t
 
 def test_a_teacher_has_its_own_prompts(embedder):
     name = embedder()
-    teacher = ask(name, PAIRS, show_progress_bar=False)
+    teacher = ask(name, PAIRS)
     other = SentenceTransformer(name, device="cpu")
     for part, prompt in (("query", "query: "), ("document", "passage: ")):
         wanted = other.encode([prompt + text for text in ROWS[part]], normalize_embeddings=True)
@@ -250,7 +250,7 @@ def test_represent_learns_what_a_teacher_says_and_asks_it_once(tiny_base, embedd
     def divergence(model):
         columns, labels = batch_of(model, PAIRS)
         found = [model(column)["sentence_embedding"].detach() for column in columns]
-        return float(ask(name, PAIRS, show_progress_bar=False).divergence(found, labels, scale=20.0, gather=False))
+        return float(ask(name, PAIRS).divergence(found, labels, scale=20.0, gather=False))
 
     model, name = build_model(tiny_base("llama"), num_bottleneck_tokens=2, device="cpu"), embedder()
     before = divergence(model)
@@ -302,9 +302,9 @@ def test_a_teacher_with_pickled_weights_is_refused(embedder, tmp_path):
 
 def test_a_cross_encoder_needs_negatives_and_one_score(scorer):
     with pytest.raises(LBRError, match=r"no pair has a negative.*num_hard_negatives"):
-        ask(scorer(), WITHOUT, show_progress_bar=False)
+        ask(scorer(), WITHOUT)
     with pytest.raises(LBRError, match="gives 3 scores a pair"):
-        ask(scorer(3), PAIRS, show_progress_bar=False)
+        ask(scorer(3), PAIRS)
 
 
 def test_its_licence_is_that_of_its_card(embedder, tmp_path):
@@ -326,7 +326,7 @@ def test_all_minilm_l6_v2_comes_from_the_package_registry(embedder, monkeypatch,
 
 
 def test_the_kept_file_names_no_text(embedder, tmp_path):
-    ask(embedder(), PAIRS, cache_dir=tmp_path / "kept", show_progress_bar=False)
+    ask(embedder(), PAIRS, cache_dir=tmp_path / "kept")
     [kept] = (tmp_path / "kept").glob("*/teacher.safetensors")
     header = kept.read_bytes()[8 : 8 + int.from_bytes(kept.read_bytes()[:8], "little")]
     assert json.loads(header).keys() == {"query", "query_digest", "document", "document_digest"}
