@@ -181,8 +181,9 @@ class TokenCollator(SentenceTransformerDataCollator):
             rows = [torch.tensor(row[name], dtype=torch.long) for row in features]
             batch[f"{name}_input_ids"] = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
             batch[f"{name}_attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            told.append(as_labels([row[name + DIGEST] for row in features]))
-        return {**batch, "label": torch.stack(told, dim=1)} if self.with_digests else batch
+            if self.with_digests:
+                told.append(as_labels([row[name + DIGEST] for row in features]))
+        return {**batch, "label": torch.stack(told, dim=1)} if told else batch
 
 
 def as_labels(digests: Sequence[Any]) -> Tensor:
