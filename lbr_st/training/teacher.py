@@ -143,7 +143,7 @@ def ask(name: str, pairs: Dataset, cache_dir: Path | str | None = None) -> Teach
     return ScoringTeacher(told) if "score" in told else EmbeddingTeacher(told)
 
 
-def _answers(teacher: SentenceTransformer | CrossEncoder, kind: str, texts: list[Any]) -> Tensor:
+def _answers(teacher: Any, kind: str, texts: list[Any]) -> Tensor:
     if isinstance(teacher, CrossEncoder):
         # Logits: after a sigmoid, softmax could not tell two good documents apart.
         found = teacher.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=True)
