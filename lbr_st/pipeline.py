@@ -42,6 +42,7 @@ from lbr_st.training.model import (
     same_results,
 )
 from lbr_st.training.represent import represent
+from lbr_st.training.teacher import load_teacher, teacher_licence, teacher_of
 from lbr_st.training.trainer import shards, whole_model
 
 RESULTS = "results.json"
@@ -80,6 +81,9 @@ def run(
     refuse_unpublished(recipe, PLACES if recipe.evaluate.enabled else PLACES[:-1])
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     with _alone(recipe, output, work, overwrite=overwrite):
+        teacher = teacher_of(recipe.represent)
+        if teacher and is_first() and not (work / "represent").is_dir():
+            load_teacher(teacher)  # rather than fail after stage 1
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
@@ -267,9 +271,10 @@ def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, 
     """Write the run's scores and facts into the work folder, and return what the card says of them."""
     if rows:
         write_results(work / RESULTS, rows)
+    teacher = teacher_of(recipe.represent)
     info = run_card(
         recipe,
-        licences=[*data.licences, *data.notes],
+        licences=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
         contamination=data.contamination,
         examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
         results=work / RESULTS if rows else None,

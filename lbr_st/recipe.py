@@ -195,7 +195,8 @@ class RepresentConfig:
         learning_rate: Peak learning rate of the model's weights or adapters.
         token_learning_rate: Peak learning rate of the new token rows.
         warmup_steps: Steps over which the learning rates rise from zero.
-        temperature: Divisor of the cosine similarities in the contrastive loss; smaller is sharper.
+        temperature: Divisor of the cosine similarities in the contrastive loss, ours and a teacher's; smaller is
+            sharper.
         num_hard_negatives: Hard negatives a query, mined by the model as it is before stage 2 and next to those that a
             pair has; a pair with fewer near misses and none of its own is left out. 0 mines none.
         similar_group_size: Number of pairs with similar words that enter a batch together, so that its negatives are
@@ -204,6 +205,10 @@ class RepresentConfig:
         eval_steps: Steps between two checkpoints, and between two evaluations where an evaluator is given.
         stop: Stop after so many evaluations without a better nDCG@10 on held-out queries, and keep the best checkpoint;
             0 takes all steps and keeps the last.
+        teacher: A model whose similarities are learnt, too: the folder or hub id of a Sentence Transformers model or
+            cross-encoder, or the embedded all-MiniLM-L6-v2. It is asked once about each text, or a cross-encoder about
+            each query's own documents, which needs negatives. null for none.
+        teacher_weight: Share of the loss that compares with the teacher; the rest is the contrastive loss.
     """
 
     enabled: bool = True
@@ -220,6 +225,8 @@ class RepresentConfig:
     matryoshka_dims: list[PositiveInt] = field(default_factory=list)
     eval_steps: PositiveInt = 100
     stop: NonNegativeInt = 0
+    teacher: str | None = None
+    teacher_weight: Fraction = 0.9
 
 
 @dataclass
@@ -433,7 +440,7 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
 
 
 DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries", "data.writer")
-PLACES = ("model.base", *DATA_PLACES, "evaluate.beside")
+PLACES = ("model.base", *DATA_PLACES, "represent.teacher", "evaluate.beside")
 
 
 def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:

@@ -63,6 +63,16 @@ def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):
     assert len(set(data.pairs["passage"])) < len(data.pairs)  # of one passage several
 
 
+def test_a_teacher_teaches_from_documents_alone(bert, tiny_base, folder, tmp_path):
+    bert().save(str(tmp_path / "general"))
+    represent = RepresentConfig(max_steps=2, batch_size=16, warmup_steps=1, teacher=str(tmp_path / "general"))
+    recipe = recipe_for(tiny_base("llama"), folder, represent=represent)
+    recipe.learn.enabled = recipe.evaluate.enabled = False
+    pipeline.run(recipe, tmp_path / "out")
+    assert "- Teacher general: licence" in (tmp_path / "out" / "README.md").read_text()
+    assert len([*(tmp_path / "out-work" / "data").glob("teacher-*")]) == 1
+
+
 def test_stage_1_reads_every_passage_and_no_pair_has_one_of_a_held_out_file(tiny_base, folder):
     sources = read_sources(recipe_for(tiny_base("llama"), folder, represent=RepresentConfig(stop=1)))
     tables = {kind: rows for kind, _, rows in sources.parts}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from beir_folder import write_beir
+from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from lbr_st import pipeline
@@ -23,6 +24,7 @@ from lbr_st.recipe import (
     load_recipe,
     recipe_without_places,
 )
+from lbr_st.training import teacher
 from lbr_st.training.data import evaluation_set, without_evaluation
 from lbr_st.training.data import pairs_to_learn as learn_pairs
 from lbr_st.training.sources import read_sources
@@ -101,6 +103,41 @@ def test_the_card_has_the_results_the_data_check_and_how_it_was_made(tiny_base, 
     assert "The base model was pre-trained on text from the web" in card
     for suffix in ("png", "svg"):
         assert (tmp_path / "out-work" / "plots" / f"training.{suffix}").is_file()
+
+
+def test_a_teacher_is_asked_once_and_named_on_the_card_with_its_licence(
+    bert, tiny_base, pairs_file, tmp_path, monkeypatch
+):
+    bert().save(str(tmp_path / "general"))
+    (tmp_path / "general" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# General\n")
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    recipe.represent.teacher, recipe.represent.num_hard_negatives = str(tmp_path / "general"), 1
+    recipe.evaluate.enabled = False
+    pipeline.run(recipe, tmp_path / "out")
+    assert len([*(tmp_path / "out-work" / "data").glob("teacher-*/*")]) == 1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "contrastive training of the last appended token's state, taught by general)" in card
+    assert "- Teacher general: licence cc-by-4.0" in card
+    assert str(tmp_path) not in card
+    facts = json.loads((tmp_path / "out-work" / "card.json").read_text())
+    assert "Teacher general: licence cc-by-4.0" in facts["data"]
+    # Stage 2 again, as after it was interrupted: nothing is asked, and the weights are the same.
+    (tmp_path / "out-work" / "represent").rename(tmp_path / "before")
+    monkeypatch.setattr(teacher, "_answers", None)
+    pipeline.run(recipe, tmp_path / "out", overwrite=True)
+    weights = [
+        load_file(place / "adapter_model.safetensors")
+        for place in (tmp_path / "before", tmp_path / "out-work" / "represent")
+    ]
+    assert all(np.array_equal(weights[1][key], weight) for key, weight in weights[0].items())
+
+
+def test_a_teacher_that_is_missing_stops_a_run_before_stage_1(tiny_base, pairs_file, tmp_path):
+    recipe = recipe_for(tiny_base("llama"), pairs_file)
+    recipe.represent.teacher = str(tmp_path / "missing")
+    with pytest.raises(LBRError, match="missing: no such folder"):
+        pipeline.run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out-work" / "learn").exists()
 
 
 def test_another_model_is_scored_beside_if_named(bert, tiny_base, pairs_file, tmp_path):

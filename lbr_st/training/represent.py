@@ -17,7 +17,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback
 
 from lbr_st.bottleneck.passes import backbone_of
-from lbr_st.compute import Precision, start_processes, world_size
+from lbr_st.compute import Precision, first_alone, start_processes, world_size
 from lbr_st.data.columns import negative_columns
 from lbr_st.data.lines import refuse_missing, write_rows
 from lbr_st.data.texts import digests
@@ -26,6 +26,7 @@ from lbr_st.files import notice
 from lbr_st.recipe import RepresentConfig, with_steps
 from lbr_st.training.batches import TokenBatchSampler
 from lbr_st.training.ranking import TokenBudgetRankingLoss
+from lbr_st.training.teacher import Teacher, ask, teacher_of
 from lbr_st.training.tokens import DIGEST, EMPTY, Column, reachable, tokenized
 from lbr_st.training.trainer import train
 
@@ -66,7 +67,8 @@ def represent(
         precision: ``"auto"``, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         seed: Seed of data order and dropout.
         resume: Resume from the last checkpoint in ``output_dir``.
-        cache_dir: Where the tokenised pairs are kept for a second run; None keeps them in memory.
+        cache_dir: Where the tokenised pairs, and what the teacher says of them, are kept for a second run; None keeps
+            them in memory.
         max_hours: Take fewer steps if all would take longer than so many hours.
         **overrides: Any :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
 
@@ -74,7 +76,7 @@ def represent(
         The trainer's log: a dict per logged step.
 
     Raises:
-        LBRError: A loss is not finite, or an option does not fit the model or the pairs.
+        LBRError: A loss is not finite, an option does not fit the model or the pairs, or the teacher cannot be loaded.
     """
     start_processes()
     config = with_steps(config or RepresentConfig())
@@ -88,6 +90,8 @@ def represent(
     columns = {name: Column(prompt) for name, prompt in prompts.items()}
     rows = tokenized(pairs, backbone_of(model).tokenizer, columns, cache_dir=cache_dir)
     _say_if_there_is_nothing_to_learn(rows)
+    name = teacher_of(config)
+    teacher = first_alone(partial(ask, name, pairs, cache_dir)) if name else None
     options: dict[str, Any] = {}
     if config.stop and evaluator is not None:  # an evaluator names its metric when it is called first
         best = evaluator.primary_metric or "_".join(filter(None, [getattr(evaluator, "name", ""), "cosine_ndcg@10"]))
@@ -97,7 +101,7 @@ def represent(
     )
     return train(
         model,
-        _ranking_loss(model, config),
+        _ranking_loss(model, config, teacher),
         rows,
         config,
         evaluator=evaluator,
@@ -112,11 +116,13 @@ def represent(
     )
 
 
-def _ranking_loss(model: SentenceTransformer, config: RepresentConfig) -> nn.Module:
+def _ranking_loss(model: SentenceTransformer, config: RepresentConfig, teacher: Teacher | None) -> nn.Module:
     loss = TokenBudgetRankingLoss(
         model,
         scale=1.0 / config.temperature,
         mini_batch_num_tokens=config.mini_batch_tokens,
+        teacher=teacher,
+        teacher_weight=config.teacher_weight,
         gather_across_devices=config.gather_negatives and world_size() > 1,
     )
     if not config.matryoshka_dims:

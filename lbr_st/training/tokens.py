@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
@@ -165,14 +166,26 @@ class TokenCollator(SentenceTransformerDataCollator):
     """Pads batches of token rows on the right: the same batches that Sentence Transformers' collator makes of texts."""
 
     pad_token_id: int = 0
+    with_digests: bool = False  # for a loss with a teacher
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest)."""
+        """Return ``<column>_input_ids`` and ``<column>_attention_mask``, int64 of shape (batch, longest).
+
+        With digests, ``label`` has those of the texts, int64 of shape (batch, columns).
+        """
         batch: dict[str, Any] = {}
+        told: list[Tensor] = []
         for name in (name for name, value in features[0].items() if isinstance(value, list)):
             if name.startswith("negative_") and features[0][name + DIGEST] == EMPTY:
                 continue  # no other row of the batch has negatives either
             rows = [torch.tensor(row[name], dtype=torch.long) for row in features]
             batch[f"{name}_input_ids"] = pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
             batch[f"{name}_attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return batch
+            if self.with_digests:
+                told.append(as_labels([row[name + DIGEST] for row in features]))
+        return {**batch, "label": torch.stack(told, dim=1)} if told else batch
+
+
+def as_labels(digests: Sequence[Any]) -> Tensor:
+    """Return digests as int64 with the same bits, since PyTorch does little with uint64."""
+    return torch.from_numpy(np.array(digests, dtype=np.uint64).view(np.int64))

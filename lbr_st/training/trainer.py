@@ -167,7 +167,9 @@ class LBRTrainer(SentenceTransformerTrainer):
         self.max_hours = max_hours
         # FSDP takes the model apart in place, so what is saved goes through a copy.
         self._whole = copy.deepcopy(model).to("cpu") if shards() and is_first() else None
-        collator = TokenCollator(model.preprocess, pad_token_id=model.tokenizer.pad_token_id)
+        taught = any(getattr(one, "teacher", None) is not None for one in kwargs["loss"].modules())
+        options = {"pad_token_id": model.tokenizer.pad_token_id, "with_digests": taught}
+        collator = TokenCollator(model.preprocess, **options)
         super().__init__(model=model, data_collator=collator, **kwargs)
         self.add_callback(_FiniteGradients(self))
         self.add_callback(_Duration(self))

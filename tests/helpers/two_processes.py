@@ -57,6 +57,12 @@ def held_out(bottleneck: str) -> Any:
     return run
 
 
+def taught(bases: dict[str, str], folder: Path) -> Trajectory:
+    """A teacher's similarities to the documents of all processes; now and then one's batch is whole, another's not."""
+    config = {"teacher": bases["bert"], "teacher_weight": 0.75, "mini_batch_tokens": 280}
+    return stage_2(config=config, cache_dir=folder / "kept")(bases, folder)
+
+
 LORA = {"lora_rank": 4}
 
 SCENARIOS = {
@@ -78,6 +84,7 @@ SCENARIOS = {
     "gathered in pieces": stage_2(config={"mini_batch_tokens": 60}),
     # In some steps one process's batch is whole and the other's is not.
     "gathered, now and then in pieces": stage_2(config={"mini_batch_tokens": 280}),
+    "taught": taught,
     "gathered in pieces, recomputed": stage_2("llama", LORA, {"mini_batch_tokens": 60}, gradient_checkpointing=True),
 }
 

@@ -80,7 +80,7 @@ def test_what_is_below_the_current_folder_is_a_path_for_sure(here):
     recipe = Recipe(data=DataConfig(texts="mine"))
     recipe.evaluate.beside = "untrained:smollm2-135m"
     told = [CardInfo("x", recipe=recipe).recipe.flat()[key] for key in PLACES]
-    assert told == ["smollm2-135m", "chebi", "./mine", None, None, None, "untrained:smollm2-135m"]
+    assert told == ["smollm2-135m", "chebi", "./mine", *[None] * 4, "untrained:smollm2-135m"]
 
 
 def told(tmp_path, values):

@@ -91,7 +91,7 @@ def test_a_release_tells_nothing_of_the_machine(toy, machine, tmp_path, monkeypa
     assert found(folders, telltales(machine, tmp_path)) == []
     # What is named by a path is still named, and the work folder still knows the place, which resuming needs.
     told = load_recipe(output / "recipe.yaml")
-    for key, name in zip(PLACES, ("my-base", "pairs.jsonl", "texts.jsonl", None, None, None, "general"), strict=True):
+    for key, name in zip(PLACES, ("my-base", "pairs.jsonl", "texts.jsonl", *[None] * 4, "general"), strict=True):
         assert name is None or told.flat()[key].startswith(f"local:{name}@sha256:")
     assert load_recipe(work / "recipe.yaml") == toy
     assert "lbr-st train --config recipe.yaml --data.source=pairs.jsonl" in (output / "README.md").read_text()

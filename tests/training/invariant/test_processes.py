@@ -17,10 +17,10 @@ from two_processes import SCENARIOS
 
 from lbr_st.model.build import build_model
 
-KINDS = ["llama", "llama-untied"]
+KINDS = ["llama", "llama-untied", "bert"]
 HELPERS = Path(__file__).parents[2] / "helpers"
 UNGATHERED = "not gathered"
-FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces"}
+FAST = {"attention", "lora", "by tokens", "held out, gain", "gathered, lora, untied", "gathered in pieces", "taught"}
 
 
 @pytest.fixture(scope="module")
