@@ -34,9 +34,11 @@ from lbr_st.training.model import (
     LOG,
     PROVENANCE,
     RECIPE,
+    check_scale,
     checkpoints_of,
     done_before,
     keep,
+    keep_share,
     may_resume,
     model_from_recipe,
     same_results,
@@ -100,7 +102,9 @@ def run(
         notice("Releasing in stock form …")
         with new_folder(output, overwrite=overwrite) as folder:
             # Written, loaded again, proven equal: the one proof of a run.
-            stock = stock_form(model or model_from_recipe(recipe), folder, in_place=True)
+            model = model or model_from_recipe(recipe)
+            keep_share(model, recipe.release.scale)
+            stock = stock_form(model, folder, in_place=True)
             model = None  # before scoring takes its own memory
             give_back()
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"
@@ -283,6 +287,7 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
+    check_scale(recipe)
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)

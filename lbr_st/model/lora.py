@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
@@ -147,6 +148,26 @@ def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
     tied = model.config.get_text_config().tie_word_embeddings
     # A tied head's rows are the embedding's.
     return {f"{_PREFIX}{name}": t for name, t in state.items() if not (tied and name.startswith(f"{head}."))}
+
+
+@torch.no_grad()
+def scale_lora(model: PreTrainedModel, share: float, start: list[int]) -> None:
+    """Keep a share of what training changed, in place: of the adapters and, from where they began, of the token rows.
+
+    Adapters are added to the base's weights, so that scaling them interpolates linearly.
+
+    Args:
+        model: A model with adapters.
+        share: From 0, the base, to 1, which changes nothing.
+        start: Ids of the base's rows that the trained rows were copied from, in their order.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.lora_B.values():
+                adapter.weight.mul_(share)
+    if trained := trained_rows(model.get_input_embeddings()):
+        table, _, rows = trained
+        rows.lerp_(table.weight[start].to(rows), 1 - share)
 
 
 def merge_lora(model: PreTrainedModel) -> None:

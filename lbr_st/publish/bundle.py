@@ -36,6 +36,7 @@ from lbr_st.model.safe import read_json
 from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_arguments import did_you_mean
+from lbr_st.training.model import keep_share
 
 BUNDLES = Path(lbr_st.__file__).parent / "bundles"
 """Where the bundles are that come with this package, each of at most :data:`MOST_BYTES`, all files together."""
@@ -200,6 +201,8 @@ def bundle(
     info.recipe = info.recipe and replace(info.recipe, name=info.name)
     (info.recipe or Recipe(name=info.name)).validate()
     model = load_model(folder, base=base)
+    if info.recipe is not None:
+        keep_share(model, info.recipe.release.scale)  # a bundle is what the run released
     return write_bundle(model, Path(into or BUNDLES) / info.name, info, base=base, overwrite=overwrite)
 
 

@@ -25,6 +25,7 @@ from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
 from lbr_st.recipe import EvaluateConfig, Recipe
+from lbr_st.training.model import prompts_of
 from lbr_st.training.sources import Sources, from_documents, learn_kinds, needs_pairs, read_sources
 
 DATA = "data"
@@ -199,8 +200,8 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
 
 def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
     """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
-    model, learn = recipe.model, recipe.learn
-    prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
+    learn = recipe.learn
+    prompts = {f"{name}_prompt": prompts_of(recipe.model)[name] for name in ("query", "document")}
     return learn_pairs(tables, learn_kinds(recipe), **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
 
 
@@ -269,7 +270,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
-        "prompts": [recipe.model.query_prompt, recipe.model.document_prompt],
+        "prompts": [prompts_of(recipe.model)[name] for name in ("query", "document")],
         "seed": recipe.seed,
     }
     return {

@@ -10,18 +10,22 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.compute import is_first, wait
+from lbr_st.errors import LBRError
 from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
+from lbr_st.model.embedder import embedder_prompts, prompts_with
 from lbr_st.model.load import load_model
-from lbr_st.model.lora import Quantize
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.model.lora import Quantize, has_lora, scale_lora
+from lbr_st.recipe import ModelConfig, Recipe, load_recipe, save_recipe
 from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
-ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
-"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn."""
+ANY_TIME += ("evaluate.precision", "evaluate.batch_size", "release.scale")
+"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn; how
+much of the change is released is decided after training."""
 
 
 def same_results(one: Recipe, other: Recipe) -> bool:
@@ -80,3 +84,49 @@ def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
     if not options.pop("lora"):
         options["lora_rank"] = None
     return build_model(**options, seed=recipe.seed)
+
+
+def prompts_of(config: ModelConfig) -> dict[str, str]:
+    """Return the prompts of a recipe's model by name; what the recipe leaves open is the base's.
+
+    Raises:
+        LBRError: The base is missing, or is no embedder to start from.
+    """
+    given = config.query_prompt, config.document_prompt
+    return prompts_with(embedder_prompts(config.base) if None in given else None, *given)
+
+
+def check_scale(recipe: Recipe) -> None:
+    """Raise :class:`LBRError` if only a share of the change is to be released and the base is no embedder."""
+    if recipe.release.scale != 1 and embedder_prompts(recipe.model.base) is None:
+        raise _no_share(f"{recipe.model.base} is a language model, no embedder whose knowledge could be kept")
+
+
+def keep_share(model: SentenceTransformer, share: float) -> None:
+    """Keep a share of what training changed, in place: adapters and bottleneck rows between the base's and the trained.
+
+    So an embedder keeps more of what it knew of other domains, at some cost in the one that it was trained on
+    (LM-Cocktail, arXiv 2311.13534).
+
+    Args:
+        model: A training model with adapters, whose base was an embedder.
+        share: 1 changes nothing; 0 gives the base, where there are as many bottleneck tokens as it had closing tokens.
+
+    Raises:
+        LBRError: The share is not between 0 and 1. Below 1: the base was a language model, every weight was trained,
+            or a projection was added.
+    """
+    backbone = backbone_of(model)
+    if not 0 <= share <= 1:
+        raise LBRError(f"must be at least 0 and at most 1, not {share}.", where="release.scale")
+    if share == 1:
+        return
+    if not backbone.replaced_ids:
+        raise _no_share(f"{backbone.base} is a language model, no embedder whose knowledge could be kept")
+    if not has_lora(backbone.model) or pooler_of(model).projection is not None:
+        raise _no_share("only adapters and bottleneck rows can be scaled, not every weight nor a new projection")
+    scale_lora(backbone.model, share, backbone.replaced_ids)
+
+
+def _no_share(why: str) -> LBRError:
+    return LBRError(f"a share of the change cannot be released: {why}.", where="release.scale", fix="Set it to 1.")
