@@ -34,7 +34,6 @@ from lbr_st.training.model import (
     LOG,
     PROVENANCE,
     RECIPE,
-    check_scale,
     checkpoints_of,
     done_before,
     keep,
@@ -287,7 +286,6 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
-    check_scale(recipe)
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)

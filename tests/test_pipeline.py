@@ -312,9 +312,10 @@ def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base
     recipe.release.scale = 0.5
     with pytest.raises(LBRError, match=r"release\.scale: .*is a language model, no embedder"):
         pipeline.run(recipe, tmp_path / "out")
-    assert not (tmp_path / "out-work").exists()
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out-work" / "learn-checkpoints").exists()
     recipe.model = model
-    pipeline.run(recipe, tmp_path / "out")
+    pipeline.run(recipe, tmp_path / "out", overwrite=True)
     half = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert half.prompts == {"query": INSTRUCT, "document": ""}
     learnt = datasets.load_from_disk(str(tmp_path / "out-work" / "data" / FOLDER / "learn"))

@@ -174,6 +174,11 @@ def test_values_that_contradict_each_other():
     with pytest.raises(LBRError, match=r"context_weight: is 0, .*learn\.bottleneck none.*reconstruct"):
         changed(learn__bottleneck="none", learn__context_weight=0).validate()
     changed(learn__bottleneck="none", learn__context_weight=0, learn__pairs=["natural"]).validate()
+    for key, value in (("model__lora", False), ("model__projection_dim", 8)):
+        with pytest.raises(LBRError, match=r"release\.scale: is 0\.5, but only adapters and bottleneck rows"):
+            changed(release__scale=0.5, **{key: value}).validate()
+        changed(**{key: value}).validate()
+    changed(release__scale=0.5).validate()
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])

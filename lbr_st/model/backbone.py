@@ -9,14 +9,8 @@ from typing import Any, Self, cast
 import torch
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as ENCODERS
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.errors import LBRError
@@ -134,16 +128,15 @@ class CausalBackbone(Transformer):
         """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.
 
         The caller sets the rows' values. With 0 the tokenizer appends the end-of-text token, which has a row. With
-        ``replace`` an embedder's closing tokens go, and :attr:`replaced_ids` says of which one each bottleneck token is
-        to be a copy: of the one at its place, and the last of the last. Raises as
-        :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
+        ``replace`` an embedder's closing tokens go, and ``replaced_ids`` names the one that each bottleneck token is to
+        be a copy of; the last of the last. Raises as :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
         """
         plain = self.tokenizer
         self.processor = with_bottleneck_tokens(plain, num_tokens, replace=replace)
         if replace:
             closing = closing_ids(plain)
-            places = [-(-(index + 1) * len(closing) // num_tokens) - 1 for index in range(num_tokens)]
-            self.replaced_ids = [closing[place] for place in places]
+            last = [-(-place * len(closing) // num_tokens) - 1 for place in range(1, num_tokens + 1)]
+            self.replaced_ids = [closing[index] for index in last]
         self.input_formatter.processor = self.processor
         for kept in ("affixes", "bottleneck_ids"):
             self.__dict__.pop(kept, None)
@@ -307,10 +300,7 @@ class CausalBackbone(Transformer):
             LBRError: One does: the base reads in both directions.
         """
         ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=self.model.device)
-        was_training = self.model.training
-        self.model.eval()
         states = [self.decoder(input_ids=row[None], use_cache=False, return_dict=True).last_hidden_state for row in ids]
-        self.model.train(was_training)
         one, other = (row[:, :-1].float() for row in states)
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * one.abs().max().item(), equal_nan=True):
             what = "it is not causal: its attention is bidirectional, and a target would see what follows it."
@@ -340,17 +330,14 @@ class CausalBackbone(Transformer):
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
 
-    An embedder is often saved without its head. A head that is tied to the embeddings is rebuilt from them.
+    Of an embedder, which is often saved without its head, a head that is tied is rebuilt from the embeddings.
 
     Raises:
-        LBRError: ``name`` is an encoder or an encoder-decoder, or some of its weights are missing, such as an untied
-            head.
+        LBRError: ``name`` is an encoder or an encoder-decoder, or weights are missing, such as an untied head.
     """
     architectures = getattr(kwargs.get("config"), "architectures", None) or []
-    with_head = any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures)
-    kind = type(kwargs.get("config"))
-    decodes = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
-    if architectures and not with_head and not (decodes and embedder_prompts(name) is not None):
+    headless = architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures)
+    if headless and (type(kwargs["config"]) in ENCODERS or embedder_prompts(name) is None):
         what = f"{architectures[0]} is not a causal language model."
         raise LBRError(what, where=name, fix="Give a decoder-only base with a head, such as Qwen/Qwen3-0.6B.")
     options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
@@ -359,9 +346,8 @@ def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     if missing := sorted(info["missing_keys"]):
         head = next((key for key, module in model.named_modules() if module is model.get_output_embeddings()), None)
         if head and all(key.startswith(f"{head}.") for key in missing):
-            what = "it has no language-modelling head, and none that is tied to its embeddings: it cannot be rebuilt."
-            fix = "Give a base that was saved with its head, or one whose head is tied (tie_word_embeddings)."
-            raise LBRError(what, where=name, fix=fix)
+            what = "the language-modelling head is missing, and as it is not tied to the embeddings, cannot be rebuilt."
+            raise LBRError(what, where=name, fix="Give a base that was saved with its head, or whose head is tied.")
         # transformers would fill them with random numbers and only warn.
         what = f"{len(missing)} of its weights are missing, such as {missing[0]}."
         raise LBRError(what, where=name, fix="The model is damaged: save or download it again.")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import resolve_base
-from lbr_st.model.embedder import embedder_prompts, prompts_with
+from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
 from lbr_st.model.prompts import check_prompts
@@ -80,20 +80,20 @@ def build_model(
             model = lbr_st.build_model("Qwen/Qwen3-0.6B", num_bottleneck_tokens=4, lora_rank=32)
     """
     check_quantize(quantize, lora=lora_rank is not None, device=device)
-    own = embedder_prompts(base)
+    is_embedder = embedder_prompts(base) is not None
     folder = resolve_base(base)
     torch.manual_seed(seed)
     kwargs = {"dtype": torch.float32, **loading_options(quantize, device), **(model_kwargs or {})}
     with explain_load_errors(base, "the base"):
         backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
     _check_length(backbone, num_bottleneck_tokens)
-    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens, replace=own is not None)
+    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens, replace=is_embedder)
     rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
     untouched = rows.detach()[ids].clone()  # no row where k is 0
-    if own is None:
-        init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
-    else:
+    if is_embedder:
         rows.data[ids] = rows.data[backbone.replaced_ids]
+    else:
+        init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
     backbone.check_causal()
     backbone.check_head()
     pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
@@ -112,7 +112,7 @@ def build_model(
             rows[ids] = untouched
     model = SentenceTransformer(
         modules=[backbone, pooler, Normalize()],
-        prompts=prompts_with(own, query_prompt, document_prompt),
+        prompts=prompts_for(base, query_prompt, document_prompt),
         similarity_fn_name="cosine",
         device=device,
     )

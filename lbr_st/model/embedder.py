@@ -64,7 +64,11 @@ def _refused(base: str, why: str) -> LBRError:
     return LBRError(f"this embedder {why}.", where=base, fix=fix)
 
 
-def prompts_with(own: dict[str, str] | None, query: str | None, document: str | None) -> dict[str, str]:
-    """Return a model's prompts by name: those given, for the others those of an embedder (``own``) or the defaults."""
-    given = {name: text for name, text in (("query", query), ("document", document)) if text is not None}
-    return {**(DEFAULT_PROMPTS if own is None else {"query": "", "document": "", **own}), **given}
+def prompts_for(base: str, query: str | None, document: str | None) -> dict[str, str]:
+    """Return a model's prompts by name: those given, then those of a base that is an embedder, then the defaults.
+
+    Raises as :func:`embedder_prompts`.
+    """
+    own = embedder_prompts(base)
+    kept = DEFAULT_PROMPTS if own is None else {"query": "", "document": "", **own}
+    return kept | {name: text for name, text in (("query", query), ("document", document)) if text is not None}

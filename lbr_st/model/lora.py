@@ -152,14 +152,10 @@ def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def scale_lora(model: PreTrainedModel, share: float, start: list[int]) -> None:
-    """Keep a share of what training changed, in place: of the adapters and, from where they began, of the token rows.
+    """Keep a share of what training changed, in place: of the adapters, and of the token rows as copied from ``start``.
 
-    Adapters are added to the base's weights, so that scaling them interpolates linearly.
-
-    Args:
-        model: A model with adapters.
-        share: From 0, the base, to 1, which changes nothing.
-        start: Ids of the base's rows that the trained rows were copied from, in their order.
+    ``share`` is from 0, the base, to 1. ``start`` has an id of the base for each trained row. Adapters are added to the
+    base's weights, so that scaling them interpolates linearly.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):

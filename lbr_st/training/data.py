@@ -24,8 +24,8 @@ from lbr_st.data.sources import is_local, short_name
 from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.model.embedder import prompts_for
 from lbr_st.recipe import EvaluateConfig, Recipe
-from lbr_st.training.model import prompts_of
 from lbr_st.training.sources import Sources, from_documents, learn_kinds, needs_pairs, read_sources
 
 DATA = "data"
@@ -200,9 +200,14 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
 
 def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
     """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
-    learn = recipe.learn
-    prompts = {f"{name}_prompt": prompts_of(recipe.model)[name] for name in ("query", "document")}
-    return learn_pairs(tables, learn_kinds(recipe), **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
+    query, document = _prompts(recipe)
+    options = {"count": recipe.learn.num_eval_pairs, "seed": recipe.seed}
+    return learn_pairs(tables, learn_kinds(recipe), query_prompt=query, document_prompt=document, **options)
+
+
+def _prompts(recipe: Recipe) -> list[str]:
+    prompts = prompts_for(recipe.model.base, recipe.model.query_prompt, recipe.model.document_prompt)
+    return [prompts["query"], prompts["document"]]
 
 
 # --- kept on disk -----------------------------------------------------------------------------------------------------
@@ -270,7 +275,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
-        "prompts": [prompts_of(recipe.model)[name] for name in ("query", "document")],
+        "prompts": _prompts(recipe),
         "seed": recipe.seed,
     }
     return {

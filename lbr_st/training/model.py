@@ -15,10 +15,9 @@ from lbr_st.compute import is_first, wait
 from lbr_st.errors import LBRError
 from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
-from lbr_st.model.embedder import embedder_prompts, prompts_with
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize, has_lora, scale_lora
-from lbr_st.recipe import ModelConfig, Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
@@ -83,50 +82,35 @@ def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
     options = asdict(recipe.model)
     if not options.pop("lora"):
         options["lora_rank"] = None
-    return build_model(**options, seed=recipe.seed)
+    model = build_model(**options, seed=recipe.seed)
+    check_share(model, recipe.release.scale)  # before hours of training
+    return model
 
 
-def prompts_of(config: ModelConfig) -> dict[str, str]:
-    """Return the prompts of a recipe's model by name; what the recipe leaves open is the base's.
-
-    Raises:
-        LBRError: The base is missing, or is no embedder to start from.
-    """
-    given = config.query_prompt, config.document_prompt
-    return prompts_with(embedder_prompts(config.base) if None in given else None, *given)
-
-
-def check_scale(recipe: Recipe) -> None:
-    """Raise :class:`LBRError` if only a share of the change is to be released and the base is no embedder."""
-    if recipe.release.scale != 1 and embedder_prompts(recipe.model.base) is None:
-        raise _no_share(f"{recipe.model.base} is a language model, no embedder whose knowledge could be kept")
+def check_share(model: SentenceTransformer, share: float) -> None:
+    """Raise :class:`LBRError` if a share of what training changes cannot be kept of this model."""
+    backbone, why = backbone_of(model), ""
+    if not 0 <= share <= 1:
+        why = "it must be at least 0 and at most 1"
+    elif not backbone.replaced_ids:
+        why = f"{backbone.base} is a language model, no embedder whose knowledge could be kept"
+    elif not has_lora(backbone.model) or pooler_of(model).projection is not None:
+        why = "only adapters and bottleneck rows can be scaled, not every weight nor a projection"
+    if share != 1 and why:
+        raise LBRError(f"is {share}, but {why}.", where="release.scale", fix="Set it to 1.")
 
 
 def keep_share(model: SentenceTransformer, share: float) -> None:
     """Keep a share of what training changed, in place: adapters and bottleneck rows between the base's and the trained.
 
     So an embedder keeps more of what it knew of other domains, at some cost in the one that it was trained on
-    (LM-Cocktail, arXiv 2311.13534).
-
-    Args:
-        model: A training model with adapters, whose base was an embedder.
-        share: 1 changes nothing; 0 gives the base, where there are as many bottleneck tokens as it had closing tokens.
+    (LM-Cocktail, arXiv 2311.13534). 1 changes nothing. 0 gives the base, with as many bottleneck tokens as it had
+    closing tokens.
 
     Raises:
-        LBRError: The share is not between 0 and 1. Below 1: the base was a language model, every weight was trained,
-            or a projection was added.
+        LBRError: The share is not from 0 to 1. Below 1: the base was a language model, every weight was trained, or a
+            projection was added.
     """
-    backbone = backbone_of(model)
-    if not 0 <= share <= 1:
-        raise LBRError(f"must be at least 0 and at most 1, not {share}.", where="release.scale")
-    if share == 1:
-        return
-    if not backbone.replaced_ids:
-        raise _no_share(f"{backbone.base} is a language model, no embedder whose knowledge could be kept")
-    if not has_lora(backbone.model) or pooler_of(model).projection is not None:
-        raise _no_share("only adapters and bottleneck rows can be scaled, not every weight nor a new projection")
-    scale_lora(backbone.model, share, backbone.replaced_ids)
-
-
-def _no_share(why: str) -> LBRError:
-    return LBRError(f"a share of the change cannot be released: {why}.", where="release.scale", fix="Set it to 1.")
+    check_share(model, share)
+    if share != 1:
+        scale_lora(backbone_of(model).model, share, backbone_of(model).replaced_ids or [])

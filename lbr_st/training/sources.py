@@ -22,11 +22,10 @@ from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, notice
 from lbr_st.model.bases import resolve_base
-from lbr_st.model.embedder import embedder_prompts
+from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.tokens import with_bottleneck_tokens
 from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
-from lbr_st.training.model import prompts_of
 from lbr_st.training.questions import questions
 
 FEWEST_PAIRS_TO_HOLD_OUT = 50
@@ -140,7 +139,8 @@ def _read_documents(
     replace = embedder_prompts(model.base) is not None
     base = AutoTokenizer.from_pretrained(resolve_base(model.base))
     tokenizer = with_bottleneck_tokens(base, model.num_bottleneck_tokens, replace=replace)
-    prompt, options = prompts_of(model)["document"], {"text_column": config.text_column}
+    prompt = prompts_for(model.base, model.query_prompt, model.document_prompt)["document"]
+    options = {"text_column": config.text_column}
     found = passages_of(config.source, tokenizer, prompt, model.max_seq_length, say=say, **options)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from lbr_st.bottleneck.passes import backbone_of
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
-from lbr_st.model.embedder import embedder_prompts
+from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import merge_lora
 from lbr_st.model.tokens import with_bottleneck_tokens
@@ -24,7 +24,7 @@ from lbr_st.publish.bundle import bundle
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import build_released, release
 from lbr_st.recipe import ModelConfig, Recipe, ReleaseConfig, save_recipe
-from lbr_st.training.model import check_scale, keep_share, prompts_of
+from lbr_st.training.model import keep_share, model_from_recipe
 
 HUNDRED = random_texts()
 
@@ -90,11 +90,12 @@ def test_its_prompts_are_kept_unless_the_recipe_sets_its_own(tiny_base, tmp_path
     model = build(base, 2, lora_rank=2)
     assert model.prompts == own
     assert stock(release(model, tmp_path / "out")).prompts == own
-    assert prompts_of(ModelConfig(base=base)) == own
+    assert prompts_for(base, None, None) == own
     assert build(base, 2, query_prompt="ask: ").prompts == own | {"query": "ask: "}
-    assert prompts_of(ModelConfig(base=base, document_prompt="")) == own | {"document": ""}
+    assert prompts_for(base, None, "") == own | {"document": ""}
     plain = {"query": "query: ", "document": "document: "}
-    assert prompts_of(ModelConfig(base=tiny_base("llama"))) == prompts_of(ModelConfig()) == plain
+    assert prompts_for(tiny_base("llama"), None, None) == prompts_for("smollm2-135m", None, None) == plain
+    assert prompts_for(tiny_base("llama"), "", None) == plain | {"query": ""}
     assert embedder_prompts(tiny_base("llama")) is None
 
 
@@ -157,7 +158,7 @@ def test_the_head_is_rebuilt_from_the_embeddings(tiny_base, tmp_path):
         ("1_Pooling", {"pooling_mode_mean_tokens": True}, "pools by mean and lasttoken"),
         ("", {"is_causal": False}, "not causal: its attention is bidirectional"),
         ("", {"auto_map": {"AutoModel": "modeling.Bi"}}, "needs code of its own, which is never run"),
-        ("", {"tie_word_embeddings": False}, "no language-modelling head.*cannot be rebuilt.*tie_word_embeddings"),
+        ("", {"tie_word_embeddings": False}, "head is missing.*not tied to the embeddings, cannot be rebuilt"),
     ],
 )
 @pytest.mark.parametrize("form", ["qwen3-embedding", "f2llm"])
@@ -285,19 +286,17 @@ def test_a_saved_model_a_bundle_and_the_recipe_keep_the_share(tiny_base, tmp_pat
 
 
 def test_a_share_that_means_nothing_is_refused(tiny_base, tmp_path):
-    says = r"release\.scale: a share of the change cannot be released: .*language model, no embedder"
+    says = r"release\.scale: is 0\.5, but .* is a language model, no embedder"
     with pytest.raises(LBRError, match=says):
         release(trained_on(tiny_base("llama"), 2), tmp_path / "out", scale=0.5)
     with pytest.raises(LBRError, match=says):
-        check_scale(Recipe(release=ReleaseConfig(scale=0.5)))
-    check_scale(Recipe())
+        model_from_recipe(Recipe(model=ModelConfig(base=tiny_base("llama")), release=ReleaseConfig(scale=0.5)))
     base = embedder("f2llm", tiny_base, tmp_path / "base")
-    check_scale(Recipe(model=ModelConfig(base=base), release=ReleaseConfig(scale=0.5)))
     for options in ({"lora_rank": None}, {"projection_dim": 8}):
         with pytest.raises(LBRError, match="only adapters and bottleneck rows can be scaled"):
             keep_share(build(base, 1, **options), 0.5)
     for share in (-0.1, 1.1, float("nan")):
-        with pytest.raises(LBRError, match=r"release\.scale: must be at least 0 and at most 1"):
+        with pytest.raises(LBRError, match=r"release\.scale: is .*must be at least 0 and at most 1"):
             keep_share(build(base, 1, lora_rank=2), share)
     assert not (tmp_path / "out").exists()
 
