@@ -327,7 +327,7 @@ def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base
         pipeline.run(recipe, tmp_path / f"{scale}", work_folder=tmp_path / "out-work")
         found, expected = (model.encode_query(["an acid"])[0] for model in map(_read, (tmp_path / f"{scale}", like)))
         assert found @ expected >= 0.9999
-        assert found @ half.encode_query(["an acid"])[0] < 0.9999
+        assert np.abs(found - half.encode_query(["an acid"])[0]).max() > 1e-4
     assert (tmp_path / "out-work" / "represent" / "adapter_model.safetensors").stat().st_mtime_ns == kept
 
 
