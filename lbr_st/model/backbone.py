@@ -43,7 +43,6 @@ class CausalBackbone(Transformer):
             :meth:`use_bottleneck_tokens` has been called.
         base: What the model was built from, as the user named it; kept for the record.
         adapter_base: Where a saved adapter's base is; None for where its ``adapter_config.json`` says.
-        replaced_ids: Set by :meth:`use_bottleneck_tokens`.
         **kwargs: Passed to :class:`~sentence_transformers.models.Transformer`.
 
     Raises:
@@ -53,23 +52,18 @@ class CausalBackbone(Transformer):
     config_keys: list[str] = [*Transformer.config_keys, "base", "replaced_ids"]
 
     def __init__(
-        self,
-        model_name_or_path: str,
-        *,
-        base: str | None = None,
-        adapter_base: str | None = None,
-        replaced_ids: list[int] | None = None,
-        **kwargs: Any,
+        self, model_name_or_path: str, *, base: str | None = None, adapter_base: str | None = None, **kwargs: Any
     ) -> None:
         kwargs.setdefault("modality_config", _TEXT_ONLY)
         kwargs.setdefault("module_output_name", "token_embeddings")
         for options in ("model_kwargs", "config_kwargs", "processor_kwargs"):
             kwargs[options] = without_code(kwargs.get(options))
         self._adapter_base = adapter_base
+        replaced_ids: list[int] | None = kwargs.pop("replaced_ids", None)
         super().__init__(model_name_or_path, **kwargs)
         read_as_text(self.tokenizer)  # models of older versions were saved without this option
         self.base = base or model_name_or_path
-        self.replaced_ids = replaced_ids
+        self.replaced_ids = replaced_ids  # set by use_bottleneck_tokens, saved with the model
         # Where the base also pads with its end-of-text token (SmolLM2, among many), transformers drops the gradient of
         # that row. Padding is masked out anyway, and without a bottleneck this token's state is the embedding.
         table = self.model.get_input_embeddings()

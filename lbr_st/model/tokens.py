@@ -139,9 +139,6 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Return how many tokens the tokenizer adds before and after a text, those that end every encoding included.
 
     A begin-of-text token, for one, belongs before a context but not inside a target.
-
-    Raises:
-        LBRError: The tokenizer changes the text's own tokens.
     """
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

@@ -64,20 +64,18 @@ def release(
         return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
         info = info_in(source, output.name) if source else CardInfo(output.name)
-    trained, in_hand = (
-        (model, model) if isinstance(model, SentenceTransformer) else (load_model(model, base=base), None)
-    )
+    trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
     if scale is None:
         scale = info.recipe.release.scale if info.recipe else 1.0
     elif info.recipe:
         info.recipe.release.scale = scale
     if scale != 1:
         full = bundles.in_full_precision(trained)
-        trained = _copy(full) if full is in_hand else full
+        trained = _copy(full) if full is model else full
         keep_share(trained, scale)
     if adapter_only:
         return bundles.write_bundle(trained, output, info, base=base, overwrite=overwrite)
-    return _release(trained, output, info, overwrite=overwrite, in_place=trained is not in_hand)
+    return _release(trained, output, info, overwrite=overwrite, in_place=trained is not model)
 
 
 def build_released(

@@ -275,7 +275,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
-        "prompts": _prompts(recipe),
+        "prompts": _prompts(recipe) if generative else None,
         "seed": recipe.seed,
     }
     return {

@@ -140,8 +140,7 @@ def _read_documents(
     base = AutoTokenizer.from_pretrained(resolve_base(model.base))
     tokenizer = with_bottleneck_tokens(base, model.num_bottleneck_tokens, replace=replace)
     prompt = prompts_for(model.base, model.query_prompt, model.document_prompt)["document"]
-    options = {"text_column": config.text_column}
-    found = passages_of(config.source, tokenizer, prompt, model.max_seq_length, say=say, **options)
+    found = passages_of(config.source, tokenizer, prompt, model.max_seq_length, say=say, text_column=config.text_column)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):
         return None, texts, None, None, ""
