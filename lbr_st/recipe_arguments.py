@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     Seed: TypeAlias = int
     Share: TypeAlias = float
 else:
+    from jsonargparse.typing import ClosedUnitInterval as Share
     from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
     FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -math.inf), ("<", math.inf)])
     Fraction = restricted_number_type("Fraction", float, [(">=", 0), ("<", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
-    Share = restricted_number_type("Share", float, [(">=", 0), ("<=", 1)])
 
 _BOUNDS: dict[Any, str] = {
     FiniteFloat: "finite",

@@ -306,7 +306,7 @@ def test_a_run_that_held_nothing_out_is_not_scored_on_what_it_saw(tiny_base, tmp
 
 def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base, pairs_file, tmp_path):
     base = embedder("qwen3-embedding", tiny_base, tmp_path / "base")
-    model = ModelConfig(base=base, num_bottleneck_tokens=1, max_seq_length=48, lora_rank=4)
+    model = ModelConfig(base=base, num_bottleneck_tokens=1, max_seq_length=160, lora_rank=4)
     plain = tiny_base("llama")
     recipe = recipe_for(plain, pairs_file, evaluate=EvaluateConfig(enabled=False))
     recipe.release.scale = 0.5

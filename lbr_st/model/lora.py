@@ -157,11 +157,11 @@ def scale_lora(model: PreTrainedModel, share: float, start: list[int]) -> None:
     ``share`` is from 0, the base, to 1. ``start`` has an id of the base for each trained row. Adapters are added to the
     base's weights, so that scaling them interpolates linearly.
     """
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for adapter in module.lora_B.values():
-                adapter.weight.mul_(share)
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for adapter in (adapter for layer in layers for adapter in layer.lora_B.values()):
+        adapter.weight.mul_(share)
     if trained := trained_rows(model.get_input_embeddings()):
+        table: Any
         table, _, rows = trained
         rows.lerp_(table.weight[start].to(rows), 1 - share)
 
