@@ -30,6 +30,7 @@ from lbr_st.evaluation.systems import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.files import new_folder, notice, published, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
+from lbr_st.model.embedder import DEFAULT_PROMPTS
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
@@ -115,7 +116,9 @@ def read_bundle(folder: Path) -> Bundle:
     if manifest["format"] == 1 and recipe is not None:
         config = recipe.model
         settings = {key: getattr(config, key) for key in ("num_bottleneck_tokens", "projection_dim", "max_seq_length")}
-        manifest["model"] = settings | {"prompts": {"query": config.query_prompt, "document": config.document_prompt}}
+        given = {name: getattr(config, f"{name}_prompt") for name in DEFAULT_PROMPTS}
+        prompts = {name: DEFAULT_PROMPTS[name] if text is None else text for name, text in given.items()}
+        manifest["model"] = settings | {"prompts": prompts}
     keys = ("name", "base", "model", "files", "probes", "card", "provenance")
     return Bundle(folder, recipe=recipe, **{key: manifest[key] for key in keys})
 
