@@ -104,7 +104,13 @@ def represent(recipe: Recipe, model_folder: str | None = None, *, output: str, o
 
 @_command("lbr-st release after-represent --output my-model")
 def release(
-    model: str, *, output: str, overwrite: bool = False, adapter_only: bool = False, base: str | None = None
+    model: str,
+    *,
+    output: str,
+    overwrite: bool = False,
+    adapter_only: bool = False,
+    base: str | None = None,
+    scale: float | None = None,
 ) -> None:
     """Write a trained model in stock form, which plain Sentence Transformers loads.
 
@@ -112,10 +118,12 @@ def release(
         model: Folder of a trained model in training form.
         adapter_only: Write the adapter and its new token rows, without the base model.
         base: Folder of an adapter's base, if it is not where the adapter says.
+        scale: Share of what training changed that is kept, from 0 to 1, where the base was an embedder; by default that
+            of the model's recipe.
     """
     from lbr_st.publish.stock import release as write_release
 
-    write_release(model, output, adapter_only=adapter_only, overwrite=overwrite, base=base)
+    write_release(model, output, adapter_only=adapter_only, overwrite=overwrite, base=base, scale=scale)
 
 
 @_command('lbr-st reconstruct after-learn "aspirin" "a carboxylic acid"')

@@ -37,6 +37,7 @@ from lbr_st.training.model import (
     checkpoints_of,
     done_before,
     keep,
+    keep_share,
     may_resume,
     model_from_recipe,
     same_results,
@@ -104,7 +105,9 @@ def run(
         notice("Releasing in stock form …")
         with new_folder(output, overwrite=overwrite) as folder:
             # Written, loaded again, proven equal: the one proof of a run.
-            stock = stock_form(model or model_from_recipe(recipe), folder, in_place=True)
+            model = model or model_from_recipe(recipe)
+            keep_share(model, recipe.release.scale)
+            stock = stock_form(model, folder, in_place=True)
             model = None  # before scoring takes its own memory
             give_back()
             last = "after stage 2, represent (released)" if recipe.represent.enabled else "released"

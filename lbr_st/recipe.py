@@ -24,6 +24,7 @@ from lbr_st.recipe_arguments import (
     PositiveFloat,
     PositiveInt,
     Seed,
+    Share,
     check_value,
     did_you_mean,
     read_values,
@@ -53,13 +54,16 @@ class ModelConfig:
     """The base model, its bottleneck and how much of it is trained.
 
     Args:
-        base: Causal language model to start from: the embedded smollm2-135m, a hub id or a local folder.
+        base: Causal language model to start from, or embedder that pools its last token: the embedded smollm2-135m, a
+            hub id or a local folder.
         num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 appends the end-of-text token.
-        token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random.
+        token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random. An
+            embedder's closing tokens are copied instead.
         projection_dim: Size of the embedding after a learned projection; null keeps the model's own size.
         max_seq_length: Longest text in tokens, bottleneck tokens included; longer texts are cut.
-        query_prompt: Text put before every query, in training and when encoding.
-        document_prompt: Text put before every document, in training and when encoding.
+        query_prompt: Text put before every query, in training and when encoding; null takes that of an embedder, and
+            "query: " for a language model.
+        document_prompt: Text put before every document, likewise; null takes that of an embedder, or "document: ".
         lora: Train LoRA adapters and the new token rows; false trains every weight.
         lora_rank: Rank of the LoRA adapters.
         lora_alpha: Scale of the LoRA adapters; alpha divided by rank multiplies their output.
@@ -73,8 +77,8 @@ class ModelConfig:
     token_init: Literal["mean", "eos", "random"] = "mean"
     projection_dim: PositiveInt | None = None
     max_seq_length: PositiveInt = 256
-    query_prompt: str = "query: "
-    document_prompt: str = "document: "
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     lora: bool = True
     lora_rank: PositiveInt = 32
     lora_alpha: PositiveInt = 64
@@ -230,6 +234,18 @@ class RepresentConfig:
 
 
 @dataclass
+class ReleaseConfig:
+    """What of the trained model is released.
+
+    Args:
+        scale: Share of what training changed that is kept, from 0 (the base) to 1 (all). Below 1 a base that was an
+            embedder keeps more of what it knew; needs LoRA and no projection.
+    """
+
+    scale: Share = 1.0
+
+
+@dataclass
 class EvaluateConfig:
     """Retrieval evaluation on the held-out queries.
 
@@ -262,6 +278,7 @@ class Recipe(RunConfig):
     data: DataConfig = field(default_factory=DataConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     represent: RepresentConfig = field(default_factory=RepresentConfig)
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def flat(self) -> dict[str, Any]:
@@ -300,6 +317,9 @@ class Recipe(RunConfig):
         if model.quantize and not model.lora:
             what = f"is {model.quantize}, but 4-bit weights cannot be trained themselves."
             yield "model.quantize", what, "Set model.lora to true, or model.quantize to null."
+        if self.release.scale != 1 and (not model.lora or model.projection_dim):
+            what = f"is {self.release.scale}, but only adapters and bottleneck rows can be scaled."
+            yield "release.scale", what, "Set it to 1, or model.lora to true and model.projection_dim to null."
         if learn.enabled and learn.bottleneck != "none" and not model.num_bottleneck_tokens:
             what = f"is 0, but learn.bottleneck is {learn.bottleneck}, which needs bottleneck tokens."
             fix = "Set it to 1 or more, or learn.bottleneck to none, or switch off learn.enabled."

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     PositiveFloat: TypeAlias = float
     PositiveInt: TypeAlias = int
     Seed: TypeAlias = int
+    Share: TypeAlias = float
 else:
+    from jsonargparse.typing import ClosedUnitInterval as Share
     from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, restricted_number_type
 
     FiniteFloat = restricted_number_type("FiniteFloat", float, [(">", -math.inf), ("<", math.inf)])
@@ -44,6 +46,7 @@ _BOUNDS: dict[Any, str] = {
     PositiveFloat: "above 0 and finite",
     PositiveInt: "above 0",
     Seed: f"at least 0 and below {2**32}",
+    Share: "at least 0 and at most 1",
 }
 _PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

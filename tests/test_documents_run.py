@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+from embedders import embedder
 
 import lbr_st
 from lbr_st import pipeline
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import search
 from lbr_st.files import BESIDE
+from lbr_st.model.build import build_model
 from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, with_steps
 from lbr_st.training.data import prepare
 from lbr_st.training.sources import read_sources
@@ -43,6 +45,22 @@ def recipe_for(base, source, **changes):
         "represent": RepresentConfig(batch_size=16, warmup_steps=1),
     }
     return Recipe(**{**values, **changes})
+
+
+@pytest.mark.parametrize(("form", "prompt"), [("ours", "document: "), ("qwen3-embedding", "")])
+def test_passages_fit_into_an_embedder_with_its_own_prompt(tiny_base, folder, tmp_path, form, prompt):
+    base = embedder(form, tiny_base, tmp_path / "base")
+    recipe = recipe_for(base, folder)
+    texts = _passages(recipe)
+    tokenizer = build_model(base, num_bottleneck_tokens=4, device="cpu").tokenizer
+    sizes = [len(tokenizer(prompt + text)["input_ids"]) for text in texts]
+    assert max(sizes) <= 160
+    recipe.model.document_prompt = "that is at hand: " * 8
+    assert len(_passages(recipe)) > len(texts)
+
+
+def _passages(recipe):
+    return {kind: rows for kind, _, rows in read_sources(recipe).parts}["texts"]["text"]
 
 
 def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):

@@ -3,9 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 from beir_folder import write_beir
+from embedders import INSTRUCT, embedder
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -13,6 +15,7 @@ from lbr_st import pipeline
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
+from lbr_st.model.load import load_by_name
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -25,7 +28,7 @@ from lbr_st.recipe import (
     recipe_without_places,
 )
 from lbr_st.training import teacher
-from lbr_st.training.data import evaluation_set, without_evaluation
+from lbr_st.training.data import FOLDER, evaluation_set, without_evaluation
 from lbr_st.training.data import pairs_to_learn as learn_pairs
 from lbr_st.training.sources import read_sources
 
@@ -44,10 +47,11 @@ def pairs_file(tmp_path):
 
 
 def recipe_for(base, source, **changes):
+    prompts = {"query_prompt": "query: ", "document_prompt": "document: "}
     values = {
         "name": "lbr-toy",
         "precision": "float32",
-        "model": ModelConfig(base=base, max_seq_length=48, lora_rank=4, lora_alpha=8),
+        "model": ModelConfig(base=base, max_seq_length=48, lora_rank=4, lora_alpha=8, **prompts),
         "data": DataConfig(source=str(source)),
         "learn": LearnConfig(max_steps=3, batch_size=4, warmup_steps=1, eval_steps=3, num_eval_pairs=4),
         "represent": RepresentConfig(max_steps=3, batch_size=4, warmup_steps=1),
@@ -335,3 +339,34 @@ def test_a_run_that_held_nothing_out_is_not_scored_on_what_it_saw(tiny_base, tmp
     other.write_text("\n".join(json.dumps({"query": f"base {n}", "document": f"the ester {n}"}) for n in range(60)))
     asked = recipe_for(tiny_base("llama"), other)
     assert pipeline.run_evaluate(str(tmp_path / "out"), asked, tmp_path / "scores").num_queries == 6
+
+
+def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base, pairs_file, tmp_path):
+    base = embedder("qwen3-embedding", tiny_base, tmp_path / "base")
+    model = ModelConfig(base=base, num_bottleneck_tokens=1, max_seq_length=160, lora_rank=4)
+    plain = tiny_base("llama")
+    recipe = recipe_for(plain, pairs_file, evaluate=EvaluateConfig(enabled=False))
+    recipe.release.scale = 0.5
+    with pytest.raises(LBRError, match=r"release\.scale: .*is a language model, no embedder"):
+        pipeline.run(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out-work" / "learn-checkpoints").exists()
+    recipe.model = model
+    pipeline.run(recipe, tmp_path / "out", overwrite=True)
+    half = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert half.prompts == {"query": INSTRUCT, "document": ""}
+    learnt = datasets.load_from_disk(str(tmp_path / "out-work" / "data" / FOLDER / "learn"))
+    assert any(context.startswith(INSTRUCT) for context in learnt["context"])
+    # Another share of the same training: the stages are taken from disk.
+    kept = (tmp_path / "out-work" / "represent" / "adapter_model.safetensors").stat().st_mtime_ns
+    for scale, like in ((1.0, tmp_path / "out-work" / "represent"), (0.0, base)):
+        recipe.release.scale = scale
+        pipeline.run(recipe, tmp_path / f"{scale}", work_folder=tmp_path / "out-work")
+        found, expected = (model.encode_query(["an acid"])[0] for model in map(_read, (tmp_path / f"{scale}", like)))
+        assert found @ expected >= 0.9999
+        assert np.abs(found - half.encode_query(["an acid"])[0]).max() > 1e-4
+    assert (tmp_path / "out-work" / "represent" / "adapter_model.safetensors").stat().st_mtime_ns == kept
+
+
+def _read(folder):
+    return load_by_name(str(folder))[0]

@@ -35,7 +35,8 @@ def test_partial_file_keeps_defaults(tmp_path):
 def test_what_may_change_while_a_run_is_interrupted():
     may = {key for key in field_types() if same_results(changed(**{key: "another"}), Recipe())}
     steps = {"learn.eval_steps", "represent.eval_steps"}
-    assert may == {"represent.mini_batch_tokens", "evaluate.precision", "evaluate.batch_size", *steps}
+    read = {"evaluate.precision", "evaluate.batch_size", "release.scale"}
+    assert may == {"represent.mini_batch_tokens", *read, *steps}
     assert not same_results(changed(represent__eval_steps=7, seed=1), Recipe())
 
 
@@ -126,7 +127,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
     [notice] = capsys.readouterr().err.splitlines()
     assert all(part in notice for part in ["recipe.yaml", "ignored", *RETIRED])
     assert not set(RETIRED) & set(field_types())
-    assert len(field_types()) == 71
+    assert len(field_types()) == 74
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,8 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
         ("model.num_bottleneck_tokens", 0),
         ("model.max_seq_length", 4),
         ("model.lora_dropout", 1.0),
+        ("release.scale", 1.01),
+        ("release.scale", -0.5),
         ("learn.learning_rate", 0.0),
         ("learn.learning_rate", math.nan),
         ("learn.pairs", []),
@@ -176,6 +179,11 @@ def test_values_that_contradict_each_other():
     with pytest.raises(LBRError, match=r"context_weight: is 0, .*learn\.bottleneck none.*reconstruct"):
         changed(learn__bottleneck="none", learn__context_weight=0).validate()
     changed(learn__bottleneck="none", learn__context_weight=0, learn__pairs=["natural"]).validate()
+    for key, value in (("model__lora", False), ("model__projection_dim", 8)):
+        with pytest.raises(LBRError, match=r"release\.scale: is 0\.5, but only adapters and bottleneck rows"):
+            changed(release__scale=0.5, **{key: value}).validate()
+        changed(**{key: value}).validate()
+    changed(release__scale=0.5).validate()
 
 
 @pytest.mark.parametrize("bottleneck", ["attention", "embedding"])

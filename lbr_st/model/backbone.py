@@ -10,16 +10,18 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING as ENCODERS
 from transformers.utils import ADAPTER_CONFIG_NAME
 
 from lbr_st.errors import LBRError
 from lbr_st.model.bases import resolve_base
+from lbr_st.model.embedder import embedder_prompts
 from lbr_st.model.lora import has_lora, load_lora, read_lora_config, save_lora, trained_rows
 from lbr_st.model.mask import Segment, attention_mask
 from lbr_st.model.nll import Head
 from lbr_st.model.packed_attention import IMPLEMENTATION
 from lbr_st.model.safe import explain_load_errors, without_code
-from lbr_st.model.tokens import affixes, bottleneck_token_ids, read_as_text, with_bottleneck_tokens
+from lbr_st.model.tokens import affixes, bottleneck_token_ids, closing_ids, read_as_text, with_bottleneck_tokens
 
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
@@ -47,7 +49,7 @@ class CausalBackbone(Transformer):
         LBRError: The checkpoint is not a causal LM, or ``trust_remote_code`` is given.
     """
 
-    config_keys: list[str] = [*Transformer.config_keys, "base"]
+    config_keys: list[str] = [*Transformer.config_keys, "base", "replaced_ids"]
 
     def __init__(
         self, model_name_or_path: str, *, base: str | None = None, adapter_base: str | None = None, **kwargs: Any
@@ -57,9 +59,11 @@ class CausalBackbone(Transformer):
         for options in ("model_kwargs", "config_kwargs", "processor_kwargs"):
             kwargs[options] = without_code(kwargs.get(options))
         self._adapter_base = adapter_base
+        replaced_ids: list[int] | None = kwargs.pop("replaced_ids", None)
         super().__init__(model_name_or_path, **kwargs)
         read_as_text(self.tokenizer)  # models of older versions were saved without this option
         self.base = base or model_name_or_path
+        self.replaced_ids = replaced_ids  # set by use_bottleneck_tokens, saved with the model
         # Where the base also pads with its end-of-text token (SmolLM2, among many), transformers drops the gradient of
         # that row. Padding is masked out anyway, and without a bottleneck this token's state is the embedding.
         table = self.model.get_input_embeddings()
@@ -114,13 +118,19 @@ class CausalBackbone(Transformer):
         load_lora(model, model_name_or_path)
         return model
 
-    def use_bottleneck_tokens(self, num_tokens: int) -> list[int]:
+    def use_bottleneck_tokens(self, num_tokens: int, *, replace: bool = False) -> list[int]:
         """Give the tokenizer ``num_tokens`` bottleneck tokens and the vocabulary rows for them; return their ids.
 
-        The caller sets the rows' values. With 0 the tokenizer appends the end-of-text token, which has a row. Raises
-        as :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
+        The caller sets the rows' values. With 0 the tokenizer appends the end-of-text token, which has a row. With
+        ``replace`` an embedder's closing tokens go, and ``replaced_ids`` names the one that each bottleneck token is to
+        be a copy of; the last of the last. Raises as :func:`~lbr_st.model.tokens.with_bottleneck_tokens`.
         """
-        self.processor = with_bottleneck_tokens(self.tokenizer, num_tokens)
+        plain = self.tokenizer
+        self.processor = with_bottleneck_tokens(plain, num_tokens, replace=replace)
+        if replace:
+            closing = closing_ids(plain)
+            last = [-(-place * len(closing) // num_tokens) - 1 for place in range(1, num_tokens + 1)]
+            self.replaced_ids = [closing[index] for index in last]
         self.input_formatter.processor = self.processor
         for kept in ("affixes", "bottleneck_ids"):
             self.__dict__.pop(kept, None)
@@ -276,6 +286,20 @@ class CausalBackbone(Transformer):
         """Project hidden states of shape (…, hidden) to the next-token logits of :attr:`head`."""
         return self.head.logits(hidden)
 
+    @torch.no_grad()
+    def check_causal(self) -> None:
+        """Prove on four tokens that no position sees a later one.
+
+        Raises:
+            LBRError: One does: the base reads in both directions.
+        """
+        ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=self.model.device)
+        states = [self.decoder(input_ids=row[None], use_cache=False, return_dict=True).last_hidden_state for row in ids]
+        one, other = (row[:, :-1].float() for row in states)
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * one.abs().max().item(), equal_nan=True):
+            what = "it is not causal: its attention is bidirectional, and a target would see what follows it."
+            raise LBRError(what, where=self.base, fix="Give a base or an embedder whose attention is causal.")
+
     def check_head(self) -> None:
         """Prove on four tokens that :meth:`logits` is this architecture's own head.
 
@@ -300,17 +324,24 @@ class CausalBackbone(Transformer):
 def load_causal_lm(name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a causal LM with ``AutoModelForCausalLM``, from safetensors only.
 
+    Of an embedder, which is often saved without its head, a head that is tied is rebuilt from the embeddings.
+
     Raises:
-        LBRError: ``name`` is an encoder or an encoder-decoder, or some of its weights are missing.
+        LBRError: ``name`` is an encoder or an encoder-decoder, or weights are missing, such as an untied head.
     """
     architectures = getattr(kwargs.get("config"), "architectures", None) or []
-    if architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures):
+    headless = architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures)
+    if headless and (type(kwargs["config"]) in ENCODERS or embedder_prompts(name) is None):
         what = f"{architectures[0]} is not a causal language model."
         raise LBRError(what, where=name, fix="Give a decoder-only base with a head, such as Qwen/Qwen3-0.6B.")
     options = {**kwargs, "use_safetensors": True, "output_loading_info": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if missing := sorted(info["missing_keys"]):
+        head = next((key for key, module in model.named_modules() if module is model.get_output_embeddings()), None)
+        if head and all(key.startswith(f"{head}.") for key in missing):
+            what = "the language-modelling head is missing, and as it is not tied to the embeddings, cannot be rebuilt."
+            raise LBRError(what, where=name, fix="Give a base that was saved with its head, or whose head is tied.")
         # transformers would fill them with random numbers and only warn.
         what = f"{len(missing)} of its weights are missing, such as {missing[0]}."
         raise LBRError(what, where=name, fix="The model is damaged: save or download it again.")

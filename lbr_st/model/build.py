@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import resolve_base
+from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
 from lbr_st.model.prompts import check_prompts
@@ -28,8 +29,8 @@ def build_model(
     token_init: TokenInit = "mean",
     projection_dim: int | None = None,
     max_seq_length: int | None = 256,
-    query_prompt: str = "query: ",
-    document_prompt: str = "document: ",
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
     lora_rank: int | None = None,
     lora_alpha: int | None = None,
     lora_dropout: float = 0.0,
@@ -38,18 +39,23 @@ def build_model(
     device: str | None = None,
     model_kwargs: dict[str, Any] | None = None,
 ) -> SentenceTransformer:
-    """Turn a causal LM into a training model: causal backbone, bottleneck pooler, normalisation.
+    """Turn a causal LM or embedder into a training model: causal backbone, bottleneck pooler, normalisation.
+
+    An embedder is a stock Sentence Transformers model that pools the last token of a causal transformer, such as
+    Qwen3-Embedding or a release of lbr-st. Its prompts are kept. Its closing tokens are replaced, one by one, by
+    bottleneck tokens that start as their copies: with as many of them, the untrained model gives its embeddings.
 
     Args:
         base: ``"smollm2-135m"`` (embedded, from the package registry), a hub id, or a local folder.
         num_bottleneck_tokens: k, the special tokens appended to every text; the embedding is the last one's state.
             0 builds a model without a bottleneck, to compare with: its own end-of-text token is appended and pooled.
         token_init: New token rows start as the mean of the vocabulary, as the end-of-text row, or random with the
-            vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two.
+            vocabulary's mean and standard deviation. A little noise tells the k rows apart in the first two. Those of
+            an embedder are always copies of its closing tokens; the last is a copy of the last.
         projection_dim: Size of the embedding; None keeps the backbone's hidden size.
         max_seq_length: Longest text in tokens, bottleneck included; None for what the base allows.
-        query_prompt: Put before queries by ``encode_query``.
-        document_prompt: Put before documents by ``encode_document``.
+        query_prompt: Put before queries by ``encode_query``; None for ``"query: "`` or what an embedder has.
+        document_prompt: Put before documents by ``encode_document``; None for ``"document: "`` or what an embedder has.
         lora_rank: Train low-rank adapters of this rank and the rows of the appended tokens; None trains every weight.
         lora_alpha: Scale of the adapters; None for twice the rank.
         lora_dropout: Dropout on the adapters' inputs.
@@ -64,8 +70,9 @@ def build_model(
         The model, to train with and to ``release``. It warns once when it is trained on texts without its prompts.
 
     Raises:
-        LBRError: k < 0; the base is not a causal LM, has an unknown head, already has bottleneck tokens or has no room
-            for the text; ``quantize`` without ``lora_rank``, bitsandbytes or a GPU (said before any download).
+        LBRError: k < 0; the base is not a causal LM, has an unknown or no head, already has bottleneck tokens or has no
+            room for the text; it is an embedder that is not causal, pools otherwise or appends no token, or k is 0 for
+            one; ``quantize`` without ``lora_rank``, bitsandbytes or a GPU (said before any download).
 
     Example:
         ::
@@ -73,16 +80,21 @@ def build_model(
             model = lbr_st.build_model("Qwen/Qwen3-0.6B", num_bottleneck_tokens=4, lora_rank=32)
     """
     check_quantize(quantize, lora=lora_rank is not None, device=device)
+    is_embedder = embedder_prompts(base) is not None
     folder = resolve_base(base)
     torch.manual_seed(seed)
     kwargs = {"dtype": torch.float32, **loading_options(quantize, device), **(model_kwargs or {})}
     with explain_load_errors(base, "the base"):
         backbone = CausalBackbone(folder, base=base, model_kwargs=kwargs, max_seq_length=max_seq_length)
     _check_length(backbone, num_bottleneck_tokens)
-    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens)
+    ids = backbone.use_bottleneck_tokens(num_bottleneck_tokens, replace=is_embedder)
     rows = cast(Tensor, backbone.model.get_input_embeddings().weight)
     untouched = rows.detach()[ids].clone()  # no row where k is 0
-    init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
+    if is_embedder:
+        rows.data[ids] = rows.data[backbone.replaced_ids]
+    else:
+        init_token_rows(backbone.model, ids, token_init, backbone.tokenizer.eos_token_id)
+    backbone.check_causal()
     backbone.check_head()
     pooler = BottleneckPooler(backbone.get_embedding_dimension(), projection_dim)
     if lora_rank is not None:
@@ -100,7 +112,7 @@ def build_model(
             rows[ids] = untouched
     model = SentenceTransformer(
         modules=[backbone, pooler, Normalize()],
-        prompts={"query": query_prompt, "document": document_prompt},
+        prompts=prompts_for(base, query_prompt, document_prompt),
         similarity_fn_name="cosine",
         device=device,
     )

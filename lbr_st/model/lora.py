@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer, cast_adapter_dtype
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file, save_file
@@ -164,6 +165,22 @@ def _trained_state(model: PreTrainedModel) -> dict[str, Tensor]:
     tied = model.config.get_text_config().tie_word_embeddings
     # A tied head's rows are the embedding's.
     return {f"{_PREFIX}{name}": t for name, t in state.items() if not (tied and name.startswith(f"{head}."))}
+
+
+@torch.no_grad()
+def scale_lora(model: PreTrainedModel, share: float, start: list[int]) -> None:
+    """Keep a share of what training changed, in place: of the adapters, and of the token rows as copied from ``start``.
+
+    ``share`` is from 0, the base, to 1. ``start`` has an id of the base for each trained row. Adapters are added to the
+    base's weights, so that scaling them interpolates linearly.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for adapter in (adapter for layer in layers for adapter in layer.lora_B.values()):
+        adapter.weight.mul_(share)
+    if trained := trained_rows(model.get_input_embeddings()):
+        table: Any
+        table, _, rows = trained
+        rows.lerp_(table.weight[start].to(rows), 1 - share)
 
 
 def merge_lora(model: PreTrainedModel) -> None:

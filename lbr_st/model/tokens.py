@@ -6,6 +6,9 @@ for them. A model without a bottleneck (k = 0) ends every text with the base's o
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -26,7 +29,9 @@ def bottleneck_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> PreTrainedTokenizerFast:
+def with_bottleneck_tokens(
+    tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, replace: bool = False
+) -> PreTrainedTokenizerFast:
     """Return a copy of ``tokenizer`` that ends every encoding with ``num_tokens`` bottleneck tokens.
 
     With ``num_tokens`` 0 it ends every encoding with the end-of-text token, once, also if it already does.
@@ -38,9 +43,11 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
     Args:
         tokenizer: A fast tokenizer. It is not changed.
         num_tokens: k, at least 0.
+        replace: Of an embedder: remove the tokens that it ends every encoding with, an older bottleneck among them.
 
     Raises:
-        LBRError: k < 0, or the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens.
+        LBRError: k < 0, or the tokenizer is slow, has no end-of-text token, or already has bottleneck tokens. With
+            ``replace``: k is 0, or the tokenizer appends nothing, or not by a template.
     """
     name = tokenizer.name_or_path or type(tokenizer).__name__
     if num_tokens < 0:
@@ -49,14 +56,25 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
     if not tokenizer.is_fast:
         what = "the tokenizer is a slow (pure Python) one, without a post-processor."
         raise LBRError(what, where=name, fix="Use a base that ships a tokenizer.json.")
-    if bottleneck_token_ids(tokenizer):
+    if replace and not (closing := closing_ids(tokenizer)):
+        what = "its tokenizer appends no token, so that a word of the text is pooled and none can be replaced."
+        raise LBRError(what, where=name, fix="Give it a post-processor that appends its end-of-text token.")
+    if replace and not num_tokens:
+        what = "is 0, but an embedder's closing tokens are replaced by bottleneck tokens."
+        raise LBRError(what, where="num_bottleneck_tokens", fix=f"It has {len(closing)}: give as many, or more.")
+    if bottleneck_token_ids(tokenizer) and not replace:
         fix = "This is an lbr-st model, not a plain base: load it with lbr_st.load_model, or start from its base."
         raise LBRError(f"the tokenizer already has the bottleneck token {bottleneck_token(0)}.", where=name, fix=fix)
     if tokenizer.eos_token_id is None:
         what = "the tokenizer has no end-of-text (eos) token, which ends every target."
         raise LBRError(what, where=name, fix="Set tokenizer.eos_token and save the base again.")
 
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if replace:
+        old = {bottleneck_token(index) for index in range(len(bottleneck_token_ids(tokenizer)))}
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in old]
+        state["post_processor"] = _without_closing(state["post_processor"])
+    backend = Tokenizer.from_str(json.dumps(state))
     backend.no_padding()
     backend.no_truncation()
     copy = PreTrainedTokenizerFast(
@@ -86,7 +104,24 @@ def with_bottleneck_tokens(tokenizer: PreTrainedTokenizerBase, num_tokens: int) 
     )
     before = copy.backend_tokenizer.post_processor
     copy.backend_tokenizer.post_processor = processors.Sequence([template] if before is None else [before, template])
+    if replace and affixes(copy)[1] != num_tokens:
+        what = "cannot remove the tokens that its tokenizer appends."
+        raise LBRError(what, where=name, fix="Append them by a TemplateProcessing in tokenizer.json.")
     return copy
+
+
+def _without_closing(processor: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a post-processor, as ``tokenizer.json`` has it, without what it appends; None if nothing is left."""
+    kind = processor["type"] if processor else None
+    if processor and kind == "Sequence":
+        parts = [part for part in map(_without_closing, processor["processors"]) if part]
+        return {**processor, "processors": parts} if parts else None
+    if processor and kind == "TemplateProcessing":
+        for side in ("single", "pair"):
+            while "SpecialToken" in (processor[side] or [{}])[-1]:
+                processor[side].pop()
+        return processor if len(processor["single"]) > 1 else None
+    return processor
 
 
 def read_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -112,3 +147,9 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
             return before, len(full) - before - len(plain)
     what = f"cannot tell a text's own tokens from the ones the tokenizer adds: {full} for 'a'."
     raise LBRError(what, where=tokenizer.name_or_path, fix="Report this base; its post-processor changes tokens.")
+
+
+def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that the tokenizer adds after every text, in order. Raises as :func:`affixes`."""
+    ids: list[int] = tokenizer("a")["input_ids"]
+    return ids[len(ids) - affixes(tokenizer)[1] :]

@@ -30,12 +30,14 @@ from lbr_st.evaluation.systems import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.files import new_folder, notice, published, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
+from lbr_st.model.embedder import DEFAULT_PROMPTS
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
 from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_arguments import did_you_mean
+from lbr_st.training.model import keep_share
 
 BUNDLES = Path(lbr_st.__file__).parent / "bundles"
 """Where the bundles are that come with this package, each of at most :data:`MOST_BYTES`, all files together."""
@@ -114,7 +116,9 @@ def read_bundle(folder: Path) -> Bundle:
     if manifest["format"] == 1 and recipe is not None:
         config = recipe.model
         settings = {key: getattr(config, key) for key in ("num_bottleneck_tokens", "projection_dim", "max_seq_length")}
-        manifest["model"] = settings | {"prompts": {"query": config.query_prompt, "document": config.document_prompt}}
+        given = {name: getattr(config, f"{name}_prompt") for name in DEFAULT_PROMPTS}
+        prompts = {name: DEFAULT_PROMPTS[name] if text is None else text for name, text in given.items()}
+        manifest["model"] = settings | {"prompts": prompts}
     keys = ("name", "base", "model", "files", "probes", "card", "provenance")
     return Bundle(folder, recipe=recipe, **{key: manifest[key] for key in keys})
 
@@ -200,6 +204,8 @@ def bundle(
     info.recipe = info.recipe and replace(info.recipe, name=info.name)
     (info.recipe or Recipe(name=info.name)).validate()
     model = load_model(folder, base=base)
+    if info.recipe is not None:
+        keep_share(model, info.recipe.release.scale)  # a bundle is what the run released
     return write_bundle(model, Path(into or BUNDLES) / info.name, info, base=base, overwrite=overwrite)
 
 

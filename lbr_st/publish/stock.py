@@ -20,6 +20,7 @@ from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
 from lbr_st.publish import bundle as bundles
 from lbr_st.publish.card import PACKAGES, CardInfo, info_in, write_card, write_origin
+from lbr_st.training.model import keep_share
 
 
 def release(
@@ -30,6 +31,7 @@ def release(
     overwrite: bool = False,
     base: str | None = None,
     info: CardInfo | None = None,
+    scale: float | None = None,
 ) -> Path:
     """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
 
@@ -45,22 +47,35 @@ def release(
         overwrite: Replace ``output``.
         base: Where the base of an adapter is, if not where its name leads.
         info: What the model card says; None for what the model's folder tells.
+        scale: Share of what training changed that is kept, see :func:`~lbr_st.training.model.keep_share`; None for what
+            the model's recipe says, or all.
 
     Raises:
         LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is available in 4 bits only,
-            or the stock form differs.
+            ``scale`` does not fit the model, or the stock form differs.
     """
     output = Path(output)
     refuse_existing(output, overwrite=overwrite)
     source = None if isinstance(model, SentenceTransformer) else Path(model)
     if source is not None and not adapter_only and (source / bundles.MANIFEST).is_file():
+        if scale is not None:
+            what, fix = "a bundle is released as it is.", "Give the model in training form that it was made of."
+            raise LBRError(what, where="scale", fix=fix)
         return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
         info = info_in(source, output.name) if source else CardInfo(output.name)
     trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
+    if scale is None:
+        scale = info.recipe.release.scale if info.recipe else 1.0
+    elif info.recipe:
+        info.recipe.release.scale = scale
+    if scale != 1:
+        full = bundles.in_full_precision(trained)
+        trained = _copy(full) if full is model else full
+        keep_share(trained, scale)
     if adapter_only:
         return bundles.write_bundle(trained, output, info, base=base, overwrite=overwrite)
-    return _release(trained, output, info, overwrite=overwrite, in_place=source is not None)
+    return _release(trained, output, info, overwrite=overwrite, in_place=trained is not model)
 
 
 def build_released(

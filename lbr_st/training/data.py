@@ -24,6 +24,7 @@ from lbr_st.data.sources import is_local, short_name
 from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
+from lbr_st.model.embedder import prompts_for
 from lbr_st.recipe import EvaluateConfig, Recipe
 from lbr_st.training.sources import Sources, from_documents, learn_kinds, needs_pairs, read_sources
 
@@ -199,9 +200,14 @@ def _without(rows: Dataset, report: ContaminationReport, *, refuse: bool) -> Dat
 
 def pairs_to_learn(recipe: Recipe, tables: Mapping[str, Dataset]) -> tuple[Dataset, Dataset | None]:
     """Return stage 1's pairs and those held out for the gain; see :func:`lbr_st.data.pairs.learn_pairs`."""
-    model, learn = recipe.model, recipe.learn
-    prompts = {"query_prompt": model.query_prompt, "document_prompt": model.document_prompt}
-    return learn_pairs(tables, learn_kinds(recipe), **prompts, count=learn.num_eval_pairs, seed=recipe.seed)
+    query, document = _prompts(recipe)
+    options = {"count": recipe.learn.num_eval_pairs, "seed": recipe.seed}
+    return learn_pairs(tables, learn_kinds(recipe), query_prompt=query, document_prompt=document, **options)
+
+
+def _prompts(recipe: Recipe) -> list[str]:
+    prompts = prompts_for(recipe.model.base, recipe.model.query_prompt, recipe.model.document_prompt)
+    return [prompts["query"], prompts["document"]]
 
 
 # --- kept on disk -----------------------------------------------------------------------------------------------------
@@ -269,7 +275,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
-        "prompts": [recipe.model.query_prompt, recipe.model.document_prompt],
+        "prompts": _prompts(recipe) if generative else None,
         "seed": recipe.seed,
     }
     return {

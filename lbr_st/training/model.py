@@ -10,18 +10,21 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
+from lbr_st.bottleneck.passes import backbone_of, pooler_of
 from lbr_st.compute import is_first, wait
+from lbr_st.errors import LBRError
 from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
-from lbr_st.model.lora import Quantize
+from lbr_st.model.lora import Quantize, has_lora, scale_lora
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
-ANY_TIME += ("evaluate.precision", "evaluate.batch_size")
-"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn."""
+ANY_TIME += ("evaluate.precision", "evaluate.batch_size", "release.scale")
+"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn; how
+much of the change is released is decided after training."""
 
 
 def same_results(one: Recipe, other: Recipe) -> bool:
@@ -79,4 +82,35 @@ def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
     options = asdict(recipe.model)
     if not options.pop("lora"):
         options["lora_rank"] = None
-    return build_model(**options, seed=recipe.seed)
+    model = build_model(**options, seed=recipe.seed)
+    check_share(model, recipe.release.scale)  # before hours of training
+    return model
+
+
+def check_share(model: SentenceTransformer, share: float) -> None:
+    """Raise :class:`LBRError` if a share of what training changes cannot be kept of this model."""
+    backbone, why = backbone_of(model), ""
+    if not 0 <= share <= 1:
+        why = "it must be at least 0 and at most 1"
+    elif not backbone.replaced_ids:
+        why = f"{backbone.base} is a language model, no embedder whose knowledge could be kept"
+    elif not has_lora(backbone.model) or pooler_of(model).projection is not None:
+        why = "only adapters and bottleneck rows can be scaled, not every weight nor a projection"
+    if share != 1 and why:
+        raise LBRError(f"is {share}, but {why}.", where="release.scale", fix="Set it to 1.")
+
+
+def keep_share(model: SentenceTransformer, share: float) -> None:
+    """Keep a share of what training changed, in place: adapters and bottleneck rows between the base's and the trained.
+
+    So an embedder keeps more of what it knew of other domains, at some cost in the one that it was trained on
+    (LM-Cocktail, arXiv 2311.13534). 1 changes nothing. 0 gives the base, with as many bottleneck tokens as it had
+    closing tokens.
+
+    Raises:
+        LBRError: The share is not from 0 to 1. Below 1: the base was a language model, every weight was trained, or a
+            projection was added.
+    """
+    check_share(model, share)
+    if share != 1:
+        scale_lora(backbone_of(model).model, share, backbone_of(model).replaced_ids or [])

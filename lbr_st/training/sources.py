@@ -21,6 +21,7 @@ from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, notice
 from lbr_st.model.bases import resolve_base
+from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.tokens import with_bottleneck_tokens
 from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
@@ -136,9 +137,11 @@ def _read_documents(
 ) -> tuple[Dataset | None, Dataset, RetrievalSet | None, RetrievalSet | None, str]:
     """Return pairs made of documents, their passages, test, dev, and what was made; tables of pairs add theirs."""
     config, model = recipe.data, recipe.model
+    replace = embedder_prompts(model.base) is not None
     base = AutoTokenizer.from_pretrained(resolve_base(model.base))
-    tokenizer, options = with_bottleneck_tokens(base, model.num_bottleneck_tokens), {"text_column": config.text_column}
-    found = passages_of(config.source, tokenizer, model.document_prompt, model.max_seq_length, say=say, **options)
+    tokenizer = with_bottleneck_tokens(base, model.num_bottleneck_tokens, replace=replace)
+    prompt = prompts_for(model.base, model.query_prompt, model.document_prompt)["document"]
+    found = passages_of(config.source, tokenizer, prompt, model.max_seq_length, say=say, text_column=config.text_column)
     texts = found.select_columns(["text"])
     if not needs_pairs(recipe):
         return None, texts, None, None, ""
