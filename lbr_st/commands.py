@@ -240,28 +240,11 @@ def plot(*, results: str = "results", training: str | None = None, output: str =
         training: Work folder of lbr-st train, for its loss curves.
         output: Folder for the plots.
     """
-    from lbr_st.evaluation.plots import plot_embedding_size, plot_tasks, plot_training
-    from lbr_st.evaluation.scores import read_records
+    from lbr_st.evaluation.plots import plot_all
 
-    def tasks(path: Path) -> list[Path]:
-        scores = read_records(results)  # cut embeddings have a plot of their own
-        return plot_tasks([score for score in scores if "truncate_dim" not in score.experiment] or scores, path)
-
-    plots = {"tasks": tasks, "embedding_size": lambda path: plot_embedding_size(read_records(results), path)}
-    if training:
-        plots["training"] = lambda path: plot_training(training, path)
-    reasons = []
-    for name, draw in plots.items():
-        try:
-            print("\n".join(map(str, draw(Path(output) / name))))
-        except LBRError as error:
-            reasons.append(f"no plot of {name}: {error}")
-    if len(reasons) == len(plots):
-        raise LBRError("nothing could be plotted.\n" + "\n".join(reasons))
-    if not training:
-        reasons.append("no plot of training: give lbr-st train's work folder as --training.")
-    for reason in reasons:
-        print(reason, file=sys.stderr)
+    paths, left_out = plot_all(results, training, output)
+    print("\n".join(map(str, paths)))
+    print("\n".join(left_out), file=sys.stderr)
 
 
 @_command("lbr-st check-contamination my_pairs.jsonl --against chem", "data")

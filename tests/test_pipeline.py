@@ -16,6 +16,8 @@ from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
 from lbr_st.model.load import load_by_name
+from lbr_st.publish.bundle import bundle
+from lbr_st.publish.stock import build_released
 from lbr_st.recipe import (
     DataConfig,
     EvaluateConfig,
@@ -354,6 +356,7 @@ def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base
     recipe.model = model
     pipeline.run(recipe, tmp_path / "out", overwrite=True)
     half = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert "the share 0.5 was kept" in (tmp_path / "out" / "README.md").read_text()
     assert half.prompts == {"query": INSTRUCT, "document": ""}
     learnt = datasets.load_from_disk(str(tmp_path / "out-work" / "data" / FOLDER / "learn"))
     assert any(context.startswith(INSTRUCT) for context in learnt["context"])
@@ -366,6 +369,12 @@ def test_a_run_from_an_embedder_keeps_its_prompts_and_releases_a_share(tiny_base
         assert found @ expected >= 0.9999
         assert np.abs(found - half.encode_query(["an acid"])[0]).max() > 1e-4
     assert (tmp_path / "out-work" / "represent" / "adapter_model.safetensors").stat().st_mtime_ns == kept
+    # A bundle is what the run released last, though the stage was trained for another share.
+    made = bundle(tmp_path / "out-work", into=tmp_path / "bundles", base=base)
+    assert load_recipe(made / "recipe.yaml").release.scale == 0.0
+    assert load_recipe(tmp_path / "out-work" / "represent" / "recipe.yaml").release.scale == 0.5
+    built = _read(build_released(str(made), tmp_path / "built", base=base))
+    assert built.encode_query(["an acid"])[0] @ _read(base).encode_query(["an acid"])[0] >= 0.9999
 
 
 def _read(folder):

@@ -141,6 +141,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
         ("model.num_bottleneck_tokens", 0),
         ("model.max_seq_length", 4),
         ("model.lora_dropout", 1.0),
+        ("represent.teacher_weight", 1.01),
         ("release.scale", 1.01),
         ("release.scale", -0.5),
         ("learn.learning_rate", 0.0),

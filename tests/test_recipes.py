@@ -11,7 +11,7 @@ from lbr_st.commands import recipe_script
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.suites import SUITES
-from lbr_st.recipe import load_recipe, save_recipe
+from lbr_st.recipe import ModelConfig, Recipe, ReleaseConfig, load_recipe, quick_form, save_recipe
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"chem": "lbr-chem", "medical": "lbr-med", "code": "lbr-code"}
@@ -57,6 +57,13 @@ def test_an_error_ends_it_with_a_line_and_a_status(monkeypatch, capsys):
     script = runpy.run_path(str(ROOT / "recipes" / "chem.py"))
     assert recipe_script("text", script["FULL"], script["QUICK"], ["--quick"]) == 1
     assert "Fix it." in capsys.readouterr().err
+
+
+def test_a_quick_form_starts_from_the_same_base_and_releases_as_much():
+    full = Recipe(model=ModelConfig(base="an/embedder", query_prompt=""), release=ReleaseConfig(scale=0.5))
+    quick = quick_form(full, max_seq_length=64, learn_batch_size=8)
+    quick.validate()
+    assert (quick.model.base, quick.model.query_prompt, quick.release) == ("an/embedder", "", full.release)
 
 
 def test_older_scripts_still_find_it():

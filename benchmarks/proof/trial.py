@@ -25,6 +25,7 @@ from lbr_st.evaluation.scores import TaskScore
 from lbr_st.evaluation.systems import bm25_system, embedding_system, truncated
 from lbr_st.files import notice, write_whole
 from lbr_st.model.bases import resolve_embedder
+from lbr_st.model.embedder import prompts_for
 from lbr_st.model.load import load_by_name, load_model, mean_pooling
 from lbr_st.recipe import Recipe, RepresentConfig
 from lbr_st.training.data import RunData
@@ -86,11 +87,15 @@ def same_key(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
     asked = json.loads(json.dumps(asked))
     for key in (kept, asked):
         key["recipe"]["precision"] = key["recipe"]["evaluate"]["precision"] = "auto"
+    defaults = json.loads(json.dumps(asdict(Recipe())))
     for section, values in asked["recipe"].items():
-        before = kept["recipe"].get(section)
+        before = kept["recipe"].setdefault(section, defaults[section])
         if isinstance(values, dict) and isinstance(before, dict):
-            defaults = json.loads(json.dumps(asdict(getattr(Recipe(), section))))
-            kept["recipe"][section] = {key: before.get(key, defaults[key]) for key in values}
+            kept["recipe"][section] = {key: before.get(key, defaults[section][key]) for key in values}
+    for model in filter(None, (key["recipe"]["model"] for key in (kept, asked))):
+        # Older keys name the prompts that are the default now.
+        own = prompts_for(model["base"], model["query_prompt"], model["document_prompt"])
+        model |= {f"{name}_prompt": own[name] for name in ("query", "document")}
     return kept == asked
 
 

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from lbr_st.compute import Precision
 from lbr_st.data.texts import digests
-from lbr_st.evaluation.systems import choose_arithmetic, model_digest
+from lbr_st.evaluation.systems import choose_arithmetic
 from lbr_st.files import BESIDE, import_extra, new_folder
-from lbr_st.model.load import load_by_name
+from lbr_st.model.load import load_by_name, model_digest
 from lbr_st.training.made_pairs import WordIndex
 from lbr_st.training.sources import passages_of
 

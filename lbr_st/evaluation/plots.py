@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.scores import TaskScore, latest
+from lbr_st.evaluation.scores import TaskScore, latest, read_records
 from lbr_st.files import import_extra
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that white swallows.
@@ -42,6 +42,42 @@ STYLE = {
 STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
 NOT_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 """What a log holds that is no term of the loss."""
+
+
+def plot_all(results: str | Path, training: str | Path | None, output: str | Path) -> tuple[list[Path], list[str]]:
+    """Draw what there is of scores by task, scores by embedding size and the loss curves of a training.
+
+    Args:
+        results: Folder that ``lbr-st evaluate`` wrote.
+        training: Work folder of ``lbr-st train``, or None.
+        output: Folder for the plots.
+
+    Returns:
+        The files, and a line for each plot that is left out, which says why.
+
+    Raises:
+        LBRError: Nothing can be plotted.
+    """
+
+    def tasks(path: Path) -> list[Path]:
+        scores = read_records(results)  # cut embeddings have a plot of their own
+        return plot_tasks([score for score in scores if "truncate_dim" not in score.experiment] or scores, path)
+
+    plots = {"tasks": tasks, "embedding_size": lambda path: plot_embedding_size(read_records(results), path)}
+    if training:
+        plots["training"] = lambda path: plot_training(training, path)
+    paths: list[Path] = []
+    left_out = []
+    for name, draw in plots.items():
+        try:
+            paths += draw(Path(output) / name)
+        except LBRError as error:
+            left_out.append(f"no plot of {name}: {error}")
+    if not paths:
+        raise LBRError("nothing could be plotted.\n" + "\n".join(left_out))
+    if not training:
+        left_out.append("no plot of training: give lbr-st train's work folder as --training.")
+    return paths, left_out
 
 
 def plot_tasks(scores: Iterable[TaskScore], path: str | Path) -> list[Path]:

@@ -130,7 +130,7 @@ def embedding_system(
     Args:
         model: The model.
         name: The name to file the scores under, ``org/model``.
-        revision: Names this version of the model. Default: :func:`model_digest`.
+        revision: Names this version of the model. Default: :func:`~lbr_st.model.load.model_digest`.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 if faster and :data:`LEAST_COSINE` holds.
         show_progress_bar: Show a bar with the remaining time while encoding.
 

@@ -198,6 +198,7 @@ def bundle(
                 raise LBRError("this stage of the run is not finished.", where=str(folder), fix="Run lbr-st train.")
             results = results or (work / RESULTS if (work / RESULTS).is_file() else None)
             facts = read_json(work / CARD_FACTS) if (work / CARD_FACTS).is_file() else {}
+            facts["recipe"] = recipe  # the stage keeps the share that was asked for when it was trained
             break
     info = replace(info_in(folder, folder.name), results=Path(results) if results else None, **facts)
     info.name = name or (info.recipe.name if info.recipe else info.name)

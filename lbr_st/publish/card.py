@@ -182,10 +182,13 @@ def _how_trained(recipe: Recipe) -> str:
     how = f"contrastive training of the {pooled} state{taught}"
     stages += [f"*represent* ({how})"] if recipe.represent.enabled else []
     part = "With" if bottleneck and len(stages) == 2 else "A part or a baseline of"
+    share = recipe.release.scale
+    kept = f" Of what training changed in its base, the share {share:g} was kept." if share != 1 else ""
     return (
         f"{part} [LBR, Learn Before Represent](https://arxiv.org/abs/2601.11124), by lbr-st: {', then '.join(stages)}. "
         f"The {what} from the tokenizer itself, so plain Sentence Transformers runs this model. Use `encode_query` and "
-        f"`encode_document`, which add the prompts that training used.{_QUANTIZED if recipe.model.quantize else ''}"
+        f"`encode_document`, which add the prompts that training used.{kept}"
+        f"{_QUANTIZED if recipe.model.quantize else ''}"
     )
 
 

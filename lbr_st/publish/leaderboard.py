@@ -22,10 +22,9 @@ from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
-from lbr_st.evaluation.systems import model_digest
 from lbr_st.files import import_extra, notice, refuse_existing
 from lbr_st.model.bases import BASES
-from lbr_st.model.load import load_stock
+from lbr_st.model.load import load_stock, model_digest
 from lbr_st.model.safe import read_modules
 from lbr_st.publish.bundle import prompts_of
 from lbr_st.recipe import LearnConfig, Recipe, load_recipe

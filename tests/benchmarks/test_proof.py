@@ -2,6 +2,7 @@
 
 import json
 import threading
+from copy import deepcopy
 
 import pytest
 from proof_harness import PROOF
@@ -117,6 +118,14 @@ def test_in_float32_a_trial_trains_and_encodes_without_bfloat16(proof, trials):
     assert (other.recipe.precision, other.recipe.evaluate.precision) == ("float32", "float32")
     keys = [json.loads(json.dumps(one.key())) for one in (trial, other)]
     assert proof.trial.same_key(*keys)  # so that what is there is not run again
+    # As a version wrote it that had fewer options, and other words for the same defaults.
+    older = keys[0]["recipe"]
+    del older["max_hours"], older["release"], older["learn"]["distil_weight"], older["represent"]["teacher"]
+    older["model"] |= {"query_prompt": "query: ", "document_prompt": "document: "}
+    assert proof.trial.same_key(*deepcopy(keys))
+    older["model"]["query_prompt"] = "ask: "
+    assert not proof.trial.same_key(*deepcopy(keys))
+    older["model"]["query_prompt"] = "query: "
     keys[1]["recipe"]["seed"] += 1
     assert not proof.trial.same_key(*keys)
 

@@ -7,7 +7,7 @@ from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.run import evaluate_retrieval
 from lbr_st.evaluation.scores import read_record, write_record
-from lbr_st.evaluation.systems import model_digest
+from lbr_st.model.load import model_digest
 
 pytest.importorskip("beir")
 pytest.importorskip("mteb")

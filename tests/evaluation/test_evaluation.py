@@ -19,7 +19,8 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation import systems
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval, evaluate_task
 from lbr_st.evaluation.scores import format_table, format_tasks
-from lbr_st.evaluation.systems import LEAST_COSINE, bm25_system, embedding_system, model_digest, truncated
+from lbr_st.evaluation.systems import LEAST_COSINE, bm25_system, embedding_system, truncated
+from lbr_st.model.load import model_digest
 
 mteb = pytest.importorskip("mteb")
 
