@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import load_file_path
 
 from lbr_st.errors import LBRError
 from lbr_st.model.bases import BASES, resolve_base
-from lbr_st.model.safe import TRAINING_CLASSES, explain_load_errors, read_json, read_modules
+from lbr_st.model.safe import TRAINING_CLASSES, explain_load_errors, read_modules, read_settings
 
 DEFAULT_PROMPTS = {"query": "query: ", "document": "document: "}
 """Of a base that is a plain language model."""
@@ -41,22 +40,17 @@ def embedder_prompts(base: str) -> dict[str, str] | None:
         if names not in _FORMS or modules[0][1]:
             raise _refused(base, f"is made of {', '.join(names)}")
         foreign = not all(kind.startswith("sentence_transformers.") for kind, _ in modules)
-        if foreign or "AutoModel" in (_settings(folder, "config.json").get("auto_map") or {}):
+        if foreign or "AutoModel" in (read_settings(folder, "config.json").get("auto_map") or {}):
             raise _refused(base, "needs code of its own, which is never run")
-        reading = _settings(folder, "sentence_bert_config.json")
+        reading = read_settings(folder, "sentence_bert_config.json")
         if reading.get("do_lower_case") or "message" in (reading.get("modality_config") or {}):
             raise _refused(base, "changes texts before its tokenizer reads them, by lower case or a chat template")
         mode = Pooling.load(folder, subfolder=modules[1][1]).pooling_mode
         if mode != "lasttoken":
             modes = mode if isinstance(mode, str) else " and ".join(mode)
             raise _refused(base, f"pools by {modes}, so that no token's state alone is the embedding")
-        prompts = _settings(folder, "config_sentence_transformers.json").get("prompts") or {}
+        prompts = read_settings(folder, "config_sentence_transformers.json").get("prompts") or {}
     return {str(name): str(prompt) for name, prompt in prompts.items() if prompt is not None}
-
-
-def _settings(folder: str, name: str) -> dict[str, Any]:
-    file = load_file_path(folder, name)
-    return read_json(Path(file)) if file else {}
 
 
 def _refused(base: str, why: str) -> LBRError:

@@ -68,6 +68,18 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return found
 
 
+def read_settings(model: str, name: str) -> dict[str, Any]:
+    """Return what a JSON file of a model, a folder or a hub id, holds; empty if there is no such file.
+
+    Raises:
+        LBRError: It cannot be read, or holds no object.
+    """
+    from sentence_transformers.util import load_file_path
+
+    file = load_file_path(model, name)
+    return dict(read_json(Path(file))) if file else {}
+
+
 def read_modules(folder: Path) -> list[tuple[str, str]]:
     """Return the class names of a Sentence Transformers model's modules, each with its folder within the model.
 

@@ -23,7 +23,7 @@ from lbr_st.errors import LBRError
 from lbr_st.files import NO_HUB_ID, notice, without_place
 from lbr_st.model.bases import resolve_embedder
 from lbr_st.model.load import load_by_name, load_stock, model_digest
-from lbr_st.model.safe import explain_load_errors
+from lbr_st.model.safe import explain_load_errors, read_settings
 from lbr_st.recipe import RepresentConfig
 from lbr_st.training.tokens import DIGEST, as_labels
 from lbr_st.wheels import make_once
@@ -180,11 +180,10 @@ def _place(name: str) -> str:
 
 
 def _is_cross_encoder(place: str) -> bool:
-    if found := load_file_path(place, "config_sentence_transformers.json"):
-        return bool(json.loads(Path(found).read_text(encoding="utf-8")).get("model_type") == "CrossEncoder")
-    found = load_file_path(place, "config.json")  # as older versions saved one
-    architectures = json.loads(Path(found).read_text(encoding="utf-8")).get("architectures") if found else None
-    return any(name.endswith("ForSequenceClassification") for name in architectures or ())
+    if settings := read_settings(place, "config_sentence_transformers.json"):
+        return bool(settings.get("model_type") == "CrossEncoder")
+    architectures = read_settings(place, "config.json").get("architectures") or ()  # as older versions saved one
+    return any(name.endswith("ForSequenceClassification") for name in architectures)
 
 
 def teacher_licence(name: str) -> str:
