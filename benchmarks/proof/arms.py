@@ -142,22 +142,20 @@ def of_documents(name: str, queries: str = "test") -> Recipe:
     Stage 1 reads about half of a corpus once and stage 2 half of the pairs that are made of it, so that a run takes a
     quarter of an hour on two cores.
     """
-    return Recipe(
+    return changed(
+        closed(name, 96),
         name=f"proof-{name}-documents",
-        model=ModelConfig(max_seq_length=96, lora_rank=16, lora_alpha=32),
         data=DataConfig(source=f"{CORPORA}/{name}/documents", queries=f"{CORPORA}/{name}/{queries}.jsonl"),
-        learn=LearnConfig(
-            max_steps=40, batch_size=32, batch_tokens=None, warmup_steps=4, context_weight=0.0, bag_weight=1.0
-        ),
-        represent=RepresentConfig(
-            max_steps=40,
-            batch_size=48,
-            learning_rate=1e-3,
-            token_learning_rate=5e-3,
-            warmup_steps=4,
-            mini_batch_tokens=ONE_PIECE,
-        ),
-        evaluate=EvaluateConfig(batch_size=64, precision="auto"),
+        learn__pairs=None,
+        learn__max_steps=40,
+        learn__warmup_steps=4,
+        learn__max_target_tokens=32,
+        learn__eval_steps=50,
+        represent__max_steps=40,
+        represent__batch_size=48,
+        represent__warmup_steps=4,
+        evaluate__num_queries=None,
+        evaluate__num_documents=None,
     )
 
 

@@ -169,7 +169,7 @@ KINDS = ("heading", "crop", "terms", "defines")
 def on_dev(name: str) -> list[Trial]:
     """Return the trials by which rates and the kinds of made pairs are chosen, on real queries, one seed.
 
-    The kinds are told apart by the general embedder, which trains eight times as fast as the base.
+    The kinds are told apart by the general embedder, which takes a fifth of the base's time.
     """
     own = of_documents(name, "dev")
     alone = contrastive_only(own)
