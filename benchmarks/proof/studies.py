@@ -29,7 +29,7 @@ from arms import (
     with_rate,
 )
 from tables import BM25, FUSED
-from trial import Trial, changed
+from trial import EMBEDDER, Trial, changed
 
 import lbr_st
 from lbr_st.recipe import Recipe, baseline, load_recipe
@@ -173,6 +173,10 @@ def on_dev(name: str) -> list[Trial]:
     """
     own = of_documents(name, "dev")
     alone = contrastive_only(own)
+    paired = changed(own, learn__pairs=["natural", "reverse", "reconstruct", "continue"])
+
+    def taught(recipe: Recipe, weight: float) -> Recipe:
+        return changed(recipe, represent__teacher=EMBEDDER, represent__teacher_weight=weight)
 
     def of_kinds(*kinds: str) -> Recipe:
         return changed(own, data__make_pairs=list(kinds))
@@ -188,8 +192,13 @@ def on_dev(name: str) -> list[Trial]:
         ),
         Trial("base", own),
         Trial("no stage 1", alone),
-        Trial("stage 1: made pairs, too", changed(own, learn__pairs=["natural", "reverse", "reconstruct", "continue"])),
+        Trial("stage 1: made pairs, too", paired),
         Trial("stage 1: made pairs alone", changed(own, learn__pairs=["natural", "reverse"])),
+        Trial("no stage 1, teacher 0.9", taught(alone, 0.9)),
+        Trial("stage 1: made pairs, too; teacher 0.9", taught(paired, 0.9)),
+        Trial("no stage 1, teacher 0.5", taught(alone, 0.5)),
+        Trial("stage 1: made pairs, too; reader 1", changed(paired, learn__distil_weight=1.0)),
+        Trial("stage 1: reader 1", changed(own, learn__distil_weight=1.0)),
         Trial("stage 1: 120 steps", changed(own, learn__max_steps=120)),
         Trial("no stage 1, rate 0.0005", with_rate(alone, 5e-4, 40)),
         Trial("no stage 1, rate 0.002", with_rate(alone, 2e-3, 40)),
