@@ -37,11 +37,11 @@ define set_up
 	@touch $@
 endef
 
-lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem/ (minutes on a CPU)
-	$(BIN)/python recipes/chem.py --quick --overwrite --output lbr-chem
+lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem-quick/ (minutes on a CPU)
+	$(BIN)/python recipes/chem.py --quick --overwrite
 
-lbr-chem-full: $(STAMP)  ## The same with the full recipe (long on a CPU)
-	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem
+lbr-chem-full: $(STAMP)  ## The same with the full recipe, into lbr-chem-full/ (long on a CPU)
+	$(BIN)/python recipes/chem.py --overwrite --output lbr-chem-full
 
 documents: $(STAMP)  ## Train a search on documents alone, networkx's docstrings, into lbr-graphs/ (an hour on a CPU)
 	$(BIN)/python recipes/documents.py --overwrite --output lbr-graphs

@@ -424,7 +424,7 @@ def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequ
     """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run that ends in minutes on two CPU cores")
-    parser.add_argument("--output", default=full.name, help="folder of the released model (default: %(default)s)")
+    parser.add_argument("--output", help="folder of the released model (default: the recipe's name)")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args(arguments)
@@ -432,6 +432,7 @@ def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequ
     def work() -> None:
         from lbr_st.pipeline import run
 
-        run(quick if given.quick else full, given.output, overwrite=given.overwrite, command=command_line())
+        recipe = quick if given.quick else full
+        run(recipe, given.output or recipe.name, overwrite=given.overwrite, command=command_line())
 
     return exit_status(work, debug=given.debug)

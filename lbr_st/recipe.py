@@ -210,11 +210,11 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
             context_weight=0.0,
         ),
         represent=RepresentConfig(
-            max_steps=16, batch_size=40, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=2
+            max_steps=45, batch_size=64, learning_rate=1e-3, token_learning_rate=3e-3, warmup_steps=4
         ),
         release=replace(full.release),
         # A fixed slice of the test queries, so that it ends while you wait; the table names it.
-        evaluate=EvaluateConfig(num_queries=300, num_documents=3000, batch_size=32),
+        evaluate=EvaluateConfig(num_queries=300, num_documents=2000, batch_size=32, beside="all-MiniLM-L6-v2"),
     )
 
 

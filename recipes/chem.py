@@ -1,7 +1,7 @@
 """lbr-chem: chemistry, from ChEBI and names of compounds. For a domain of your own, see recipes/README.md.
 
-python recipes/chem.py --quick --output lbr-chem     # minutes on two CPU cores
-python recipes/chem.py --output lbr-chem             # the model that ships: two hours
+python recipes/chem.py --quick    # minutes on two CPU cores
+python recipes/chem.py            # the model that ships: two hours
 """
 
 import sys
@@ -38,7 +38,7 @@ FULL = Recipe(
     # The quick form's slice, for speed. `lbr-st evaluate` scores the whole task.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )
-QUICK = quick_form(FULL, max_seq_length=36, learn_batch_size=32)
+QUICK = quick_form(FULL, max_seq_length=48, learn_batch_size=32)
 
 if __name__ == "__main__":
     sys.exit(recipe_script(__doc__, FULL, QUICK))

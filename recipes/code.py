@@ -1,7 +1,7 @@
 """lbr-code: Python functions by what they do, from docstrings. For a domain of your own, see recipes/README.md.
 
-python recipes/code.py --quick --output lbr-code     # minutes on two CPU cores
-python recipes/code.py --output lbr-code             # the model that ships: two hours, or minutes on a GPU
+python recipes/code.py --quick    # minutes on two CPU cores
+python recipes/code.py            # the model that ships: two hours, or minutes on a GPU
 """
 
 import sys

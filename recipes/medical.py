@@ -1,7 +1,7 @@
 """lbr-med: diseases and phenotypes, from Mondo and HPO. For a domain of your own, see recipes/README.md.
 
-python recipes/medical.py --quick --output lbr-med     # minutes on two CPU cores
-python recipes/medical.py --output lbr-med             # the model that ships: two hours, or minutes on a GPU
+python recipes/medical.py --quick    # minutes on two CPU cores
+python recipes/medical.py            # the model that ships: two hours, or minutes on a GPU
 """
 
 import sys

@@ -44,8 +44,8 @@ def test_one_flag_chooses_the_form(domain, flags, monkeypatch):
     assert ended.value.code == 0
     name = SCRIPTS[domain]
     command = " ".join(["python", f"recipes/{domain}.py", *flags])
-    output = "elsewhere" if "--output" in flags else name
-    form = f"{name}-quick" if "--quick" in flags else name
+    form = f"{name}-quick" if "--quick" in flags else name  # never over what `lbr-st build` wrote
+    output = "elsewhere" if "--output" in flags else form
     assert runs == [(form, output, {"overwrite": "--overwrite" in flags, "command": command})]
 
 
