@@ -199,6 +199,7 @@ def on_dev(name: str) -> list[Trial]:
         Trial("no stage 1, teacher 0.5", taught(alone, 0.5)),
         Trial("stage 1: made pairs, too; reader 1", changed(paired, learn__distil_weight=1.0)),
         Trial("stage 1: reader 1", changed(own, learn__distil_weight=1.0)),
+        Trial("no stage 1, from lbr-med", changed(alone, model__base="proof-work/lbr-med")),
         Trial("stage 1: 120 steps", changed(own, learn__max_steps=120)),
         Trial("no stage 1, rate 0.0005", with_rate(alone, 5e-4, 40)),
         Trial("no stage 1, rate 0.002", with_rate(alone, 2e-3, 40)),
@@ -208,6 +209,8 @@ def on_dev(name: str) -> list[Trial]:
     ]
     if name in ("medquad", "pydoc", "chebi"):  # no headings
         trials = [trial for trial in trials if "heading" not in trial.name]
+    if name not in ("medquad", "nursing"):
+        trials = [trial for trial in trials if "lbr-med" not in trial.name]
     return trials
 
 
