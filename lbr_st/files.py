@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 from lbr_st.errors import LBRError
@@ -212,7 +213,36 @@ def _without_jax() -> Iterator[None]:
 def notice(message: str) -> None:
     """Print a line on standard error that says what is going on; with several processes, only from the first."""
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+        from tqdm import tqdm
+
+        tqdm.write(message, file=sys.stderr)  # above a bar, if there is one
+
+
+BETWEEN_LINES = 60.0
+"""Seconds between two lines of a :func:`bar` that is not on a terminal."""
+
+
+def bar(
+    items: Iterable[Any] | None, title: str, unit: str, *, total: int | None = None, done: int = 0, shown: bool = True
+) -> Any:
+    """Return tqdm's bar over ``items``, or to be moved by hand; with several processes, only the first one shows it.
+
+    It is on standard error, and gone when it is closed. Without a terminal it is a line a minute.
+    """
+    from tqdm import tqdm
+
+    out = sys.stderr
+
+    def line(text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=out, flush=True)
+
+    look: dict[str, Any] = {"file": out, "dynamic_ncols": True}
+    if not out.isatty():
+        look = {"file": SimpleNamespace(write=line), "mininterval": BETWEEN_LINES, "delay": BETWEEN_LINES}
+        look |= {"miniters": 1, "bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"}
+    hidden = not shown or os.environ.get("RANK", "0") != "0"
+    return tqdm(items, title, total, leave=False, unit=unit, initial=done, disable=hidden, **look)
 
 
 def without_place(name: str) -> str:

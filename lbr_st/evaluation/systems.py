@@ -20,6 +20,7 @@ from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
 from lbr_st.files import import_extra
 from lbr_st.model.load import load_by_name, model_digest, safe_name
+from lbr_st.training.progress import counted
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -229,8 +230,6 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
         memory: dict[tuple[Any, ...], Any] | None = None
 
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
-            # MTEB is told "no bars" and only this call shows one: MTEB's chunk counter would double it.
-            kwargs["show_progress_bar"] = self.show_progress_bar
             if self.memory is None:
                 return self.checked(super().encode, inputs, **kwargs)
             task = kwargs["task_metadata"].name
@@ -244,9 +243,11 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
 
         def checked(self, encode: Callable[..., Any], inputs: Any, **kwargs: Any) -> Any:
             """Encode in this system's precision, and refuse embeddings that are not finite."""
+            texts = len(getattr(inputs, "dataset", inputs))
             # Autocast stays around the encoding alone: similarities in bfloat16 would tie.
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                embeddings = encode(inputs, **kwargs)
+            autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+            with autocast, counted(model, texts, "Encoding", shown=self.show_progress_bar):
+                embeddings = encode(inputs, **{**kwargs, "show_progress_bar": False})
             # MTEB and BEIR would rank such a document without a word.
             if not bool(torch.isfinite(torch.as_tensor(embeddings)).all()):
                 fix = 'Look for overflow in low precision, or for damaged weights; try precision="float32".'
