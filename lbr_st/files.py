@@ -213,35 +213,25 @@ def _without_jax() -> Iterator[None]:
 def notice(message: str) -> None:
     """Print a line on standard error that says what is going on; with several processes, only from the first."""
     if os.environ.get("RANK", "0") == "0":
-        from tqdm import tqdm
-
-        tqdm.write(message, file=sys.stderr)  # above a bar, if there is one
+        print(message, file=sys.stderr, flush=True)
 
 
-BETWEEN_LINES = 60.0
-"""Seconds between two lines of a :func:`bar` that is not on a terminal."""
+BETWEEN_LINES = 60.0  # seconds between two lines of a bar that is not on a terminal
 
 
-def bar(
-    items: Iterable[Any] | None, title: str, unit: str, *, total: int | None = None, done: int = 0, shown: bool = True
-) -> Any:
-    """Return tqdm's bar over ``items``, or to be moved by hand; with several processes, only the first one shows it.
+def bar(items: Any, title: str, unit: str, *, total: int | None = None, done: int = 0, shown: bool = True) -> Any:
+    """Return tqdm's bar over ``items``, or with None to be moved by hand; only the first of several processes shows it.
 
     It is on standard error, and gone when it is closed. Without a terminal it is a line a minute.
     """
     from tqdm import tqdm
 
-    out = sys.stderr
-
-    def line(text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=out, flush=True)
-
+    out, hidden = sys.stderr, not shown or os.environ.get("RANK", "0") != "0"
     look: dict[str, Any] = {"file": out, "dynamic_ncols": True}
     if not out.isatty():
-        look = {"file": SimpleNamespace(write=line), "mininterval": BETWEEN_LINES, "delay": BETWEEN_LINES}
-        look |= {"miniters": 1, "bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"}
-    hidden = not shown or os.environ.get("RANK", "0") != "0"
+        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), file=out, flush=True))
+        look = {"file": lines, "mininterval": BETWEEN_LINES, "delay": BETWEEN_LINES, "miniters": 1}
+        look["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
     return tqdm(items, title, total, leave=False, unit=unit, initial=done, disable=hidden, **look)
 
 

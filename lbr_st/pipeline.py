@@ -18,6 +18,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from transformers.integrations import get_available_reporting_integrations
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import SEARCH, beside, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
@@ -91,8 +92,8 @@ def run(
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
-        _say_plan(recipe, data, output)
         scores = _Scores(recipe, data, work / "results", command)
+        notice(_plan(recipe, data, scores.data, output))
         scores.baselines()
 
         model = found = None
@@ -124,7 +125,7 @@ def run(
             write_card(stock, folder, info)
             write_origin(info, folder)
     if scores.rows:
-        print(f"\n{format_table(scores.rows, aligned=True)}", flush=True)
+        print(f"\n{format_table(scores.rows)}", flush=True)
         kept, a_step = work / "represent" / LOG, recipe.represent.batch_size * world_size()
         log = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
         passes = a_step / len(data.pairs) if data.pairs is not None else 0.0
@@ -132,7 +133,7 @@ def run(
         print(verdict(scores.rows, log, passes, **told), flush=True)
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes. Next:")
-    notice(_next(recipe, data, output, work))
+    notice(_next(recipe, data, scores.data, output, work))
     return scores.rows
 
 
@@ -172,15 +173,14 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
         raise LBRError(what, where=recipe.data.source, fix="Give other queries: --suite with a BEIR folder.")
     planned, config = [held_out(test)], recipe.evaluate
     options |= {"batch_size": config.batch_size, "precision": config.precision, "command": command}
-    with quiet_libraries():
-        [bm25] = evaluate("bm25", planned, output, command=command).scores
-        scores = evaluate(model, planned, output, **options).scores
+    [bm25] = evaluate("bm25", planned, output, command=command).scores
+    scores = evaluate(model, planned, output, **options).scores
     label = scores[0].model.partition("/")[2]
     sizes = [score.experiment.get("truncate_dim") for score in scores]
     rows = [(f"{label}, {size} numbers" if size else label, score) for size, score in zip(sizes, scores, strict=True)]
     rows.insert(0, ("BM25", bm25))
     write_results(Path(output) / RESULTS, rows)
-    print(format_table(rows, aligned=True))
+    print(format_table(rows))
     return scores[0]
 
 
@@ -229,15 +229,14 @@ class _Scores:
             output_folder=self.folder,
             batch_size=self.recipe.evaluate.batch_size,
             precision=self.recipe.evaluate.precision,
-            show_progress_bar=True,
             command=self.command,
         )
         self._add(label, score)
-        give_back()
 
     def _add(self, label: str, score: TaskScore) -> None:
         self.rows.append((label, score))
         notice(f"Scored {label}: nDCG@10 {score.ndcg_at_10:.3f}.")
+        give_back()
 
 
 def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
@@ -280,35 +279,29 @@ def _stage(
     return model
 
 
-def _say_plan(recipe: Recipe, data: RunData, output: Path) -> None:
-    """Say before the start what is trained, for how long, and what judges it, a line each."""
-    test = data.test if recipe.evaluate.enabled else None
-    held = f"{len(test.queries):,} queries over {len(test.corpus):,} documents" if test else "nothing, unjudged"
+def _plan(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path) -> str:
+    """Return what is trained, for how long, and what judges it, a line each."""
+    held = f"{len(test.queries):,} queries over {len(test.corpus):,} documents" if test else "none"
     lines = [f"Plan for {output}:", f"pairs: {len(data.pairs or ()):,}", f"held out: {held}"]
     for name, pairs in (("learn", data.learn_pairs), ("represent", data.pairs)):
-        config = getattr(recipe, name)
-        if config.enabled and pairs is not None and config.max_steps != 0:
-            steps = with_steps(config, len(pairs) if data.made else None).max_steps
-            lines.append(
-                f"{STAGES[name]}: {steps:,} steps of {config.batch_size * world_size()} of {len(pairs):,} pairs"
-            )
+        config = with_steps(getattr(recipe, name), len(pairs or ()) if data.made else None)
+        if config.enabled and pairs is not None and config.max_steps:
+            steps = f"{config.max_steps:,} steps of {config.batch_size * world_size()}"
+            lines.append(f"{STAGES[name]}: {steps} of {len(pairs):,} pairs")
     most = f", at most {recipe.max_hours:g} h in all" if data.made and recipe.max_hours else ""
-    notice("\n- ".join([*lines, f"time: known after three steps of each stage{most}"]))
+    return "\n- ".join([*lines, f"time: known after three steps of each stage{most}"])
 
 
-def _next(recipe: Recipe, data: RunData, output: Path, work: Path) -> str:
+def _next(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path, work: Path) -> str:
     """Return what a person may do next with a model, a line each."""
-    model, kept = shlex.quote(str(output)), shlex.quote(str(work / RECIPE))
+    model, kept, results = (shlex.quote(str(path)) for path in (output, work / RECIPE, work / "results"))
     lines = [f'SentenceTransformer({json.dumps(str(output))}).encode_query(["your text"])  # in Python']
     if data.made:
         lines.insert(0, f'lbr-st search {model} {shlex.quote(recipe.data.source)} "your question"')
-    if data.made == "queries":
-        lines.append(f"lbr-st evaluate {model} --config {kept} --data.queries my_queries.jsonl  # real ones")
-    elif data.test is not None and recipe.evaluate.enabled:
-        lines.append(f"lbr-st evaluate {model} --config {kept}")
-        lines.append(
-            f"lbr-st compare baseline/bm25 {recipe.name}/released --results {shlex.quote(str(work / 'results'))}"
-        )
+    if test:
+        real = " --data.queries my_queries.jsonl  # real ones" if data.made == "queries" else ""
+        lines.append(f"lbr-st evaluate {model} --config {kept}{real}")
+        lines.append(f"lbr-st compare baseline/bm25 {recipe.name}/released --results {results}")
     return "\n".join(f"  {line}" for line in lines[:3])
 
 

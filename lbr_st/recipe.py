@@ -144,8 +144,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
-STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
-"""The sections of the stages → what a person is told of them."""
+STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}  # as a person is told
 STEPS = 200  # of either stage where a recipe does not say how many
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -170,11 +169,10 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
 
 
 def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
-    """Plot the loss of both stages by step, the bottleneck gain on an axis of its own, and nDCG@10 by stage.
+    """Plot the loss of both stages by step, the bottleneck gain on an axis of its own, and nDCG@10 by stage if scored.
 
     Args:
-        work_folder: The work folder of ``lbr-st train``; one stage's ``training_log.json`` is enough. Without
-            ``results.json``, of which BM25 is the first, there is no nDCG@10 to plot.
+        work_folder: The work folder of ``lbr-st train``; one stage's ``training_log.json`` is enough.
         path: Where to, as for :func:`plot_tasks`.
 
     Raises:
@@ -188,9 +186,7 @@ def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
         raise LBRError("no stage has been trained here.", where=str(work_folder), fix=fix)
     scored = Path(work_folder) / "results.json"
     rows = json.loads(scored.read_text(encoding="utf-8")) if scored.is_file() else []
-    told = f"Loss by step: {'; '.join(logs)}."
-    if rows:
-        told += f" nDCG@10: {'; '.join('{label} {ndcg_at_10:.3f}'.format(**row) for row in rows)}."
+    told = f"Loss by step: {'; '.join(logs)}.{' nDCG@10 by stage.' * bool(rows)}"
     with drawing(path, 12 if rows else 8, 0.6 + 3.9 * len(logs), "Training", told) as (figure, paths):
         grid = figure.add_gridspec(len(logs), 2 if rows else 1, width_ratios=(3, 2) if rows else None)
         for number, (title, log) in enumerate(logs.items()):
@@ -208,11 +204,8 @@ def _draw_stages(axes: Any, bm25: dict[str, Any], *rows: dict[str, Any]) -> None
     values = np.array([row["ndcg_at_10"] for row in rows])
     errors = np.abs(np.array([row["confidence_interval_95"] for row in rows]).T - values)
     axes.errorbar(range(len(rows)), values, errors, fmt="o", color=COLOURS[0], capsize=4, label="model")
-    for place, value in enumerate(values):
-        axes.annotate(f"{value:.3f}", (place, value), (8, 0), textcoords="offset points", va="center")
-    axes.set_xticks(range(len(rows)), [fill(row["label"], 16) for row in rows])
-    axes.set(xlim=(-0.5, len(rows) - 0.3), ylim=(0, 1), ylabel="nDCG@10 with 95% interval")
-    axes.grid(axis="x", visible=False)
+    axes.set_xticks(range(len(rows)), [row["label"].replace(", ", ",\n") for row in rows])
+    axes.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, 1), ylabel="nDCG@10 with 95% interval")
     axes.set_title("nDCG@10 by stage", loc="left", fontweight="bold")
     _legend(axes, [axes], "upper center", bbox_to_anchor=(0.5, -0.14))
 

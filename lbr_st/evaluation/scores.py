@@ -240,10 +240,8 @@ def write_results(path: Path | str, results: Sequence[tuple[str, TaskScore]]) ->
     write_json(Path(path), rows)
 
 
-def format_table(results: Sequence[tuple[str, TaskScore]], *, aligned: bool = False) -> str:
+def format_table(results: Sequence[tuple[str, TaskScore]]) -> str:
     """Return a Markdown table of labelled systems on one retrieval set, below a caption that names the data.
-
-    For a terminal its cells can be ``aligned``.
 
     Raises:
         LBRError: There are no results, or they are not all on the same data.
@@ -262,11 +260,6 @@ def format_table(results: Sequence[tuple[str, TaskScore]], *, aligned: bool = Fa
         means = (result.ndcg_at_10, result.recall_at_10, result.recall_at_100)
         ndcg, *recall = ["–" if value is None else f"{value:.4f}" for value in means]
         rows.append((plain(label), ndcg, _interval(result), *recall, _size(result)))
-    if aligned:
-        names = [*columns, "Queries × documents"]
-        widths = [max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
-        padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (names, *rows)]
-        return "\n".join([_caption(first), "", *(f"| {' | '.join(cells)} |" for cells in padded)])
     return "\n".join([_caption(first), "", *markdown_table({**columns, "Queries × documents": "---:"}, rows)])
 
 

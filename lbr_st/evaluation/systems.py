@@ -78,9 +78,7 @@ def load_system(
     if model == "bm25":
         return bm25_system()
     loaded, default, commit = load_by_name(model, precision)
-    system = embedding_system(
-        loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
-    )
+    system = embedding_system(loaded, name or default, revision=revision or commit, precision=precision)
     return replace(system, folder=hash_of_path(model)) if Path(model).is_dir() else system
 
 
@@ -121,7 +119,6 @@ def embedding_system(
     *,
     revision: str | None = None,
     precision: Precision = "float32",
-    show_progress_bar: bool = False,
 ) -> System:
     """Prepare an embedding model for evaluation.
 
@@ -133,7 +130,6 @@ def embedding_system(
         name: The name to file the scores under, ``org/model``.
         revision: Names this version of the model. Default: :func:`~lbr_st.model.load.model_digest`.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 if faster and :data:`LEAST_COSINE` holds.
-        show_progress_bar: Show a bar with the remaining time while encoding.
 
     Raises:
         LBRError: A bad name or precision, or mteb is missing.
@@ -144,7 +140,7 @@ def embedding_system(
     bfloat16, arithmetic = choose_arithmetic(model, precision)
     digest = model_digest(model)
     with quiet_mteb():
-        encoder = _encoder(model, bfloat16, show_progress_bar)
+        encoder = _encoder(model, bfloat16)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     identity = {"name": name, "revision": revision or digest, "n_parameters": n_parameters}
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=identity)
@@ -221,11 +217,10 @@ def bm25_system() -> System:
     return System(BM25Search(k1=K1, b=B), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
 
 
-def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
+def _encoder(model: SentenceTransformer, bfloat16: bool) -> Any:
     base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
 
     class Encoder(base):  # type: ignore[misc, valid-type]
-        show_progress_bar = show_bar
         size: int | None = None
         memory: dict[tuple[Any, ...], Any] | None = None
 
@@ -246,7 +241,7 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
             texts = len(getattr(inputs, "dataset", inputs))
             # Autocast stays around the encoding alone: similarities in bfloat16 would tie.
             autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16)
-            with autocast, counted(model, texts, "Encoding", shown=self.show_progress_bar):
+            with autocast, counted(model, texts, "Encoding"):
                 embeddings = encode(inputs, **{**kwargs, "show_progress_bar": False})
             # MTEB and BEIR would rank such a document without a word.
             if not bool(torch.isfinite(torch.as_tensor(embeddings)).all()):

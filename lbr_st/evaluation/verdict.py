@@ -31,8 +31,7 @@ def verdict(
     A model that is worse than another is a REGRESSION. If it is that or only level with BM25, the line names what to
     look at first: data, steps or rate. ``rows`` are labels and scores: BM25 first, then what ``beside`` names, the
     released model last. An untrained base is not compared. ``log`` is that of stage 2, of which a step sees each pair
-    ``passes`` times on average. With ``made`` the queries were made from the text. ``search`` is what
-    :func:`~lbr_st.evaluation.look.choose_order` found.
+    ``passes`` times on average. With ``made`` the queries were made from the text. ``choose_order`` found ``search``.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]
     tests = compare([[score] for _, score in (rows[-1], *others)]).tests

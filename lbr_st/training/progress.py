@@ -6,27 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from huggingface_hub import utils as hub
+from huggingface_hub.utils import enable_progress_bars as enable_downloads
 from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from lbr_st.files import bar, notice
 
-if TYPE_CHECKING:
-    from lbr_st.training.trainer import LBRTrainer
-
 TIMED = 3  # steps after which the duration of a training is estimated
-SHOWN = {
-    "loss": "loss",
-    "eval_loss": "held-out loss",
-    "eval_bottleneck_gain": "bottleneck gain",
-    "eval_cosine_ndcg@10": "held-out nDCG@10",
-}
-"""What is shown of the trainer's log → its name in the bar."""
+SHOWN = {"loss": "loss", "eval_bottleneck_gain": "bottleneck gain", "eval_cosine_ndcg@10": "held-out nDCG@10"}
 
 
 class Progress(TrainerCallback):
@@ -35,15 +26,14 @@ class Progress(TrainerCallback):
     If that is longer than the trainer's ``max_hours``, it takes fewer steps, over which the rate falls to zero.
     """
 
-    def __init__(self, trainer: LBRTrainer, title: str) -> None:
+    def __init__(self, trainer: Any, title: str) -> None:
         self.trainer, self.title, self.found = trainer, title, dict[str, float]()
         self.bar = bar(None, title, "steps", shown=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar and the clock."""
         self.first, self.started = state.global_step, time.monotonic()
-        shown = not args.disable_tqdm
-        self.bar = bar(None, self.title, "steps", total=state.max_steps, done=state.global_step, shown=shown)
+        self.bar = bar(None, self.title, "steps", total=state.max_steps, done=self.first, shown=not args.disable_tqdm)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the latest loss and what was measured."""
@@ -61,6 +51,7 @@ class Progress(TrainerCallback):
         steps = min(state.max_steps, allowed)
         why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
         left = seconds * (steps - state.global_step) / 60
+        self.bar.clear()
         notice(f"{self.title}: {seconds:.3g} seconds a step: another {left:.1f} minutes for {steps:,} steps{why}.")
         if steps < state.max_steps:
             state.max_steps = args.max_steps = self.bar.total = steps
@@ -70,10 +61,9 @@ class Progress(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar and say what came out."""
         self.bar.close()
-        if not args.disable_tqdm:
-            told = "".join(f", {name} {value:.3g}" for name, value in self.found.items())
-            minutes = (time.monotonic() - self.started) / 60
-            notice(f"{self.title}: {state.global_step:,} of {state.max_steps:,} steps in {minutes:.1f} minutes{told}.")
+        told = "".join(f", {name} {value:.3g}" for name, value in self.found.items())
+        minutes = (time.monotonic() - self.started) / 60
+        notice(f"{self.title}: {state.global_step:,} of {state.max_steps:,} steps in {minutes:.1f} minutes{told}.")
 
 
 @contextmanager
@@ -94,13 +84,11 @@ def counted(model: nn.Module, texts: int, title: str, *, shown: bool = True) -> 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Hide the progress bars of datasets and transformers in a block; those of downloads from a hub stay."""
-    datasets, downloads = not are_progress_bars_disabled(), not hub.are_progress_bars_disabled()
-    transformers = logging.is_progress_bar_enabled()
+    datasets, transformers = not are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     disable_progress_bars()
-    logging.disable_progress_bar()  # the hub's, too
+    logging.disable_progress_bar()
+    enable_downloads()  # which transformers switched off, too
     try:
-        if downloads:
-            hub.enable_progress_bars()
         yield
     finally:
         if datasets:

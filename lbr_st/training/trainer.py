@@ -80,10 +80,9 @@ def train(
         callbacks=list(callbacks),
         max_hours=max_hours,
     )
-    if not trainer.args.disable_tqdm:
-        tokens = np.mean(dataset.with_format("numpy")[NUM_TOKENS][:]) * config.batch_size
-        tokens = min(tokens, getattr(config, "batch_tokens", None) or tokens) * world_size()
-        notice(f"{trainer.progress.title}: {trainer.args.max_steps:,} steps of about {tokens:,.0f} tokens.")
+    tokens = np.mean(dataset.with_format("numpy")[NUM_TOKENS][:]) * config.batch_size
+    tokens = min(tokens, getattr(config, "batch_tokens", None) or tokens) * world_size()
+    notice(f"{trainer.progress.title}: {trainer.args.max_steps:,} steps of about {tokens:,.0f} tokens.")
     trainer.train(resume_from_checkpoint=resume)
     history = trainer.state.log_history
     del trainer
@@ -100,7 +99,6 @@ def training_arguments(
     evaluate: bool,
     precision: Precision = "auto",
     seed: int = 0,
-    show_progress_bar: bool = True,
     **overrides: Any,
 ) -> SentenceTransformerTrainingArguments:
     """Return the training arguments of a stage.
@@ -113,7 +111,6 @@ def training_arguments(
         evaluate: Evaluate every ``config.eval_steps`` steps.
         precision: See :func:`~lbr_st.compute.use_bfloat16`.
         seed: Seed of data order and dropout.
-        show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
     # Without bottleneck tokens nothing is new: the one trained row is the base's own end-of-text row.
@@ -144,7 +141,6 @@ def training_arguments(
             # A NaN must be seen, not smoothed over.
             "logging_nan_inf_filter": False,
             "dataloader_pin_memory": model.device.type == "cuda",
-            "disable_tqdm": not show_progress_bar,
             **overrides,
         }
     )

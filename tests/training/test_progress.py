@@ -50,8 +50,8 @@ def train(model, folder):
 
 
 def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown):
-    out = shown(terminal=True)
-    train(new_model(tiny_base("llama")), tmp_path)
+    model, out = new_model(tiny_base("llama")), shown(terminal=True)
+    train(model, tmp_path)
     states = [state.strip() for state in re.split(r"[\r\n]", out.getvalue())]
     assert {state.partition(":")[0] for state in states if "%|" in state} == {"Stage 1, learn", "Stage 2, represent"}
     bar = r"Stage 1, learn: +50%\|.*\| 3/6 \[\d\d:\d\d<\d\d:\d\d, .*, loss=\d"
@@ -63,8 +63,8 @@ def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown)
 
 
 def test_without_a_terminal_there_are_lines(tiny_base, tmp_path, shown, capfd):
-    out = shown(terminal=False)
-    train(new_model(tiny_base("llama")), tmp_path)
+    model, out = new_model(tiny_base("llama")), shown(terminal=False)
+    train(model, tmp_path)
     assert "\r" not in out.getvalue()
     lines = out.getvalue().splitlines()
     assert any(re.match(r"Stage 2, represent: [345] of 6 steps, \d\d:\d\d left, loss=\d", line) for line in lines)
@@ -119,10 +119,10 @@ def test_texts_are_counted_while_they_are_encoded_as_ever(tiny_base, shown):
 
 
 def test_mining_shows_nothing_but_its_own_bar(tiny_base, shown, capfd):
-    out = shown(terminal=False)
+    model, out = new_model(tiny_base("llama")), shown(terminal=False)
     pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
     with quiet_libraries():
-        with_hard_negatives(new_model(tiny_base("llama")), pairs, 1)
+        with_hard_negatives(model, pairs, 1)
     assert {line.partition(":")[0] for line in out.getvalue().splitlines()} == {"Hard negatives"}
     assert "Hard negatives: 20 of 20 texts" in out.getvalue()
     assert capfd.readouterr() == ("", "")
