@@ -129,7 +129,7 @@ def run(
         kept, a_step = work / "represent" / LOG, recipe.represent.batch_size * world_size()
         log = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
         passes = a_step / len(data.pairs) if data.pairs is not None else 0.0
-        told = {"beside": recipe.evaluate.beside, "made": data.made == "queries", "search": found}
+        told: dict[str, Any] = {"beside": recipe.evaluate.beside, "made": data.made == "queries", "search": found}
         print(verdict(scores.rows, log, passes, **told), flush=True)
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes. Next:")

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import count
 
 import datasets
 import pytest
@@ -25,12 +26,13 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Return where standard error goes: to a terminal, or not, where a bar has a line as often as it moves."""
+    """Return where standard error goes: to a terminal or not. A bar is drawn, or has a line, whenever it moves."""
 
     def place(*, terminal):
         out = Terminal() if terminal else io.StringIO()
         monkeypatch.setattr("sys.stderr", out)
         monkeypatch.setattr(files, "BETWEEN_LINES", 0.0)
+        monkeypatch.setattr("tqdm.std.time", count(1000).__next__)
         return out
 
     return place
@@ -54,8 +56,8 @@ def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown)
     train(model, tmp_path)
     states = [state.strip() for state in re.split(r"[\r\n]", out.getvalue())]
     assert {state.partition(":")[0] for state in states if "%|" in state} == {"Stage 1, learn", "Stage 2, represent"}
-    bar = r"Stage 1, learn: +50%\|.*\| 3/6 \[\d\d:\d\d<\d\d:\d\d, .*, loss=\d"
-    assert any(re.match(bar, state) for state in states)
+    drawn = r"Stage 1, learn: +50%\|.*\| 3/6 \[\d\d:\d\d<\d\d:\d\d, .*, loss=\d"
+    assert any(re.match(drawn, state) for state in states)
     assert any("bottleneck gain=" in state for state in states)
     ends = r"Stage 1, learn: 6 of 6 steps in \d+\.\d minutes, loss \d.*, bottleneck gain -?\d"
     assert any(re.match(ends, state) for state in states)
@@ -69,10 +71,12 @@ def test_without_a_terminal_there_are_lines(tiny_base, tmp_path, shown, capfd):
     lines = out.getvalue().splitlines()
     assert any(re.match(r"Stage 2, represent: [345] of 6 steps, \d\d:\d\d left, loss=\d", line) for line in lines)
     assert all(re.match("Stage [12]|At most .* tokens are run at once", line) for line in lines)
-    assert [line for line in lines if "steps of about" in line] == [
-        "Stage 1, learn: 6 steps of about 54 tokens.",
-        "Stage 2, represent: 6 steps of about 61 tokens.",
-    ]
+    for title, texts in (
+        ("Stage 1, learn", ("query: {}", "{}")),
+        ("Stage 2, represent", ("query: {}", "document: the {}")),
+    ):
+        ids = [model.tokenizer(text.format(word))["input_ids"] for text in texts for word in WORDS]
+        assert f"{title}: 6 steps of about {2 * sum(map(len, ids)) / len(WORDS):,.0f} tokens." in lines
     assert capfd.readouterr() == ("", "")
 
 
