@@ -12,7 +12,7 @@ from tiny_models import WORDS, new_model
 from transformers.utils import logging
 
 from lbr_st import files
-from lbr_st.files import bar, notice
+from lbr_st.files import bar
 from lbr_st.recipe import LearnConfig, RepresentConfig
 from lbr_st.training.learn import learn
 from lbr_st.training.progress import counted, quiet_libraries
@@ -59,6 +59,7 @@ def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown)
     drawn = r"Stage 1, learn: +50%\|.*\| 3/6 \[\d\d:\d\d<\d\d:\d\d, .*, loss=\d"
     assert any(re.match(drawn, state) for state in states)
     assert any("bottleneck gain=" in state for state in states)
+    assert any(re.match(r"Stage 1, learn: \S+ seconds a step: another .* for 6 steps\.$", state) for state in states)
     ends = r"Stage 1, learn: 6 of 6 steps in \d+\.\d minutes, loss \d.*, bottleneck gain -?\d"
     assert any(re.match(ends, state) for state in states)
     assert "{" not in out.getvalue()  # as transformers prints its log
@@ -91,15 +92,6 @@ def test_a_minute_passes_between_two_lines(shown, monkeypatch):
             moved.update()
     times = [(30, "12:20"), (60, "11:20"), (90, "10:20")]
     assert out.getvalue().splitlines() == [f"Work: {done} of 400 steps, {left} left" for done, left in times]
-
-
-def test_a_line_stands_above_a_bar(shown):
-    out = shown(terminal=True)
-    with bar(["a", "b"], "Work", "steps") as steps:
-        for step in steps:
-            notice(f"at {step}")
-    states = [state.strip() for state in re.split(r"[\r\n]", out.getvalue())]
-    assert {"at a", "at b"} <= set(states)
 
 
 def test_only_the_first_process_shows_a_bar(shown, monkeypatch):
