@@ -215,7 +215,7 @@ def test_nothing_is_shown_but_a_bar(bert, tmp_path, capfd, monkeypatch):
     evaluate_retrieval(model, TOY, name="a/b", output_folder=tmp_path)
     lines = capfd.readouterr().err.splitlines()
     assert lines
-    assert all(re.match(r"Encoding: \d of \d texts, ", line) for line in lines)
+    assert all(re.match(r"Encoding: \d+ of \d+ texts, ", line) for line in lines)
 
 
 def test_a_name_of_dots_stays_inside_the_folder(tmp_path):

@@ -67,6 +67,7 @@ def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown)
 
 def test_without_a_terminal_there_are_lines(tiny_base, tmp_path, shown, capfd):
     model, out = new_model(tiny_base("llama")), shown(terminal=False)
+    capfd.readouterr()
     train(model, tmp_path)
     assert "\r" not in out.getvalue()
     lines = out.getvalue().splitlines()
@@ -108,14 +109,15 @@ def test_texts_are_counted_while_they_are_encoded_as_ever(tiny_base, shown):
     with counted(model, len(WORDS), "Encoding"):
         assert torch.equal(model.encode(WORDS, **options), plain)
     assert [line.partition(",")[0] for line in out.getvalue().splitlines()] == [
-        f"Encoding: {done} of 10 texts" for done in (4, 8, 10)
+        f"Encoding: {done} of 10 texts" for done in (0, 4, 8, 10)
     ]
     model.encode(WORDS, **options)
-    assert len(out.getvalue().splitlines()) == 3
+    assert len(out.getvalue().splitlines()) == 4
 
 
 def test_mining_shows_nothing_but_its_own_bar(tiny_base, shown, capfd):
     model, out = new_model(tiny_base("llama")), shown(terminal=False)
+    capfd.readouterr()
     pairs = Dataset.from_dict({"query": WORDS, "document": [f"the {word}" for word in WORDS]})
     with quiet_libraries():
         with_hard_negatives(model, pairs, 1)
