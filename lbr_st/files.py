@@ -227,11 +227,12 @@ def bar(items: Any, title: str, unit: str, *, total: int | None = None, done: in
     from tqdm import tqdm
 
     out, hidden = sys.stderr, not shown or os.environ.get("RANK", "0") != "0"
-    look: dict[str, Any] = {"file": out, "dynamic_ncols": True}
+    told = "{n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
+    look: dict[str, Any] = {"file": out, "dynamic_ncols": True, "bar_format": "{l_bar}{bar}| " + told}
     if not out.isatty():
         lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), file=out, flush=True))
         look = {"file": lines, "mininterval": BETWEEN_LINES, "delay": BETWEEN_LINES, "miniters": 1}
-        look["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
+        look["bar_format"] = "{desc}: " + told
     return tqdm(items, title, total, leave=False, unit=unit, initial=done, disable=hidden, **look)
 
 

@@ -174,8 +174,7 @@ class LBRTrainer(SentenceTransformerTrainer):
         self.progress = Progress(self, STAGES["learn" if isinstance(self.loss, IBGenerativeLoss) else "represent"])
         self.add_callback(_FiniteGradients(self))
         self.add_callback(self.progress)
-        for own in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # which print logs as dictionaries
-            self.remove_callback(own)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)  # raw logs
         self._features: list[dict[str, Any]] = []
         self._mean_counts: dict[str, float] | None = None
 

@@ -56,7 +56,7 @@ def test_a_stage_has_one_bar_with_loss_gain_and_time(tiny_base, tmp_path, shown)
     train(model, tmp_path)
     states = [state.strip() for state in re.split(r"[\r\n]", out.getvalue())]
     assert {state.partition(":")[0] for state in states if "%|" in state} == {"Stage 1, learn", "Stage 2, represent"}
-    drawn = r"Stage 1, learn: +50%\|.*\| 3/6 \[\d\d:\d\d<\d\d:\d\d, .*, loss=\d"
+    drawn = r"Stage 1, learn: +50%\|.*\| 3 of 6 steps, \d\d:\d\d left, loss=\d"
     assert any(re.match(drawn, state) for state in states)
     assert any("bottleneck gain=" in state for state in states)
     assert any(re.match(r"Stage 1, learn: \S+ seconds a step: another .* for 6 steps\.$", state) for state in states)
