@@ -98,7 +98,7 @@ def our_tokens_per_second(base: str, examples: list[Example], row: int, steps: i
     model = lbr_st.build_model(base, max_seq_length=1024)
     timer, loss = Timer(), lbr_st.IBGenerativeLoss(model)
     config = LearnConfig(max_steps=steps + 2, batch_size=10_000, batch_tokens=row)
-    quiet = {"show_progress_bar": False, "save_strategy": "no", "precision": "bfloat16" if bfloat16 else "float32"}
+    quiet = {"disable_tqdm": True, "save_strategy": "no", "precision": "bfloat16" if bfloat16 else "float32"}
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(model, loss, folder, config, evaluate=False, **quiet)
         tokens = generative_tokens(model, pairs, "attention", None)

@@ -67,11 +67,11 @@ def main() -> None:
     if setting["stage"] == "represent":
         first = pairs.rename_columns({"query": "context", "document": "target"}).select(range(2))
         with tempfile.TemporaryDirectory() as folder:
-            lbr_st.learn(model, first, LearnConfig(max_steps=1), output_dir=folder, show_progress_bar=False)
+            lbr_st.learn(model, first, LearnConfig(max_steps=1), output_dir=folder, disable_tqdm=True)
     transformers.trainer.DEFAULT_CALLBACKS.append(OnDemand(setting["steps"]))  # neither stage takes callbacks
     options = {"batch_size": len(pairs), "max_steps": 100_000, "eval_steps": 100_000, **setting["config"]}
     with tempfile.TemporaryDirectory() as folder:
-        train(model, pairs, config(**options), output_dir=folder, save_strategy="no", show_progress_bar=False)
+        train(model, pairs, config(**options), output_dir=folder, save_strategy="no", disable_tqdm=True)
 
 
 if __name__ == "__main__":

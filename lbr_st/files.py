@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
 from lbr_st.errors import LBRError
@@ -213,6 +214,26 @@ def notice(message: str) -> None:
     """Print a line on standard error that says what is going on; with several processes, only from the first."""
     if os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
+
+
+BETWEEN_LINES = 60.0  # seconds between two lines of a bar that is not on a terminal
+
+
+def bar(items: Any, title: str, unit: str, *, total: int | None = None, done: int = 0, shown: bool = True) -> Any:
+    """Return tqdm's bar over ``items``, or with None to be moved by hand; only the first of several processes shows it.
+
+    It is on standard error, and gone when it is closed. Without a terminal it is a line a minute.
+    """
+    from tqdm import tqdm
+
+    out, hidden = sys.stderr, not shown or os.environ.get("RANK", "0") != "0"
+    told = "{n_fmt} of {total_fmt} {unit}, {remaining} left{postfix}"
+    look: dict[str, Any] = {"file": out, "dynamic_ncols": True, "bar_format": "{l_bar}{bar}| " + told}
+    if not out.isatty():
+        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), file=out, flush=True))
+        look = {"file": lines, "mininterval": BETWEEN_LINES, "delay": BETWEEN_LINES, "miniters": 1}
+        look["bar_format"] = "{desc}: " + told
+    return tqdm(items, title, total, leave=False, unit=unit, initial=done, disable=hidden, **look)
 
 
 def without_place(name: str) -> str:

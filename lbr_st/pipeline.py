@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,8 +15,10 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from transformers.integrations import get_available_reporting_integrations
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
+from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import SEARCH, beside, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
@@ -27,7 +30,7 @@ from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
+from lbr_st.recipe import PLACES, STAGES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import (
@@ -42,6 +45,7 @@ from lbr_st.training.model import (
     model_from_recipe,
     same_results,
 )
+from lbr_st.training.progress import quiet_libraries
 from lbr_st.training.represent import represent
 from lbr_st.training.teacher import load_teacher, teacher_licence, teacher_of
 from lbr_st.training.trainer import shards, whole_model
@@ -89,9 +93,10 @@ def run(
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
         scores = _Scores(recipe, data, work / "results", command)
+        notice(_plan(recipe, data, scores.data, output))
         scores.baselines()
 
-        model = None
+        model = found = None
         if recipe.learn.enabled and recipe.learn.max_steps != 0:
             folder = work / "learn"
             model = done_before(folder, recipe.model.quantize) or _learn(recipe, data, folder)
@@ -120,14 +125,15 @@ def run(
             write_card(stock, folder, info)
             write_origin(info, folder)
     if scores.rows:
-        print(f"\n{format_table(scores.rows)}")
-    _plot(work)
-    notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes.")
-    if scores.rows:
+        print(f"\n{format_table(scores.rows)}", flush=True)
         kept, a_step = work / "represent" / LOG, recipe.represent.batch_size * world_size()
         log = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
         passes = a_step / len(data.pairs) if data.pairs is not None else 0.0
-        print(verdict(scores.rows, log, passes, beside=recipe.evaluate.beside, made=data.made == "queries"))
+        told: dict[str, Any] = {"beside": recipe.evaluate.beside, "made": data.made == "queries", "search": found}
+        print(verdict(scores.rows, log, passes, **told), flush=True)
+    _plot(work)
+    notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes. Next:")
+    notice(_next(recipe, data, scores.data, output, work))
     return scores.rows
 
 
@@ -199,7 +205,7 @@ class _Scores:
     def baselines(self) -> None:
         """Add what the run is compared with: BM25, and the model that the recipe names."""
         if self.data is not None:
-            self.rows.append(("BM25", evaluate_bm25(self.data, self.folder, self.command)))
+            self._add("BM25", evaluate_bm25(self.data, self.folder, self.command))
             config, model = self.recipe.evaluate, self.recipe.model
             if config.beside is not None:
                 other, name, _ = load_by_name(config.beside, config.precision, model.max_seq_length)
@@ -216,7 +222,6 @@ class _Scores:
 
     def _score(self, label: str, model: SentenceTransformer, part: str) -> None:
         assert self.data is not None
-        notice(f"Scoring: {label} ({len(self.data.queries):,} queries, {len(self.data.corpus):,} documents).")
         score = evaluate_retrieval(
             model,
             self.data,
@@ -224,16 +229,19 @@ class _Scores:
             output_folder=self.folder,
             batch_size=self.recipe.evaluate.batch_size,
             precision=self.recipe.evaluate.precision,
-            show_progress_bar=True,
             command=self.command,
         )
+        self._add(label, score)
+
+    def _add(self, label: str, score: TaskScore) -> None:
         self.rows.append((label, score))
+        notice(f"Scored {label}: nDCG@10 {score.ndcg_at_10:.3f}.")
         give_back()
 
 
 def _learn(recipe: Recipe, data: RunData, folder: Path) -> SentenceTransformer:
     train = partial(learn, pairs=data.learn_pairs, config=recipe.learn, held_out=data.held_out)
-    return _stage("Stage 1, learn", train, recipe, data, None, folder)
+    return _stage(train, recipe, data, None, folder)
 
 
 def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path) -> SentenceTransformer:
@@ -245,16 +253,15 @@ def _represent(recipe: Recipe, data: RunData, model: SentenceTransformer | None,
         found = {query: {key for key, grade in judged.items() if grade > 0} for query, judged in test.qrels.items()}
         evaluator = InformationRetrievalEvaluator({**test.queries}, {**test.corpus}, found, write_csv=False)
         train.keywords["evaluator"] = evaluator
-    return _stage("Stage 2, represent", train, recipe, data, model, folder)
+    return _stage(train, recipe, data, model, folder)
 
 
 def _stage(
-    title: str, train: partial[Any], recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path
+    train: partial[Any], recipe: Recipe, data: RunData, model: SentenceTransformer | None, folder: Path
 ) -> SentenceTransformer:
     """Train a model, resuming from this recipe's checkpoints, and keep it in a folder that means: done."""
     pairs = train.keywords["pairs"]
-    config = train.keywords["config"] = with_steps(train.keywords["config"], len(pairs) if data.made else None)
-    notice(f"{title}: {config.max_steps} steps of {config.batch_size} of {len(pairs):,} pairs.")
+    train.keywords["config"] = with_steps(train.keywords["config"], len(pairs) if data.made else None)
     model, checkpoints = model or model_from_recipe(recipe), checkpoints_of(folder)
     log = train(
         model,
@@ -264,10 +271,38 @@ def _stage(
         seed=recipe.seed,
         resume=may_resume(checkpoints, recipe),
         max_hours=recipe.max_hours / 2 if data.made and recipe.max_hours else None,
+        report_to=recipe.report_to,
+        run_name=f"{recipe.name}-{folder.name}",
     )
     model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
+
+
+def _plan(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path) -> str:
+    """Return what is trained, for how long, and what judges it, a line each."""
+    held = f"{len(test.queries):,} queries over {len(test.corpus):,} documents" if test else "none"
+    lines = [f"Plan for {output}:", f"pairs: {len(data.pairs or ()):,}", f"held out: {held}"]
+    for name, pairs in (("learn", data.learn_pairs), ("represent", data.pairs)):
+        config = with_steps(getattr(recipe, name), len(pairs or ()) if data.made else None)
+        if config.enabled and pairs is not None and config.max_steps:
+            steps = f"{config.max_steps:,} steps of {config.batch_size * world_size()}"
+            lines.append(f"{STAGES[name]}: {steps} of {len(pairs):,} pairs")
+    most = f", at most {recipe.max_hours:g} h in all" if data.made and recipe.max_hours else ""
+    return "\n- ".join([*lines, f"time: known after three steps of each stage{most}"])
+
+
+def _next(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path, work: Path) -> str:
+    """Return what a person may do next with a model, a line each."""
+    model, kept, results = (shlex.quote(str(path)) for path in (output, work / RECIPE, work / "results"))
+    lines = [f'SentenceTransformer({json.dumps(str(output))}).encode_query(["your text"])  # in Python']
+    if data.made:
+        lines.insert(0, f'lbr-st search {model} {shlex.quote(recipe.data.source)} "your question"')
+    if test:
+        real = " --data.queries my_queries.jsonl  # real ones" if data.made == "queries" else ""
+        lines.append(f"lbr-st evaluate {model} --config {kept}{real}")
+        lines.append(f"lbr-st compare baseline/bm25 {recipe.name}/released --results {results}")
+    return "\n".join(f"  {line}" for line in lines[:3])
 
 
 def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]]) -> CardInfo:
@@ -291,12 +326,14 @@ def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, 
 def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite: bool) -> Iterator[None]:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
+    if (name := recipe.report_to) not in ("none", *get_available_reporting_integrations()):
+        raise LBRError(f"is {name}, which is not installed.", where="report_to", fix=f"Run: pip install {name}")
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)
     start_processes()
-    with only_run(*filter(None, (output, work))) if is_first() else nullcontext():
+    with quiet_libraries(), only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():
             refuse_existing(output, overwrite=overwrite)
             if work is not None:

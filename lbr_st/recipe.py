@@ -144,6 +144,7 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
     write_whole(path, yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True))
 
 
+STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}  # as a person is told
 STEPS = 200  # of either stage where a recipe does not say how many
 
 
@@ -225,6 +226,7 @@ PLACES = ("model.base", *DATA_PLACES, "represent.teacher", "evaluate.beside")
 def recipe_without_places(recipe: Recipe, known: Collection[str] = ()) -> Recipe:
     """Return the recipe as a release states it: with :func:`lbr_st.files.published` in place of each name."""
     made = deepcopy(recipe)
+    made.report_to = "none"
     for key in PLACES:
         if name := recipe.flat()[key]:
             made.put(key, published(name, known))

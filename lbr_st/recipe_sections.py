@@ -30,12 +30,15 @@ class RunConfig:
         precision: Arithmetic for training; auto lets the device decide.
         max_hours: Most hours of training, in one process, on pairs that are made of documents: half for each stage,
             which takes fewer steps if need be; null sets no limit.
+        report_to: Where losses and measurements are reported, too, if its package is installed: tensorboard (into the
+            work folder), wandb, mlflow or trackio.
     """
 
     name: str = "lbr-model"
     seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_hours: PositiveFloat | None = 1.0
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = "none"
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A run from documents alone: passages, made pairs, both stages, the verdict, and steps that follow the folder."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from embedders import embedder
 
 import lbr_st
 from lbr_st import pipeline
+from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import search
 from lbr_st.files import BESIDE
@@ -63,15 +65,32 @@ def _passages(recipe):
     return {kind: rows for kind, _, rows in read_sources(recipe).parts}["texts"]["text"]
 
 
-def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys):
+def test_a_folder_of_documents_is_enough(tiny_base, folder, tmp_path, capsys, monkeypatch):
     recipe = recipe_for(tiny_base("llama"), folder)
     rows = pipeline.run(recipe, tmp_path / "out")
-    out = capsys.readouterr().out
+    out, said = capsys.readouterr()
     assert rows[0][0] == "BM25"
     assert out.strip().splitlines()[-1].startswith("VERDICT")
     assert "made from the text" in out.strip().splitlines()[-1]
     chosen = json.loads((tmp_path / "out" / "search.json").read_text())
     assert chosen["order"] in ("model", "bm25", "both")
+    assert f": {chosen['ndcg_at_10'][chosen['order']]:.3f}. " in out.partition(" Searching by ")[2]
+    for part in ("{", "\r", "Batches", "it/s"):  # raw logs and other libraries' bars
+        assert part not in said
+    held_out = f"- held out: {rows[0][1].num_queries} queries over 72 documents\n"
+    plan, after = said.partition(held_out)[::2]
+    assert "Plan for" in plan
+    assert "- Stage 1, learn: " in after
+    first, second = after.index(f"Scored BM25: nDCG@10 {rows[0][1].ndcg_at_10:.3f}."), after.index("steps of about")
+    assert first < second < after.index(f"Scored after stage 1, learn: nDCG@10 {rows[1][1].ndcg_at_10:.3f}.")
+    search_again, in_python, evaluate = said.strip().splitlines()[-3:]
+    assert shlex.split(search_again) == ["lbr-st", "search", str(tmp_path / "out"), str(folder), "your question"]
+    assert in_python.strip().startswith(f'SentenceTransformer("{tmp_path / "out"}").encode_query(')
+    monkeypatch.chdir(tmp_path)
+    queries = {"query": "where does it grow", "quote": "grows in river 3ac near hill 3"}
+    (tmp_path / "my_queries.jsonl").write_text(json.dumps(queries), encoding="utf-8")
+    assert main(shlex.split(evaluate, comments=True)[1:]) == 0
+    assert "| out " in capsys.readouterr().out
     search(str(tmp_path / "out"), str(folder), ["who keeps it"])
     assert len([*(folder / BESIDE).iterdir()]) == 1  # the run kept embeddings where the search looks for them
     data = prepare(recipe, tmp_path / "out-work" / "data")

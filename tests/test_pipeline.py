@@ -1,6 +1,7 @@
 """A whole run on a toy domain: data, both stages, release, table, recipe, and what bad input gets."""
 
 import json
+import shlex
 from types import SimpleNamespace
 
 import datasets
@@ -10,8 +11,11 @@ from beir_folder import write_beir
 from embedders import INSTRUCT, embedder
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
 from lbr_st import pipeline
+from lbr_st.cli import main
 from lbr_st.data.beir import RetrievalSet
 from lbr_st.data.texts import normalise
 from lbr_st.errors import LBRError
@@ -251,6 +255,36 @@ def test_existing_output_is_refused_before_anything_is_read(tmp_path):
     (tmp_path / "out" / "file").write_text("x")
     with pytest.raises(LBRError, match="already exists"):
         pipeline.run(Recipe(data=DataConfig(source=str(tmp_path / "missing.jsonl"))), tmp_path / "out")
+
+
+def test_the_next_commands_run_as_printed(tiny_base, pairs_file, tmp_path, capsys):
+    pipeline.run(recipe_for(tiny_base("llama"), pairs_file), tmp_path / "a model")
+    _, _, after = capsys.readouterr().err.partition("Next:\n")
+    _, evaluate, compare = after.splitlines()
+    assert main([*shlex.split(evaluate)[1:], "--output", str(tmp_path / "scores")]) == 0
+    assert main([*shlex.split(compare)[1:], "--output", str(tmp_path / "comparison")]) == 0
+    assert "lbr-toy/released" in capsys.readouterr().out
+
+
+def test_training_is_reported_where_the_recipe_says(tiny_base, pairs_file, tmp_path, monkeypatch):
+    logged = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            logged.append((args.run_name, logs.keys()))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Reporter)
+    monkeypatch.setattr(pipeline, "get_available_reporting_integrations", lambda: ["trackio"])
+    recipe = recipe_for(tiny_base("llama"), pairs_file, report_to="trackio", evaluate=EvaluateConfig(enabled=False))
+    pipeline.run(recipe, tmp_path / "out")
+    found = {name: set().union(*(keys for one, keys in logged if one == name)) for name, _ in logged}
+    assert found["lbr-toy-learn"] >= {"loss", "eval_bottleneck_gain"}
+    assert "loss" in found["lbr-toy-represent"]
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").report_to == "none"  # whoever runs it again decides
+    recipe.report_to = "wandb"
+    with pytest.raises(LBRError, match=r"report_to: is wandb, which is not installed\. Run: pip install wandb"):
+        pipeline.run(recipe, tmp_path / "other")
+    assert not (tmp_path / "other-work").exists()
 
 
 def test_stages_alone_and_evaluate(tiny_base, pairs_file, tmp_path, capsys):

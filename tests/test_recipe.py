@@ -36,7 +36,7 @@ def test_what_may_change_while_a_run_is_interrupted():
     may = {key for key in field_types() if same_results(changed(**{key: "another"}), Recipe())}
     steps = {"learn.eval_steps", "represent.eval_steps"}
     read = {"evaluate.precision", "evaluate.batch_size", "release.scale"}
-    assert may == {"represent.mini_batch_tokens", *read, *steps}
+    assert may == {"represent.mini_batch_tokens", "report_to", *read, *steps}
     assert not same_results(changed(represent__eval_steps=7, seed=1), Recipe())
 
 
@@ -127,7 +127,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
     [notice] = capsys.readouterr().err.splitlines()
     assert all(part in notice for part in ["recipe.yaml", "ignored", *RETIRED])
     assert not set(RETIRED) & set(field_types())
-    assert len(field_types()) == 74
+    assert len(field_types()) == 75
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from lbr_st.data.columns import Rows, find_columns
 from lbr_st.data.lines import BadRow, check_text, kind_of
 from lbr_st.data.sources import READABLE, _records
 from lbr_st.errors import LBRError
-from lbr_st.files import notice
+from lbr_st.files import bar, notice
 
 if TYPE_CHECKING:
     from bs4 import Tag
@@ -70,8 +70,6 @@ def read_files(
     text files come in parts and tables in rows, so that they may be larger than memory. A table's column ``title``
     becomes the heading. ``say`` is told at the end what was read and what was skipped.
     """
-    from tqdm import tqdm
-
     path = Path(source)
     if not path.exists():
         raise LBRError("no such file or folder.", where=str(path), fix="Check the path.")
@@ -83,7 +81,7 @@ def read_files(
         raise LBRError(f"no document in it ({_listed(others) or 'no file'}).", where=str(path), fix=fix)
     words, read, skipped, empty = Counter[str](), Counter[str](), list[str](), 0
     above = path if path.is_dir() else path.parent
-    for file in tqdm(files, desc="Reading", unit=" files", disable=None if len(files) > NAMED else True):
+    for file in bar(files, "Reading", "files", shown=len(files) > NAMED):
         kind, own = kind_of(file), Counter[str]()
         try:
             parts = _parts(file, text_column)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lbr_st.errors import LBRError
+from lbr_st.files import notice
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -182,19 +183,20 @@ def map_rows(
     if not len(rows):
         return Dataset.from_dict({name: [] for name in columns}, features=features)
     batch = rows_at_once(rows)
-    with _bar_if_large(rows):
-        return rows.map(
-            function,
-            batched=True,
-            batch_size=batch,
-            writer_batch_size=batch,
-            remove_columns=rows.column_names,
-            features=features,
-            num_proc=processes(rows),
-            cache_file_name=str(_new_file()),
-            load_from_cache_file=False,
-            **options,
-        )
+    if _is_large(rows):
+        notice(f"{options.get('desc', 'Preparing')}: {len(rows):,} rows ...")
+    return rows.map(
+        function,
+        batched=True,
+        batch_size=batch,
+        writer_batch_size=batch,
+        remove_columns=rows.column_names,
+        features=features,
+        num_proc=processes(rows),
+        cache_file_name=str(_new_file()),
+        load_from_cache_file=False,
+        **options,
+    )
 
 
 def joined(tables: Iterable[Dataset | None]) -> Dataset | None:
@@ -211,8 +213,7 @@ def joined(tables: Iterable[Dataset | None]) -> Dataset | None:
 
 def save_rows(rows: Dataset, folder: Path) -> None:
     """Write a table to a folder that :meth:`datasets.Dataset.load_from_disk` maps back into memory."""
-    with _bar_if_large(rows):
-        rows.save_to_disk(str(folder))
+    rows.save_to_disk(str(folder))
 
 
 def bytes_a_row(rows: Dataset) -> float:
@@ -267,21 +268,6 @@ def _features(columns: Mapping[str, str]) -> Features:
     from datasets import Features, Value
 
     return Features({name: Value(kind) for name, kind in columns.items()})
-
-
-@contextmanager
-def _bar_if_large(rows: Dataset) -> Iterator[None]:
-    """Hide the progress bars of ``datasets`` in this block, unless the table is large."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if _is_large(rows) or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
 
 
 def _new_file() -> Path:

@@ -21,6 +21,7 @@ from lbr_st.evaluation.systems import choose_arithmetic
 from lbr_st.files import BESIDE, import_extra, new_folder
 from lbr_st.model.load import load_by_name, model_digest
 from lbr_st.training.made_pairs import WordIndex
+from lbr_st.training.progress import counted
 from lbr_st.training.sources import passages_of
 
 if TYPE_CHECKING:
@@ -92,9 +93,10 @@ def embed(
     new = np.flatnonzero(~np.isin(wanted, kept))
     if len(new):
         bfloat16, _ = choose_arithmetic(model, precision)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+        with autocast, counted(model, len(new), "Encoding", shown=len(new) > 500):
             some = [texts[row] for row in new.tolist()]
-            made = model.encode_document(some, normalize_embeddings=True, show_progress_bar=len(new) > 500)
+            made = model.encode_document(some, normalize_embeddings=True, show_progress_bar=False)
         kept, rows = np.append(kept, wanted[new]), np.append(rows, made.astype(np.float16), axis=0)
     if folder and len(new):
         with new_folder(folder, overwrite=True) as aside:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
 from lbr_st.files import import_extra
+from lbr_st.training.progress import quiet_libraries
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
@@ -94,18 +95,13 @@ def _metadata(data: RetrievalSet, split: str) -> Any:
 
 @contextmanager
 def quiet_mteb() -> Iterator[None]:
-    """Silence mteb's log lines and warnings and the progress bars of datasets inside a block."""
-    from datasets.utils import logging as datasets_logging
-
-    logger, bars = logging.getLogger("mteb"), datasets_logging.is_progress_bar_enabled()
+    """Silence mteb's log lines and warnings and other libraries' progress bars inside a block."""
+    logger = logging.getLogger("mteb")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    datasets_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with quiet_libraries(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"mteb(\.|$)")
             yield
     finally:
         logger.setLevel(level)
-        if bars:
-            datasets_logging.enable_progress_bar()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import TaskScore, latest, read_records
 from lbr_st.files import import_extra
+from lbr_st.recipe import STAGES
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that white swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -39,7 +40,6 @@ STYLE = {
     "text.parse_math": False,  # a "$" in a name is one
 }
 
-STAGES = {"learn": "Stage 1, learn", "represent": "Stage 2, represent"}
 NOT_TERMS = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 """What a log holds that is no term of the loss."""
 
@@ -169,7 +169,7 @@ def plot_embedding_size(scores: Iterable[TaskScore], path: str | Path) -> list[P
 
 
 def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
-    """Plot the loss of both stages by step, and the bottleneck gain on an axis of its own.
+    """Plot the loss of both stages by step, the bottleneck gain on an axis of its own, and nDCG@10 by stage if scored.
 
     Args:
         work_folder: The work folder of ``lbr-st train``; one stage's ``training_log.json`` is enough.
@@ -184,12 +184,30 @@ def plot_training(work_folder: str | Path, path: str | Path) -> list[Path]:
     if not logs:
         fix = "Give lbr-st train's work folder."
         raise LBRError("no stage has been trained here.", where=str(work_folder), fix=fix)
-    told = f"Loss by step: {'; '.join(logs)}."
-    with drawing(path, 8, 0.6 + 3.9 * len(logs), "Training", told) as (figure, paths):
-        for axes, (title, log) in zip(figure.subplots(len(logs), squeeze=False)[:, 0], logs.items(), strict=True):
+    scored = Path(work_folder) / "results.json"
+    rows = json.loads(scored.read_text(encoding="utf-8")) if scored.is_file() else []
+    told = f"Loss by step: {'; '.join(logs)}.{' nDCG@10 by stage.' * bool(rows)}"
+    with drawing(path, 12 if rows else 8, 0.6 + 3.9 * len(logs), "Training", told) as (figure, paths):
+        grid = figure.add_gridspec(len(logs), 2 if rows else 1, width_ratios=(3, 2) if rows else None)
+        for number, (title, log) in enumerate(logs.items()):
+            axes = figure.add_subplot(grid[number, 0])
             _draw_log(axes, log)
             axes.set_title(title, loc="left", fontweight="bold")
+        if rows:
+            _draw_stages(figure.add_subplot(grid[:, 1]), *rows)
     return paths
+
+
+def _draw_stages(axes: Any, bm25: dict[str, Any], *rows: dict[str, Any]) -> None:
+    axes.axhspan(*bm25["confidence_interval_95"], color=COLOURS[1], alpha=0.12, linewidth=0)
+    axes.axhline(bm25["ndcg_at_10"], color=COLOURS[1], linestyle="--", label=bm25["label"])
+    values = np.array([row["ndcg_at_10"] for row in rows])
+    errors = np.abs(np.array([row["confidence_interval_95"] for row in rows]).T - values)
+    axes.errorbar(range(len(rows)), values, errors, fmt="o", color=COLOURS[0], capsize=4, label="model")
+    axes.set_xticks(range(len(rows)), [row["label"].replace(", ", ",\n") for row in rows])
+    axes.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, 1), ylabel="nDCG@10 with 95% interval")
+    axes.set_title("nDCG@10 by stage", loc="left", fontweight="bold")
+    _legend(axes, [axes], "upper center", bbox_to_anchor=(0.5, -0.14))
 
 
 def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
@@ -208,6 +226,7 @@ def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
             axes.plot(at, term, color=COLOURS[index % len(COLOURS)], linewidth=1.2, linestyle="--", label=key)
     held_out, gains = _series(log, "eval_loss"), _series(log, "eval_bottleneck_gain")
     axes.set(xlabel="optimiser step", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     drawn = [axes]
     if held_out.size:
         axes.plot(*held_out, color=COLOURS[1], marker="s", markersize=5, label="held-out loss")

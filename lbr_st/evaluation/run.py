@@ -46,7 +46,7 @@ def evaluate_retrieval(
     """Evaluate a model, or the folder or hub id of one, on a retrieval set by :func:`evaluate_task`.
 
     Queries go through ``encode_query`` and documents through ``encode_document``. ``name``, as ``org/model``, is what
-    the scores are filed under. It and ``options`` (revision, precision, show_progress_bar) are for
+    the scores are filed under. It and ``options`` (revision, precision) are for
     :func:`~lbr_st.evaluation.systems.embedding_system`.
 
     Raises:
@@ -295,8 +295,8 @@ def run_beir(
     # BEIR reads len(corpus[i]["title"]), so the key must be there.
     texts = zip(rows["corpus"]["id"], rows["corpus"]["text"], strict=True)
     corpus = {document: {"title": "", "text": text} for document, text in texts}
-    options = {"corpus_chunk_size": CHUNK, "show_progress_bar": system.model.show_progress_bar}
-    search = dense.DenseRetrievalExactSearch(_for_beir(system.model), batch_size=batch_size, **options)
+    options = {"corpus_chunk_size": CHUNK, "batch_size": batch_size, "show_progress_bar": False}
+    search = dense.DenseRetrievalExactSearch(_for_beir(system.model), **options)
     cutoffs = [10, 100]
     k_values = [*cutoffs, cutoffs[-1] + 1]  # one may be the query itself
     retriever = judge.EvaluateRetrieval(search, k_values=k_values, score_function=SIMILARITIES[similarity])

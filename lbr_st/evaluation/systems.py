@@ -20,6 +20,7 @@ from lbr_st.evaluation.mteb_task import quiet_mteb
 from lbr_st.evaluation.scores import RECORDS, hash_of_path, read_record
 from lbr_st.files import import_extra
 from lbr_st.model.load import load_by_name, model_digest, safe_name
+from lbr_st.training.progress import counted
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -77,9 +78,7 @@ def load_system(
     if model == "bm25":
         return bm25_system()
     loaded, default, commit = load_by_name(model, precision)
-    system = embedding_system(
-        loaded, name or default, revision=revision or commit, precision=precision, show_progress_bar=True
-    )
+    system = embedding_system(loaded, name or default, revision=revision or commit, precision=precision)
     return replace(system, folder=hash_of_path(model)) if Path(model).is_dir() else system
 
 
@@ -120,7 +119,6 @@ def embedding_system(
     *,
     revision: str | None = None,
     precision: Precision = "float32",
-    show_progress_bar: bool = False,
 ) -> System:
     """Prepare an embedding model for evaluation.
 
@@ -132,7 +130,6 @@ def embedding_system(
         name: The name to file the scores under, ``org/model``.
         revision: Names this version of the model. Default: :func:`~lbr_st.model.load.model_digest`.
         precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 if faster and :data:`LEAST_COSINE` holds.
-        show_progress_bar: Show a bar with the remaining time while encoding.
 
     Raises:
         LBRError: A bad name or precision, or mteb is missing.
@@ -143,7 +140,7 @@ def embedding_system(
     bfloat16, arithmetic = choose_arithmetic(model, precision)
     digest = model_digest(model)
     with quiet_mteb():
-        encoder = _encoder(model, bfloat16, show_progress_bar)
+        encoder = _encoder(model, bfloat16)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     identity = {"name": name, "revision": revision or digest, "n_parameters": n_parameters}
     encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=identity)
@@ -220,17 +217,14 @@ def bm25_system() -> System:
     return System(BM25Search(k1=K1, b=B), hashlib.sha256(settings.encode()).hexdigest()[:40], only_retrieval=True)
 
 
-def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
+def _encoder(model: SentenceTransformer, bfloat16: bool) -> Any:
     base = import_extra("mteb.models").SentenceTransformerEncoderWrapper
 
     class Encoder(base):  # type: ignore[misc, valid-type]
-        show_progress_bar = show_bar
         size: int | None = None
         memory: dict[tuple[Any, ...], Any] | None = None
 
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
-            # MTEB is told "no bars" and only this call shows one: MTEB's chunk counter would double it.
-            kwargs["show_progress_bar"] = self.show_progress_bar
             if self.memory is None:
                 return self.checked(super().encode, inputs, **kwargs)
             task = kwargs["task_metadata"].name
@@ -244,9 +238,11 @@ def _encoder(model: SentenceTransformer, bfloat16: bool, show_bar: bool) -> Any:
 
         def checked(self, encode: Callable[..., Any], inputs: Any, **kwargs: Any) -> Any:
             """Encode in this system's precision, and refuse embeddings that are not finite."""
+            texts = len(getattr(inputs, "dataset", inputs))
             # Autocast stays around the encoding alone: similarities in bfloat16 would tie.
-            with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                embeddings = encode(inputs, **kwargs)
+            autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bfloat16)
+            with autocast, counted(model, texts, "Encoding"):
+                embeddings = encode(inputs, **{**kwargs, "show_progress_bar": False})
             # MTEB and BEIR would rank such a document without a word.
             if not bool(torch.isfinite(torch.as_tensor(embeddings)).all()):
                 fix = 'Look for overflow in low precision, or for damaged weights; try precision="float32".'

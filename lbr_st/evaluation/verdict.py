@@ -12,6 +12,7 @@ from lbr_st.files import UNTRAINED
 
 RISE = 0.15  # a loss rises if its last third is above its middle by more than this share of the first one (our choice)
 ONE_PASS = 0.9  # fewer passes over the pairs are less than about one (our choice)
+ORDERS = {"model": "the model alone", "bm25": "BM25 alone", "both": "both, fused"}  # as search.json names them
 # What the other system is, compared with the model → what the model is.
 WORDS = {"worse": "better than", SAME: "level with", "better": "REGRESSION, worse than"}
 
@@ -23,19 +24,23 @@ def verdict(
     *,
     beside: str | None = None,
     made: bool = False,
+    search: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the last line of a run: its verdicts by nDCG@10, corrected by Holm if there are two.
 
     A model that is worse than another is a REGRESSION. If it is that or only level with BM25, the line names what to
     look at first: data, steps or rate. ``rows`` are labels and scores: BM25 first, then what ``beside`` names, the
     released model last. An untrained base is not compared. ``log`` is that of stage 2, of which a step sees each pair
-    ``passes`` times on average. With ``made`` the queries were made from the text.
+    ``passes`` times on average. With ``made`` the queries were made from the text. ``choose_order`` found ``search``.
     """
     others = rows[:2] if beside and not beside.startswith(UNTRAINED) else rows[:1]
     tests = compare([[score] for _, score in (rows[-1], *others)]).tests
     count = tests[0].paired.n
     found = "; ".join(_against(label, test) for (label, _), test in zip(others, tests, strict=True))
     sentences = [f"VERDICT on {count:,} held-out {'query' if count == 1 else 'queries'}: {found}."]
+    if search:
+        order = search["order"]
+        sentences.append(f"Searching by {ORDERS[order]}: {search['ndcg_at_10'][order]:.3f}.")
     if log and (tests[0].verdict != "worse" or any(test.verdict == "better" for test in tests)):
         sentences.append(look_first(log, passes))
     if made:

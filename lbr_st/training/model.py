@@ -22,7 +22,7 @@ from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
 ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
-ANY_TIME += ("evaluate.precision", "evaluate.batch_size", "release.scale")
+ANY_TIME += ("evaluate.precision", "evaluate.batch_size", "release.scale", "report_to")
 """What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn; how
 much of the change is released is decided after training."""
 
@@ -58,6 +58,8 @@ def keep(
             save_recipe(recipe, aside / RECIPE)
             if (chosen := checkpoints_of(folder) / CHOSEN).is_file():
                 shutil.copy(chosen, aside)
+            if (reported := checkpoints_of(folder) / "runs").is_dir():  # TensorBoard's
+                shutil.copytree(reported, aside / reported.name)
             (aside / LOG).write_text(json.dumps(log, indent=1), encoding="utf-8")
             (aside / PROVENANCE).write_text(json.dumps(provenance, indent=1), encoding="utf-8")
         shutil.rmtree(checkpoints_of(folder), ignore_errors=True)

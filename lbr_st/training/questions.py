@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from lbr_st.data.texts import digest, plain, shingles
 from lbr_st.errors import LBRError
-from lbr_st.files import import_extra, notice
+from lbr_st.files import bar, import_extra, notice
 from lbr_st.model.bases import resolve_base
 from lbr_st.model.safe import explain_load_errors
 
@@ -64,7 +63,7 @@ def questions(
     served = writer.startswith(("http://", "https://"))
     answers = _of_server(writer, wanted) if served else _of_model(writer, wanted, seed)
     with file.open("a", encoding="utf-8") as out:
-        for row, answer in tqdm(answers if wanted else (), "Writing queries", len(wanted), disable=None):
+        for row, answer in bar(answers if wanted else (), "Writing queries", "queries", total=len(wanted)):
             query = _query(answer)
             problem = _problem(query, texts[row])
             counts[problem or "usable"] += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from itertools import chain, cycle
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +27,7 @@ from lbr_st.errors import LBRError
 from lbr_st.files import notice
 from lbr_st.recipe import RepresentConfig, with_steps
 from lbr_st.training.batches import TokenBatchSampler
+from lbr_st.training.progress import counted
 from lbr_st.training.ranking import TokenBudgetRankingLoss
 from lbr_st.training.teacher import Teacher, ask, teacher_of
 from lbr_st.training.tokens import DIGEST, EMPTY, Column, reachable, tokenized
@@ -150,21 +153,23 @@ def with_hard_negatives(model: SentenceTransformer, pairs: Dataset, count: int) 
     Raises:
         LBRError: There are too few documents, or no pair has so many near misses.
     """
+    texts = sum(len(set(pairs[column])) for column in ("query", "document"))
     try:
-        mined = mine_hard_negatives(
-            pairs.select_columns(["query", "document"]),
-            cast(SentenceTransformer, _Centred(model)),
-            anchor_column_name="query",
-            positive_column_name="document",
-            query_prompt_name="query",
-            corpus_prompt_name="document",
-            num_negatives=count,
-            relative_margin=0.05,
-            range_min=1,
-            range_max=DEPTH,
-            output_format="n-tuple",
-            verbose=False,
-        )
+        with counted(model, texts, "Hard negatives"), redirect_stderr(StringIO()):  # a bar that has no switch
+            mined = mine_hard_negatives(
+                pairs.select_columns(["query", "document"]),
+                cast(SentenceTransformer, _Centred(model)),
+                anchor_column_name="query",
+                positive_column_name="document",
+                query_prompt_name="query",
+                corpus_prompt_name="document",
+                num_negatives=count,
+                relative_margin=0.05,
+                range_min=1,
+                range_max=DEPTH,
+                output_format="n-tuple",
+                verbose=False,
+            )
         why = "" if len(mined) else f"no query has {count} near misses among the documents of the pairs."
     except ValueError as error:
         why = f"{count} cannot be found for each query: {str(error).partition('. ')[0].rstrip('.')}."
@@ -229,7 +234,7 @@ class _Centred:
             return found
 
         def encode(texts: list[str], **options: Any) -> np.ndarray:
-            embeddings = found(texts, **options)
+            embeddings = found(texts, **{**options, "show_progress_bar": False})
             centred = embeddings - embeddings.mean(axis=0)
             return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 

@@ -25,6 +25,7 @@ from lbr_st.model.bases import resolve_embedder
 from lbr_st.model.load import load_by_name, load_stock, model_digest
 from lbr_st.model.safe import explain_load_errors, read_settings
 from lbr_st.recipe import RepresentConfig
+from lbr_st.training.progress import counted
 from lbr_st.training.tokens import DIGEST, as_labels
 from lbr_st.wheels import make_once
 
@@ -130,7 +131,8 @@ def ask(name: str, pairs: Dataset, cache_dir: Path | str | None = None) -> Teach
         notice(f"Asking {name} about {sum(map(len, asked.values())):,} texts or pairs of them (once) ...")
         told: dict[str, Tensor] = {}
         for kind, texts in asked.items():
-            told |= {kind: _answers(teacher, kind, [*texts.values()]), kind + DIGEST: as_labels([*texts])}
+            with counted(teacher, len(texts), "Asking the teacher"):
+                told |= {kind: _answers(teacher, kind, [*texts.values()]), kind + DIGEST: as_labels([*texts])}
         return told
 
     if cache_dir is None:
@@ -146,13 +148,13 @@ def ask(name: str, pairs: Dataset, cache_dir: Path | str | None = None) -> Teach
 def _answers(teacher: Any, kind: str, texts: list[Any]) -> Tensor:
     if isinstance(teacher, CrossEncoder):
         # Logits: after a sigmoid, softmax could not tell two good documents apart.
-        found = teacher.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=True)
+        found = teacher.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=False)
         if found.ndim > 1:
             what = f"gives {found.shape[1]} scores a pair, which do not rank documents."
             raise LBRError(what, where="represent.teacher", fix="Name a cross-encoder with one score.")
     else:
         encode = teacher.encode_query if kind == "query" else teacher.encode_document
-        found = encode(texts, normalize_embeddings=True, show_progress_bar=True)
+        found = encode(texts, normalize_embeddings=True, show_progress_bar=False)
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from lbr_st.compute import world_size
 from lbr_st.data.lines import processes
 from lbr_st.data.texts import digest, digests
-from lbr_st.files import alone, new_folder
+from lbr_st.files import alone, new_folder, notice
 from lbr_st.recipe import LearnConfig, RepresentConfig
 
 FORMAT = 3
@@ -101,6 +101,8 @@ def tokenized(
     with alone(folder):
         if (kept := _kept(folder)) is not None:  # made by another process of the same run
             return kept
+        if processes(dataset):  # it is large
+            notice(f"Tokenising: {len(dataset):,} rows ...")
         with new_folder(folder, overwrite=True) as aside:
             run(
                 cache_file_name=str(aside / "tokens.arrow"),

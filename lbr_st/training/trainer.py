@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate.utils import save_fsdp_optimizer
@@ -23,8 +23,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from transformers import TrainerCallback, TrainerState
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from lbr_st.bottleneck.loss import IBGenerativeLoss
@@ -35,13 +35,13 @@ from lbr_st.files import is_marked_whole, mark_whole, notice
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import TRAINED_ROWS, load_weights
 from lbr_st.model.merged import merged_while_training
-from lbr_st.recipe import LearnConfig, RepresentConfig, with_steps
+from lbr_st.recipe import STAGES, LearnConfig, RepresentConfig, with_steps
 from lbr_st.training.memory import limit_pieces
-from lbr_st.training.tokens import TokenCollator
+from lbr_st.training.progress import Progress
+from lbr_st.training.tokens import NUM_TOKENS, TokenCollator
 
 ALL_NEW_PARAMETERS = rf"{TRAINED_ROWS}|\.bridge\.|\.log_variance\."
 """Matches the parameters that start from nothing (token rows under LoRA, bridge, noise) and take larger steps."""
-TIMED = 3  # steps after which the duration of a training is estimated
 SECONDS_TO_A_SECOND_ONE = 1.0
 """A launcher repeats the terminal's Ctrl-C to its processes at once. Only a later one is a person's second Ctrl-C."""
 
@@ -80,6 +80,9 @@ def train(
         callbacks=list(callbacks),
         max_hours=max_hours,
     )
+    tokens = np.mean(dataset.with_format("numpy")[NUM_TOKENS][:]) * config.batch_size
+    tokens = min(tokens, getattr(config, "batch_tokens", None) or tokens) * world_size()
+    notice(f"{trainer.progress.title}: {trainer.args.max_steps:,} steps of about {tokens:,.0f} tokens.")
     trainer.train(resume_from_checkpoint=resume)
     history = trainer.state.log_history
     del trainer
@@ -96,7 +99,6 @@ def training_arguments(
     evaluate: bool,
     precision: Precision = "auto",
     seed: int = 0,
-    show_progress_bar: bool = True,
     **overrides: Any,
 ) -> SentenceTransformerTrainingArguments:
     """Return the training arguments of a stage.
@@ -109,7 +111,6 @@ def training_arguments(
         evaluate: Evaluate every ``config.eval_steps`` steps.
         precision: See :func:`~lbr_st.compute.use_bfloat16`.
         seed: Seed of data order and dropout.
-        show_progress_bar: Show steps, losses and remaining time.
         **overrides: Any other :class:`~sentence_transformers.SentenceTransformerTrainingArguments`.
     """
     # Without bottleneck tokens nothing is new: the one trained row is the base's own end-of-text row.
@@ -140,7 +141,6 @@ def training_arguments(
             # A NaN must be seen, not smoothed over.
             "logging_nan_inf_filter": False,
             "dataloader_pin_memory": model.device.type == "cuda",
-            "disable_tqdm": not show_progress_bar,
             **overrides,
         }
     )
@@ -171,8 +171,10 @@ class LBRTrainer(SentenceTransformerTrainer):
         options = {"pad_token_id": model.tokenizer.pad_token_id, "with_digests": taught}
         collator = TokenCollator(model.preprocess, **options)
         super().__init__(model=model, data_collator=collator, **kwargs)
+        self.progress = Progress(self, STAGES["learn" if isinstance(self.loss, IBGenerativeLoss) else "represent"])
         self.add_callback(_FiniteGradients(self))
-        self.add_callback(_Duration(self))
+        self.add_callback(self.progress)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)  # raw logs
         self._features: list[dict[str, Any]] = []
         self._mean_counts: dict[str, float] | None = None
 
@@ -206,6 +208,7 @@ class LBRTrainer(SentenceTransformerTrainer):
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
                 self.remove_callback(request)
         finally:
+            self.progress.bar.close()
             # accelerate leaves its autocast around the model's forward: a later encode would run in bfloat16. And what
             # it has prepared it does not prepare again: a later training would run partly in float32.
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -371,31 +374,6 @@ class _FiniteGradients(TrainerCallback):
         norm = norm.full_tensor() if isinstance(norm, dist.tensor.DTensor) else norm
         if not torch.isfinite(norm):
             raise self.trainer.broken(f"the gradient norm is {norm.item()}")
-
-
-class _Duration(TrainerCallback):
-    """Says after three steps how long a training takes; if too long, takes fewer, over which the rate falls to zero."""
-
-    def __init__(self, trainer: LBRTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.first, self.started = state.global_step, time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step != self.first + TIMED or state.max_steps <= state.global_step:
-            return
-        seconds = (time.monotonic() - self.started) / TIMED
-        limit = self.trainer.max_hours if args.world_size == 1 else None  # several would have to agree
-        allowed = max(TIMED + 1, int(limit * 3600 / seconds)) if limit and not self.first else state.max_steps
-        steps = min(state.max_steps, allowed)
-        why = f", the {steps:,} of {state.max_steps:,} that {limit:g} hours allow" if steps < state.max_steps else ""
-        left = seconds * (steps - state.global_step) / 60
-        notice(f"{seconds:.1f} seconds a step: another {left:.0f} minutes for {steps:,} steps{why}.")
-        if steps < state.max_steps:
-            state.max_steps = args.max_steps = steps
-            schedule: Any = getattr(self.trainer.lr_scheduler, "scheduler", self.trainer.lr_scheduler)
-            schedule.lr_lambdas = [partial(one, num_training_steps=steps) for one in schedule.lr_lambdas]
 
 
 class StopRequest(TrainerCallback):

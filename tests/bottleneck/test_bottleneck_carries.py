@@ -48,7 +48,7 @@ def test_learning_fills_the_bottleneck(tiny_base, tmp_path, bottleneck, options,
         warmup_steps=4,
         eval_steps=steps,
     )
-    log = learn(model, pairs, config, held_out=pairs, output_dir=tmp_path, precision="float32", show_progress_bar=False)
+    log = learn(model, pairs, config, held_out=pairs, output_dir=tmp_path, precision="float32", disable_tqdm=True)
 
     after = gain(model, pairs, bottleneck)
     assert after["bottleneck_gain"] > 1

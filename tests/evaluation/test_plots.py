@@ -10,7 +10,7 @@ from task_scores import clustering, noisy, score
 
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
-from lbr_st.evaluation.scores import RECORDS, write_record
+from lbr_st.evaluation.scores import RECORDS, write_record, write_results
 
 pytest.importorskip("matplotlib")
 
@@ -138,6 +138,31 @@ def test_training_curves_are_the_logged_values(tmp_path, drawn):
     [axes] = drawn[-1].axes  # no gain was logged: no second axis
     [line] = axes.lines  # the only term is the loss: drawn once
     np.testing.assert_equal(line.get_xydata(), [(1, 3), (2, 2.5), (4, np.nan), (8, 1)])
+
+
+def test_steps_are_whole_numbers(tmp_path, drawn):
+    write_logs(tmp_path, represent=[{"loss": 2.0, "step": 1}, {"loss": 1.0, "step": 3}])
+    plot_training(tmp_path, "unused")
+    [axes] = drawn[-1].axes
+    assert {float(place) % 1 for place in axes.get_xticks()} == {0.0}
+
+
+def test_the_score_of_each_stage_stands_beside_the_curves(tmp_path, drawn):
+    work = write_logs(tmp_path / "work", learn=entries(5), represent=entries(5))
+    stages = ["BM25", "after stage 1, learn", "after stage 2, represent (released)"]
+    made = [score(f"a/{number}", "one", noisy(number, 60)) for number in range(3)]
+    write_results(work / "results.json", list(zip(stages, made, strict=True)))
+    plot_training(work, "unused")
+    [axes] = [axes for axes in drawn[-1].axes if axes.get_ylabel() != "loss"]
+    bm25, points = made[0], made[1:]
+    [level] = [line for line in axes.lines if line.get_label() == "BM25"]
+    assert set(level.get_ydata()) == {bm25.ndcg_at_10}
+    [bars] = axes.containers
+    line, _, [spans] = bars
+    assert list(line.get_ydata()) == [point.ndcg_at_10 for point in points]
+    for span, point in zip(spans.get_segments(), points, strict=True):
+        assert span[:, 1] == pytest.approx(point.confidence_interval())
+    assert [text.get_text().replace("\n", " ") for text in axes.get_xticklabels()] == stages[1:]
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path):

@@ -78,6 +78,13 @@ def test_queries_made_from_the_text_are_said_to_flatter():
     assert advised.endswith(f". Raise --represent.max_steps. The queries were {MADE}")
 
 
+def test_it_says_what_the_chosen_order_of_a_search_is_worth():
+    search = {"order": "both", "ndcg_at_10": {"model": 0.6, "bm25": 0.5, "both": 0.6334}, "queries": 200}
+    assert verdict(rows(HIGHER), search=search) == f"{verdict(rows(HIGHER))} Searching by both, fused: 0.633."
+    line = verdict(rows(LOWER), *FEW_STEPS, search={**search, "order": "bm25"})
+    assert ". Searching by BM25 alone: 0.500. Look at the steps first" in line
+
+
 def test_who_is_not_better_is_told_where_to_look():
     assert "Look at" not in verdict(rows(HIGHER), *FEW_STEPS)
     assert "Look at" not in verdict(rows(HIGHER, HIGHER), *FEW_STEPS, beside="x")  # level with the embedder only

@@ -16,7 +16,7 @@ from lbr_st.model.build import build_model
 CONTEXTS = ["query: an acid", "document: the base of a salt and an ester", "x", "document: an enzyme, whole"]
 TARGETS = ["a protein and an enzyme of the acid", "salt", "the base, an ester", ""]
 PAIRS = {"context": [f"query: {x}" for x in "abcdef"], "target": [f"the {x} of a salt" for x in "abcdef"]}
-QUIET = {"show_progress_bar": False, "precision": "float32"}
+QUIET = {"disable_tqdm": True, "precision": "float32"}
 
 
 def new_model(base: str, k: int = 0, **options) -> SentenceTransformer:

@@ -34,7 +34,7 @@ HARD = {**QUERIES, **NEGATIVES}
 
 ONE_BY_ONE = {
     "logging_steps": 1,
-    "show_progress_bar": False,
+    "disable_tqdm": True,
     "precision": "float32",
     "save_strategy": "no",
     # Adam divides a gradient by its own size. One that is nothing but rounding errors would become a whole step.

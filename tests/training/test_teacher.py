@@ -237,7 +237,7 @@ def test_a_cross_encoder_is_known_by_what_it_was_saved_as(scorer, old):
 # --- in stage 2 -------------------------------------------------------------------------------------------------------
 
 SHORT = {"max_steps": 4, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-2}
-QUIET = {"show_progress_bar": False, "precision": "float32", "save_strategy": "no", "logging_steps": 1}
+QUIET = {"disable_tqdm": True, "precision": "float32", "save_strategy": "no", "logging_steps": 1}
 
 
 def trained(model, pairs, tmp_path, **config):

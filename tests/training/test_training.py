@@ -20,7 +20,7 @@ from lbr_st.training.represent import represent
 from lbr_st.training.trainer import LBRTrainer
 
 TERMS = ["acid", "base", "salt", "ester", "protein", "enzyme"]
-QUIET = {"show_progress_bar": False, "precision": "float32"}
+QUIET = {"disable_tqdm": True, "precision": "float32"}
 
 
 @pytest.fixture
