@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
+from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import SEARCH, beside, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
@@ -23,7 +24,7 @@ from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
-from lbr_st.model.load import load_by_name, load_model
+from lbr_st.model.load import load_by_name, load_model, safe_name
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
@@ -79,6 +80,7 @@ def run(
     """
     start, output = time.monotonic(), Path(output)
     refuse_nameless(output)
+    name = recipe.name or output.name
     refuse_unpublished(recipe, PLACES if recipe.evaluate.enabled else PLACES[:-1])
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     with _alone(recipe, output, work, overwrite=overwrite):
@@ -88,7 +90,7 @@ def run(
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
-        scores = _Scores(recipe, data, work / "results", command)
+        scores = _Scores(replace(recipe, name=safe_name(name)), data, work / "results", command)
         scores.baselines()
 
         model = None
@@ -116,8 +118,8 @@ def run(
                 kept = beside(Path(recipe.data.source), stock)  # where the first search takes them from
                 found = choose_order(stock, scores.data, folder=kept, precision=recipe.evaluate.precision)
                 (folder / SEARCH).write_text(json.dumps(found, indent=1), encoding="utf-8")
-            info = _card_info(recipe, data, work, scores.rows)
-            write_card(stock, folder, info)
+            info = _card_info(recipe, data, work, scores.rows, name)
+            write_card(stock, folder, info, output.name)
             write_origin(info, folder)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}")
@@ -270,16 +272,18 @@ def _stage(
     return model
 
 
-def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]]) -> CardInfo:
+def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]], name: str) -> CardInfo:
     """Write the run's scores and facts into the work folder, and return what the card says of them."""
     if rows:
         write_results(work / RESULTS, rows)
     teacher = teacher_of(recipe.represent)
+    pairs = data.pairs if recipe.release.examples or recipe.data.source in DOMAIN_TASKS else None
     info = run_card(
         recipe,
+        name=name,
         licences=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
         contamination=data.contamination,
-        examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
+        examples=list(pairs[0].values())[:2] if pairs is not None else [],
         results=work / RESULTS if rows else None,
         made=provenance(recipe, data.sources),
     )

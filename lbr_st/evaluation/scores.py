@@ -21,7 +21,7 @@ DECIDES = "ndcg_at_10"
 """The measure that comparisons and intervals are about."""
 
 RECORDS = "per_query"
-"""The folder of records, next to MTEB's ``results`` and laid out like it."""
+"""The folder of records, laid out like MTEB's ``results``."""
 
 _PARTIAL = {"truncate_dim", "harness"}
 """Experiments that are not the whole model as MTEB scores it."""
@@ -165,6 +165,16 @@ def read_record(path: Path) -> TaskScore | None:
         return score_from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def mteb_folder(output: str | Path) -> Path:
+    """Return the folder that MTEB takes for an output folder, in whose ``results`` it files scores.
+
+    That is the one above where the output folder is called ``results`` itself, unless an older version filed scores in
+    ``results/results``.
+    """
+    output = Path(output)
+    return output.parent if output.name == "results" and not (output / "results").is_dir() else output
 
 
 def read_records(folder: str | Path) -> list[TaskScore]:

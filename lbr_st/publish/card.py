@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from typing import Any
 
 import torch
 import yaml
-from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
-from sentence_transformers.base.model_card import generate_model_card
-from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from huggingface_hub import EvalResult, ModelCardData
+from sentence_transformers import SentenceTransformer
 
 import lbr_st
+from lbr_st.bottleneck.loss import CITATION
 from lbr_st.compute import world_size
 from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
+from lbr_st.data.documents import KINDS
+from lbr_st.data.lines import kind_of
+from lbr_st.data.sources import is_local
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import (
@@ -28,13 +32,14 @@ from lbr_st.evaluation.scores import (
     format_table,
     format_tasks,
     latest,
+    plain,
     read_records,
     score_from_dict,
 )
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import LOCAL, installed_versions, without_place, write_whole
-from lbr_st.model.bases import BASES
-from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
+from lbr_st.model.bases import BASES, licence_of
+from lbr_st.recipe import DataConfig, Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.training.model import PROVENANCE, RECIPE
 from lbr_st.training.teacher import teacher_of
 
@@ -52,8 +57,9 @@ class CardInfo:
 
     name: str
     recipe: Recipe | None = None  # the run that made it; without places of this machine
+    base: str | None = None  # where the base was, or its name, if not what the recipe says
     results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
-    licence: str | None = None  # SPDX id of the weights' licence
+    licence: str | None = None  # of the weights, as the hub spells it
     data: Sequence[str] = ()  # training data, one line each with its licence
     contamination: Sequence[str] = ()  # what the check against the evaluation data found, a paragraph each
     overlaps: Sequence[str] = ()  # what evaluation and training data share by their origin, a sentence each
@@ -75,6 +81,7 @@ class CardInfo:
 def run_card(
     recipe: Recipe,
     *,
+    name: str,
     licences: Sequence[str],
     contamination: Sequence[ContaminationReport],
     examples: Sequence[str],
@@ -82,17 +89,16 @@ def run_card(
     made: dict[str, Any],
 ) -> CardInfo:
     """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
-    base = BASES.get(recipe.model.base)
-    sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
     tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
     return CardInfo(
-        recipe.name,
+        name,
         recipe=recipe,
+        base=recipe.model.base,
         results=results,
-        licence=base.licence.lower() if base else None,
+        licence=recipe.release.license,
         data=licences,
         contamination=[report.to_markdown(samples=False) for report in contamination],
-        overlaps=known_overlaps(map(without_place, sources), tasks),
+        overlaps=known_overlaps(map(without_place, named_data(recipe.data)), tasks),
         language="en" if recipe.data.source in DOMAIN_TASKS else None,
         examples=examples,
         provenance=made,
@@ -102,9 +108,11 @@ def run_card(
 def info_in(folder: Path, name: str) -> CardInfo:
     """Return what a trained model's folder tells for a card: its recipe and its provenance, where they are known."""
     recipe, made = folder / RECIPE, folder / PROVENANCE
+    known = load_recipe(recipe) if recipe.is_file() else None
     return CardInfo(
         name,
-        recipe=load_recipe(recipe) if recipe.is_file() else None,
+        recipe=known,
+        licence=known.release.license if known else None,
         provenance=json.loads(made.read_text(encoding="utf-8")) if made.is_file() else None,
     )
 
@@ -117,48 +125,92 @@ def write_origin(info: CardInfo, folder: Path) -> None:
         (folder / PROVENANCE).write_text(json.dumps(info.provenance, indent=1) + "\n", encoding="utf-8")
 
 
-class _Retrieval(SentenceEvaluator):
-    """Names a retrieval result for Sentence Transformers' metrics table."""
-
-    description = "Information Retrieval"
-
-    def __init__(self, task: str) -> None:
-        super().__init__()
-        self.name, self.primary_metric = task, "ndcg_at_10"
+def is_hub_id(name: str) -> bool:
+    """Tell whether a base or a source of a recipe is ``org/name`` on the hub and no file or folder."""
+    return not is_local(name) and kind_of(Path(name)) not in KINDS and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
 
 
-def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None:
-    """Write ``README.md`` into the folder of a released model: Sentence Transformers' card, then our sections."""
-    data = SentenceTransformerModelCardData(
-        model_name=info.name,
-        license=info.licence,
+def named_data(data: DataConfig) -> list[str]:
+    """Return everything that a recipe trains on by its name there."""
+    return list(dict.fromkeys(filter(None, (data.source, *data.also, data.texts, data.pairs))))
+
+
+def short(name: str) -> str:
+    """Return a base's or a source's name of a recipe as people say it: no path, no digest."""
+    return name if is_hub_id(name) else re.sub("^local:|@sha256:.*", "", Path(name).name)
+
+
+def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: str) -> None:
+    """Write ``README.md`` into the folder of a released model, which will have the name ``place``."""
+    recipe, rows = info.recipe or Recipe(), read_results(info.results) if info.results else []
+    base = info.base or (recipe.model.base if info.recipe else "")
+    hub_id = BASES[base].hub_id if base in BASES else base if is_hub_id(base) else None
+    origin = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else plain(short(base))
+    scores = [
+        EvalResult("information-retrieval", "unknown", score.task, "ndcg_at_10", score.ndcg_at_10)
+        for _, score in rows[-1:]
+        if score.ndcg_at_10 is not None
+    ]
+    head = ModelCardData(
+        base_model=hub_id,
+        datasets=[name for name in named_data(recipe.data) if info.recipe and is_hub_id(name)] or None,
         language=info.language,
-        task_name="retrieval in its domain: matching queries with documents",
+        license=info.licence,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lbr", "lbr-st"],
-        local_files_only=True,
+        model_name=info.name,
+        eval_results=scores or None,
     )
-    stock.model_card_data = data
-    data.register_model(stock)
-    data.ir_model = True
-    if info.examples:
-        data.usage_examples = list(info.examples)
-    rows = read_results(info.results) if info.results else []
-    if rows:
-        result = rows[-1][1]
-        metrics = {"ndcg_at_10": result.ndcg_at_10, "recall_at_10": result.recall_at_10}
-        data.set_evaluation_metrics(_Retrieval(result.task), {k: v for k, v in metrics.items() if v is not None})
-    recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip() if info.recipe else ""
-    ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```"
+    made = f", made from {origin}" if base else ""
+    what = (
+        f"An embedding model for retrieval in its domain{made}. It maps a text of up to {stock.max_seq_length} tokens "
+        f"to {stock.get_embedding_dimension()} numbers, which are compared by their cosine."
+    )
+    licences = [
+        f"This model: {plain(info.licence)}." if info.licence else _NO_LICENCE,
+        *([f"Its base, {origin}: {licence_of(base) or 'licence unknown'}."] if base else []),
+        *info.data,
+    ]
+    checks = [*info.contamination, _bullets(info.overlaps)]
+    settings = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True).rstrip()
+    ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{settings}\n```"
     parts = [
-        generate_model_card(stock).rstrip(),
-        _section("How it was trained", _how_trained(info.recipe or Recipe()), info.note or ""),
+        f"---\n{head.to_yaml()}\n---\n\n# {plain(info.name)}\n\n{what}",
         results_section(rows) if rows else "",
-        _section("Data and licences", _bullets(info.data)),
-        _section("Training data against evaluation data", *info.contamination, _bullets(info.overlaps)),
-        _section("Recipe", ran if info.recipe else ""),
+        _section("Use", "```bash\npip install sentence-transformers\n```", _usage(stock, info.examples, place)),
+        _section("How it was trained", _how_trained(recipe), info.note or ""),
+        _section("Data and licences", _bullets(licences)),
+        _section("Training data against evaluation data", _folded("What was checked and found", *checks)),
+        _section("Recipe", _folded("recipe.yaml", ran if info.recipe else "")),
         _section("Limits", _LIMITS),
+        _section("Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"),
     ]
     (folder / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+
+
+def _usage(stock: SentenceTransformer, examples: Sequence[str], place: str) -> str:
+    """Return Python that runs where the model's folder is, with what it prints."""
+    query, *documents = examples or _EXAMPLES
+    found = stock.similarity(stock.encode_query([query]), stock.encode_document(documents)).numpy().round(2)
+    model, asked, *given = (json.dumps(text, ensure_ascii=False) for text in (place, query, *documents))
+    listed = "".join(f"    {text},\n" for text in given)
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({model})  # the model's folder, or its name on the hub
+queries = [{asked}]
+documents = [
+{listed}]
+similarities = model.similarity(model.encode_query(queries), model.encode_document(documents))
+print(similarities.numpy().round(2))
+# {found}
+```"""
+
+
+def _folded(summary: str, *paragraphs: str) -> str:
+    said = [paragraph for paragraph in paragraphs if paragraph]
+    return "\n\n".join([f"<details><summary>{summary}</summary>", *said, "</details>"]) if said else ""
 
 
 def _section(heading: str, *paragraphs: str) -> str:
@@ -203,6 +255,14 @@ _QUANTIZED = (
     " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full precision, "
     "with these adapters merged into them."
 )
+
+_EXAMPLES = (
+    "Which planet is known as the Red Planet?",
+    "Mars looks red because there is iron oxide in its soil.",
+    "Venus is the hottest planet of the solar system.",
+)
+
+_NO_LICENCE = "This model: the licence is for those who trained it to choose, and none is stated here."
 
 _LIMITS = """Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence
 length are cut. Control tokens in a text are read as plain text. The tokenizer refuses half a character (a lone
@@ -313,13 +373,16 @@ def git_revision(folder: Path) -> str | None:
 
     None if git does not track the folder, as for an installed package.
     """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
-
-    if shutil.which("git") is None or not git("ls-files", "--", "."):
+    if not git(folder, "ls-files", "--", "."):
         return None
-    revision = git("rev-parse", "--verify", "--quiet", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    revision = git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+    changed = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return f"{revision}-dirty" if revision and changed else revision or None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what git prints of a folder; "" where it fails or is not installed."""
+    if shutil.which("git") is None:
+        return ""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
