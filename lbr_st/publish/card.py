@@ -57,7 +57,7 @@ class CardInfo:
 
     name: str
     recipe: Recipe | None = None  # the run that made it; without places of this machine
-    base: str | None = None  # where the base was, or its name, if not what the recipe says
+    base: str | None = None  # where the base is, or its name; None for what the recipe says
     results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
     licence: str | None = None  # of the weights, as the hub spells it
     data: Sequence[str] = ()  # training data, one line each with its licence
@@ -143,7 +143,7 @@ def short(name: str) -> str:
 def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: str) -> None:
     """Write ``README.md`` into the folder of a released model, which will have the name ``place``."""
     recipe, rows = info.recipe or Recipe(), read_results(info.results) if info.results else []
-    base = info.base or (recipe.model.base if info.recipe else "")
+    base = info.base or recipe.model.base
     hub_id = BASES[base].hub_id if base in BASES else base if is_hub_id(base) else None
     origin = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else plain(short(base))
     scores = [
@@ -162,14 +162,11 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: 
         model_name=info.name,
         eval_results=scores or None,
     )
-    made = f", made from {origin}" if base else ""
-    what = (
-        f"An embedding model for retrieval in its domain{made}. It maps a text of up to {stock.max_seq_length} tokens "
-        f"to {stock.get_embedding_dimension()} numbers, which are compared by their cosine."
-    )
+    size = f"{stock.max_seq_length} tokens to {stock.get_embedding_dimension()} numbers"
+    what = f"An embedding model for retrieval in its domain, made from {origin}. It maps a text of up to {size}."
     licences = [
         f"This model: {plain(info.licence)}." if info.licence else _NO_LICENCE,
-        *([f"Its base, {origin}: {licence_of(base) or 'licence unknown'}."] if base else []),
+        f"Its base, {origin}: {licence_of(base) or 'licence unknown'}.",
         *info.data,
     ]
     checks = [*info.contamination, _bullets(info.overlaps)]

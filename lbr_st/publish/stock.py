@@ -136,7 +136,7 @@ def build_released(
 
 
 def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool, in_place: bool) -> Path:
-    info = replace(info, base=info.base or backbone_of(model).base)
+    info = replace(info, base=info.base or (info.recipe.model.base if info.recipe else backbone_of(model).base))
     with new_folder(output, overwrite=overwrite) as folder:
         stock = stock_form(model, folder, in_place=in_place)
         write_card(stock, folder, info, output.name)
