@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from lbr_st.compute import first_alone, give_back, is_first, start_processes, wait, world_size
-from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import SEARCH, beside, choose_order
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval
@@ -26,7 +25,7 @@ from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
 from lbr_st.model.load import load_by_name, load_model, safe_name
 from lbr_st.model.lora import check_quantize
-from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
+from lbr_st.publish.card import RESULTS, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
@@ -44,10 +43,8 @@ from lbr_st.training.model import (
     same_results,
 )
 from lbr_st.training.represent import represent
-from lbr_st.training.teacher import load_teacher, teacher_licence, teacher_of
+from lbr_st.training.teacher import load_teacher, teacher_of
 from lbr_st.training.trainer import shards, whole_model
-
-RESULTS = "results.json"
 
 
 def run(
@@ -118,7 +115,7 @@ def run(
                 kept = beside(Path(recipe.data.source), stock)  # where the first search takes them from
                 found = choose_order(stock, scores.data, folder=kept, precision=recipe.evaluate.precision)
                 (folder / SEARCH).write_text(json.dumps(found, indent=1), encoding="utf-8")
-            info = _card_info(recipe, data, work, scores.rows, name)
+            info = run_card(recipe, data, work, scores.rows, name)
             write_card(stock, folder, info, output.name)
             write_origin(info, folder)
     if scores.rows:
@@ -270,25 +267,6 @@ def _stage(
     model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)
     return model
-
-
-def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]], name: str) -> CardInfo:
-    """Write the run's scores and facts into the work folder, and return what the card says of them."""
-    if rows:
-        write_results(work / RESULTS, rows)
-    teacher = teacher_of(recipe.represent)
-    pairs = data.pairs if recipe.release.examples or recipe.data.source in DOMAIN_TASKS else None
-    info = run_card(
-        recipe,
-        name=name,
-        licences=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
-        contamination=data.contamination,
-        examples=list(pairs[0].values())[:2] if pairs is not None else [],
-        results=work / RESULTS if rows else None,
-        made=provenance(recipe, data.sources),
-    )
-    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
-    return info
 
 
 @contextmanager

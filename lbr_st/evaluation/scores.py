@@ -168,12 +168,8 @@ def read_record(path: Path) -> TaskScore | None:
 
 
 def mteb_folder(output: str | Path) -> Path:
-    """Return the folder that MTEB takes for an output folder, in whose ``results`` it files scores.
-
-    That is the one above where the output folder is called ``results`` itself, unless an older version filed scores in
-    ``results/results``.
-    """
-    output = Path(output)
+    """Return the folder in whose ``results`` MTEB files scores: the output, or the one above if that is ``results``."""
+    output = Path(output)  # in which older versions made another folder of that name, which stays in use
     return output.parent if output.name == "results" and not (output / "results").is_dir() else output
 
 

@@ -34,7 +34,7 @@ from lbr_st.model.embedder import DEFAULT_PROMPTS
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
-from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
+from lbr_st.publish.card import CARD_FACTS, RECIPE, RESULTS, CardInfo, info_in, read_results
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_arguments import did_you_mean
 from lbr_st.training.model import keep_share
@@ -47,7 +47,7 @@ MOST_BYTES = 15_000_000
 FORMAT = 2
 """Of what is written. Format 1, in which the recipe has the model's settings, is read as well."""
 
-MANIFEST, PROBES, PROJECTION, RESULTS = "manifest.json", "probes.safetensors", "projection.safetensors", "results.json"
+MANIFEST, PROBES, PROJECTION = "manifest.json", "probes.safetensors", "projection.safetensors"
 
 LEAST_COSINE, LEAST_BUILT = 0.9999, 0.999
 """Least cosine to the trained model on every probe text: of a copy made here, and of a model built elsewhere."""

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 import lbr_st
 from lbr_st.bottleneck.loss import CITATION
 from lbr_st.compute import world_size
-from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
+from lbr_st.data.contamination_report import known_overlaps
 from lbr_st.data.documents import KINDS
 from lbr_st.data.lines import kind_of
 from lbr_st.data.sources import is_local
@@ -35,16 +35,18 @@ from lbr_st.evaluation.scores import (
     plain,
     read_records,
     score_from_dict,
+    write_results,
 )
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import LOCAL, installed_versions, without_place, write_whole
 from lbr_st.model.bases import BASES, licence_of
 from lbr_st.recipe import DataConfig, Recipe, load_recipe, recipe_without_places, save_recipe
+from lbr_st.training.data import RunData
 from lbr_st.training.model import PROVENANCE, RECIPE
-from lbr_st.training.teacher import teacher_of
+from lbr_st.training.teacher import teacher_licence, teacher_of
 
-CARD_FACTS = "card.json"
-"""In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later."""
+CARD_FACTS, RESULTS = "card.json", "results.json"
+"""In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later, and the scores."""
 
 PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "accelerate", "datasets", "tokenizers")
 
@@ -71,6 +73,7 @@ class CardInfo:
     def __post_init__(self) -> None:
         if self.recipe is not None:
             self.recipe = recipe_without_places(self.recipe, [*BASES, *DOMAIN_TASKS])
+            self.licence = self.licence or self.recipe.release.license
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that neither the recipe nor the scores tell."""
@@ -78,41 +81,35 @@ class CardInfo:
         return {name: getattr(self, name) for name in known}
 
 
-def run_card(
-    recipe: Recipe,
-    *,
-    name: str,
-    licences: Sequence[str],
-    contamination: Sequence[ContaminationReport],
-    examples: Sequence[str],
-    results: Path | None,
-    made: dict[str, Any],
-) -> CardInfo:
-    """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
-    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
-    return CardInfo(
+def run_card(recipe: Recipe, data: RunData, work: Path, rows: Sequence[Row], name: str) -> CardInfo:
+    """Write a run's scores and facts into its work folder, and return what the card of its model says of them."""
+    if rows:
+        write_results(work / RESULTS, rows)
+    source, teacher = recipe.data.source, teacher_of(recipe.represent)
+    tasks = [task for suite in SUITES.values() if source in suite.local for task in suite.hub_tasks]
+    shown = data.pairs if recipe.release.examples or source in DOMAIN_TASKS else None
+    info = CardInfo(
         name,
         recipe=recipe,
         base=recipe.model.base,
-        results=results,
-        licence=recipe.release.license,
-        data=licences,
-        contamination=[report.to_markdown(samples=False) for report in contamination],
+        results=work / RESULTS if rows else None,
+        data=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
+        contamination=[report.to_markdown(samples=False).rstrip() for report in data.contamination],
         overlaps=known_overlaps(map(without_place, named_data(recipe.data)), tasks),
-        language="en" if recipe.data.source in DOMAIN_TASKS else None,
-        examples=examples,
-        provenance=made,
+        language="en" if source in DOMAIN_TASKS else None,
+        examples=list(shown[0].values())[:2] if shown is not None else [],
+        provenance=provenance(recipe, data.sources),
     )
+    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
+    return info
 
 
 def info_in(folder: Path, name: str) -> CardInfo:
     """Return what a trained model's folder tells for a card: its recipe and its provenance, where they are known."""
     recipe, made = folder / RECIPE, folder / PROVENANCE
-    known = load_recipe(recipe) if recipe.is_file() else None
     return CardInfo(
         name,
-        recipe=known,
-        licence=known.release.license if known else None,
+        recipe=load_recipe(recipe) if recipe.is_file() else None,
         provenance=json.loads(made.read_text(encoding="utf-8")) if made.is_file() else None,
     )
 
@@ -146,11 +143,8 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: 
     base = info.base or recipe.model.base
     hub_id = BASES[base].hub_id if base in BASES else base if is_hub_id(base) else None
     origin = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else plain(short(base))
-    scores = [
-        EvalResult("information-retrieval", "unknown", score.task, "ndcg_at_10", score.ndcg_at_10)
-        for _, score in rows[-1:]
-        if score.ndcg_at_10 is not None
-    ]
+    scored = [score for _, score in rows[-1:] if score.parts]
+    found = [EvalResult("information-retrieval", "unknown", s.task, "ndcg_at_10", s.ndcg_at_10) for s in scored]
     head = ModelCardData(
         base_model=hub_id,
         datasets=[name for name in named_data(recipe.data) if info.recipe and is_hub_id(name)] or None,
@@ -160,7 +154,7 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: 
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lbr", "lbr-st"],
         model_name=info.name,
-        eval_results=scores or None,
+        eval_results=found or None,
     )
     size = f"{stock.max_seq_length} tokens to {stock.get_embedding_dimension()} numbers"
     what = f"An embedding model for retrieval in its domain, made from {origin}. It maps a text of up to {size}."
@@ -178,8 +172,8 @@ def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: 
         _section("Use", "```bash\npip install sentence-transformers\n```", _usage(stock, info.examples, place)),
         _section("How it was trained", _how_trained(recipe), info.note or ""),
         _section("Data and licences", _bullets(licences)),
-        _section("Training data against evaluation data", _folded("What was checked and found", *checks)),
-        _section("Recipe", _folded("recipe.yaml", ran if info.recipe else "")),
+        _section("Training data against evaluation data", *checks, folded="What was checked and found"),
+        _section("Recipe", ran if info.recipe else "", folded="recipe.yaml"),
         _section("Limits", _LIMITS),
         _section("Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"),
     ]
@@ -205,14 +199,11 @@ print(similarities.numpy().round(2))
 ```"""
 
 
-def _folded(summary: str, *paragraphs: str) -> str:
+def _section(heading: str, *paragraphs: str, folded: str = "") -> str:
+    """Return a section of a card, ``folded`` under a line if there is one; "" if there is nothing to say in it."""
     said = [paragraph for paragraph in paragraphs if paragraph]
-    return "\n\n".join([f"<details><summary>{summary}</summary>", *said, "</details>"]) if said else ""
-
-
-def _section(heading: str, *paragraphs: str) -> str:
-    """Return a section of a card; "" if there is nothing to say in it."""
-    said = [paragraph for paragraph in paragraphs if paragraph]
+    if said and folded:
+        said = [f"<details><summary>{folded}</summary>", *said, "</details>"]
     return "\n\n".join([f"## {heading}", *said]) if said else ""
 
 
@@ -253,11 +244,7 @@ _QUANTIZED = (
     "with these adapters merged into them."
 )
 
-_EXAMPLES = (
-    "Which planet is known as the Red Planet?",
-    "Mars looks red because there is iron oxide in its soil.",
-    "Venus is the hottest planet of the solar system.",
-)
+_EXAMPLES = "Which planet is red?", "Mars: there is iron oxide in its soil.", "Venus is the hottest planet."
 
 _NO_LICENCE = "This model: the licence is for those who trained it to choose, and none is stated here."
 

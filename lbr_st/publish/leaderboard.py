@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -185,18 +185,19 @@ def project_facts() -> dict[str, Any]:
     place = Path("pyproject.toml")
     project = tomllib.loads(place.read_text(encoding="utf-8")).get("project", {}) if place.is_file() else {}
     urls = {re.sub(r"[\W_]", "", key).casefold(): url for key, url in project.get("urls", {}).items()}
-    remote = git(Path(), "remote", "get-url", "origin")
-    # Without a name and password, which a remote may hold.
-    at = re.fullmatch(r"(?:\w+://)?(?:[^@/]*@)?([\w-]+(?:\.[\w-]+)+)(?::\d+/|[:/])/?([\w./~-]+?)(?:\.git)?/?", remote)
-    owner = at[2].partition("/")[0] if at and at[1] == "github.com" else ""
-    contact = git(Path(), "config", "github.user") or owner
-    named = {
-        "public_training_code": ("repository", "source", "sourcecode", "code", "github"),
-        "public_training_data": ("data", "dataset", "datasets", "trainingdata"),
+    # Without the name and password that a remote may hold.
+    form = r"(?:\w+://)?(?:[^@/]*@)?([\w-]+(?:\.[\w-]+)+)(?::\d+/|[:/])/?([\w./~-]+?)(?:\.git)?/?"
+    at = re.fullmatch(form, git(Path(), "remote", "get-url", "origin"))
+    contact = git(Path(), "config", "github.user")
+    if at and not contact and at[1] == "github.com":
+        contact = at[2].partition("/")[0]
+    code = [urls.get(key) for key in ("repository", "source", "sourcecode", "code", "github")]
+    facts = {
+        "public_training_code": next(filter(None, code), at and f"https://{at[1]}/{at[2]}"),
+        "public_training_data": urls.get("data") or urls.get("dataset") or urls.get("datasets"),
+        "contacts": contact and [contact],
     }
-    facts = {field: next((urls[key] for key in keys if key in urls), None) for field, keys in named.items()}
-    facts["public_training_code"] = facts["public_training_code"] or (f"https://{at[1]}/{at[2]}" if at else None)
-    return {field: value for field, value in {**facts, "contacts": [contact] if contact else None}.items() if value}
+    return {field: value for field, value in facts.items() if value}
 
 
 def _flag(field: str) -> str:
@@ -208,13 +209,8 @@ def training_sources(recipe: Recipe | None) -> list[str]:
     return list(dict.fromkeys(map(short, named_data(recipe.data)))) if recipe else []
 
 
-def tasks_of(sources: Iterable[str]) -> set[str]:
-    """Return the MTEB tasks that these sources overlap with.
-
-    That is those whose own data they are, by hub id or by name (``BeIR/scifact``, ``scifact``), and those whose texts
-    are known to come from the same collection.
-    """
-    sources = list(sources)
+def tasks_of(sources: Sequence[str]) -> set[str]:
+    """Return the MTEB tasks whose own data these sources are (``BeIR/scifact``, ``scifact``) or share a collection."""
     form = r"\.(jsonl?|csv|parquet)$|[\W_]"
     named = {source: re.sub(form, "", Path(source).name.casefold()) for source in sources}
     return {
@@ -252,23 +248,15 @@ def mock_run(meta: Any, model_folder: str | Path) -> tuple[int, dict[str, str], 
     folder, mocks = Path(model_folder).resolve(), import_extra("mteb.mocks.mock_run")
     statuses: dict[str, Any] = {}
     # Sentence Transformers takes a folder named org/model for the hub's repository, so the ModelMeta is used unchanged.
-    silent = warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())  # a bar or two for each task
-    with (
-        tempfile.TemporaryDirectory() as place,
-        chdir(place),
-        quiet_mteb(),
-        tqdm(unit=" mock tasks", disable=None) as bar,
-    ):
+    with tempfile.TemporaryDirectory() as place, chdir(place), quiet_mteb(), warnings.catch_warnings(action="ignore"):
         Path(meta.name).parent.mkdir()
         Path(meta.name).symlink_to(folder, target_is_directory=True)
-        with silent[0], silent[1]:
+        with redirect_stderr(StringIO()):
             model = meta.load_model()
-            tasks = mocks.get_compatible_mock_tasks(model)
-            bar.reset(total=len(tasks))
-            for task in tasks:
+        for task in tqdm(mocks.get_compatible_mock_tasks(model), unit=" mock tasks", disable=None):
+            with redirect_stderr(StringIO()):  # a bar or two
                 one = mocks.evaluate(model, task, cache=None, raise_error=False, show_progress_bar=False)
-                statuses[task.metadata.name] = [*one.task_results, *(one.exceptions or [])][0]
-                bar.update()
+            statuses[task.metadata.name] = [*one.task_results, *(one.exceptions or [])][0]
     failures = {task: str(one.exception) for task, one in statuses.items() if hasattr(one, "exception")}
     report = mocks.MockRunResults(model_name=meta.name, task_results=statuses).to_markdown()
     return len(statuses), failures, f"{report}\n"

@@ -20,7 +20,7 @@ from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
 from lbr_st.publish import bundle as bundles
-from lbr_st.publish.card import PACKAGES, CardInfo, info_in, write_card, write_origin
+from lbr_st.publish.card import PACKAGES, RESULTS, CardInfo, info_in, write_card, write_origin
 from lbr_st.training.model import keep_share
 
 
@@ -67,7 +67,7 @@ def release(
         return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
         info = info_in(source, output.name) if source else CardInfo(output.name)
-    info = replace(info, licence=license or info.licence)
+    info.licence = license or info.licence
     if license and info.recipe:
         info.recipe.release.license = license
     trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
@@ -127,7 +127,7 @@ def build_released(
         bundle.name,
         recipe=bundle.recipe,
         base=bundle.base["name"],
-        results=folder / bundles.RESULTS if scored else None,
+        results=folder / RESULTS if scored else None,
         provenance={**(bundle.provenance or {}), "built": built},
         note=note,
         **bundle.card,

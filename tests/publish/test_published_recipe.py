@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from beir_folder import write_beir
@@ -147,8 +148,8 @@ def test_cards_and_submissions_take_the_plain_name(tmp_path, here):
     texts.touch()
     recipe = Recipe(data=DataConfig(texts=str(texts)))
     recipe.model.base = str(tmp_path / "org")
-    facts = {"name": "x", "licences": [], "contamination": [], "examples": [], "results": None, "made": {}}
-    info = run_card(recipe, **facts)
+    data = SimpleNamespace(pairs=None, licences=[], notes=[], contamination=[], sources={})
+    info = run_card(recipe, data, tmp_path, [], "x")
     assert "somebody" not in str(info)
     assert info.recipe.data.texts.startswith("local:nfcorpus.jsonl@sha256:")
     assert leaderboard.training_sources(info.recipe) == ["chebi", "nfcorpus.jsonl"]
