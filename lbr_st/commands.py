@@ -327,12 +327,12 @@ def submission(
         release_date: Day of the release, YYYY-MM-DD; today by default.
         license: Licence of the weights in MTEB's spelling, or its URL; by default the card's.
         adapted_from: Hub id of the base; the recipe's by default.
-        public_training_code: URL of the training code, where it is public.
-        public_training_data: URL of the training data, where it is public.
+        public_training_code: URL of the training code, where it is public; by default from pyproject.toml or git.
+        public_training_data: URL of the training data, where it is public; by default from pyproject.toml.
         reference: URL of the model's page; its page on the hub by default.
         languages: Languages with their scripts, such as eng-Latn; the card's by default.
-        training_datasets: MTEB tasks whose data was trained on; by default those that the recipe's sources name.
-        contacts: GitHub handles of people to ask.
+        training_datasets: MTEB tasks whose data was trained on; by default those that share texts with its sources.
+        contacts: GitHub handles of people to ask; by default from git.
     """
     given = {key: value for key, value in locals().items() if key != "model"}
     from lbr_st.publish.leaderboard import submission as prepare
