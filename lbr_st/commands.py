@@ -111,6 +111,7 @@ def release(
     adapter_only: bool = False,
     base: str | None = None,
     scale: float | None = None,
+    license: str | None = None,
 ) -> None:
     """Write a trained model in stock form, which plain Sentence Transformers loads.
 
@@ -120,10 +121,14 @@ def release(
         base: Folder of an adapter's base, if it is not where the adapter says.
         scale: Share of what training changed that is kept, from 0 to 1, where the base was an embedder; by default that
             of the model's recipe.
+        license: Licence of the released model as the hub spells it, such as apache-2.0; by default that of the model's
+            recipe.
     """
     from lbr_st.publish.stock import release as write_release
 
-    write_release(model, output, adapter_only=adapter_only, overwrite=overwrite, base=base, scale=scale)
+    write_release(
+        model, output, adapter_only=adapter_only, overwrite=overwrite, base=base, scale=scale, license=license
+    )
 
 
 @_command('lbr-st reconstruct after-learn "aspirin" "a carboxylic acid"')
@@ -320,14 +325,14 @@ def submission(
         revision: Commit of the model on the hub, 40 hexadecimal digits, once it is there.
         name: Name of the model on the hub; the folder's by default.
         release_date: Day of the release, YYYY-MM-DD; today by default.
-        license: Licence of the weights in MTEB's spelling, or its URL; by default the card's, then the base's.
+        license: Licence of the weights in MTEB's spelling, or its URL; by default the card's.
         adapted_from: Hub id of the base; the recipe's by default.
-        public_training_code: URL of the training code, where it is public.
-        public_training_data: URL of the training data, where it is public.
+        public_training_code: URL of the training code, where it is public; by default from pyproject.toml or git.
+        public_training_data: URL of the training data, where it is public; by default from pyproject.toml.
         reference: URL of the model's page; its page on the hub by default.
         languages: Languages with their scripts, such as eng-Latn; the card's by default.
-        training_datasets: MTEB tasks whose data was trained on; by default those that the recipe's sources name.
-        contacts: GitHub handles of people to ask.
+        training_datasets: MTEB tasks whose data was trained on; by default those that share texts with its sources.
+        contacts: GitHub handles of people to ask; by default from git.
     """
     given = {key: value for key, value in locals().items() if key != "model"}
     from lbr_st.publish.leaderboard import submission as prepare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -135,36 +136,49 @@ def _fsync(item: Path) -> None:
 def only_run(*paths: Path) -> Iterator[None]:
     """Lock folders for this process while the block runs, and clear what a killed run left next to them.
 
-    The lock of a folder is ``.<name>.lock`` next to it. The file stays; a killed run does not hold it.
-
     Raises:
         LBRError: Another process holds one of them.
     """
-    from filelock import Timeout
-
     with ExitStack() as held:
         for path in dict.fromkeys(Path(path).absolute() for path in paths):
             try:
-                held.enter_context(alone(path, timeout=0))
-            except Timeout:
+                held.enter_context(alone(path, wait=False))
+            except BlockingIOError:
                 fix = "Wait until it ends, stop it, or choose another folder."
                 raise LBRError("another run is using this folder.", where=str(path), fix=fix) from None
         yield
 
 
 @contextmanager
-def alone(path: Path, timeout: float = -1) -> Iterator[None]:
+def alone(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Wait until no other process is inside this block for ``path``, then lock it like :func:`only_run`.
 
-    Raises:
-        filelock.Timeout: ``timeout`` seconds are over; a negative number waits without end.
-    """
-    from filelock import FileLock  # here, because the help of the command line waits for what this module imports
+    The lock is ``.<name>.lock`` next to ``path``. Who holds it removes the file in the end; a killed process leaves it,
+    but does not hold it.
 
+    Raises:
+        BlockingIOError: Another process is inside, and ``wait`` is off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
-        clear_leftovers(path)
-        yield
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file after it was opened here: another process then locks a new one.
+            if not _is_at(lock, file.fileno()):
+                continue
+            try:
+                clear_leftovers(path)
+                yield
+            finally:
+                lock.unlink(missing_ok=True)  # before it is let go: what is removed is the file that is held
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def clear_leftovers(path: Path) -> None:

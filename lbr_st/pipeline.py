@@ -26,9 +26,9 @@ from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
-from lbr_st.model.load import load_by_name, load_model
+from lbr_st.model.load import load_by_name, load_model, safe_name
 from lbr_st.model.lora import check_quantize
-from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
+from lbr_st.publish.card import RESULTS, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
 from lbr_st.recipe import PLACES, STAGES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
@@ -47,10 +47,8 @@ from lbr_st.training.model import (
 )
 from lbr_st.training.progress import quiet_libraries
 from lbr_st.training.represent import represent
-from lbr_st.training.teacher import load_teacher, teacher_licence, teacher_of
+from lbr_st.training.teacher import load_teacher, teacher_of
 from lbr_st.training.trainer import shards, whole_model
-
-RESULTS = "results.json"
 
 
 def run(
@@ -83,6 +81,7 @@ def run(
     """
     start, output = time.monotonic(), Path(output)
     refuse_nameless(output)
+    name = recipe.name or output.name
     refuse_unpublished(recipe, PLACES if recipe.evaluate.enabled else PLACES[:-1])
     work = Path(work_folder) if work_folder else output.with_name(f"{output.name}-work")
     with _alone(recipe, output, work, overwrite=overwrite):
@@ -92,7 +91,7 @@ def run(
         data = first_alone(lambda: prepare(recipe, work / DATA))
         for number, report in enumerate(data.contamination if is_first() else (), start=1):
             report.write(work / "contamination" / str(number))
-        scores = _Scores(recipe, data, work / "results", command)
+        scores = _Scores(replace(recipe, name=safe_name(name)), data, work / "results", command)
         notice(_plan(recipe, data, scores.data, output))
         scores.baselines()
 
@@ -121,8 +120,8 @@ def run(
                 kept = beside(Path(recipe.data.source), stock)  # where the first search takes them from
                 found = choose_order(stock, scores.data, folder=kept, precision=recipe.evaluate.precision)
                 (folder / SEARCH).write_text(json.dumps(found, indent=1), encoding="utf-8")
-            info = _card_info(recipe, data, work, scores.rows)
-            write_card(stock, folder, info)
+            info = run_card(recipe, data, work, scores.rows, name)
+            write_card(stock, folder, info, output.name)
             write_origin(info, folder)
     if scores.rows:
         print(f"\n{format_table(scores.rows)}", flush=True)
@@ -133,7 +132,7 @@ def run(
         print(verdict(scores.rows, log, passes, **told), flush=True)
     _plot(work)
     notice(f"{output} is ready after {(time.monotonic() - start) / 60:.1f} minutes. Next:")
-    notice(_next(recipe, data, scores.data, output, work))
+    notice(_next(scores.recipe, data, scores.data, output, work))
     return scores.rows
 
 
@@ -303,23 +302,6 @@ def _next(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path
         lines.append(f"lbr-st evaluate {model} --config {kept}{real}")
         lines.append(f"lbr-st compare baseline/bm25 {recipe.name}/released --results {results}")
     return "\n".join(f"  {line}" for line in lines[:3])
-
-
-def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, TaskScore]]) -> CardInfo:
-    """Write the run's scores and facts into the work folder, and return what the card says of them."""
-    if rows:
-        write_results(work / RESULTS, rows)
-    teacher = teacher_of(recipe.represent)
-    info = run_card(
-        recipe,
-        licences=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
-        contamination=data.contamination,
-        examples=list(data.pairs[0].values())[:2] if data.pairs is not None else [],
-        results=work / RESULTS if rows else None,
-        made=provenance(recipe, data.sources),
-    )
-    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
-    return info
 
 
 @contextmanager

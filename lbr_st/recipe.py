@@ -178,7 +178,7 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
         what = f"the baseline {name} needs the stage {needed}, which the recipe leaves out."
         raise LBRError(what, where=f"{needed}.enabled", fix="Start from a recipe with both stages.")
     made = deepcopy(recipe)
-    made.name = f"{recipe.name}-{name}"
+    made.name = recipe.name and f"{recipe.name}-{name}"
     if name == "contrastive-only":
         made.learn.enabled = False
     else:
@@ -194,7 +194,7 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
     How many minutes is decided by the longest text in tokens, and by the pairs in a step of stage 1.
     """
     return Recipe(
-        name=f"{full.name}-quick",
+        name=full.name and f"{full.name}-quick",
         seed=full.seed,
         model=replace(full.model, max_seq_length=max_seq_length, lora_rank=8, lora_alpha=16),
         data=replace(full.data, also=[], synonyms=False),

@@ -25,7 +25,7 @@ class RunConfig:
     """The run as a whole.
 
     Args:
-        name: Name of the released model.
+        name: Name of the released model; null takes that of the output folder.
         seed: Seed of every random choice.
         precision: Arithmetic for training; auto lets the device decide.
         max_hours: Most hours of training, in one process, on pairs that are made of documents: half for each stage,
@@ -34,7 +34,7 @@ class RunConfig:
             work folder), wandb, mlflow or trackio.
     """
 
-    name: str = "lbr-model"
+    name: str | None = None
     seed: Seed = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_hours: PositiveFloat | None = 1.0
@@ -227,14 +227,20 @@ class RepresentConfig:
 
 @dataclass
 class ReleaseConfig:
-    """What of the trained model is released.
+    """What of the trained model is released, and what its card says.
 
     Args:
         scale: Share of what training changed that is kept, from 0 (the base) to 1 (all). Below 1 a base that was an
             embedder keeps more of what it knew; needs LoRA and no projection.
+        license: Licence of the released model as the hub spells it, such as apache-2.0. It is yours to choose; null
+            states none.
+        examples: Show a pair of the training data in the card's usage example; the pairs of a domain task are public
+            and shown anyway.
     """
 
     scale: Share = 1.0
+    license: str | None = None
+    examples: bool = False
 
 
 @dataclass

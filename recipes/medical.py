@@ -7,7 +7,7 @@ python recipes/medical.py            # the model that ships: two hours, or minut
 import sys
 
 from lbr_st.commands import quick_form, recipe_script
-from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
+from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, ReleaseConfig, RepresentConfig
 
 FULL = Recipe(
     name="lbr-med",
@@ -33,6 +33,7 @@ FULL = Recipe(
         token_learning_rate=5e-3,
         warmup_steps=40,
     ),
+    release=ReleaseConfig(license="apache-2.0"),  # as the base
     # The quick form's slice, for speed. `lbr-st evaluate` scores the whole task.
     evaluate=EvaluateConfig(num_queries=300, num_documents=3000, precision="auto"),
 )

@@ -139,6 +139,7 @@ def toy_recipe(tiny_base, tmp_path):
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     recipe = Recipe(
+        name="lbr-toy",
         precision="float32",
         model=ModelConfig(base=tiny_base("llama"), max_seq_length=24, lora_rank=2, lora_alpha=4, lora_dropout=0.1),
         data=DataConfig(source=str(tmp_path / "pairs.jsonl")),

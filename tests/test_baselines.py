@@ -119,7 +119,7 @@ def test_a_baseline_runs_from_data_to_release(tiny_base, toy_recipe, tmp_path, n
     np.testing.assert_allclose(stock.encode_query(["acid 3"]), trained.encode_query(["acid 3"]), atol=1e-5)
     # What is pooled is the recipe's own last token, in the baseline as in what it is compared with.
     assert stock.tokenizer("acid 3")["input_ids"][-1] == stock.tokenizer.convert_tokens_to_ids("<|lbr_3|>")
-    assert load_recipe(tmp_path / "out" / "recipe.yaml").name == f"lbr-model-{name}"
+    assert load_recipe(tmp_path / "out" / "recipe.yaml").name == f"lbr-toy-{name}"
 
 
 # --- the recipes ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A whole run on a toy domain: data, both stages, release, table, recipe, and what bad input gets."""
 
+import contextlib
+import io
 import json
 import shlex
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from beir_folder import write_beir
 from embedders import INSTRUCT, embedder
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
@@ -28,6 +31,7 @@ from lbr_st.recipe import (
     LearnConfig,
     ModelConfig,
     Recipe,
+    ReleaseConfig,
     RepresentConfig,
     baseline,
     load_recipe,
@@ -113,6 +117,49 @@ def test_the_card_has_the_results_the_data_check_and_how_it_was_made(tiny_base, 
     assert "The base model was pre-trained on text from the web" in card
     for suffix in ("png", "svg"):
         assert (tmp_path / "out-work" / "plots" / f"training.{suffix}").is_file()
+
+
+def printed(card):
+    """Return what the first Python block of a card prints, run in the current folder, and what it says there."""
+    code = card.partition("```python\n")[2].partition("```")[0]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    return out.getvalue(), "".join(line.removeprefix("# ") + "\n" for line in code.splitlines() if line[:2] == "# ")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_card_of_a_users_own_data(tiny_base, pairs_file, tmp_path, monkeypatch, asked):
+    recipe = recipe_for(tiny_base("llama"), pairs_file, name=None, release=ReleaseConfig(examples=asked))
+    recipe.release.license = "cc-by-sa-4.0" if asked else None
+    rows = pipeline.run(recipe, tmp_path / "my model")
+    card = (tmp_path / "my model" / "README.md").read_text()
+    head = ModelCard(card).data
+    assert rows[-1][1].model == "my-model/released"
+    assert (head.model_name, head.license, head.base_model) == ("my model", recipe.release.license, None)
+    assert head.eval_results[0].metric_value == rows[-1][1].ndcg_at_10
+    assert "\n# my model\n" in card
+    assert ("none is stated here" in card) == (not asked)
+    assert "Its base, base-llama" in card
+    # No row of the data, unless it is asked for; no name of ours where people read it; the results come first.
+    assert any(row["query"] in card for row in map(json.loads, pairs_file.read_text().splitlines())) == asked
+    assert "lbr_st." not in card
+    assert "<!-- -" not in card
+    headings = [line for line in card.splitlines() if line.startswith("## ")]
+    assert headings[:2] == ["## Results", "## Use"]
+    assert "eprint = {2601.11124}" in card.partition("## Citation")[2]
+    assert card.partition("## Training data against")[2].lstrip().partition("\n\n")[2].startswith("<details>")
+    monkeypatch.chdir(tmp_path)
+    output, said = printed(card)
+    assert output == said != ""
+    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".lock")]
+    assert not (tmp_path / "my model-work" / "results" / "results").exists()
+    # A bundle has the name of the run's folder, if none is given, and what is built from it says the same.
+    made = bundle(tmp_path / "my model", "mine", into=tmp_path, base=recipe.model.base)
+    built = build_released(str(made), "built", base=recipe.model.base)
+    again = (built / "README.md").read_text()
+    assert (ModelCard(again).data.model_name, ModelCard(again).data.license) == ("mine", recipe.release.license)
+    assert printed(again)[0] == printed(again)[1]
 
 
 def test_a_teacher_is_asked_once_and_named_on_the_card_with_its_licence(

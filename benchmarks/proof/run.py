@@ -21,7 +21,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import Timeout
 from reading import prepared, short, told_pairs
 from studies import STUDIES, arms
 from tables import UNITS, not_run, plot, table
@@ -135,8 +134,8 @@ def run_each(
             with ExitStack() as held:
                 try:
                     for folder in needed(trial, work):
-                        held.enter_context(alone(folder, timeout=0))
-                except Timeout:
+                        held.enter_context(alone(folder, wait=False))
+                except BlockingIOError:
                     busy.append((study, trial))
                     continue
                 run(study, trial)

@@ -234,7 +234,7 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
     tasks = list(dict.fromkeys(tasks))
     sentences = []
     for source in dict.fromkeys(training_sources):
-        own = _closure(origin for pattern, origin in _SOURCES if re.search(pattern, source.casefold()))
+        own = _collections(source)
         sharing: defaultdict[str, list[str]] = defaultdict(list)
         for task in tasks:
             common = own & _closure(TASK_ORIGINS.get(task, ()))
@@ -262,6 +262,16 @@ def known_overlaps(training_sources: Iterable[str], tasks: Iterable[str]) -> lis
             "neither a base model's reading of it nor training on a collection of another name."
         )
     return [*sentences, PRETRAINING]
+
+
+def tasks_sharing(training_sources: Iterable[str]) -> set[str]:
+    """Return the mteb tasks of :data:`TASK_ORIGINS` that share a collection with a training source, by its name."""
+    own = {origin for source in training_sources for origin in _collections(source)}
+    return {task for task, origins in TASK_ORIGINS.items() if own & _closure(origins)}
+
+
+def _collections(source: str) -> set[str]:
+    return _closure(origin for pattern, origin in _SOURCES if re.search(pattern, source.casefold()))
 
 
 def _closure(origins: Iterable[str]) -> set[str]:

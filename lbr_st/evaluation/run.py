@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import is_retrieval, quiet_mteb, retrieval_task
-from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, read_record, write_record
+from lbr_st.evaluation.scores import RECORDS, Part, TaskScore, mteb_folder, read_record, write_record
 from lbr_st.evaluation.systems import System, bm25_system, embedding_system
 from lbr_st.files import import_extra, installed_versions
 from lbr_st.model.load import load_stock
@@ -84,9 +84,10 @@ def evaluate_task(
 ) -> TaskScore:
     """Evaluate a system on one MTEB task, or read back what an earlier run with the same system and data found.
 
-    Files below ``output_folder``: ``results/<org__model>/<revision>/<task>.json`` in MTEB's own layout, and next to it
-    ``per_query/<org__model>/<revision>/<task>.json``. Earlier scores count only if the system's digest and the data's
-    revision are the same; otherwise the task runs again. An interrupted run resumes with the split or subset it was in.
+    Files below ``output_folder``: ``results/<org__model>/<revision>/<task>.json`` in MTEB's own layout, where
+    :func:`~lbr_st.evaluation.scores.mteb_folder` says, and ``per_query/<org__model>/<revision>/<task>.json``. Earlier
+    scores count only if the system's digest and the data's revision are the same; otherwise the task runs again. An
+    interrupted run resumes with the split or subset it was in.
 
     Args:
         system: What to evaluate.
@@ -103,7 +104,7 @@ def evaluate_task(
         fix = "Leave this task out, or evaluate an embedding model."
         raise LBRError(f"ranks documents and cannot do {task.metadata.type}.", where=system.name, fix=fix)
     mteb = import_extra("mteb")
-    cache = mteb.ResultCache(output_folder)
+    cache = mteb.ResultCache(mteb_folder(output_folder))
     path = Path(cache.get_task_result_path(task.metadata.name, system.model.mteb_model_meta))
     record = _record_path(output_folder, system, task, system.experiment)
     blank = _blank(system, task, command, name)
@@ -205,7 +206,7 @@ def _texts(rows: Any, wanted: set[str]) -> dict[str, str]:
 
 
 def _record_path(output_folder: Path | str, system: System, task: AbsTask, experiment: dict[str, Any]) -> Path:
-    """Return where a record goes: next to MTEB's ``results``, laid out like it."""
+    """Return where a record goes: below ``per_query``, laid out like MTEB's ``results``."""
     meta = system.model.mteb_model_meta.model_copy(update={"experiment_kwargs": experiment or None})
     path = Path(import_extra("mteb").ResultCache(output_folder).get_task_result_path(task.metadata.name, meta))
     return Path(output_folder) / RECORDS / path.relative_to(Path(output_folder) / "results")

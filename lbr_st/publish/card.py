@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from typing import Any
 
 import torch
 import yaml
-from sentence_transformers import SentenceTransformer, SentenceTransformerModelCardData
-from sentence_transformers.base.model_card import generate_model_card
-from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from huggingface_hub import EvalResult, ModelCardData
+from sentence_transformers import SentenceTransformer
 
 import lbr_st
+from lbr_st.bottleneck.loss import CITATION
 from lbr_st.compute import world_size
-from lbr_st.data.contamination_report import ContaminationReport, known_overlaps
+from lbr_st.data.contamination_report import known_overlaps
+from lbr_st.data.documents import KINDS
+from lbr_st.data.lines import kind_of
+from lbr_st.data.sources import is_local
 from lbr_st.domains.tasks import DOMAIN_TASKS
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.scores import (
@@ -28,18 +32,21 @@ from lbr_st.evaluation.scores import (
     format_table,
     format_tasks,
     latest,
+    plain,
     read_records,
     score_from_dict,
+    write_results,
 )
 from lbr_st.evaluation.suites import SUITES
 from lbr_st.files import LOCAL, installed_versions, without_place, write_whole
-from lbr_st.model.bases import BASES
-from lbr_st.recipe import Recipe, load_recipe, recipe_without_places, save_recipe
+from lbr_st.model.bases import BASES, licence_of
+from lbr_st.recipe import DataConfig, Recipe, load_recipe, recipe_without_places, save_recipe
+from lbr_st.training.data import RunData
 from lbr_st.training.model import PROVENANCE, RECIPE
-from lbr_st.training.teacher import teacher_of
+from lbr_st.training.teacher import teacher_licence, teacher_of
 
-CARD_FACTS = "card.json"
-"""In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later."""
+CARD_FACTS, RESULTS = "card.json", "results.json"
+"""In a run's work folder: :meth:`CardInfo.facts`, for a bundle that is made later, and the scores."""
 
 PACKAGES = ("lbr-st", "sentence-transformers", "transformers", "torch", "peft", "accelerate", "datasets", "tokenizers")
 
@@ -52,8 +59,9 @@ class CardInfo:
 
     name: str
     recipe: Recipe | None = None  # the run that made it; without places of this machine
+    base: str | None = None  # where the base is, or its name; None for what the recipe says
     results: Path | None = None  # a run's results.json, this model last, or the folder of lbr-st evaluate
-    licence: str | None = None  # SPDX id of the weights' licence
+    licence: str | None = None  # of the weights, as the hub spells it
     data: Sequence[str] = ()  # training data, one line each with its licence
     contamination: Sequence[str] = ()  # what the check against the evaluation data found, a paragraph each
     overlaps: Sequence[str] = ()  # what evaluation and training data share by their origin, a sentence each
@@ -65,6 +73,7 @@ class CardInfo:
     def __post_init__(self) -> None:
         if self.recipe is not None:
             self.recipe = recipe_without_places(self.recipe, [*BASES, *DOMAIN_TASKS])
+            self.licence = self.licence or self.recipe.release.license
 
     def facts(self) -> dict[str, Any]:
         """Return the fields that neither the recipe nor the scores tell."""
@@ -72,31 +81,27 @@ class CardInfo:
         return {name: getattr(self, name) for name in known}
 
 
-def run_card(
-    recipe: Recipe,
-    *,
-    licences: Sequence[str],
-    contamination: Sequence[ContaminationReport],
-    examples: Sequence[str],
-    results: Path | None,
-    made: dict[str, Any],
-) -> CardInfo:
-    """Return what the card of a run's model says, from the run's recipe, data, scores and :func:`provenance`."""
-    base = BASES.get(recipe.model.base)
-    sources = [recipe.data.source, *recipe.data.also, *filter(None, (recipe.data.texts, recipe.data.pairs))]
-    tasks = [task for suite in SUITES.values() if recipe.data.source in suite.local for task in suite.hub_tasks]
-    return CardInfo(
-        recipe.name,
+def run_card(recipe: Recipe, data: RunData, work: Path, rows: Sequence[Row], name: str) -> CardInfo:
+    """Write a run's scores and facts into its work folder, and return what the card of its model says of them."""
+    if rows:
+        write_results(work / RESULTS, rows)
+    source, teacher = recipe.data.source, teacher_of(recipe.represent)
+    tasks = [task for suite in SUITES.values() if source in suite.local for task in suite.hub_tasks]
+    shown = data.pairs if recipe.release.examples or source in DOMAIN_TASKS else None
+    info = CardInfo(
+        name,
         recipe=recipe,
-        results=results,
-        licence=base.licence.lower() if base else None,
-        data=licences,
-        contamination=[report.to_markdown(samples=False) for report in contamination],
-        overlaps=known_overlaps(map(without_place, sources), tasks),
-        language="en" if recipe.data.source in DOMAIN_TASKS else None,
-        examples=examples,
-        provenance=made,
+        base=recipe.model.base,
+        results=work / RESULTS if rows else None,
+        data=[*data.licences, *([teacher_licence(teacher)] if teacher else []), *data.notes],
+        contamination=[report.to_markdown(samples=False).rstrip() for report in data.contamination],
+        overlaps=known_overlaps(map(without_place, named_data(recipe.data)), tasks),
+        language="en" if source in DOMAIN_TASKS else None,
+        examples=list(shown[0].values())[:2] if shown is not None else [],
+        provenance=provenance(recipe, data.sources),
     )
+    (work / CARD_FACTS).write_text(json.dumps(info.facts(), indent=1, ensure_ascii=False), encoding="utf-8")
+    return info
 
 
 def info_in(folder: Path, name: str) -> CardInfo:
@@ -117,53 +122,88 @@ def write_origin(info: CardInfo, folder: Path) -> None:
         (folder / PROVENANCE).write_text(json.dumps(info.provenance, indent=1) + "\n", encoding="utf-8")
 
 
-class _Retrieval(SentenceEvaluator):
-    """Names a retrieval result for Sentence Transformers' metrics table."""
-
-    description = "Information Retrieval"
-
-    def __init__(self, task: str) -> None:
-        super().__init__()
-        self.name, self.primary_metric = task, "ndcg_at_10"
+def is_hub_id(name: str) -> bool:
+    """Tell whether a base or a source of a recipe is ``org/name`` on the hub and no file or folder."""
+    return not is_local(name) and kind_of(Path(name)) not in KINDS and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name))
 
 
-def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo) -> None:
-    """Write ``README.md`` into the folder of a released model: Sentence Transformers' card, then our sections."""
-    data = SentenceTransformerModelCardData(
-        model_name=info.name,
-        license=info.licence,
+def named_data(data: DataConfig) -> list[str]:
+    """Return everything that a recipe trains on by its name there."""
+    return list(dict.fromkeys(filter(None, (data.source, *data.also, data.texts, data.pairs))))
+
+
+def short(name: str) -> str:
+    """Return a base's or a source's name of a recipe as people say it: no path, no digest."""
+    return name if is_hub_id(name) else re.sub("^local:|@sha256:.*", "", Path(name).name)
+
+
+def write_card(stock: SentenceTransformer, folder: Path, info: CardInfo, place: str) -> None:
+    """Write ``README.md`` into the folder of a released model, which will have the name ``place``."""
+    recipe, rows = info.recipe or Recipe(), read_results(info.results) if info.results else []
+    base = info.base or recipe.model.base
+    hub_id = BASES[base].hub_id if base in BASES else base if is_hub_id(base) else None
+    origin = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else plain(short(base))
+    scored = [score for _, score in rows[-1:] if score.parts]
+    found = [EvalResult("information-retrieval", "unknown", s.task, "ndcg_at_10", s.ndcg_at_10) for s in scored]
+    head = ModelCardData(
+        base_model=hub_id,
+        datasets=[name for name in named_data(recipe.data) if info.recipe and is_hub_id(name)] or None,
         language=info.language,
-        task_name="retrieval in its domain: matching queries with documents",
+        license=info.licence,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lbr", "lbr-st"],
-        local_files_only=True,
+        model_name=info.name,
+        eval_results=found or None,
     )
-    stock.model_card_data = data
-    data.register_model(stock)
-    data.ir_model = True
-    if info.examples:
-        data.usage_examples = list(info.examples)
-    rows = read_results(info.results) if info.results else []
-    if rows:
-        result = rows[-1][1]
-        metrics = {"ndcg_at_10": result.ndcg_at_10, "recall_at_10": result.recall_at_10}
-        data.set_evaluation_metrics(_Retrieval(result.task), {k: v for k, v in metrics.items() if v is not None})
-    recipe = yaml.safe_dump(asdict(info.recipe), sort_keys=False, allow_unicode=True).rstrip() if info.recipe else ""
-    ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{recipe}\n```"
+    size = f"{stock.max_seq_length} tokens to {stock.get_embedding_dimension()} numbers"
+    what = f"An embedding model for retrieval in its domain, made from {origin}. It maps a text of up to {size}."
+    licences = [
+        f"This model: {plain(info.licence)}." if info.licence else _NO_LICENCE,
+        f"Its base, {origin}: {licence_of(base) or 'licence unknown'}.",
+        *info.data,
+    ]
+    checks = [*info.contamination, _bullets(info.overlaps)]
+    settings = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True).rstrip()
+    ran = f"`lbr-st train --config recipe.yaml` with this file:\n\n```yaml\n{settings}\n```"
     parts = [
-        generate_model_card(stock).rstrip(),
-        _section("How it was trained", _how_trained(info.recipe or Recipe()), info.note or ""),
+        f"---\n{head.to_yaml()}\n---\n\n# {plain(info.name)}\n\n{what}",
         results_section(rows) if rows else "",
-        _section("Data and licences", _bullets(info.data)),
-        _section("Training data against evaluation data", *info.contamination, _bullets(info.overlaps)),
-        _section("Recipe", ran if info.recipe else ""),
+        _section("Use", "```bash\npip install sentence-transformers\n```", _usage(stock, info.examples, place)),
+        _section("How it was trained", _how_trained(recipe), info.note or ""),
+        _section("Data and licences", _bullets(licences)),
+        _section("Training data against evaluation data", *checks, folded="What was checked and found"),
+        _section("Recipe", ran if info.recipe else "", folded="recipe.yaml"),
         _section("Limits", _LIMITS),
+        _section("Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"),
     ]
     (folder / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
 
-def _section(heading: str, *paragraphs: str) -> str:
-    """Return a section of a card; "" if there is nothing to say in it."""
+def _usage(stock: SentenceTransformer, examples: Sequence[str], place: str) -> str:
+    """Return Python that runs where the model's folder is, with what it prints."""
+    query, *documents = examples or _EXAMPLES
+    found = stock.similarity(stock.encode_query([query]), stock.encode_document(documents)).numpy().round(2)
+    model, asked, *given = (json.dumps(text, ensure_ascii=False) for text in (place, query, *documents))
+    listed = "".join(f"    {text},\n" for text in given)
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({model})  # the model's folder, or its name on the hub
+queries = [{asked}]
+documents = [
+{listed}]
+similarities = model.similarity(model.encode_query(queries), model.encode_document(documents))
+print(similarities.numpy().round(2))
+# {found}
+```"""
+
+
+def _section(heading: str, *paragraphs: str, folded: str = "") -> str:
+    """Return a section of a card, ``folded`` under a line if there is one; "" if there is nothing to say in it."""
     said = [paragraph for paragraph in paragraphs if paragraph]
+    if said and folded:
+        said = [f"<details><summary>{folded}</summary>", *said, "</details>"]
     return "\n\n".join([f"## {heading}", *said]) if said else ""
 
 
@@ -203,6 +243,10 @@ _QUANTIZED = (
     " Adapters were trained on the base in 4 bits (QLoRA). The weights here are the base's own, in full precision, "
     "with these adapters merged into them."
 )
+
+_EXAMPLES = "Which planet is red?", "Mars: there is iron oxide in its soil.", "Venus is the hottest planet."
+
+_NO_LICENCE = "This model: the licence is for those who trained it to choose, and none is stated here."
 
 _LIMITS = """Trained for one domain and one language; expect less elsewhere. Texts longer than the maximum sequence
 length are cut. Control tokens in a text are read as plain text. The tokenizer refuses half a character (a lone
@@ -313,13 +357,16 @@ def git_revision(folder: Path) -> str | None:
 
     None if git does not track the folder, as for an installed package.
     """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()
-
-    if shutil.which("git") is None or not git("ls-files", "--", "."):
+    if not git(folder, "ls-files", "--", "."):
         return None
-    revision = git("rev-parse", "--verify", "--quiet", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    revision = git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+    changed = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
     return f"{revision}-dirty" if revision and changed else revision or None
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what git prints of a folder; "" where it fails or is not installed."""
+    if shutil.which("git") is None:
+        return ""
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout.strip()

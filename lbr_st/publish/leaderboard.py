@@ -8,8 +8,9 @@ import runpy
 import shlex
 import shutil
 import tempfile
+import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stderr
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,16 +18,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from lbr_st.bottleneck.loss import CITATION
-from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps
+from lbr_st.data.contamination_report import TASK_ORIGINS, known_overlaps, tasks_sharing
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.mteb_task import quiet_mteb
-from lbr_st.evaluation.scores import RECORDS, TaskScore, read_record
+from lbr_st.evaluation.scores import RECORDS, TaskScore, mteb_folder, read_record
 from lbr_st.files import import_extra, notice, refuse_existing
 from lbr_st.model.bases import BASES
 from lbr_st.model.load import load_stock, model_digest
 from lbr_st.model.safe import read_modules
 from lbr_st.publish.bundle import prompts_of
+from lbr_st.publish.card import git, is_hub_id, named_data, short
 from lbr_st.recipe import LearnConfig, Recipe, load_recipe
 
 BENCHMARKS = {"chebi": "ChemTEB(v1.1)", "mondo": "MTEB(Medical, v1)", "pydoc": "MTEB(Code, v1)"}
@@ -89,7 +93,8 @@ def submission(
     sources = training_sources(recipe)
     model = load_stock(str(folder), device="cpu")
     digest = model_digest(model)
-    written = model_meta(model, folder, recipe, {**given, "name": full, "revision": revision or digest})
+    found = {field: value for field, value in project_facts().items() if field not in given}
+    written = model_meta(model, folder, recipe, {**found, **given, "name": full, "revision": revision or digest})
 
     output.mkdir(parents=True, exist_ok=True)
     meta_file.write_text(_source(written, identifier, sources, published=bool(revision)), encoding="utf-8")
@@ -104,6 +109,8 @@ def submission(
         f"- `{meta_file.name}`: the `ModelMeta` of {full} at revision {meta.revision}{digest_only}.",
         f"- `mock_run.md`: {total - len(failures)} of {total} mock tasks passed. MTEB loaded the model by that file.",
         *(f"  - {task} failed: {' '.join(why.split())}" for task, why in failures.items()),
+        f"- Trained on: {', '.join(sources) or 'unknown'}.",
+        *(f"- `{field}`: {value}, from pyproject.toml or git. Check it." for field, value in found.items()),
         f"- `{PUBLIC}/`, scores for the leaderboard: {filed[0]}.",
         f"- `{LOCAL}/`, scores on data that MTEB does not have: {filed[1]}.",
         f"- Scores that were left out: {len(left_out)}.",
@@ -152,8 +159,8 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
         "open_weights": True,
         "citation": CITATION if is_lbr else None,
         "languages": import_extra("mteb.languages.iso_mappings")._hf_langs_to_iso_lang_scripts(card.get("language")),
-        "license": licence or (BASES[base].licence.lower() if base in BASES else None),
-        "adapted_from": BASES[base].hub_id if base in BASES else base if _is_hub_id(base) else None,
+        "license": licence,
+        "adapted_from": BASES[base].hub_id if base in BASES else base if is_hub_id(base) else None,
         "training_datasets": tasks_of(training_sources(recipe)) if recipe else None,
         **given,
     }
@@ -173,21 +180,37 @@ def model_meta(model: Any, folder: Path, recipe: Recipe | None, given: Mapping[s
         raise LBRError(what, fix=f"Give another {_flag(field)}.") from error
 
 
+def project_facts() -> dict[str, Any]:
+    """Return what pyproject.toml and git tell of the project in the current folder: code, data and whom to ask."""
+    place = Path("pyproject.toml")
+    project = tomllib.loads(place.read_text(encoding="utf-8")).get("project", {}) if place.is_file() else {}
+    urls = {re.sub(r"[\W_]", "", key).casefold(): url for key, url in project.get("urls", {}).items()}
+    # Without the name and password that a remote may hold.
+    form = r"(?:\w+://)?(?:[^@/]*@)?([\w-]+(?:\.[\w-]+)+)(?::\d+/|[:/])/?([\w./~-]+?)(?:\.git)?/?"
+    at = re.fullmatch(form, git(Path(), "remote", "get-url", "origin"))
+    contact = git(Path(), "config", "github.user")
+    if at and not contact and at[1] == "github.com":
+        contact = at[2].partition("/")[0]
+    code = [urls.get(key) for key in ("repository", "source", "sourcecode", "code", "github")]
+    facts = {
+        "public_training_code": next(filter(None, code), at and f"https://{at[1]}/{at[2]}"),
+        "public_training_data": urls.get("data") or urls.get("dataset") or urls.get("datasets"),
+        "contacts": contact and [contact],
+    }
+    return {field: value for field, value in facts.items() if value}
+
+
 def _flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
 def training_sources(recipe: Recipe | None) -> list[str]:
     """Return the names of what a recipe trained on, paths cut down to their last part."""
-    if recipe is None:
-        return []
-    data = recipe.data
-    named = filter(None, (data.source, *data.also, data.texts, data.pairs))
-    return list(dict.fromkeys(s if _is_hub_id(s) else re.sub("^local:|@sha256:.*", "", Path(s).name) for s in named))
+    return list(dict.fromkeys(map(short, named_data(recipe.data)))) if recipe else []
 
 
-def tasks_of(sources: Iterable[str]) -> set[str]:
-    """Return the MTEB tasks whose own data these sources are, by hub id or by name (``BeIR/scifact``, ``scifact``)."""
+def tasks_of(sources: Sequence[str]) -> set[str]:
+    """Return the MTEB tasks whose own data these sources are (``BeIR/scifact``, ``scifact``) or share a collection."""
     form = r"\.(jsonl?|csv|parquet)$|[\W_]"
     named = {source: re.sub(form, "", Path(source).name.casefold()) for source in sources}
     return {
@@ -195,7 +218,7 @@ def tasks_of(sources: Iterable[str]) -> set[str]:
         for task, metadata in mteb_tasks().items()
         for source, name in named.items()
         if metadata.dataset.get("path") == source or re.sub(form, "", task.casefold()) == name
-    }
+    } | (tasks_sharing(sources) & mteb_tasks().keys())
 
 
 def mteb_tasks() -> dict[str, Any]:
@@ -204,18 +227,12 @@ def mteb_tasks() -> dict[str, Any]:
     return {task.metadata.name: task.metadata for task in import_extra("mteb.get_tasks").TASK_LIST}
 
 
-def _is_hub_id(source: str) -> bool:
-    """Whether a source is ``org/name`` and no file or folder."""
-    is_file = source.endswith((".jsonl", ".json", ".csv", ".parquet")) or Path(source).exists()
-    return not is_file and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", source))
-
-
 def _source(meta: Any, identifier: str, sources: list[str], *, published: bool) -> str:
     """Return the Python file with a ``ModelMeta``, as MTEB keeps one in ``mteb/models/model_implementations``."""
     types = [] if meta.output_dtypes is None else ["from mteb.types import OutputDType"]
     notes = [] if published else ["# revision: lbr-st's digest of the weights, until the hub has a commit"]
     if sources:
-        which = "the data of these tasks" if meta.training_datasets else "none of it the data of an MTEB task"
+        which = "these tasks share texts with it" if meta.training_datasets else "no MTEB task is known to share texts"
         notes.append(f"# training_datasets: trained on {', '.join(map(ascii, sources))}: {which}")
     imports = """from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper"""
@@ -228,16 +245,21 @@ def mock_run(meta: Any, model_folder: str | Path) -> tuple[int, dict[str, str], 
     Returns:
         How many tasks fit the model, each failed one with the reason, and MTEB's report in Markdown.
     """
-    folder, done = Path(model_folder).resolve(), import_extra("mteb.results.task_result").TaskResult
+    folder, mocks = Path(model_folder).resolve(), import_extra("mteb.mocks.mock_run")
+    statuses: dict[str, Any] = {}
     # Sentence Transformers takes a folder named org/model for the hub's repository, so the ModelMeta is used unchanged.
-    silent = warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO())  # 28 tasks with a bar or two each
-    with tempfile.TemporaryDirectory() as place, chdir(place), quiet_mteb(), silent[0], silent[1]:
+    with tempfile.TemporaryDirectory() as place, chdir(place), quiet_mteb(), warnings.catch_warnings(action="ignore"):
         Path(meta.name).parent.mkdir()
         Path(meta.name).symlink_to(folder, target_is_directory=True)
-        found = import_extra("mteb").mock_run(meta.load_model())
-    fitting = {task: status for task, status in found.items() if status is not None}
-    failures = {task: str(status.exception) for task, status in fitting.items() if not isinstance(status, done)}
-    return len(fitting), failures, f"{found.to_markdown()}\n"
+        with redirect_stderr(StringIO()):
+            model = meta.load_model()
+        for task in tqdm(mocks.get_compatible_mock_tasks(model), unit=" mock tasks", disable=None):
+            with redirect_stderr(StringIO()):  # a bar or two
+                one = mocks.evaluate(model, task, cache=None, raise_error=False, show_progress_bar=False)
+            statuses[task.metadata.name] = [*one.task_results, *(one.exceptions or [])][0]
+    failures = {task: str(one.exception) for task, one in statuses.items() if hasattr(one, "exception")}
+    report = mocks.MockRunResults(model_name=meta.name, task_results=statuses).to_markdown()
+    return len(statuses), failures, f"{report}\n"
 
 
 def _file_results(results: str | Path | None, output: Path, meta: Any, digest: str) -> tuple[list[str], ...]:
@@ -257,7 +279,7 @@ def _file_results(results: str | Path | None, output: Path, meta: Any, digest: s
     found: dict[str, tuple[TaskScore, Path]] = {}
     left_out = []
     for record in records:
-        path = source / PUBLIC / record.relative_to(source / RECORDS)
+        path = mteb_folder(source) / PUBLIC / record.relative_to(source / RECORDS)
         if (score := read_record(record)) is None:
             left_out.append(f"{path.stem}: cannot be read")
         elif score.digest != digest:
@@ -358,7 +380,7 @@ mteb submit-results --output-folder {kit} -m {full} --create-pr
 
 ## Check what the file says
 
-- `training_datasets` {trained}. Tasks made from the same data under other names are not in it.{asked}
+- `training_datasets` {trained}. It goes by the names of what was trained on, and cannot see other overlaps.{asked}
 
 These overlaps by origin belong on the model card:
 

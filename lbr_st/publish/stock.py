@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
 from lbr_st.publish import bundle as bundles
-from lbr_st.publish.card import PACKAGES, CardInfo, info_in, write_card, write_origin
+from lbr_st.publish.card import PACKAGES, RESULTS, CardInfo, info_in, write_card, write_origin
 from lbr_st.training.model import keep_share
 
 
@@ -32,6 +33,7 @@ def release(
     base: str | None = None,
     info: CardInfo | None = None,
     scale: float | None = None,
+    license: str | None = None,
 ) -> Path:
     """Write a training model in stock form: ``Transformer``, ``Pooling("lasttoken")``, ``Dense`` if any, ``Normalize``.
 
@@ -49,6 +51,7 @@ def release(
         info: What the model card says; None for what the model's folder tells.
         scale: Share of what training changed that is kept, see :func:`~lbr_st.training.model.keep_share`; None for what
             the model's recipe says, or all.
+        license: Licence of the released model, as the hub spells it; None for what ``info`` says.
 
     Raises:
         LBRError: ``output`` exists, the model has no adapters (``adapter_only``), its base is available in 4 bits only,
@@ -58,12 +61,15 @@ def release(
     refuse_existing(output, overwrite=overwrite)
     source = None if isinstance(model, SentenceTransformer) else Path(model)
     if source is not None and not adapter_only and (source / bundles.MANIFEST).is_file():
-        if scale is not None:
+        if scale is not None or license is not None:
             what, fix = "a bundle is released as it is.", "Give the model in training form that it was made of."
-            raise LBRError(what, where="scale", fix=fix)
+            raise LBRError(what, where="license" if scale is None else "scale", fix=fix)
         return build_released(str(source), output, base=base, overwrite=overwrite)
     if info is None:
         info = info_in(source, output.name) if source else CardInfo(output.name)
+    info.licence = license or info.licence
+    if license and info.recipe:
+        info.recipe.release.license = license
     trained = model if isinstance(model, SentenceTransformer) else load_model(model, base=base)
     if scale is None:
         scale = info.recipe.release.scale if info.recipe else 1.0
@@ -120,7 +126,8 @@ def build_released(
     info = CardInfo(
         bundle.name,
         recipe=bundle.recipe,
-        results=folder / bundles.RESULTS if scored else None,
+        base=bundle.base["name"],
+        results=folder / RESULTS if scored else None,
         provenance={**(bundle.provenance or {}), "built": built},
         note=note,
         **bundle.card,
@@ -129,9 +136,10 @@ def build_released(
 
 
 def _release(model: SentenceTransformer, output: Path, info: CardInfo, *, overwrite: bool, in_place: bool) -> Path:
+    info = replace(info, base=info.base or (info.recipe.model.base if info.recipe else backbone_of(model).base))
     with new_folder(output, overwrite=overwrite) as folder:
         stock = stock_form(model, folder, in_place=in_place)
-        write_card(stock, folder, info)
+        write_card(stock, folder, info, output.name)
         write_origin(info, folder)
     return output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from lbr_st.files import clear_leftovers, new_folder, notice
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import Quantize, has_lora, scale_lora
-from lbr_st.recipe import Recipe, load_recipe, save_recipe
+from lbr_st.recipe import Recipe, ReleaseConfig, load_recipe, save_recipe
 from lbr_st.training.memory import CHOSEN
 
 RECIPE, PROVENANCE, LOG = "recipe.yaml", "provenance.json", "training_log.json"
-ANY_TIME: tuple[str, ...] = ("learn.eval_steps", "represent.eval_steps", "represent.mini_batch_tokens")
-ANY_TIME += ("evaluate.precision", "evaluate.batch_size", "release.scale", "report_to")
-"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn; how
-much of the change is released is decided after training."""
+ANY_TIME: tuple[str, ...] = ("name", "report_to", "learn.eval_steps", "represent.eval_steps")
+ANY_TIME += ("represent.mini_batch_tokens", "evaluate.precision", "evaluate.batch_size")
+ANY_TIME += tuple(f"release.{one.name}" for one in fields(ReleaseConfig))
+"""What may change while a run is interrupted. Only rounding differs, and with another piece size the dropout drawn;
+what is released, under which name and licence, is decided after training."""
 
 
 def same_results(one: Recipe, other: Recipe) -> bool:

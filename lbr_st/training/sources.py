@@ -20,7 +20,7 @@ from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
 from lbr_st.files import cache_dir, notice
-from lbr_st.model.bases import resolve_base
+from lbr_st.model.bases import licence_of, resolve_base
 from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.tokens import with_bottleneck_tokens
 from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
@@ -70,7 +70,7 @@ def read_sources(recipe: Recipe) -> Sources:
         records, licences = None, [own]
     elif config.source not in DOMAIN_TASKS:
         pairs, texts, test, dev = _read_own(recipe, say)
-        records, licences = None, [short_name(name) for name in (config.source, config.pairs) if name]
+        records, licences = None, [_with_licence(name) for name in (config.source, config.pairs) if name]
     elif config.pairs:
         fix = "Leave it out, or name the pairs as data.source and more text as data.texts."
         raise LBRError(f"{config.source} brings its own pairs.", where="data.pairs", fix=fix)
@@ -83,7 +83,7 @@ def read_sources(recipe: Recipe) -> Sources:
     if config.texts:
         more.append(texts_of(config, config.texts, say))
         names.append(short_name(config.texts))
-        licences.append(names[-1])
+        licences.append(_with_licence(config.texts))
     if pairs is not None:
         pairs = joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
     found = [("pairs", short_name(config.pairs or config.source), pairs), ("texts", own, texts)]
@@ -93,6 +93,11 @@ def read_sources(recipe: Recipe) -> Sources:
     parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
     others = [one for task in also for one in (task.test, task.dev)]
     return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes, made)
+
+
+def _with_licence(source: str) -> str:
+    licence = licence_of(source, dataset=True)
+    return short_name(source) + (f": licence {licence}" if licence else "")
 
 
 def texts_of(config: DataConfig, source: str | Path, say: Callable[[str], None] = notice) -> Dataset:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import metadata_load
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
-from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, load_file_path, pairwise_cos_sim
+from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, pairwise_cos_sim
 from torch import Tensor
 from torch.nn.functional import kl_div
 
 from lbr_st.data.texts import digest
 from lbr_st.errors import LBRError
 from lbr_st.files import NO_HUB_ID, notice, without_place
-from lbr_st.model.bases import resolve_embedder
+from lbr_st.model.bases import licence_of, resolve_embedder
 from lbr_st.model.load import load_by_name, load_stock, model_digest
 from lbr_st.model.safe import explain_load_errors, read_settings
 from lbr_st.recipe import RepresentConfig
@@ -190,8 +188,5 @@ def _is_cross_encoder(place: str) -> bool:
 
 def teacher_licence(name: str) -> str:
     """Return a line for a card: the teacher and the licence that its own card names."""
-    licence = None
-    with suppress(Exception):  # no card, none that can be read, or no network
-        found = load_file_path(_place(name), "README.md")
-        licence = (metadata_load(found) or {}).get("license") if found else None
+    licence = licence_of(_place(name))
     return f"Teacher {without_place(name)}: {f'licence {licence}' if licence else 'licence unknown'}"

@@ -19,7 +19,7 @@ from lbr_st.data.beir import RetrievalSet
 from lbr_st.errors import LBRError
 from lbr_st.evaluation import systems
 from lbr_st.evaluation.run import evaluate_bm25, evaluate_retrieval, evaluate_task
-from lbr_st.evaluation.scores import format_table, format_tasks
+from lbr_st.evaluation.scores import format_table, format_tasks, read_records
 from lbr_st.evaluation.systems import LEAST_COSINE, bm25_system, embedding_system, truncated
 from lbr_st.model.load import model_digest
 
@@ -68,6 +68,19 @@ def test_second_run_reads_back_and_a_lost_file_reruns(bert, tmp_path):
         damage()
         assert evaluate_retrieval(model, TOY, name="test/bert", output_folder=tmp_path).per_query == first.per_query
         assert encode.call_count == runs
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_folder_called_results_holds_no_other_of_that_name(tmp_path, older):
+    output = tmp_path / "results"
+    (output / "results" / "x__y").mkdir(parents=True) if older else None  # as it was before, and stays there
+    score = evaluate_retrieval(vector_model(numbers), PLANE, name="a/b", output_folder=output)
+    filed = output / "results" if older else output
+    assert len([*(filed / "a__b" / score.revision).glob("plane.json")]) == 1
+    assert (output / "results").exists() == older
+    assert read_records(output) == [score]
+    found = mteb.ResultCache(filed.parent).load_results(models=["a/b"], include_remote=False)
+    assert [result.task_name for result in found.model_results[0].task_results] == ["plane"]
 
 
 def test_a_record_of_format_1_is_read_back(tmp_path):

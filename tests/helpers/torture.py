@@ -117,7 +117,7 @@ def check(output, expected, ended):
     ]
     work = output.with_name(f"{output.name}-work")
     left = [*output.parent.glob(f".{output.name}*"), *work.rglob(".*"), *work.glob("*-checkpoints")]
-    return faults + [f"{path.name} was left" for path in left if ended and path.suffix != ".lock"]
+    return faults + [f"{path.name} was left" for path in left if ended]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from lbr_st.model.load import load_model
 from lbr_st.publish import bundle as bundle_module
 from lbr_st.publish.bundle import MANIFEST, bundle, find_bundle, read_bundle, shipped_models, training_model
 from lbr_st.publish.stock import build_released, release
-from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig
+from lbr_st.recipe import DataConfig, EvaluateConfig, LearnConfig, ModelConfig, Recipe, ReleaseConfig, RepresentConfig
 from lbr_st.training.model import model_from_recipe
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 10, "x", "β-D-glucose"]
@@ -52,6 +52,7 @@ def recipe_of(folder, **model):
     # Large steps, so that the trained model is far from its base.
     return Recipe(
         name="lbr-toy",
+        release=ReleaseConfig(license="apache-2.0"),
         precision="float32",
         model=ModelConfig(**{"base": "toy", "max_seq_length": 24, "lora_rank": 2, "lora_alpha": 8, **model}),
         data=DataConfig(source=str(folder / "pairs.jsonl")),

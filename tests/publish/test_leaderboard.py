@@ -1,6 +1,7 @@
 """The leaderboard kit: what it writes, and MTEB's own loader, mock run and submission on it; nothing is downloaded."""
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ from lbr_st.model.build import build_model
 from lbr_st.publish import leaderboard
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release
-from lbr_st.recipe import Recipe, save_recipe
+from lbr_st.recipe import DataConfig, Recipe, save_recipe
 
 mteb = pytest.importorskip("mteb")
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 NAME = "some-org/tiny"
+RECIPE = Recipe(name="tiny", data=DataConfig(source="chebi", also=["compounds"]))
 TEXTS = ["an acid", "the base of a salt and an ester"]
 TOY = RetrievalSet(
     name="toy",
@@ -46,7 +49,7 @@ def released(tiny_base, tmp_path_factory):
     """A small model in stock form, with a recipe and a card that tell all that is asked."""
     folder = tmp_path_factory.mktemp("release") / "tiny"
     model = build_model(tiny_base("llama"), max_seq_length=24, lora_rank=4, projection_dim=8)
-    release(model, folder, info=CardInfo("tiny", recipe=Recipe(name="tiny"), licence="apache-2.0", language="en"))
+    release(model, folder, info=CardInfo("tiny", recipe=RECIPE, licence="apache-2.0", language="en"))
     return folder
 
 
@@ -98,7 +101,7 @@ def test_every_field_is_filled_from_the_release(kit, released):
         "languages": ["eng-Latn"],
         "license": "apache-2.0",
         "adapted_from": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "training_datasets": set(),
+        "training_datasets": {task for task in leaderboard.mteb_tasks() if task.startswith("PubChem")},
         "framework": ["Sentence Transformers", "PyTorch", "safetensors", "Transformers"],
         "similarity_fn_name": "cosine",
         "reference": f"https://huggingface.co/{NAME}",
@@ -119,16 +122,23 @@ def test_all_28_mock_tasks_pass(kit, released):
 
 
 def test_a_mock_task_that_fails_or_cannot_run_is_reported(kit, released, monkeypatch):
-    from mteb.mocks.mock_run import MockRunResults
     from mteb.results.task_result import TaskError, TaskResult
 
     statuses = {
         "MockSTSTask": TaskError(task_name="MockSTSTask", exception="ValueError: no\nnumbers"),
         "MockRetrievalTask": TaskError(task_name="MockRetrievalTask", exception="ImportError: install 'x'"),
         "MockClassificationTask": TaskResult.from_disk(next((kit.folder / "results_local").rglob("toy.json"))),
-        "MockImageClassificationTask": None,
     }
-    monkeypatch.setattr(mteb, "mock_run", lambda _: MockRunResults(model_name=NAME, task_results=statuses))
+
+    def evaluate(model, task, **options):
+        found = statuses[task.metadata.name]
+        failed = isinstance(found, TaskError)
+        return SimpleNamespace(task_results=[] if failed else [found], exceptions=[found] if failed else None)
+
+    mocks = importlib.import_module("mteb.mocks.mock_run")
+    some = [task for task in mocks.ALL_MOCK_TASK_TEST_GRID if task.metadata.name in statuses]
+    monkeypatch.setattr(mocks, "get_compatible_mock_tasks", lambda model: some)
+    monkeypatch.setattr(mocks, "evaluate", evaluate)
     total, failures, report = leaderboard.mock_run(kit.meta, released)
     assert (total, set(failures)) == (3, {"MockSTSTask", "MockRetrievalTask"})
     assert "| MockSTSTask | text | ✗ | ValueError: no numbers |" in report
@@ -240,13 +250,47 @@ def test_memory_and_type_follow_the_weights(released):
 
 def test_training_tasks_are_found_by_the_names_of_sources(tmp_path):
     tasks_of, training_sources = leaderboard.tasks_of, leaderboard.training_sources
-    assert tasks_of(["mteb/scifact"]) == tasks_of(["BeIR/scifact"]) == tasks_of(["scifact.jsonl"]) == {"SciFact"}
-    assert tasks_of(["trec-covid", "mteb/nfcorpus"]) == {"TRECCOVID", "NFCorpus"}
-    assert tasks_of(["chebi", "my/own"]) == set()
+    assert tasks_of(["mteb/arguana"]) == tasks_of(["BeIR/arguana"]) == tasks_of(["arguana.jsonl"]) == {"ArguAna"}
+    assert tasks_of(["trec-covid", "mteb/nfcorpus"]) >= {"TRECCOVID", "NFCorpus", "SciFact"}  # all from PubMed
+    assert tasks_of(["compounds", "my/own"]) == set()
+    assert "PubChemSMILESPC" in tasks_of(["chebi"])  # whose texts come from ChEBI, too
     recipe = Recipe()
     (tmp_path / "SciFact").mkdir()
     recipe.data.source, recipe.data.texts = str(tmp_path / "SciFact"), "mteb/nfcorpus"
     assert training_sources(recipe) == ["SciFact", "mteb/nfcorpus"]  # no path of this machine
+
+
+def test_code_data_and_contact_come_from_pyproject_and_git(released, tmp_path, quick, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert leaderboard.project_facts() == {}
+
+    def remote(url):
+        subprocess.run(["git", "init", "--quiet"], check=True)
+        subprocess.run(["git", "config", "remote.origin.url", url], check=True)
+        return leaderboard.project_facts()
+
+    told = {"public_training_code": "https://github.com/me/it", "contacts": ["me"]}
+    for url in (
+        "git@github.com:me/it.git",
+        "https://me:secret@github.com/me/it",
+        "ssh://git@github.com:22/me/it.git",
+        "https://github.com/me/it/",
+    ):
+        assert remote(url) == told, url
+    assert remote("https://code.example.org/me/it.git") == {"public_training_code": "https://code.example.org/me/it"}
+    assert remote("/srv/it.git") == remote("../it") == {}
+    remote("git@github.com:me/it.git")
+    Path("pyproject.toml").write_text(
+        '[project]\nname = "it"\nurls = {Source-Code = "https://a.org/c", Data = "https://a.org/d"}\n'
+    )
+    made = quick(released, org="o", output="kit", contacts=["someone"])
+    found = (made.meta.public_training_code, made.meta.public_training_data, made.meta.contacts)
+    assert found == ("https://a.org/c", "https://a.org/d", ["someone"])
+    steps = Path("kit", "STEPS.md").read_text()
+    assert "- `public_training_data`: https://a.org/d, from pyproject.toml or git. Check it." in steps
+    assert "- Trained on: chebi, compounds." in steps
+    assert "is None" not in steps
 
 
 def edited(released, folder, recipe="keep", **card):
@@ -276,8 +320,10 @@ def test_what_the_folder_does_not_tell_must_be_given(released, tmp_path, tiny_ba
     meta = quick(bare, org="o", output=tmp_path / "out", **given).meta
     assert {option: getattr(meta, option) for option in given} == given
 
+    # A licence is for who trained the model to say: the base's is not taken for it.
     embedded = edited(released, tmp_path / "embedded", license=None)
-    assert quick(embedded, org="o", output=tmp_path / "e").meta.license == "apache-2.0"  # the base's
+    with pytest.raises(LBRError, match="--license"):
+        quick(embedded, org="o", output=tmp_path / "e")
 
     unknown = edited(released, tmp_path / "unknown", None)
     with pytest.raises(LBRError, match="--training-datasets"):

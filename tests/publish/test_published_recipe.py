@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from beir_folder import write_beir
@@ -16,7 +17,7 @@ from lbr_st.files import published
 from lbr_st.model.bases import resolve_base
 from lbr_st.model.load import load_by_name, load_stock
 from lbr_st.publish import leaderboard
-from lbr_st.publish.card import CardInfo, run_card
+from lbr_st.publish.card import CardInfo, is_hub_id, run_card
 from lbr_st.recipe import PLACES, DataConfig, Recipe, load_recipe, recipe_without_places, save_recipe
 from lbr_st.training.data import evaluation_set
 
@@ -147,9 +148,9 @@ def test_cards_and_submissions_take_the_plain_name(tmp_path, here):
     texts.touch()
     recipe = Recipe(data=DataConfig(texts=str(texts)))
     recipe.model.base = str(tmp_path / "org")
-    facts = {"licences": [], "contamination": [], "examples": [], "results": None, "made": {}}
-    info = run_card(recipe, **facts)
+    data = SimpleNamespace(pairs=None, licences=[], notes=[], contamination=[], sources={})
+    info = run_card(recipe, data, tmp_path, [], "x")
     assert "somebody" not in str(info)
     assert info.recipe.data.texts.startswith("local:nfcorpus.jsonl@sha256:")
     assert leaderboard.training_sources(info.recipe) == ["chebi", "nfcorpus.jsonl"]
-    assert not leaderboard._is_hub_id(info.recipe.model.base)
+    assert not is_hub_id(info.recipe.model.base)

@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from tiny_models import perturbed
 
 from lbr_st.bottleneck.passes import pooler_of
 from lbr_st.bottleneck.reconstruct import reconstruct
+from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.model.build import build_model
 from lbr_st.model.load import load_model
@@ -19,7 +21,7 @@ from lbr_st.publish import bundle
 from lbr_st.publish import stock as release_module
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release
-from lbr_st.recipe import Recipe
+from lbr_st.recipe import DataConfig, ModelConfig, Recipe, load_recipe, save_recipe
 
 TEXTS = ["an acid", "the base of a salt and an ester " * 30, "x", "β-D-glucose; 2,4-D\nline two"]
 
@@ -119,15 +121,32 @@ def test_no_path_of_this_machine_is_released(tiny_base, tmp_path):
             assert str(tmp_path) not in file.read_text(encoding="utf-8"), file
 
 
-def test_the_card_is_sentence_transformers_own_with_a_recipe(tiny_base, tmp_path):
+def test_the_card_has_a_head_that_the_hub_reads_and_a_recipe(tiny_base, tmp_path):
     info = CardInfo("lbr-toy", recipe=Recipe(name="lbr-toy"), licence="apache-2.0", data=["toy text, CC0"])
     release(trained(tiny_base("llama"), lora_rank=4), tmp_path / "released", info=info)
     card = (tmp_path / "released" / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---")
-    said = "license: apache-2.0", "# lbr-toy", "Full Model Architecture", "toy text, CC0", "num_bottleneck_tokens: 4"
+    head = ModelCard(card).data
+    assert (head.license, head.library_name) == ("apache-2.0", "sentence-transformers")
+    assert head.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    said = "# lbr-toy", "toy text, CC0", "num_bottleneck_tokens: 4", f"[{head.base_model}]", "): Apache-2.0."
     for part in said:
         assert part in card
     assert "trust_remote_code" not in card
+
+
+def test_the_card_names_what_comes_from_the_hub_and_the_licence_that_is_given(tiny_base, tmp_path, monkeypatch):
+    (card := tmp_path / "base.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(card))
+    recipe = Recipe(model=ModelConfig(base="org/base"), data=DataConfig(source="org/pairs", texts="notes/a.pdf"))
+    save_recipe(recipe, tmp_path / "training" / "recipe.yaml")
+    trained(tiny_base("llama"), lora_rank=4).save_pretrained(str(tmp_path / "training"), create_model_card=False)
+    command = ["release", str(tmp_path / "training"), "--output", str(tmp_path / "mine"), "--license", "cc0-1.0"]
+    assert main(command) == 0
+    text = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    head = ModelCard(text).data
+    assert (head.base_model, head.datasets, head.license) == ("org/base", ["org/pairs"], "cc0-1.0")
+    assert "- Its base, [org/base](https://huggingface.co/org/base): mit." in text
+    assert load_recipe(tmp_path / "mine" / "recipe.yaml").release.license == "cc0-1.0"
 
 
 @pytest.mark.parametrize("file", ["modeling.py", "1_BottleneckPooler/evil.py"])

@@ -69,7 +69,7 @@ def contents(data):
 
 
 def left_in(folder):
-    return [path.name for path in folder.iterdir() if path.name != ".prepared.lock"]
+    return [path.name for path in folder.iterdir()]
 
 
 def test_it_is_what_the_sources_and_the_check_give(recipe, tmp_path):
