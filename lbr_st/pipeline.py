@@ -27,7 +27,7 @@ from lbr_st.model.load import load_by_name, load_model
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import CARD_FACTS, CardInfo, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
+from lbr_st.recipe import PLACES, Recipe, load_recipe, refuse_no_data, refuse_unpublished, save_recipe, with_steps
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import (
@@ -159,6 +159,7 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     Raises:
         LBRError: The data has no held-out queries, or the model was trained on them.
     """
+    refuse_no_data(recipe)
     if _held_nothing_out(model, recipe):
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, enabled=False))
     test = evaluation_set(recipe)
@@ -291,6 +292,7 @@ def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, 
 def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite: bool) -> Iterator[None]:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
+    refuse_no_data(recipe)
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
