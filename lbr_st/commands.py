@@ -75,16 +75,16 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
 
 
 @_command("lbr-st init my_documents/", *SECTIONS)
-def init(recipe: Recipe, data: str, *, output: str = "recipe.yaml", overwrite: bool = False) -> None:
+def init(recipe: Recipe, source: str, *, output: str = "recipe.yaml", overwrite: bool = False) -> None:
     """Write a recipe for your data with the settings that matter, and say how long it will train on this machine.
 
     Args:
-        data: Your documents or pairs, as --data.source of lbr-st train takes them.
+        source: Your documents or pairs, as --data.source of lbr-st train takes them.
         output: File to write.
     """
     from lbr_st.training.init import init as write
 
-    print(write(recipe, data, Path(output), overwrite=overwrite))
+    print(write(recipe, source, Path(output), overwrite=overwrite))
 
 
 @_command("lbr-st train --config recipe.yaml --learn.max_steps 50 --output my-model", *SECTIONS)

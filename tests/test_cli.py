@@ -215,7 +215,7 @@ def test_every_field_has_a_sentence(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     lines = help_of(capsys, "train", flag="--help-all").splitlines()
     for key in field_types():
-        start = next(index for index, line in enumerate(lines) if line.lstrip().startswith(f"--{key} "))
+        start = next(index for index, line in enumerate(lines) if re.match(rf" *--{key}[ ,]", line))
         assert ". (type: " in " ".join(lines[start : start + 2]), key
 
 

@@ -16,7 +16,7 @@ from lbr_st.errors import LBRError
 from lbr_st.model.bases import resolve_base
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^(<!-- not run by the tests: .+ -->\n)?```(bash|python)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^(<!-- not run by the tests: [^\n]+ -->\n)?```(bash|python)\n(.*?)^```$", re.M | re.S)
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 

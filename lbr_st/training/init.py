@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import textwrap
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
+import yaml
 
 from lbr_st.files import refuse_existing, write_whole
 from lbr_st.recipe import SECTIONS, Recipe, RunConfig, with_steps
@@ -63,7 +63,8 @@ def commented(recipe: Recipe, output: Path) -> str:
             key = f"{section}.{field.arg_name}" if section else field.arg_name
             if key in MATTER_MOST or values[key] != usual[key]:
                 lines += textwrap.wrap(field.description or "", initial_indent="# ", subsequent_indent="# ", width=110)
-                lines.append(f"{field.arg_name}: {json.dumps(values[key], ensure_ascii=False)}")
+                value = {field.arg_name: values[key]}
+                lines.append(yaml.safe_dump(value, default_flow_style=None, allow_unicode=True).rstrip())
         if lines:
             block = "\n".join(lines)
             text += f"\n{section}:\n{textwrap.indent(block, '  ')}\n" if section else f"\n{block}\n"
@@ -88,7 +89,12 @@ def _cost(recipe: Recipe, place: Path) -> list[str]:
         # Neither a teacher's answers nor hard negatives are part of a step; both are made once, before the first.
         once = {"teacher": None, "num_hard_negatives": 0} if name == "represent" else {}
         few = replace(config, max_steps=TIMED, **once)
-        options: dict[str, Any] = {"precision": recipe.precision, "seed": recipe.seed, "save_strategy": "no"}
+        options: dict[str, Any] = {
+            "precision": recipe.precision,
+            "seed": recipe.seed,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+        }
         log = train(model, pairs, few, output_dir=place / name, show_progress_bar=False, **options)
         seconds = log[-1]["train_runtime"] / TIMED
         hours = recipe.max_hours / 2 if data.made and recipe.max_hours else None
