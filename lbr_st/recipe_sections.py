@@ -260,14 +260,7 @@ class EvaluateConfig:
     beside: str | None = None
 
 
-MATTER_MOST: tuple[str, ...] = (
-    "max_hours",
-    "data.source",
-    "data.queries",
-    "data.texts",
-    "model.base",
-    "model.max_seq_length",
-)
-MATTER_MOST += ("learn.max_steps", "learn.learning_rate", "represent.max_steps", "represent.batch_size")
-MATTER_MOST += ("represent.learning_rate", "evaluate.beside")
+MATTER_MOST: tuple[str, ...] = ("max_hours", "data.source", "data.queries", "data.texts", "model.base")
+MATTER_MOST += ("model.max_seq_length", "learn.max_steps", "learn.learning_rate", "represent.max_steps")
+MATTER_MOST += ("represent.batch_size", "represent.learning_rate", "evaluate.beside")
 """The dozen settings that `lbr-st train --help` shows and `lbr-st init` writes down."""

@@ -67,7 +67,7 @@ def test_before_a_run_it_is_said_what_it_will_cost(tiny_base, folder, tmp_path):
     assert re.search(r"^learn: 4 steps of 8 of \d+ pairs, ", said, re.M)  # one more than are timed
     assert re.search(r"^represent: 4 steps of 16 of \d+ pairs, ", said, re.M)
     assert re.search(r"^scoring: \d+ queries in 72 documents$", said, re.M)
-    assert re.search(r"^About \d+ minutes .*: reading the data .*, learn .*, represent .*, scoring ", said, re.M)
+    assert re.search(r"^About \d+ minutes .*: reading .*, learn .*, represent .*, scoring ", said, re.M)
     assert load_recipe(tmp_path / "made" / "recipe.yaml") == recipe_for(recipe.model.base, folder, max_hours=1e-9)
     assert [file.name for file in (tmp_path / "made").iterdir()] == ["recipe.yaml"]
 

@@ -125,11 +125,8 @@ def load_by_name(
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
     if known := embedder_named(model):
-        return (
-            load_stock(resolve_embedder(model), **encoding_options(precision)),
-            f"sentence-transformers/{known}",
-            None,
-        )
+        name = f"sentence-transformers/{known}"
+        return load_stock(resolve_embedder(model), **encoding_options(precision)), name, None
     local = f"local/{safe_name(folder.resolve().name)}"
     listing = folder / "modules.json"
     if listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8"):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import docstring_parser
 import yaml
@@ -72,43 +72,31 @@ def commented(recipe: Recipe, output: Path) -> str:
 
 
 def _cost(recipe: Recipe, place: Path) -> list[str]:
-    """Return a line for each part of a run: how long it will take here, going by three steps and some documents."""
-    start = time.monotonic()
+    """Return a line for each part of a run, and last how long all will take, going by three steps of each stage."""
+    start, lines, minutes = time.monotonic(), [], {}
     data = prepare(recipe, place / "data")
-    parts = [("reading the data", time.monotonic() - start)]
-    model, lines, stages = model_from_recipe(recipe), [], 0
-    trains: list[tuple[str, Callable[..., Any], Any]] = [
-        ("learn", learn, data.learn_pairs),
-        ("represent", represent, data.pairs),
-    ]
-    for name, train, pairs in trains:
-        config = getattr(recipe, name)
+    minutes["reading"] = (time.monotonic() - start) / 60
+    model = model_from_recipe(recipe)
+    hours = recipe.max_hours / 2 if data.made and recipe.max_hours else math.inf
+    for name, pairs in (("learn", data.learn_pairs), ("represent", data.pairs)):
+        config, train = getattr(recipe, name), cast(Any, learn if name == "learn" else represent)
         if pairs is None or not config.enabled or config.max_steps == 0:
             continue
         config = with_steps(config, len(pairs) if data.made else None)
         # Neither a teacher's answers nor hard negatives are part of a step; both are made once, before the first.
         once = {"teacher": None, "num_hard_negatives": 0} if name == "represent" else {}
+        options: Any = {"precision": recipe.precision, "save_strategy": "no", "logging_strategy": "no"}
         few = replace(config, max_steps=TIMED, **once)
-        options: dict[str, Any] = {
-            "precision": recipe.precision,
-            "seed": recipe.seed,
-            "save_strategy": "no",
-            "logging_strategy": "no",
-        }
         log = train(model, pairs, few, output_dir=place / name, show_progress_bar=False, **options)
         seconds = log[-1]["train_runtime"] / TIMED
-        hours = recipe.max_hours / 2 if data.made and recipe.max_hours else None
-        steps = min(config.max_steps, max(TIMED + 1, int(hours * 3600 / seconds))) if hours else config.max_steps
-        stages += 1
+        steps = int(min(config.max_steps, max(TIMED + 1, hours * 3600 / seconds)))
+        minutes[name] = steps * seconds / 60
         lines.append(f"{name}: {steps:,} steps of {config.batch_size} of {len(pairs):,} pairs, {seconds:.1f} s each")
-        parts.append((name, seconds * steps))
     if data.test is not None:
-        texts = [*data.test.corpus.values(), *data.test.queries.values()]
+        texts, models = [*data.test.corpus.values(), *data.test.queries.values()], len(lines)
+        lines.append(f"scoring: {len(data.test.queries):,} queries in {len(data.test.corpus):,} documents")
         start = time.monotonic()
         model.encode_document(texts[:SAMPLE], batch_size=recipe.evaluate.batch_size, show_progress_bar=False)
-        seconds = (time.monotonic() - start) / len(texts[:SAMPLE])
-        parts.append(("scoring", seconds * len(texts) * (stages + bool(recipe.evaluate.beside))))
-        lines.append(f"scoring: {len(data.test.queries):,} queries in {len(data.test.corpus):,} documents")
-    total = sum(seconds for _, seconds in parts)
-    each = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts)
-    return [*lines, f"About {total / 60:.0f} minutes on this machine ({os.cpu_count()} cores): {each}."]
+        minutes["scoring"] = models * (time.monotonic() - start) / 60 * len(texts) / len(texts[:SAMPLE])
+    each = ", ".join(f"{name} {number:.1f}" for name, number in minutes.items())
+    return [*lines, f"About {sum(minutes.values()):.0f} minutes on this machine ({os.cpu_count()} cores): {each}."]
