@@ -292,11 +292,11 @@ def _card_info(recipe: Recipe, data: RunData, work: Path, rows: list[tuple[str, 
 def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite: bool) -> Iterator[None]:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
-    refuse_no_data(recipe)
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)
+    refuse_no_data(recipe)
     start_processes()
     with only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():

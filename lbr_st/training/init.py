@@ -64,7 +64,7 @@ def commented(recipe: Recipe, output: Path) -> str:
             if key in MATTER_MOST or values[key] != usual[key]:
                 lines += textwrap.wrap(field.description or "", initial_indent="# ", subsequent_indent="# ", width=110)
                 value = {field.arg_name: values[key]}
-                lines.append(yaml.safe_dump(value, default_flow_style=None, allow_unicode=True).rstrip())
+                lines.append(yaml.safe_dump(value, allow_unicode=True).rstrip())
         if lines:
             block = "\n".join(lines)
             text += f"\n{section}:\n{textwrap.indent(block, '  ')}\n" if section else f"\n{block}\n"

@@ -55,8 +55,8 @@ def read_sources(recipe: Recipe) -> Sources:
     Raises:
         LBRError: A source is not named, missing, empty or malformed, or a domain task is given other pairs.
     """
-    refuse_no_data(recipe)
     refuse_unpublished(recipe, DATA_PLACES)
+    refuse_no_data(recipe)
     config = recipe.data
     own, also = short_name(config.source), [domain_task(name) for name in config.also]
     notes: list[str] = []

@@ -26,7 +26,7 @@ from lbr_st.model.build import build_model
 from lbr_st.publish import leaderboard
 from lbr_st.publish.card import CardInfo
 from lbr_st.publish.stock import release
-from lbr_st.recipe import Recipe, save_recipe
+from lbr_st.recipe import DataConfig, Recipe, save_recipe
 
 mteb = pytest.importorskip("mteb")
 
@@ -46,7 +46,8 @@ def released(tiny_base, tmp_path_factory):
     """A small model in stock form, with a recipe and a card that tell all that is asked."""
     folder = tmp_path_factory.mktemp("release") / "tiny"
     model = build_model(tiny_base("llama"), max_seq_length=24, lora_rank=4, projection_dim=8)
-    release(model, folder, info=CardInfo("tiny", recipe=Recipe(name="tiny"), licence="apache-2.0", language="en"))
+    recipe = Recipe(name="tiny", data=DataConfig(source="chebi"))
+    release(model, folder, info=CardInfo("tiny", recipe=recipe, licence="apache-2.0", language="en"))
     return folder
 
 
