@@ -1,9 +1,11 @@
-# Everything runs in a virtual environment in .venv, set up on first use with the versions in constraints.txt.
+# Everything runs in a virtual environment in .venv, set up on first use with the versions in constraints.txt. What only
+# tests and lint need is added to it on their first use.
 # test-lowest has its own, with the lowest versions that pyproject.toml allows.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 LOWEST ?= .venv-lowest
 # Processes that share the tests. Each takes one core and 2 GB.
 JOBS ?= 2
@@ -19,8 +21,9 @@ help:  ## Print this list
 
 .venv: $(STAMP)  ## Set up the virtual environment (PYTHON=... picks the interpreter, 3.11 or newer)
 
-$(STAMP): EXTRAS := chem,eval,documents,dev
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): EXTRAS := chem,eval,documents
+$(TOOLS): EXTRAS := chem,eval,documents,dev
+$(STAMP) $(TOOLS): pyproject.toml constraints.txt
 	$(set_up)
 
 $(LOWEST)/.ready: EXTRAS := chem,eval,documents,qlora,dev
@@ -34,7 +37,7 @@ define set_up
 		echo "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --disable-pip-version-check --no-compile -c $(filter constraints%,$^) -e ".[$(EXTRAS)]"
-	@touch $@
+	@touch $(@D)/.ready $@
 endef
 
 lbr-chem: $(STAMP)  ## Train and release a small chemistry model into lbr-chem-quick/ (minutes on a CPU)
@@ -46,10 +49,10 @@ lbr-chem-full: $(STAMP)  ## The same with the full recipe, into lbr-chem-full/ (
 documents: $(STAMP)  ## Train a search on documents alone, networkx's docstrings, into lbr-graphs/ (an hour on a CPU)
 	$(BIN)/python recipes/documents.py --overwrite --output lbr-graphs
 
-test: $(STAMP)  ## Run the tests that take minutes together, offline
+test: $(TOOLS)  ## Run the tests that take minutes together, offline
 	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST) -m "not slow"
 
-test-all: $(STAMP)  ## Run all tests, the slow ones included
+test-all: $(TOOLS)  ## Run all tests, the slow ones included
 	HF_HUB_OFFLINE=1 $(BIN)/python $(PYTEST)
 
 test-lowest: $(LOWEST)/.ready  ## Run all tests on the lowest versions allowed (6 GB, put in LOWEST=...)
@@ -58,7 +61,7 @@ test-lowest: $(LOWEST)/.ready  ## Run all tests on the lowest versions allowed (
 bench: $(STAMP)  ## Measure the benchmark's rows that need no GPU (an hour on two idle cores)
 	$(BIN)/python benchmarks/run.py
 
-lint: $(STAMP)  ## Check style, formatting and types
+lint: $(TOOLS)  ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -55,7 +55,7 @@ def _parse(argv: list[str]) -> tuple[str, dict[str, Any]]:
     argv = _spelled(name, command, without_retired(argv))
     recipe = Recipe()
     try:
-        parsed = _parser(name, command, recipe).parse_args(argv[1:])
+        parsed = _parser(name, command, recipe, everything="--help-all" in argv).parse_args(argv[1:])
         if keys and parsed.config:
             recipe = load_recipe(parsed.config)
             parsed = _parser(name, command, recipe).parse_args(argv[1:])
@@ -95,8 +95,8 @@ def _overview() -> ArgumentParser:
     )
 
 
-def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
-    """Return a command's parser, whose recipe flags have the values of ``defaults``."""
+def _parser(name: str, command: Command, defaults: Recipe, everything: bool = False) -> ArgumentParser:
+    """Return a command's parser, whose recipe flags have the values of ``defaults``; its help may list everything."""
     parameters = _parameters(command).values()
     required = [item for item in parameters if item.default is item.empty or item.kind != item.KEYWORD_ONLY]
     parser = ArgumentParser(
@@ -126,9 +126,13 @@ def _parser(name: str, command: Command, defaults: Recipe) -> ArgumentParser:
     if keys := _recipe_keys(command):
         text = "Recipe in YAML; flags on the command line win over it."
         parser.add_argument("--config", type=str | None, metavar="FILE", help=text)
+        parser.add_argument("--help-all", action="help", help="Show every flag, also those that rarely matter.")
         add_recipe_arguments(parser, {None: RunConfig} | {section: SECTIONS[section] for section in command.sections})
         values = defaults.flat()
         parser.set_defaults({key: values[key] for key in keys})
+        for action in parser._actions:
+            if not everything and action.dest in keys and action.dest not in command.shown:
+                action.help = argparse.SUPPRESS
     return parser
 
 
@@ -161,7 +165,7 @@ def _spelled(name: str, command: Command, argv: list[str]) -> list[str]:
     """Return a command line with the older spelling --work_folder as --work-folder; refuse unknown flags."""
     keys = _recipe_keys(command)
     own = [_shown(item).removeprefix("--") for item in _parameters(command).values() if item.kind == item.KEYWORD_ONLY]
-    known = [*keys, *own, "debug", "help", *(["config"] if keys else [])]
+    known = [*keys, *own, "debug", "help", *(["config", "help-all"] if keys else [])]
     words: list[str] = []
     for index, word in enumerate(argv):
         flag, equals, value = word.partition("=")

@@ -18,6 +18,7 @@ from lbr_st.errors import LBRError, exit_status
 from lbr_st.files import command_line
 from lbr_st.recipe import SECTIONS, Recipe, quick_form
 from lbr_st.recipe import baseline as baseline_of
+from lbr_st.recipe_sections import MATTER_MOST
 
 __all__ = ["COMMANDS", "Command", "quick_form", "recipe_script"]
 
@@ -26,11 +27,15 @@ sys.modules[f"{__name__}.recipe_script"] = sys.modules[__name__]
 
 
 class Command(NamedTuple):
-    """A command: its function, a whole command line, and the sections of the recipe whose fields are flags."""
+    """A command: its function, a whole command line, and the sections of the recipe whose fields are flags.
+
+    ``shown`` are the fields that ``--help`` lists; ``--help-all`` lists the others, too.
+    """
 
     run: Callable[..., None]
     example: str
     sections: tuple[str, ...]
+    shown: tuple[str, ...]
 
 
 COMMANDS: dict[str, Command] = {}  # in the order of the help
@@ -38,9 +43,17 @@ SHARED = {"output": "Folder to write.", "overwrite": "Replace the output if it e
 SHARED |= {"model": "Folder of a released model.", "base": "Folder of the base, if its name does not lead to it."}
 
 
-def _command(example: str, *sections: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+READING = tuple(f"data.{name}_column" for name in ("text", "query", "document"))
+READING += ("data.split", "data.min_score", "data.bad_rows")
+SCORING = ("data.source", "data.pairs", "data.queries", *READING)
+SCORING += tuple(f"evaluate.{name}" for name in ("split", "num_queries", "num_documents", "batch_size", "precision"))
+
+
+def _command(
+    example: str, *sections: str, shown: tuple[str, ...] = MATTER_MOST
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def register(run: Callable[..., None]) -> Callable[..., None]:
-        COMMANDS[run.__name__.replace("_", "-")] = Command(run, example, sections)
+        COMMANDS[run.__name__.replace("_", "-")] = Command(run, example, sections, shown)
         return run
 
     return register
@@ -59,6 +72,19 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
     written = build_released(name, output, base=base, overwrite=overwrite)
     print(f"{written} is ready. In Python:\n\nfrom sentence_transformers import SentenceTransformer")
     print(f'embeddings = SentenceTransformer({json.dumps(str(written))}).encode_query(["your text"])')
+
+
+@_command("lbr-st init my_documents/", *SECTIONS)
+def init(recipe: Recipe, source: str, *, output: str = "recipe.yaml", overwrite: bool = False) -> None:
+    """Write a recipe for your data with the settings that matter, and say how long it will train on this machine.
+
+    Args:
+        source: Your documents or pairs, as --data.source of lbr-st train takes them.
+        output: File to write.
+    """
+    from lbr_st.training.init import init as write
+
+    print(write(recipe, source, Path(output), overwrite=overwrite))
 
 
 @_command("lbr-st train --config recipe.yaml --learn.max_steps 50 --output my-model", *SECTIONS)
@@ -145,7 +171,9 @@ def reconstruct(model: str, text: list[str], *, max_new_tokens: int = 64) -> Non
     main(model, text, max_new_tokens)
 
 
-@_command('accelerate launch --config_file "$(lbr-st launch-config ddp)" -m lbr_st train --output my-model')
+@_command(
+    'accelerate launch --config_file "$(lbr-st launch-config ddp)" -m lbr_st train --config recipe.yaml --output x'
+)
 def launch_config(kind: Literal["ddp", "fsdp2"]) -> None:
     """Print the path of a configuration for accelerate launch, to train on several GPUs.
 
@@ -155,7 +183,7 @@ def launch_config(kind: Literal["ddp", "fsdp2"]) -> None:
     print(Path(__file__).parent / "training" / "launch" / f"{kind}.yaml")
 
 
-@_command("lbr-st evaluate my-model --suite chem --only local", "data", "evaluate")
+@_command("lbr-st evaluate my-model --suite chem --only local", "data", "evaluate", shown=SCORING)
 def evaluate(
     recipe: Recipe,
     model: str,
@@ -172,7 +200,8 @@ def evaluate(
     """Measure a model on a domain's suite, a BEIR folder, or any MTEB task or benchmark.
 
     Args:
-        model: What to evaluate: a folder, a hub id, bm25, or untrained:BASE (a causal LM as it is, with mean pooling).
+        model: What to evaluate: a folder, a hub id, bm25, all-minilm-l6-v2, or untrained:BASE (a causal LM as it is,
+            with mean pooling).
         suite: chem, medical, code or law; a BEIR folder; chebi, mondo or pydoc; or an MTEB benchmark's or task's name.
             Without it, the recipe's held-out queries.
         output: Folder for scores, in MTEB's layout.
@@ -227,9 +256,10 @@ def compare(
     from lbr_st.evaluation.compare import compare as compare_systems
     from lbr_st.evaluation.compare import format_comparison, only_tasks
     from lbr_st.evaluation.scores import find_system, read_records
+    from lbr_st.model.bases import embedder_named
 
     scores = [score for folder in results for score in read_records(folder)]
-    found = [find_system(scores, name) for name in system]
+    found = [find_system(scores, embedder_named(name) or name) for name in system]
     found = only_tasks(found, system, tasks) if tasks else found
     comparison = compare_systems(found, resamples=resamples, seed=seed)
     path = comparison.write(output)
@@ -252,7 +282,7 @@ def plot(*, results: str = "results", training: str | None = None, output: str =
     print("\n".join(left_out), file=sys.stderr)
 
 
-@_command("lbr-st check-contamination my_pairs.jsonl --against chem", "data")
+@_command("lbr-st check-contamination my_pairs.jsonl --against chem", "data", shown=READING)
 def check_contamination(
     recipe: Recipe,
     train: list[str],

@@ -30,7 +30,16 @@ from lbr_st.model.load import load_by_name, load_model, safe_name
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import RESULTS, provenance, run_card, write_card, write_origin
 from lbr_st.publish.stock import stock_form
-from lbr_st.recipe import PLACES, STAGES, Recipe, load_recipe, refuse_unpublished, save_recipe, with_steps
+from lbr_st.recipe import (
+    PLACES,
+    STAGES,
+    Recipe,
+    load_recipe,
+    refuse_no_data,
+    refuse_unpublished,
+    save_recipe,
+    with_steps,
+)
 from lbr_st.training.data import DATA, RunData, evaluation_set, prepare, source_of
 from lbr_st.training.learn import learn
 from lbr_st.training.model import (
@@ -164,6 +173,7 @@ def run_evaluate(model: str, recipe: Recipe, output: str | Path, *, command: str
     Raises:
         LBRError: The data has no held-out queries, or the model was trained on them.
     """
+    refuse_no_data(recipe)
     if _held_nothing_out(model, recipe):
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, enabled=False))
     test = evaluation_set(recipe)
@@ -314,6 +324,7 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)
+    refuse_no_data(recipe)
     start_processes()
     with quiet_libraries(), only_run(*filter(None, (output, work))) if is_first() else nullcontext():
         if is_first():

@@ -219,6 +219,13 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
     )
 
 
+def refuse_no_data(recipe: Recipe) -> None:
+    """Raise :class:`LBRError` if a recipe does not name its data."""
+    if not recipe.data.source:
+        fix = "Give a folder of documents, a file of pairs, or a task such as chebi: --data.source my_documents/"
+        raise LBRError("no data is named.", where="data.source", fix=fix)
+
+
 DATA_PLACES = ("data.source", "data.texts", "data.pairs", "data.queries", "data.writer")
 PLACES = ("model.base", *DATA_PLACES, "represent.teacher", "evaluate.beside")
 

@@ -91,7 +91,7 @@ def check_value(key: str, hint: Any, value: Any) -> None:
     if not isinstance(value, str):
         return
     prompt = key.endswith("_prompt")  # may be empty or hold line breaks
-    if not (prompt or value.strip()):
+    if not (prompt or value.strip() or (key == "data.source" and not value)):  # which may be given later
         raise LBRError("is empty.", where=key, fix="Give it a value.")
     if key == "name" and not re.fullmatch(r"\w[\w.-]*", value):  # it names files and stands in the card's header
         fix = "Use letters, digits, '_', '.' and '-', and do not begin with '.' or '-'."
@@ -157,7 +157,7 @@ def read_values(path: Path, hints: Mapping[str, Any], sections: Collection[str])
     values = {key: value for key, value in values.items() if key not in RETIRED}
     for key in values:
         if key not in hints:
-            fix = did_you_mean(key, [*hints, *sections]) or "Remove it. lbr-st train --help lists every key."
+            fix = did_you_mean(key, [*hints, *sections]) or "Remove it. lbr-st train --help-all lists every key."
             raise LBRError(f"unknown key {key}.", where=str(path), fix=fix)
     return {key: as_number(hints[key], value) for key, value in values.items()}
 

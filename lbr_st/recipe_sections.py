@@ -83,8 +83,9 @@ class DataConfig:
     """Where the text and the query-document pairs come from.
 
     Args:
-        source: Domain data: chebi, documents (a folder, or .txt, .md, .rst, .html, .pdf, .docx and tables without
-            queries), a BEIR folder, a .jsonl, .csv, .tsv or .parquet file of pairs, or a hub dataset id.
+        source: Domain data, which has no default: documents (a folder, or .txt, .md, .rst, .html, .pdf, .docx and
+            tables without queries), a BEIR folder, a .jsonl, .csv, .tsv or .parquet file of pairs, a hub dataset id, or
+            a domain task such as chebi.
         make_pairs: Kinds of pairs made of documents: heading (headings to a passage), crop (a sentence to the rest of
             its passage), terms (a passage's rarest words to it), defines (a term to what defines it), question (queries
             that a language model writes). null takes all, question only with a writer.
@@ -107,7 +108,7 @@ class DataConfig:
             document judged for one: drop them, refuse to run, or only report them.
     """
 
-    source: str = "chebi"
+    source: str = ""
     make_pairs: list[Literal["heading", "crop", "terms", "defines", "question"]] | None = None
     writer: str | None = None
     queries: str | None = None
@@ -255,8 +256,8 @@ class EvaluateConfig:
         batch_size: Texts encoded at once.
         precision: Arithmetic for encoding; auto takes bfloat16 where it is faster and the embeddings stay the same (a
             cosine of 0.995 or more). Scores in bfloat16 are filed apart from those in float32.
-        beside: A model to score for comparison: a folder, a hub id, or untrained:smollm2-135m for that base as it is,
-            with mean pooling; null for none.
+        beside: A model to score for comparison: a folder, a hub id, the embedded all-minilm-l6-v2, or
+            untrained:smollm2-135m for that base as it is, with mean pooling; null for none.
     """
 
     enabled: bool = True
@@ -266,3 +267,9 @@ class EvaluateConfig:
     batch_size: PositiveInt = 32
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     beside: str | None = None
+
+
+MATTER_MOST: tuple[str, ...] = ("max_hours", "data.source", "data.queries", "data.texts", "model.base")
+MATTER_MOST += ("model.max_seq_length", "learn.max_steps", "learn.learning_rate", "represent.max_steps")
+MATTER_MOST += ("represent.batch_size", "represent.learning_rate", "evaluate.beside")
+"""The dozen settings that `lbr-st train --help` shows and `lbr-st init` writes down."""

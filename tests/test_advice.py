@@ -63,7 +63,7 @@ OTHER_PROGRAMS = ("accelerate launch", "pip install", "hf upload")
 def unknown(text):
     """Yield what a message names and what is nowhere to be found."""
     for flag in re.findall(rf"(?<![\w{GAP}-])--([a-z][\w.-]*\w)(?!\.?[\w{GAP}])", text):
-        known = {*FLAGS, *field_types(), "debug", "help", "version", "config", "quick"}
+        known = {*FLAGS, *field_types(), "debug", "help", "help_all", "version", "config", "quick"}
         if flag.replace("-", "_") not in known and not any(program in text for program in OTHER_PROGRAMS):
             yield f"--{flag}"
     for key in re.findall(rf"(?<![\w.{GAP}/-])((?:{'|'.join(SECTIONS)})\.[a-z]\w+)(?![\w{GAP}(])", text):

@@ -1,5 +1,6 @@
 """The command line: what it passes on, its help, and its exit codes."""
 
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from lbr_st.commands import COMMANDS
 from lbr_st.errors import LBRError
 from lbr_st.files import command_line
 from lbr_st.recipe import Recipe, field_types, save_recipe
+from lbr_st.recipe_sections import MATTER_MOST
 
 
 @pytest.fixture
@@ -158,9 +160,9 @@ def test_interrupt_exits_130(calls, capsys, monkeypatch):
     assert len(error.splitlines()) == 1
 
 
-def help_of(capsys, *words):
+def help_of(capsys, *words, flag="--help"):
     with pytest.raises(SystemExit) as caught:
-        main([*words, "--help"])
+        main([*words, flag])
     assert caught.value.code == 0
     return capsys.readouterr().out
 
@@ -211,10 +213,25 @@ def test_the_command_line_as_typed(monkeypatch, argv, expected):
 
 def test_every_field_has_a_sentence(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
-    lines = help_of(capsys, "train").splitlines()
+    lines = help_of(capsys, "train", flag="--help-all").splitlines()
     for key in field_types():
-        start = next(index for index, line in enumerate(lines) if line.lstrip().startswith(f"--{key} "))
+        start = next(index for index, line in enumerate(lines) if re.match(rf" *--{key}[ ,]", line))
         assert ". (type: " in " ".join(lines[start : start + 2]), key
+
+
+def test_help_lists_the_settings_that_matter_and_help_all_the_rest(capsys):
+    def fields(name, flag):
+        return set(re.findall(r"^  --([\w.]+)", help_of(capsys, name, flag=flag), re.M)) & field_types().keys()
+
+    assert len(MATTER_MOST) == 12
+    for name in ("train", "init"):
+        assert fields(name, "--help") == set(MATTER_MOST)
+        assert fields(name, "--help-all") == field_types().keys()
+    assert fields("learn", "--help") == {key for key in MATTER_MOST if not key.startswith(("represent.", "evaluate."))}
+    shown = fields("evaluate", "--help")
+    assert {"data.source", "data.query_column", "evaluate.num_queries"} < shown
+    assert not shown & {"seed", "max_hours", "data.make_pairs", "data.contamination", "data.also", "evaluate.beside"}
+    assert "data.contamination" in fields("evaluate", "--help-all")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])

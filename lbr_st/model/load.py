@@ -18,7 +18,7 @@ from lbr_st.compute import Precision, encoding_options
 from lbr_st.errors import LBRError
 from lbr_st.files import NO_HUB_ID
 from lbr_st.model.backbone import CausalBackbone
-from lbr_st.model.bases import BASES, resolve_base
+from lbr_st.model.bases import BASES, embedder_named, resolve_base, resolve_embedder
 from lbr_st.model.lora import Quantize, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
 from lbr_st.model.prompts import check_prompts
@@ -112,7 +112,7 @@ def load_by_name(
 
     Args:
         model: ``untrained:BASE``, a causal LM as it is, with mean pooling (``BASE`` is ``smollm2-135m``, a folder or a
-            hub id); the folder of a model in stock or training form; or a hub id.
+            hub id); the folder of a model in stock or training form; ``all-minilm-l6-v2``; or a hub id.
         precision: What it will encode in. In bfloat16 on a GPU, a stock model runs without padding where it can.
         max_seq_length: Longest text of an untrained base in tokens; None for what it allows.
 
@@ -124,6 +124,9 @@ def load_by_name(
         return mean_pooling(base, max_seq_length), f"baseline/{safe_name(Path(base).name)}-mean-pooling", None
     if model in BASES and not folder.exists():
         raise LBRError("is a base, not an embedding model.", where=model, fix=f"Write untrained:{model} to score it.")
+    if known := embedder_named(model):
+        name = f"sentence-transformers/{known}"
+        return load_stock(resolve_embedder(model), **encoding_options(precision)), name, None
     local = f"local/{safe_name(folder.resolve().name)}"
     listing = folder / "modules.json"
     if listing.is_file() and "lbr_st." in listing.read_text(encoding="utf-8"):

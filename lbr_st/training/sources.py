@@ -23,7 +23,7 @@ from lbr_st.files import cache_dir, notice
 from lbr_st.model.bases import licence_of, resolve_base
 from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.tokens import with_bottleneck_tokens
-from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_unpublished
+from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_no_data, refuse_unpublished
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
 from lbr_st.training.questions import questions
 
@@ -53,9 +53,10 @@ def read_sources(recipe: Recipe) -> Sources:
     """Read what a recipe's data section names; tables are on disk, sets of queries in memory.
 
     Raises:
-        LBRError: A source is missing, empty or malformed, or a domain task is given other pairs.
+        LBRError: A source is not named, missing, empty or malformed, or a domain task is given other pairs.
     """
     refuse_unpublished(recipe, DATA_PLACES)
+    refuse_no_data(recipe)
     config = recipe.data
     own, also = short_name(config.source), [domain_task(name) for name in config.also]
     notes: list[str] = []

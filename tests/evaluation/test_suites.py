@@ -17,6 +17,7 @@ from lbr_st.evaluation import suites as suites_module
 from lbr_st.evaluation.scores import find_system, read_records
 from lbr_st.evaluation.suites import SUITES, evaluate, evaluate_suites, held_out, hub_reachable, plan
 from lbr_st.evaluation.systems import load_system
+from lbr_st.model import bases
 from lbr_st.model.load import load_by_name
 
 mteb = pytest.importorskip("mteb")
@@ -193,6 +194,17 @@ def test_models_by_name(tiny_base, tmp_path):
             load_system(missing)
     with pytest.raises(LBRError, match="org/model"):
         load_system(base, name="x")
+
+
+def test_the_registrys_embedder_has_one_name_in_any_case(bert, folder, tmp_path, monkeypatch, capsys):
+    bert().save(str(tmp_path / bases.EMBEDDERS["all-MiniLM-L6-v2"][-1]))
+    monkeypatch.setattr(bases, "fetch_wheel", lambda *pin: tmp_path)
+    results = ["--output", str(tmp_path / "results")]
+    for model in ("bm25", "all-minilm-l6-v2"):
+        assert main(["evaluate", model, "--suite", folder, *results]) == 0
+    options = ["--results", results[1], "--output", str(tmp_path / "comparison")]
+    assert main(["compare", "bm25", "All-MiniLM-L6-v2", *options]) == 0
+    assert "sentence-transformers/all-MiniLM-L6-v2" in capsys.readouterr().out
 
 
 def test_the_hubs_silence_is_noticed(monkeypatch):

@@ -78,7 +78,7 @@ def test_what_is_below_the_current_folder_is_a_path_for_sure(here):
     same = ("./mine", "pairs.jsonl", "data/gone.jsonl", ".", "org/elsewhere", "untrained:org/elsewhere", "mondo")
     assert {name: published(name) for name in (*named, *same)} == {**named, **{name: name for name in same}}
     # A domain task or an embedded base is meant by its name, even if a folder has it, too.
-    recipe = Recipe(data=DataConfig(texts="mine"))
+    recipe = Recipe(data=DataConfig(source="chebi", texts="mine"))
     recipe.evaluate.beside = "untrained:smollm2-135m"
     told = [CardInfo("x", recipe=recipe).recipe.flat()[key] for key in PLACES]
     assert told == ["smollm2-135m", "chebi", "./mine", *[None] * 4, "untrained:smollm2-135m"]
@@ -146,7 +146,7 @@ def test_cards_and_submissions_take_the_plain_name(tmp_path, here):
     texts = tmp_path / "somebody" / "nfcorpus.jsonl"
     texts.parent.mkdir()
     texts.touch()
-    recipe = Recipe(data=DataConfig(texts=str(texts)))
+    recipe = Recipe(data=DataConfig(source="chebi", texts=str(texts)))
     recipe.model.base = str(tmp_path / "org")
     data = SimpleNamespace(pairs=None, licences=[], notes=[], contamination=[], sources={})
     info = run_card(recipe, data, tmp_path, [], "x")
