@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytrec_eval
+import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.data.beir import RetrievalSet
@@ -32,7 +33,8 @@ WAYS = {
 def encode(model: SentenceTransformer, texts: list[str], prompt: str | None) -> np.ndarray:
     """Return normalised embeddings [texts, dimension]; ``prompt`` is a name, or None for none at all."""
     options = {"prompt": ""} if prompt is None else {"prompt_name": prompt}
-    return np.asarray(model.encode(texts, batch_size=64, show_progress_bar=False, **options))
+    rows = model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_tensor=True, **options).float()
+    return F.normalize(rows).numpy()
 
 
 def ndcg(data: RetrievalSet, queries: np.ndarray, documents: np.ndarray) -> list[float]:
@@ -52,8 +54,10 @@ def main() -> None:
     parser.add_argument("--task", default="chebi", help="domain task whose test queries are asked")
     parser.add_argument("--queries", type=int, default=300)
     parser.add_argument("--documents", type=int, default=3_000)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     given = parser.parse_args()
-    model = SentenceTransformer(str(given.model), device="cpu", local_files_only=True)
+    options = {"dtype": given.dtype}
+    model = SentenceTransformer(str(given.model), device="cpu", local_files_only=True, model_kwargs=options)
     data = domain_task(given.task).test.slice(given.queries, given.documents)
     texts = list(data.queries.values()), list(data.corpus.values())
     kept: dict[tuple[int, str | None], np.ndarray] = {}

@@ -126,21 +126,15 @@ def write_for_all_versions(folder: Path) -> None:
     edit(folder / "config.json", with_older_rope)
     # The class only reads tokenizer.json; version 5 knows it under this name as well.
     edit(folder / "tokenizer_config.json", lambda found: {**found, "tokenizer_class": "PreTrainedTokenizerFast"})
-    sizes = {
-        json.loads((folder / file).read_text(encoding="utf-8")).get(key)
-        for file, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length"))
-    }
-    longest = min(sizes - {None}, default=None)
-    (folder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": longest, "do_lower_case": False}, indent=2) + "\n", encoding="utf-8"
-    )
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    for module in modules:
-        kind = module["type"].rpartition(".")[2]
-        module["type"] = f"sentence_transformers.models.{kind}"
-        if kind in OLDER_SETTINGS:
-            edit(folder / module["path"] / "config.json", OLDER_SETTINGS[kind])
-    edit(folder / "modules.json", lambda _: modules)
+    keys = (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length"))
+    sizes = [json.loads((folder / file).read_text(encoding="utf-8")).get(key) for file, key in keys]
+    longest = min((size for size in sizes if size), default=None)
+    edit(folder / "sentence_bert_config.json", lambda _: {"max_seq_length": longest, "do_lower_case": False})
+    named = "sentence_transformers.models."
+    edit(folder / "modules.json", lambda found: [{**m, "type": named + m["type"].rpartition(".")[2]} for m in found])
+    for kind, older in (("Pooling", older_pooling), ("Dense", older_dense)):
+        for path in folder.glob(f"*_{kind}/config.json"):
+            edit(path, older)
 
 
 def older_pooling(config: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +147,6 @@ def older_pooling(config: dict[str, Any]) -> dict[str, Any]:
 def older_dense(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of a layer without the names of what it reads and writes, which were fixed."""
     return {key: value for key, value in config.items() if not key.startswith("module_")}
-
-
-OLDER_SETTINGS = {"Pooling": older_pooling, "Dense": older_dense}
 
 
 def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
