@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lbr_st.errors import LBRError
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.bases import resolve_base
-from lbr_st.model.embedder import embedder_prompts, prompts_for
+from lbr_st.model.embedder import default_prompt, embedder_prompts, prompts_for
 from lbr_st.model.lora import Quantize, add_lora, check_quantize, loading_options
 from lbr_st.model.pooler import BottleneckPooler
 from lbr_st.model.prompts import check_prompts
@@ -110,9 +110,11 @@ def build_model(
         # its copy on disk have the same digest.
         with torch.no_grad():
             rows[ids] = untouched
+    prompts = prompts_for(base, query_prompt, document_prompt)
     model = SentenceTransformer(
         modules=[backbone, pooler, Normalize()],
-        prompts=prompts_for(base, query_prompt, document_prompt),
+        prompts=prompts,
+        default_prompt_name=default_prompt(prompts),
         similarity_fn_name="cosine",
         device=device,
     )

@@ -66,3 +66,11 @@ def prompts_for(base: str, query: str | None, document: str | None) -> dict[str,
     own = embedder_prompts(base)
     kept = DEFAULT_PROMPTS if own is None else {"query": "", "document": "", **own}
     return kept | {name: text for name, text in (("query", query), ("document", document)) if text is not None}
+
+
+def default_prompt(prompts: dict[str, str]) -> str | None:
+    """Return the name of the prompt that plain ``encode`` adds: the document's, if there is one.
+
+    LangChain, Haystack and others call ``encode`` for both sides unless they are told the prompts.
+    """
+    return "document" if prompts.get("document") else None

@@ -30,7 +30,7 @@ from lbr_st.evaluation.systems import PROBE_TEXTS, cosines, encode_probes
 from lbr_st.files import new_folder, notice, published, sha256_of
 from lbr_st.model.bases import BASES
 from lbr_st.model.build import build_model
-from lbr_st.model.embedder import DEFAULT_PROMPTS
+from lbr_st.model.embedder import DEFAULT_PROMPTS, default_prompt
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, is_quantized, load_lora, read_lora_config, save_lora
 from lbr_st.model.safe import read_json
@@ -147,6 +147,7 @@ def training_model(
         fix = "Check the name and the network, or say where it is: --base FOLDER."
         raise LBRError(error.what, where=name, fix=fix) from error
     model.prompts = dict(settings["prompts"])
+    model.default_prompt_name = default_prompt(model.prompts)
     backbone, pooler = backbone_of(model), pooler_of(model)
     trained = read_lora_config(bundle.folder).trainable_token_indices
     if not isinstance(trained, dict) or list(trained.values()) != [backbone.closing_ids]:

@@ -40,8 +40,8 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 LAST_PRODUCTS = ("down_proj", "dense_4h_to_h")
 """Names of the last product of a feed-forward block: in Llama, Mistral, Qwen and Gemma, and in GPT-NeoX."""
 
-NORMALIZE = "sentence_transformers.sentence_transformer.modules.Normalize"
-"""The one name of this module that Sentence Transformers 5 and 6 both know."""
+POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+"""Ends of the keys that say how Sentence Transformers before 6, TEI, vLLM and llama.cpp pool."""
 
 
 def versions(request: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def load(folder: Path, backend: str, **model_kwargs: Any) -> Any:
 
 
 def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
-    """Copy a release into ``target`` as this environment's versions read it, weights linked or left out; no card."""
+    """Copy a release into ``target`` in float32, as all versions read it, weights linked or left out; no card."""
     target.mkdir(parents=True, exist_ok=True)
     for item in release.iterdir():
         if item.name in ("openvino", "onnx") or item.name.startswith("."):  # earlier exports, version control
@@ -106,29 +106,55 @@ def copy_release(release: Path, target: Path, *, weights: bool) -> Path:
             (target / item.name).symlink_to(item.resolve())
         elif not heavy and item.name != "README.md":
             shutil.copyfile(item, target / item.name)
-    edit(target / "config.json", config_for_these_versions)
-    if int(version("transformers").split(".")[0]) < 5:
-        # The class only reads tokenizer.json; version 4 has it under its old name.
-        edit(target / "tokenizer_config.json", lambda config: {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
-    if int(version("sentence-transformers").split(".")[0]) < 6:
-        named = {"type": NORMALIZE}
-        path = target / "modules.json"
-        edit(path, lambda found: [{**m, **(named if m["type"].endswith(".Normalize") else {})} for m in found])
+    edit(target / "config.json", lambda config: {**config, "dtype": "float32"})
+    write_for_all_versions(target)
     return target
 
 
 def edit(path: Path, change: Any) -> None:
     """Change a JSON file's content."""
     content = change(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def config_for_these_versions(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config in float32 that names the rotary base as transformers 4 does, which ignores rope_parameters."""
-    config = {**config, "dtype": "float32"}
+def write_for_all_versions(folder: Path) -> None:
+    """Rewrite a release's JSON so that Sentence Transformers from 3.4 and transformers from 4.57 read it, too.
+
+    Newer versions read their predecessors' names, not the other way round. A rotary base that is not found is silently
+    taken to be 10,000. Servers, such as TEI and vLLM, read the older names as well.
+    """
+    edit(folder / "config.json", with_older_rope)
+    # The class only reads tokenizer.json; version 5 knows it under this name as well.
+    edit(folder / "tokenizer_config.json", lambda found: {**found, "tokenizer_class": "PreTrainedTokenizerFast"})
+    keys = (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length"))
+    sizes = [json.loads((folder / file).read_text(encoding="utf-8")).get(key) for file, key in keys]
+    longest = min((size for size in sizes if size), default=None)
+    edit(folder / "sentence_bert_config.json", lambda _: {"max_seq_length": longest, "do_lower_case": False})
+    named = "sentence_transformers.models."
+    edit(folder / "modules.json", lambda found: [{**m, "type": named + m["type"].rpartition(".")[2]} for m in found])
+    for kind, older in (("Pooling", older_pooling), ("Dense", older_dense)):
+        for path in folder.glob(f"*_{kind}/config.json"):
+            edit(path, older)
+
+
+def older_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of last-token pooling with one key a mode."""
+    size = config.get("embedding_dimension") or config["word_embedding_dimension"]
+    modes = {f"pooling_mode_{mode}": mode == "lasttoken" for mode in POOLING_MODES}
+    return {"word_embedding_dimension": size, **modes, "include_prompt": True}
+
+
+def older_dense(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a layer without the names of what it reads and writes, which were fixed."""
+    return {key: value for key, value in config.items() if not key.startswith("module_")}
+
+
+def with_older_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config that also names the rotary base as transformers 4 does, which ignores rope_parameters."""
     rope = config.get("rope_parameters")
-    if int(version("transformers").split(".")[0]) >= 5 or not rope:
+    if not rope:
         return config
+    config = dict(config)
     if "full_attention" in rope:  # Gemma 3: one for each kind of layer
         local = rope.get("sliding_attention", {})
         config["rope_local_base_freq"] = local.get("rope_theta", rope["full_attention"]["rope_theta"])

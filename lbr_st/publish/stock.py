@@ -17,10 +17,12 @@ from lbr_st.compute import give_back
 from lbr_st.errors import LBRError
 from lbr_st.evaluation.systems import REPORT, cosines, encode_probes
 from lbr_st.files import installed_versions, new_folder, notice, refuse_existing
+from lbr_st.model.embedder import default_prompt
 from lbr_st.model.load import load_model
 from lbr_st.model.lora import has_lora, merge_lora
 from lbr_st.publish import bundle as bundles
 from lbr_st.publish.card import PACKAGES, RESULTS, CardInfo, info_in, write_card, write_origin
+from lbr_st.publish.export_worker import write_for_all_versions
 from lbr_st.training.model import keep_share
 
 
@@ -166,7 +168,7 @@ def stock_form(model: SentenceTransformer, folder: Path, *, in_place: bool = Fal
 
 
 def write_stock(model: SentenceTransformer, folder: Path) -> None:
-    """Write ``model`` into ``folder`` in stock form; its adapters are merged in place."""
+    """Write ``model`` into ``folder`` in stock form, in the words of older versions; adapters are merged in place."""
     backbone, pooler = backbone_of(model), pooler_of(model)
     if has_lora(backbone.model):
         merge_lora(backbone.model)
@@ -186,13 +188,19 @@ def write_stock(model: SentenceTransformer, folder: Path) -> None:
         dense.linear.load_state_dict(projection.state_dict())
         modules.append(dense)
     modules.append(Normalize())
+    prompts = bundles.prompts_of(model)
     stock = SentenceTransformer(
-        modules=modules, prompts=bundles.prompts_of(model), similarity_fn_name="cosine", device=str(model.device)
+        modules=modules,
+        prompts=prompts,
+        default_prompt_name=default_prompt(prompts),
+        similarity_fn_name="cosine",
+        device=str(model.device),
     )
     # No path of this machine belongs in a release.
     transformer.model.config._name_or_path = ""
     transformer.model.name_or_path = ""
     stock.save_pretrained(str(folder), create_model_card=False)
+    write_for_all_versions(folder)
 
 
 def _copy(model: SentenceTransformer) -> SentenceTransformer:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from architectures import ARCHITECTURES
 from sentence_transformers import SentenceTransformer
 
 from lbr_st.cli import main
@@ -262,26 +261,15 @@ def test_the_lists_are_pinned_and_come_with_the_package():
         assert lines[0].startswith("torch==")
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_a_copy_for_transformers_4_says_the_rotary_base_in_its_words(tiny_base, tmp_path, monkeypatch, kind):
-    release(build_model(tiny_base(kind), max_seq_length=24, lora_rank=2), tmp_path / "released")
-    monkeypatch.setattr(worker, "version", lambda package: {"transformers": "4.57.6"}.get(package, "5.7.0"))
-    worker.copy_release(tmp_path / "released", tmp_path / "copy", weights=False)
-    config = json.loads((tmp_path / "copy" / "config.json").read_text())
-    rope = config["rope_parameters"]
-    full = rope.get("full_attention", rope)
-    assert config["rope_theta"] == full["rope_theta"]
-    if kind == "gemma3":
-        assert config["rope_local_base_freq"] == rope["sliding_attention"]["rope_theta"]
-    if kind == "gpt-neox":
-        assert (config["rotary_emb_base"], config["rotary_pct"]) == (full["rope_theta"], full["partial_rotary_factor"])
-    modules = [module["type"] for module in json.loads((tmp_path / "copy" / "modules.json").read_text())]
-    assert modules[-1] == worker.NORMALIZE
-    # The same folder is still what Sentence Transformers 6 reads.
-    (tmp_path / "copy" / "model.safetensors").symlink_to(tmp_path / "released" / "model.safetensors")
-    copied = SentenceTransformer(str(tmp_path / "copy"), device="cpu")
-    stock = SentenceTransformer(str(tmp_path / "released"), device="cpu")
-    np.testing.assert_allclose(copied.encode(["an acid"]), stock.encode(["an acid"]), atol=1e-6)
+def test_a_copy_is_in_float32_and_embeds_alike(released, tmp_path):
+    config = json.loads((released / "config.json").read_text())
+    half = tmp_path / "half"
+    worker.copy_release(released, half, weights=True)
+    (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    worker.copy_release(half, tmp_path / "copy", weights=True)
+    assert json.loads((tmp_path / "copy" / "config.json").read_text()) == config
+    copied, stock = (SentenceTransformer(str(folder), device="cpu") for folder in (tmp_path / "copy", released))
+    np.testing.assert_allclose(encode_probes(copied), encode_probes(stock), atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -96,7 +96,7 @@ def test_a_release_that_differs_is_refused_and_leaves_nothing(tiny_base, tmp_pat
     def with_another_pooling(model, folder):
         write_stock(model, folder)
         config = folder / "1_Pooling" / "config.json"
-        config.write_text(config.read_text().replace("lasttoken", "mean"))
+        config.write_text(config.read_text().replace("lasttoken", "mean_tokens"))
 
     monkeypatch.setattr(release_module, "write_stock", with_another_pooling)
     with pytest.raises(LBRError, match="differs from the training model"):
