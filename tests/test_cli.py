@@ -56,7 +56,11 @@ def test_the_other_commands(calls):
         ("run_learn", (Recipe(), "out"), {"overwrite": False}),
         ("run_represent", (Recipe(), None, "out"), {"overwrite": False}),
         ("run_represent", (Recipe(), "model", "out"), {"overwrite": True}),
-        ("release", ("model", "out"), {"adapter_only": True, "overwrite": False, "base": None, "scale": None}),
+        (
+            "release",
+            ("model", "out"),
+            {"adapter_only": True, "overwrite": False, **dict.fromkeys(("base", "scale", "license"))},
+        ),
         ("reconstruct", ("model", ["water", "null", "1"], 8), {}),
         ("run_evaluate", ("model", evaluated, "out"), {"command": "lbr-st a 'b c'", **plain}),
     ]

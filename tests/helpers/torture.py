@@ -69,8 +69,9 @@ def attempt(recipe, output, *, at_operation=None, after=None, number=signal.SIGK
 
 
 def files_of(folder):
-    """Return a release's files by name; of the record of its origin, all but the revision of the code."""
+    """Return a release's files by name; of its card all but the folder's name, of its origin all but the revision."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files["README.md"] = files["README.md"].replace(f'("{folder.name}")'.encode(), b"")
     files["provenance.json"] = {**json.loads(files["provenance.json"]), "git_revision": None}
     return files
 
