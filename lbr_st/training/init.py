@@ -14,7 +14,8 @@ from typing import Any, cast
 import docstring_parser
 import yaml
 
-from lbr_st.files import refuse_existing, write_whole
+from lbr_st.errors import Interrupted
+from lbr_st.files import notice, refuse_existing, write_whole
 from lbr_st.recipe import SECTIONS, Recipe, RunConfig, with_steps
 from lbr_st.recipe_sections import MATTER_MOST
 from lbr_st.training.data import prepare
@@ -48,7 +49,10 @@ def init(recipe: Recipe, source: str, output: Path, *, overwrite: bool = False) 
     refuse_existing(output, overwrite=overwrite)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".lbr-st-init-", dir=output.absolute().parent) as place:
-        cost = _cost(recipe, Path(place))
+        try:
+            cost = _cost(recipe, Path(place))
+        except Interrupted:
+            raise Interrupted("nothing was written.") from None
     write_whole(output, commented(recipe, output))
     start = f"lbr-st train --config {output} --output my-model"
     return "\n".join([*cost, f"Written: {output}. Edit it if you like, then start the run:\n\n{start}"])
@@ -76,6 +80,7 @@ def _cost(recipe: Recipe, place: Path) -> list[str]:
     start, lines, minutes = time.monotonic(), [], {}
     data = prepare(recipe, place / "data")
     minutes["reading"] = (time.monotonic() - start) / 60
+    notice(f"Taking {TIMED} steps of each stage to see how long one lasts here …")
     model = model_from_recipe(recipe)
     hours = recipe.max_hours / 2 if data.made and recipe.max_hours else math.inf
     for name, pairs in (("learn", data.learn_pairs), ("represent", data.pairs)):

@@ -86,7 +86,7 @@ def test_what_is_below_the_current_folder_is_a_path_for_sure(here):
 
 def told(tmp_path, values):
     """Return a recipe that names everything by its place, as a release tells it."""
-    recipe = Recipe()
+    recipe = Recipe(data=DataConfig(source="chebi"))
     for key, value in values.items():
         recipe.put(key, value)
     made = recipe_without_places(recipe)
