@@ -182,7 +182,7 @@ def training_sources(recipe: Recipe | None) -> list[str]:
     if recipe is None:
         return []
     data = recipe.data
-    named = filter(None, (data.source, *data.also, data.texts, data.pairs))
+    named = filter(None, (data.source, *data.also, *data.archives, data.texts, data.pairs))
     return list(dict.fromkeys(s if _is_hub_id(s) else re.sub("^local:|@sha256:.*", "", Path(s).name) for s in named))
 
 
