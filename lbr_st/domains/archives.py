@@ -9,11 +9,11 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import urlopen
 
 from lbr_st.domains.definitions import table
@@ -31,16 +31,15 @@ LOCAL = "LBR_ST_ARCHIVES"
 READERS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (abstracts, book, commands, snippets, terms)}
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A repository on GitHub at a commit, and what is read of it; ``files`` as ``archives.toml`` explains."""
+class Archive(NamedTuple):
+    """A repository on GitHub at a commit, and what is read of it."""
 
     repository: str
     commit: str
     licence: str
     read: str  # the name of a reader
-    files: Mapping[str, str]  # path, or pattern of paths → SHA-256
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the reader
+    files: Mapping[str, str]  # path or pattern → SHA-256, as archives.toml explains
+    options: Mapping[str, Any] = MappingProxyType({})  # of the reader
 
     @property
     def attribution(self) -> str:
@@ -53,11 +52,7 @@ ARCHIVES = {name: Archive(**values) for name, values in tomllib.loads(_PINNED).i
 
 
 def archive_named(name: str) -> Archive:
-    """Return a known archive.
-
-    Raises:
-        LBRError: There is none of this name.
-    """
+    """Return a known archive, or raise :class:`LBRError`."""
     if name not in ARCHIVES:
         fix = f"Name some of: {', '.join(sorted(ARCHIVES))}."
         raise LBRError(f"unknown archive {name!r}.", where="data.archives", fix=fix)
@@ -89,31 +84,33 @@ def _fill(archive: Archive, target: Path) -> None:
     copies = sorted(Path(os.environ[LOCAL]).glob(f"{name}*")) if os.environ.get(LOCAL) else []
     place = next((copy for copy in copies if copy.name[len(name) :][:1] in ("", ".", "-")), url + archive.commit)
     notice(f"Reading {archive.repository} at commit {archive.commit[:8]} (once) from {place} ...")
-    found: dict[str, dict[str, str]] = {pattern: {} for pattern in archive.files}
+    found: dict[str, dict[str, bytes]] = {pattern: {} for pattern in archive.files}
     try:
         for path, read in _members(place, archive):
             path = path.removeprefix("./")
             path = path.partition("/")[2] if path.startswith(f"{name}-") else path  # as GitHub packs it
             for pattern in archive.files:
                 if fnmatchcase(path, pattern):
-                    (target / path).parent.mkdir(parents=True, exist_ok=True)
-                    (target / path).write_bytes(content := read())
-                    found[pattern][path] = hashlib.sha256(content).hexdigest()
+                    found[pattern][path] = read()
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
         fix = f"It is needed once: connect, or set {LOCAL} to a folder with {name}: an archive, a clone or a folder."
         raise LBRError(f"cannot be read: {error}.", where=str(place), fix=fix) from error
-    for pattern, expected in archive.files.items():
-        listed = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(found[pattern].items()))
-        own = found[pattern].get(pattern) or hashlib.sha256(listed.encode()).hexdigest()
-        if own != expected:
-            what = f"{len(found[pattern])} files with SHA-256 {own}, expected {expected}. Nothing was kept."
+    for pattern, files in found.items():
+        each = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
+        listed = "".join(f"{sha256}  {path}\n" for path, sha256 in each.items())
+        own = each.get(pattern) or hashlib.sha256(listed.encode()).hexdigest()
+        if own != archive.files[pattern]:
+            what = f"{len(files)} files with SHA-256 {own}, expected {archive.files[pattern]}. Nothing was kept."
             raise LBRError(what, where=f"{place}: {pattern}", fix=f"Give the repository at commit {archive.commit}.")
+        for path, content in files.items():  # what was checked
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(content)
 
 
 def _members(place: Path | str, archive: Archive) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Yield the path of each file in an archive, a clone or a folder, and what reads it; only then it is opened."""
     if isinstance(place, str):
-        with urlopen(place) as stream:
+        with urlopen(place, timeout=60) as stream:
             yield from _packed(stream)
     elif (place / ".git").exists() or (place / "HEAD").is_file():  # whatever is checked out
         command = ["git", "-C", str(place), "archive", "--format=tar", archive.commit, "--", *archive.files]

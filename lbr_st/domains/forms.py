@@ -13,14 +13,10 @@ from lbr_st.domains.textbooks import Row, passages
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 CITED = re.compile(r"\s*\[\w+:[^\]]*\]")
 RELATION = re.compile(r"(?<=[a-z])_(?=[a-z])")  # "has_symptom" in a definition
-CODE = re.compile(r"\W?[A-Z0-9-]+|\w+:\w+|.{0,3}")
-LONGEST_SYNONYM = 80  # characters
-EMPTY_WORDS = re.compile(
+NO_NAME = re.compile(r"\W?[A-Z0-9-]+|\w+:\w+|.{0,3}|.{80,}")  # codes, and what is too long
+EMPTY_WORD = re.compile(
     r"an?|and|any|as|at|by|for|from|has|in|is|it|o[fnr]|some|that|the|to|type|use|used|using|where|which|with"
 )
-FEWEST_NEW_WORDS = 3
-"""Of a definition, beside those of the name and empty ones; less is a search for words."""
-
 MARKUP = re.compile(r"!?\[([^\]]*)\]\([^)]*\)|[`*]")
 BLOCK = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 BULLET = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
@@ -32,12 +28,10 @@ AGE_AND_SEX = re.compile(
 
 
 def terms(folder: Path, fewest_words: Mapping[str, int], left_out: str = r"(?!)") -> Iterator[Row]:
-    """Yield name → definition of the current terms of OBO files, and their first exact synonym that is another name.
+    """Yield name → definition of the current terms in OBO files, and first exact synonym → definition.
 
-    Args:
-        folder: Where the files are; a term that several have is read once.
-        fewest_words: What the ids of terms begin with → words of a definition, at least. Other terms are left out.
-        left_out: A pattern of definitions that are left out.
+    ``fewest_words`` of a definition are given by what a term's id begins with; other terms are left out, and so are
+    definitions that ``left_out`` matches or that add fewer than three words to the name.
     """
     known = set()
     for file in sorted(folder.rglob("*.obo")):
@@ -50,18 +44,16 @@ def terms(folder: Path, fewest_words: Mapping[str, int], left_out: str = r"(?!)"
             known.add(values["id"])
             name = values["name"].replace("_", " ")
             definition = " ".join(RELATION.sub(" ", CITED.sub("", _unescaped(quoted[1]))).split())
-            old = re.findall(r"\w+", name.lower())
-            said = re.findall(r"\w+", definition.lower())
-            new = [word for word in said if word not in old and not EMPTY_WORDS.fullmatch(word)]
-            short = len(definition.split()) < fewest or len(new) < FEWEST_NEW_WORDS
+            old, said = (re.findall(r"\w+", text.lower()) for text in (name, definition))
+            new = [word for word in said if word not in old and not EMPTY_WORD.fullmatch(word)]
+            short = len(definition.split()) < fewest or len(new) < 3
             if short or re.search(rf"http|www\.|{left_out}", definition):
                 continue
             yield "glossary", name, definition
             synonyms = (QUOTED.match(value) for kind, value in lines if kind == "synonym" and '" EXACT' in value)
             for synonym in (_unescaped(match[1]) for match in synonyms if match):
                 key = normalise(synonym)
-                own = key != normalise(name) and key not in normalise(definition) and not CODE.fullmatch(synonym)
-                if own and len(synonym) < LONGEST_SYNONYM:
+                if key != normalise(name) and key not in normalise(definition) and not NO_NAME.fullmatch(synonym):
                     yield "glossary", synonym, definition
                     break
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, parse
@@ -14,24 +13,18 @@ Row: TypeAlias = tuple[str, str, str]
 
 FEWEST_WORDS, ENOUGH_WORDS, MOST_WORDS = 40, 90, 200
 """Of a passage: fewer are left out, so many end one, and more are cut."""
-NOT_READ = frozenset({"figure", "table", "note", "footnote", "media", "example", "exercise", "equation", "cite"})
-SKIPPED = re.compile(
-    r"(learning (objectives|outcomes)|(chapter |section )?summary|key terms|references|assessment|review|steps to)\b",
-    re.IGNORECASE,
+NO_TEXT = frozenset({"figure", "table", "note", "footnote", "media", "example", "exercise", "equation", "cite"})
+# By heading or class.
+NO_PROSE = re.compile(
+    r"(?i:learning.(objectives|outcomes)|(chapter.|section.)?summary|key.terms|references|assessment|review|steps to)\b"
 )
-"""Headings of what is no prose."""
-SKIPPED_CLASSES = frozenset({"learning-objectives", "chapter-summary", "review-questions", "references", "key-terms"})
-NO_HEADING = re.compile(r"$|introduction$|preface|why it matters", re.IGNORECASE)
-
+NO_QUERY = re.compile(r"(?i:$|introduction$|preface|why it matters)")
 SPLIT = re.compile(r"(?<=[.!?:;])\s+(?=[A-Za-z0-9\"“(])")
 ENDED = re.compile(r"[\"“‘'(\[]?[A-Z0-9].*[.!?][\"”’')\]]*", re.DOTALL)
-# A figure or table is named by a link without text, which leaves "(see )", "as shown in ," or "shows the stages."
-POINTER = re.compile(r"\s*\((?:see|shown in|[^\w()])*\)")
-AS_SHOWN = re.compile(r"(^|[.!?] )As (?:shown|illustrated|seen) in\s*,\s*(\w)", re.IGNORECASE)
-SHOWN = re.compile(r",? ?\bas (?:shown|illustrated|seen) in(?=\s*[,.])")
-SHOWS = re.compile(
-    r"(?<=[.!?])\s+(?:shows|lists|provides|presents|describes|outlines|illustrates|depicts|compares|summarizes|gives"
-    r"|displays|helps)\b[^.]*\."
+# A figure or table is named by a link without text, which leaves "(see )", ", as shown in ." or "shows the stages."
+POINTER = re.compile(
+    r"\s*\((?:see|shown in|[^\w()])*\)|,? ?\bas (?:shown|illustrated|seen) in(?=\s*[,.])|(?<=[.!?])\s+(?:shows|lists"
+    r"|provides|presents|describes|outlines|illustrates|depicts|compares|summarizes|gives|displays|helps)\b[^.]*\."
 )
 DANGLING = re.compile(r"\b(?:shown|seen|depicted|illustrated) in[.,;:)]|\b(?:given|listed|seen),|\bsee[.,;)]")
 
@@ -44,25 +37,24 @@ def book(folder: Path, chapters: str = "") -> Iterator[Row]:
     module's first passage that uses the term. ``chapters`` is a pattern that a chapter's title must match.
     """
     pairs: dict[tuple[str, str], Row] = {}
-    passages: dict[str, None] = {}
+    others: dict[str, None] = {}
     for file in sorted((folder / "collections").glob("*.xml")):
         for name in _modules(parse(file).getroot(), re.compile(chapters, re.IGNORECASE)):
             module = parse(folder / "modules" / name / "index.cnxml").getroot()
+            (content,) = (part for part in module if _tag(part) == "content")
             title = _title(module)
-            content = next(part for part in module if _tag(part) == "content")
-            sections = [] if SKIPPED.match(title) else [*_sections(content, [title])]
-            read = [*chain.from_iterable(found for _, found in sections)]
-            passages.update(dict.fromkeys(read))
-            for row in chain(_headings(sections), _glossary(module, read)):
+            sections = [] if NO_PROSE.match(title) else [*_sections(content, [title])]
+            read = [passage for _, found in sections for passage in found]
+            others.update(dict.fromkeys(read))
+            for row in (*_headings(sections), *_glossary(module, read)):
                 pairs.setdefault(row[1:], row)
-    yield from pairs.values()
     documents = {document for _, document in pairs}
-    yield from (("", "", passage) for passage in passages if passage not in documents)
+    yield from (*pairs.values(), *(("", "", passage) for passage in others if passage not in documents))
 
 
 def _headings(sections: Iterable[tuple[list[str], list[str]]]) -> Iterator[Row]:
     for path, found in sections:
-        if found and not NO_HEADING.match(heading := path[-1]):
+        if found and not NO_QUERY.match(heading := path[-1]):
             if len(heading.split()) <= 2 and len(path) > 1 and heading.lower() not in path[-2].lower():
                 heading = f"{path[-2]}: {heading}"
             asks = heading.endswith("?") and len(heading.split()) >= 4
@@ -93,7 +85,7 @@ def _sections(section: Element, path: list[str]) -> Iterator[tuple[list[str], li
     yield path, passages(_paragraphs(section))
     for part in section:
         heading = _title(part)
-        if _tag(part) == "section" and part.get("class") not in SKIPPED_CLASSES and not SKIPPED.match(heading):
+        if _tag(part) == "section" and not NO_PROSE.match(heading) and not NO_PROSE.match(part.get("class", "")):
             yield from _sections(part, [*path, heading])
 
 
@@ -127,7 +119,7 @@ def _text(part: Element) -> str:
             texts.append("".join(map(str.strip, inner.itertext())))
         elif kind == "newline":
             texts.append(" ")
-        elif kind not in NOT_READ and not (kind == "list" and _tag(part) == "para"):
+        elif kind not in NO_TEXT and not (kind == "list" and _tag(part) == "para"):
             texts.append(f" {_text(inner)} " if kind in ("list", "item", "para") else _text(inner))
         texts.append(inner.tail or "")
     return "".join(texts)
@@ -136,8 +128,6 @@ def _text(part: Element) -> str:
 def _clean(text: str) -> str:
     """Return a text with single spaces, without what pointed to a figure or a table."""
     text = POINTER.sub("", " ".join(text.split()))
-    text = AS_SHOWN.sub(lambda match: match[1] + match[2].upper(), text)
-    text = SHOWS.sub("", SHOWN.sub("", text))
     text = re.sub(r"\s+([.,;:!?)])", r"\1", text).replace("( ", "(").strip()
     return re.sub(r"[,;](?=\.)|(?<=\.);", "", text)
 
@@ -152,18 +142,12 @@ def _tag(part: Element) -> str:
 
 def passages(paragraphs: Iterable[str]) -> list[str]:
     """Return neighbouring paragraphs as passages of 40 to 200 words; a longer paragraph is cut between sentences."""
-    made: list[str] = []
-    now = ""
+    made, is_open = list[str](), False
     for text in paragraphs:
-        if len(text.split()) > MOST_WORDS:
-            made += [now, *_grouped(SPLIT.split(text))]
-            now = ""
-        else:
-            *whole, now = _grouped(filter(None, [now, text]))
-            made += whole
-            if len(now.split()) >= ENOUGH_WORDS:
-                made, now = [*made, now], ""
-    made = [*filter(None, [*made, now])]
+        pieces = _grouped(SPLIT.split(text)) if len(text.split()) > MOST_WORDS else [text]
+        begun = [made.pop()] if is_open and len(pieces) == 1 else []
+        made += _grouped([*begun, *pieces])
+        is_open = len(pieces) == 1 and len(made[-1].split()) < ENOUGH_WORDS
     if len(made) > 1 and len(made[-1].split()) < FEWEST_WORDS:
         made[-2:] = _grouped(made[-2:])
     return [text for text in made if FEWEST_WORDS <= len(text.split()) <= MOST_WORDS]
