@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lbr_st.data.texts import normalise
-from lbr_st.domains.textbooks import Row, passages
+from lbr_st.domains.textbooks import Row, grouped, passages
 
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 CITED = re.compile(r"\s*\[\w+:[^\]]*\]")
@@ -87,11 +87,7 @@ def snippets(folder: Path) -> Iterator[Row]:
         if block := BLOCK.search(text):
             above, code = text[: block.start()].strip(), block[1].strip("\n")
             yield "intent", _plain(above.split("\n\n")[0]).rstrip("."), code
-            how = ""
-            for sentence in SENTENCE.split(" ".join(map(_plain, BULLET.findall(above)))):
-                if how and len(how.split()) + len(sentence.split()) > 60:
-                    break
-                how = f"{how} {sentence}".strip()
+            how = grouped(SENTENCE.split(" ".join(map(_plain, BULLET.findall(above)))), 60)[0]
             if len(how.split()) >= 12:
                 yield "keywords", how, code
 

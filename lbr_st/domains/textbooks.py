@@ -41,9 +41,8 @@ def book(folder: Path, chapters: str = "") -> Iterator[Row]:
     for file in sorted((folder / "collections").glob("*.xml")):
         for name in _modules(parse(file).getroot(), re.compile(chapters, re.IGNORECASE)):
             module = parse(folder / "modules" / name / "index.cnxml").getroot()
-            (content,) = (part for part in module if _tag(part) == "content")
-            title = _title(module)
-            sections = [] if NO_PROSE.match(title) else [*_sections(content, [title])]
+            title, content = _title(module), module.find("{*}content")
+            sections = [] if content is None or NO_PROSE.match(title) else [*_sections(content, [title])]
             read = [passage for _, found in sections for passage in found]
             others.update(dict.fromkeys(read))
             for row in (*_headings(sections), *_glossary(module, read)):
@@ -62,30 +61,28 @@ def _headings(sections: Iterable[tuple[list[str], list[str]]]) -> Iterator[Row]:
 
 
 def _glossary(module: Element, passages: list[str]) -> Iterator[Row]:
-    for entry in (part for part in module.iter() if _tag(part) == "definition"):
-        parts = {_tag(part): _clean(_text(part)) for part in reversed(entry)}
-        term, meaning = parts.get("term", ""), parts.get("meaning", "")
-        if not term or len(meaning.split()) < 5:
-            continue
-        yield "glossary", term, meaning
-        named = re.compile(r"\b" + re.escape(re.sub(r"\s*\(.*?\)", "", term)), re.IGNORECASE)
-        yield from (("intent", meaning, passage) for passage in [*filter(named.search, passages)][:1])
+    for entry in module.iterfind(".//{*}definition"):
+        term, meaning = _title(entry, "term"), _title(entry, "meaning")
+        if term and len(meaning.split()) >= 5:
+            yield "glossary", term, meaning
+            named = re.compile(r"\b" + re.escape(re.sub(r"\s*\(.*?\)", "", term)), re.IGNORECASE)
+            yield from (("intent", meaning, passage) for passage in [*filter(named.search, passages)][:1])
 
 
-def _modules(node: Element, chapters: re.Pattern[str], path: tuple[str, ...] = ()) -> Iterator[str]:
+def _modules(node: Element, chapters: re.Pattern[str], path: str = "") -> Iterator[str]:
     """Yield the names of the modules below a chapter whose titles match, in the book's order."""
-    for part in node:
-        if _tag(part) == "module" and path and chapters.search(" ".join(path)):
-            yield part.attrib["document"]
-        yield from _modules(part, chapters, (*path, _title(part)) if _tag(part) == "subcollection" else path)
+    for part in node.iterfind("{*}content/*"):
+        if (name := part.get("document")) is None:
+            yield from _modules(part, chapters, f"{path} {_title(part)}")
+        elif path and chapters.search(path):
+            yield name
 
 
 def _sections(section: Element, path: list[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the headings above each section, and its own passages."""
     yield path, passages(_paragraphs(section))
-    for part in section:
-        heading = _title(part)
-        if _tag(part) == "section" and not NO_PROSE.match(heading) and not NO_PROSE.match(part.get("class", "")):
+    for part in section.iterfind("{*}section"):
+        if not NO_PROSE.match(heading := _title(part)) and not NO_PROSE.match(part.get("class", "")):
             yield from _sections(part, [*path, heading])
 
 
@@ -94,8 +91,7 @@ def _paragraphs(section: Element) -> Iterator[str]:
     texts: list[str] = []
     for part in section:
         if _tag(part) == "para":
-            lists = [_listed(inner) for inner in part if _tag(inner) == "list"]
-            texts.append(" ".join([_clean(_text(part)), *lists]))
+            texts.append(" ".join([_clean(_text(part)), *map(_listed, part.iterfind("{*}list"))]))
         elif _tag(part) == "list" and (listed := _listed(part)):
             texts[-1:] = [f"{texts[-1]} {listed}"] if texts and texts[-1].endswith(":") else [*texts[-1:], listed]
     for text in texts:
@@ -105,7 +101,7 @@ def _paragraphs(section: Element) -> Iterator[str]:
 
 
 def _listed(part: Element) -> str:
-    items = [_clean(_text(item)) for item in part if _tag(item) == "item"]
+    items = [_clean(_text(item)) for item in part.iterfind("{*}item")]
     text = " ".join(item if item[-1] in ".!?:" else f"{item.rstrip(';,')};" for item in items if item).rstrip(";:")
     return text if not text or text[-1] in ".!?" else f"{text}."
 
@@ -132,8 +128,9 @@ def _clean(text: str) -> str:
     return re.sub(r"[,;](?=\.)|(?<=\.);", "", text)
 
 
-def _title(part: Element) -> str:
-    return next((_clean(_text(inner)) for inner in part if _tag(inner) == "title"), "")
+def _title(part: Element, kind: str = "title") -> str:
+    found = part.find(f"{{*}}{kind}")
+    return "" if found is None else _clean(_text(found))
 
 
 def _tag(part: Element) -> str:
@@ -144,20 +141,20 @@ def passages(paragraphs: Iterable[str]) -> list[str]:
     """Return neighbouring paragraphs as passages of 40 to 200 words; a longer paragraph is cut between sentences."""
     made, is_open = list[str](), False
     for text in paragraphs:
-        pieces = _grouped(SPLIT.split(text)) if len(text.split()) > MOST_WORDS else [text]
+        pieces = grouped(SPLIT.split(text)) if len(text.split()) > MOST_WORDS else [text]
         begun = [made.pop()] if is_open and len(pieces) == 1 else []
-        made += _grouped([*begun, *pieces])
+        made += grouped([*begun, *pieces])
         is_open = len(pieces) == 1 and len(made[-1].split()) < ENOUGH_WORDS
     if len(made) > 1 and len(made[-1].split()) < FEWEST_WORDS:
-        made[-2:] = _grouped(made[-2:])
+        made[-2:] = grouped(made[-2:])
     return [text for text in made if FEWEST_WORDS <= len(text.split()) <= MOST_WORDS]
 
 
-def _grouped(texts: Iterable[str]) -> list[str]:
-    """Return texts joined, one after the other, to as many words as a passage may have."""
+def grouped(texts: Iterable[str], most_words: int = MOST_WORDS) -> list[str]:
+    """Return texts joined, one after the other, to at most so many words; none is cut."""
     made: list[str] = []
     for text in texts:
-        if made and len(made[-1].split()) + len(text.split()) <= MOST_WORDS:
+        if made and len(made[-1].split()) + len(text.split()) <= most_words:
             made[-1] += f" {text}"
         else:
             made.append(text)
