@@ -197,7 +197,7 @@ def quick_form(full: Recipe, *, max_seq_length: int, learn_batch_size: int) -> R
         name=full.name and f"{full.name}-quick",
         seed=full.seed,
         model=replace(full.model, max_seq_length=max_seq_length, lora_rank=8, lora_alpha=16),
-        data=replace(full.data, also=[], synonyms=False),
+        data=replace(full.data, also=[], archives=[], synonyms=False),
         # No context loss, to save time: its logits span the whole vocabulary at every position.
         learn=LearnConfig(
             max_steps=12,

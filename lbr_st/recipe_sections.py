@@ -98,6 +98,7 @@ class DataConfig:
         document_column: Column that holds the document of a pair.
         split: Split to train on.
         also: Domain tasks to train on next to the source: their pairs, texts and records. Only the source is evaluated.
+        archives: Public archives to train on next to the source, as docs/DATA.md names them: their pairs and texts.
         synonyms: Take a thing's synonyms as further queries for its document, where a domain task has synonyms.
         texts: A further source of plain text for the learn stage.
         pairs: Source of query-document pairs for the represent stage, when it is not the main source.
@@ -117,6 +118,7 @@ class DataConfig:
     document_column: str = "document"
     split: str = "train"
     also: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
     synonyms: bool = False
     texts: str | None = None
     pairs: str | None = None

@@ -129,7 +129,7 @@ def is_hub_id(name: str) -> bool:
 
 def named_data(data: DataConfig) -> list[str]:
     """Return everything that a recipe trains on by its name there."""
-    return list(dict.fromkeys(filter(None, (data.source, *data.also, data.texts, data.pairs))))
+    return list(dict.fromkeys(filter(None, (data.source, *data.also, *data.archives, data.texts, data.pairs))))
 
 
 def short(name: str) -> str:

@@ -21,6 +21,7 @@ from lbr_st.data.documents import document_files, is_documents
 from lbr_st.data.lines import joined, save_rows, scratch
 from lbr_st.data.pairs import COMPARED, RECORDS, learn_pairs
 from lbr_st.data.sources import is_local, short_name
+from lbr_st.domains.archives import archive_named
 from lbr_st.domains.tasks import DOMAIN_TASKS, pinned_wheels
 from lbr_st.errors import LBRError
 from lbr_st.files import alone, new_folder, notice, sha256_of
@@ -110,7 +111,7 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
     Raises:
         LBRError: As for :func:`prepare`, of what is read.
     """
-    sources = read_sources(replace(recipe, data=replace(recipe.data, texts=None, also=[])))
+    sources = read_sources(replace(recipe, data=replace(recipe.data, texts=None, also=[], archives=[])))
     return _evaluated(sources.test, sources.dev, recipe.evaluate)
 
 
@@ -176,7 +177,8 @@ def without_evaluation(recipe: Recipe, sources: Sources) -> tuple[dict[str, Data
             if recipe.data.contamination != "report" and negative_columns(rows.column_names):
                 rows = without_negatives(rows, evaluation)
         kept.append((kind, rows))
-        if kind == "pairs" and recipe.data.source not in DOMAIN_TASKS and not (recipe.data.pairs or sources.made):
+        is_own = kind == "pairs" and name == short_name(recipe.data.source)
+        if is_own and recipe.data.source not in DOMAIN_TASKS and not (recipe.data.pairs or sources.made):
             kept.append(("texts", rows.select_columns(["document"]).rename_column("document", "text")))
     tables = {kind: joined(rows for found, rows in kept if found == kind) for kind in COMPARED}
     return {kind: rows for kind, rows in tables.items() if rows is not None}, reports
@@ -272,6 +274,10 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
     """Return everything that what is kept depends on."""
     named = {name: getattr(recipe.data, name) for name in ("source", "texts", "pairs", "queries")}
     sources = {**named, **{f"also {name}": name for name in recipe.data.also}}
+    archives = {
+        f"archive {name}": {"kind": "task", "given": name, "name": name, "content": dict(archive_named(name).files)}
+        for name in recipe.data.archives
+    }
     made = {
         "pairs": recipe.learn.pairs,
         "num_eval_pairs": recipe.learn.num_eval_pairs,
@@ -285,7 +291,7 @@ def _key(recipe: Recipe, generative: bool) -> dict[str, Any]:
         "holds_out": [recipe.evaluate.enabled, recipe.represent.stop > 0],
         "learn": made if generative else None,
         "passages": [*asdict(recipe.model).values(), recipe.seed] if from_documents(recipe) else None,
-        "sources": {name: source_of(given) for name, given in sources.items() if given},
+        "sources": {name: source_of(given) for name, given in sources.items() if given} | archives,
     }
 
 

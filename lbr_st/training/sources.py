@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from lbr_st.data.lines import joined, kind_of
 from lbr_st.data.pairs import RECORDS
 from lbr_st.data.passages import read_documents
 from lbr_st.data.sources import READABLE, read_pairs, read_texts, short_name
+from lbr_st.domains.archives import archive_named, archive_tables
 from lbr_st.domains.definitions import DomainTask
 from lbr_st.domains.tasks import DOMAIN_TASKS, domain_task
 from lbr_st.errors import LBRError
@@ -91,6 +93,16 @@ def read_sources(recipe: Recipe) -> Sources:
     found.append(("texts", ", ".join(names), joined(more)))
     if RECORDS in learn_kinds(recipe):
         found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), joined(task.records for task in also))]
+    forms = Counter({"the source's own": len(pairs or ())})
+    for name in config.archives:
+        by_form, passages = archive_tables(name)
+        found.append(("texts", name, passages))
+        licences.append(archive_named(name).attribution)
+        for form, rows in by_form.items() if pairs is not None else ():
+            found.append(("pairs", f"{name} ({form})", rows))
+            forms[form] += len(rows)
+    if config.archives and pairs is not None:
+        say(f"Pairs by form: {', '.join(f'{form} {count:,}' for form, count in forms.most_common())}.")
     parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
     others = [one for task in also for one in (task.test, task.dev)]
     return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes, made)
