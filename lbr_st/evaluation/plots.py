@@ -207,7 +207,7 @@ def _draw_stages(axes: Any, bm25: dict[str, Any], *rows: dict[str, Any]) -> None
     axes.set_xticks(range(len(rows)), [row["label"].replace(", ", ",\n") for row in rows])
     axes.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, 1), ylabel="nDCG@10 with 95% interval")
     axes.set_title("nDCG@10 by stage", loc="left", fontweight="bold")
-    _legend(axes, [axes], "upper center", bbox_to_anchor=(0.5, -0.14))
+    _legend(axes, [axes], "best")
 
 
 def _draw_log(axes: Any, log: list[dict[str, Any]]) -> None:
