@@ -16,7 +16,8 @@ FEWEST_WORDS, ENOUGH_WORDS, MOST_WORDS = 40, 90, 200
 NO_TEXT = frozenset({"figure", "table", "note", "footnote", "media", "example", "exercise", "equation", "cite"})
 # By heading or class.
 NO_PROSE = re.compile(
-    r"(?i:learning.(objectives|outcomes)|(chapter.|section.)?summary|key.terms|references|assessment|review|steps to)\b"
+    r"(?i:learning.(objectives|outcomes)|(chapter.|section.)?summary|key.terms|references|bibliography|assessment|review"
+    r"|steps to)\b"
 )
 NO_QUERY = re.compile(r"(?i:$|introduction$|preface|why it matters)")
 SPLIT = re.compile(r"(?<=[.!?:;])\s+(?=[A-Za-z0-9\"“(])")
