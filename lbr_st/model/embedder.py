@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -68,7 +69,7 @@ def prompts_for(base: str, query: str | None, document: str | None) -> dict[str,
     return kept | {name: text for name, text in (("query", query), ("document", document)) if text is not None}
 
 
-def default_prompt(prompts: dict[str, str]) -> str | None:
+def default_prompt(prompts: Mapping[str, str | None]) -> str | None:
     """Return the name of the prompt that plain ``encode`` adds: the document's, if there is one.
 
     LangChain, Haystack and others call ``encode`` for both sides unless they are told the prompts.

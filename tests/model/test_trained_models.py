@@ -173,7 +173,10 @@ def test_stock_modules_on_the_same_weights_give_the_same_embeddings(tiny_base, t
     backbone_of(model).model.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
     stock = SentenceTransformer(
-        modules=[Transformer(str(tmp_path)), Pooling(32, "lasttoken"), Normalize()], device="cpu"
+        modules=[Transformer(str(tmp_path)), Pooling(32, "lasttoken"), Normalize()],
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        device="cpu",
     )
     found = encode(stock)
     assert torch.cosine_similarity(found, expected).min() >= 0.9999
