@@ -318,7 +318,7 @@ def _next(recipe: Recipe, data: RunData, test: RetrievalSet | None, output: Path
 def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite: bool) -> Iterator[None]:
     """Check a recipe, and hold its output and work folder for this run, before anything is downloaded or written."""
     recipe.validate()
-    if (name := recipe.report_to) not in ("none", *get_available_reporting_integrations()):
+    if (name := recipe.report_to) != "none" and name not in get_available_reporting_integrations():
         raise LBRError(f"is {name}, which is not installed.", where="report_to", fix=f"Run: pip install {name}")
     check_quantize(recipe.model.quantize, lora=recipe.model.lora)
     if recipe.model.quantize and shards():

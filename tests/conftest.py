@@ -27,6 +27,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_bars_of_datasets():
+    """As in a run."""
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _what_is_imported_is_not_searched_for_garbage():
     """Each training begins with a full garbage collection (accelerate), which takes longer than the training."""

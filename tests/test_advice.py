@@ -47,8 +47,11 @@ FLAGS = {name for command in COMMANDS.values() for name in inspect.signature(com
 OURS = set().union(*map(names_in, FILES)) | {key.rpartition(".")[2] for key in field_types()}
 LIBRARIES = (datasets.Dataset, SentenceTransformer, SentenceTransformerTrainingArguments)
 THEIRS = {name for place in LIBRARIES for name in (*dir(place), *inspect.signature(place).parameters)}
-# Keys of other people's files, a folder that compare writes, and packages.
+# Keys of other people's files, of tqdm's format, a folder that compare writes, and packages.
 WRITTEN = {
+    "n_fmt",
+    "total_fmt",
+    "l_bar",
     "attn_implementation",
     "peft_type",
     "is_obsolete",

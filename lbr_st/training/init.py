@@ -21,8 +21,8 @@ from lbr_st.recipe_sections import MATTER_MOST
 from lbr_st.training.data import prepare
 from lbr_st.training.learn import learn
 from lbr_st.training.model import model_from_recipe
+from lbr_st.training.progress import TIMED, quiet_libraries
 from lbr_st.training.represent import represent
-from lbr_st.training.trainer import TIMED
 
 HEAD = """# A recipe for lbr-st: lbr-st train --config {} --output my-model
 # What is not named here keeps its default. `lbr-st train --help-all` lists every setting.
@@ -48,7 +48,8 @@ def init(recipe: Recipe, source: str, output: Path, *, overwrite: bool = False) 
     recipe.validate()
     refuse_existing(output, overwrite=overwrite)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".lbr-st-init-", dir=output.absolute().parent) as place:
+    aside = tempfile.TemporaryDirectory(prefix=".lbr-st-init-", dir=output.absolute().parent)
+    with quiet_libraries(), aside as place:
         try:
             cost = _cost(recipe, Path(place))
         except Interrupted:
@@ -92,7 +93,7 @@ def _cost(recipe: Recipe, place: Path) -> list[str]:
         once = {"teacher": None, "num_hard_negatives": 0} if name == "represent" else {}
         options: Any = {"precision": recipe.precision, "save_strategy": "no", "logging_strategy": "no"}
         few = replace(config, max_steps=TIMED, **once)
-        log = train(model, pairs, few, output_dir=place / name, show_progress_bar=False, **options)
+        log = train(model, pairs, few, output_dir=place / name, disable_tqdm=True, **options)
         seconds = log[-1]["train_runtime"] / TIMED
         steps = int(min(config.max_steps, max(TIMED + 1, hours * 3600 / seconds)))
         minutes[name] = steps * seconds / 60
