@@ -44,12 +44,13 @@ def write_documents() -> None:
             docstring = inspect.cleandoc(ast.get_docstring(node) or "")
             parts = re.split(r"\n(?=[A-Z][A-Za-z ]+\n-{3,}\n)", docstring)
             text = "\n".join(part for part in parts if not NO_PROSE.match(part))
+            text = re.sub(r"(?m)^([A-Z][A-Za-z ]+)\n-{3,}$", r"### \1", text)  # as deep as it is in its function
             if len(text.split()) < FEWEST_WORDS:
                 continue
             first, _, rest = text.partition("\n\n")
             count += 1
             quote = " ".join(rest.partition("\n\n")[0].split()[:12])
-            is_prose = not re.match(r"[\w ]+\n-", rest)  # but the title of a section
+            is_prose = not rest.startswith("#")  # but the title of a section
             if is_prose and count % 3 == 0 and len(first.split()) > 3 and len(quote.split()) > 7:
                 queries.append({"query": " ".join(first.split()), "quote": quote})
                 text = rest

@@ -85,12 +85,13 @@ def without_front_matter(text: str) -> str:
     return _FRONT_MATTER.sub(kept, text)
 
 
-def underlined_titles(text: str) -> str:
+def underlined_titles(text: str, markdown: bool = False) -> str:
     """Return a text whose underlined titles are ``#`` lines, with as many lines as before.
 
-    The order in which the ways of underlining come gives the levels, as in reStructuredText.
+    The order in which the ways of underlining come gives the levels, as in reStructuredText; in Markdown ``=`` is the
+    first level and ``-`` the second.
     """
-    styles: list[str] = []
+    styles = ["=True", "-True"] if markdown else []
 
     def heading(match: re.Match[str]) -> str:
         over, title, rule = match["over"], (match["title"] or "").rstrip(), match["rule"]

@@ -150,10 +150,10 @@ def _plain_parts(file: Path, encoding: str) -> Iterator[Document]:
             size += len(read)
             fenced ^= read.lstrip().startswith(("```", "~~~"))
             if not read or size >= 2 * PART or (size >= PART and not fenced and not read.strip()):
-                part = "".join(lines)
-                if line == 1 and kind_of(file) == ".md":
+                part, markdown = "".join(lines), kind_of(file) == ".md"
+                if line == 1 and markdown:
                     part = cleaning.without_front_matter(part)
-                yield Document("", cleaning.underlined_titles(part), line=line)
+                yield Document("", cleaning.underlined_titles(part, markdown), line=line)
                 line += sum(one.count("\n") for one in lines)
                 lines, size = [], 0
 

@@ -108,6 +108,7 @@ def test_underlined_titles():
     titles = [line for line in underlined_titles(rst).split("\n") if line]
     assert titles == ["# Title", "## First", "text", "### Deeper", "## Second"]
     assert underlined_titles("A title\n===\n\nSub\n---\nmore") == "# A title\n\n\n## Sub\n\nmore"
+    assert underlined_titles("Sub\n---\n\nTop\n===", markdown=True) == "## Sub\n\n\n# Top\n"
     for text in (
         "A sentence, then a rule:\n---\n",
         "some text\nhere\n====\n",
