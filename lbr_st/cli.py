@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
@@ -28,9 +27,6 @@ OLD_NAMES = {"pack": "bundle"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, by default that of the process, and return its :func:`~lbr_st.errors.exit_status`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Every model has a default prompt, and Sentence Transformers warns of it whenever one is loaded.
-    told = logging.getLogger("sentence_transformers.base.model")
-    told.addFilter(lambda record: "Default prompt name" not in record.getMessage())
 
     def work() -> None:
         name, given = _parse(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,9 @@ def exit_status(work: Callable[[], object], *, debug: bool = False) -> int:
     Returns:
         0; 1 for an error that the user can fix; 2 for wrong usage; 130 when interrupted.
     """
+    # Every model has a default prompt, and Sentence Transformers warns of it whenever one is loaded.
+    told = logging.getLogger("sentence_transformers.base.model")
+    told.addFilter(lambda record: "Default prompt name" not in record.getMessage())
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if main else None
     try:
