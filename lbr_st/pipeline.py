@@ -219,7 +219,7 @@ class _Scores:
             if config.beside is not None:
                 other, name, _ = load_by_name(config.beside, config.precision, model.max_seq_length)
                 own = config.beside == UNTRAINED + model.base
-                self._score("untrained base, mean pooling" if own else name.removeprefix("local/"), other, "beside")
+                self._score("untrained base, mean pooling" if own else name.rpartition("/")[2], other, "beside")
         wait()
 
     def add(self, label: str, model: SentenceTransformer, part: str) -> None:
