@@ -468,6 +468,6 @@ def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequ
         from lbr_st.pipeline import run
 
         recipe = quick if given.quick else full
-        run(recipe, given.output or recipe.name, overwrite=given.overwrite, command=command_line())
+        run(recipe, given.output or recipe.name or "my-model", overwrite=given.overwrite, command=command_line())
 
     return exit_status(work, debug=given.debug)
