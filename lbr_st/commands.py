@@ -68,8 +68,10 @@ def build(name: str, *, output: str | None = None, overwrite: bool = False, base
         output: Folder to write; null takes the model's name in the current folder.
     """
     from lbr_st.publish.stock import build_released
+    from lbr_st.training.progress import quiet_libraries
 
-    written = build_released(name, output, base=base, overwrite=overwrite)
+    with quiet_libraries():
+        written = build_released(name, output, base=base, overwrite=overwrite)
     print(f"{written} is ready. In Python:\n\nfrom sentence_transformers import SentenceTransformer")
     print(f'embeddings = SentenceTransformer({json.dumps(str(written))}).encode_query(["your text"])')
 
@@ -214,16 +216,20 @@ def evaluate(
     """
     options: dict[str, Any] = {"harness": harness, "dimensions": dimensions or (), "name": model_name}
     options |= {"revision": revision, "command": command_line()}
+    from lbr_st.training.progress import quiet_libraries
+
     if not suite:
         from lbr_st.pipeline import run_evaluate
 
-        run_evaluate(model, recipe, output, **options)
+        with quiet_libraries():
+            run_evaluate(model, recipe, output, **options)
         return
     from lbr_st.evaluation.suites import evaluate_suites
 
     for key in ("num_queries", "num_documents", "batch_size", "precision"):
         options[key] = getattr(recipe.evaluate, key)
-    report = evaluate_suites(model, suite, output, only=only, split=split, **options)
+    with quiet_libraries():
+        report = evaluate_suites(model, suite, output, only=only, split=split, **options)
     print(report.to_markdown())
     if report.failed:
         what = f"{len(report.failed)} of {len(report.failed) + len(report.scores) + len(report.skipped)} tasks failed."
@@ -448,8 +454,10 @@ def search(
         order: Whose ranking to show; null takes the one that was best on the run's held-out queries, or the model's.
     """
     from lbr_st.evaluation import look
+    from lbr_st.training.progress import quiet_libraries
 
-    look.search(model, data, query, top=top, order=order)
+    with quiet_libraries():
+        look.search(model, data, query, top=top, order=order)
 
 
 def recipe_script(text: str | None, full: Recipe, quick: Recipe, arguments: Sequence[str] | None = None) -> int:
