@@ -281,7 +281,7 @@ def _stage(
         resume=may_resume(checkpoints, recipe),
         max_hours=recipe.max_hours / 2 if data.made and recipe.max_hours else None,
         report_to=recipe.report_to,
-        run_name=f"{recipe.name}-{folder.name}",
+        run_name=f"{recipe.name or folder.absolute().parent.name}-{folder.name}",
     )
     model = whole_model(model, checkpoints)
     keep(model, recipe, log, provenance(recipe, data.sources), folder)

@@ -323,10 +323,11 @@ def test_training_is_reported_where_the_recipe_says(tiny_base, pairs_file, tmp_p
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "trackio", Reporter)
     monkeypatch.setattr(pipeline, "get_available_reporting_integrations", lambda: ["trackio"])
     recipe = recipe_for(tiny_base("llama"), pairs_file, report_to="trackio", evaluate=EvaluateConfig(enabled=False))
+    recipe.name = None
     pipeline.run(recipe, tmp_path / "out")
     found = {name: set().union(*(keys for one, keys in logged if one == name)) for name, _ in logged}
-    assert found["lbr-toy-learn"] >= {"loss", "eval_bottleneck_gain"}
-    assert "loss" in found["lbr-toy-represent"]
+    assert found["out-work-learn"] >= {"loss", "eval_bottleneck_gain"}
+    assert "loss" in found["out-work-represent"]
     assert load_recipe(tmp_path / "out" / "recipe.yaml").report_to == "none"  # whoever runs it again decides
     recipe.report_to = "wandb"
     with pytest.raises(LBRError, match=r"report_to: is wandb, which is not installed\. Run: pip install wandb"):
