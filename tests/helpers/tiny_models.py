@@ -65,3 +65,18 @@ def run_stage(stage, model, folder, *, max_steps=6, resume=False, precision="flo
         pairs["negative"] = [f"no {word}" if row % 2 else None for row, word in enumerate(WORDS)]
     pairs = Dataset.from_dict(pairs)
     return represent(model, pairs, RepresentConfig(**config), **options)
+
+
+def loss_and_gradients(loss, model, columns, labels=None):
+    """Return a loss and the gradients of the model's parameters, by name."""
+    model.zero_grad()
+    value = loss(columns, labels)
+    value.backward()
+    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)

@@ -9,6 +9,7 @@
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from tiny_models import assert_same, loss_and_gradients
 
 from lbr_st.model.backbone import CausalBackbone
 from lbr_st.model.build import build_model
@@ -29,36 +30,26 @@ def features(model, negatives: bool):
     return [model.preprocess(column) for column in columns]
 
 
-def run(loss, model, columns):
-    model.zero_grad()
-    value = loss(columns, None)
-    value.backward()
-    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(found, wanted):
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-
 @pytest.mark.parametrize("negatives", [False, True], ids=["in-batch", "explicit"])
 @pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
 def test_loss_and_gradients_are_those_of_the_plain_loss(model, budget, negatives):
-    wanted, gradients = run(MultipleNegativesRankingLoss(model, scale=5.0), model, features(model, negatives))
+    wanted, gradients = loss_and_gradients(
+        MultipleNegativesRankingLoss(model, scale=5.0), model, features(model, negatives)
+    )
     loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget)
-    assert_same(run(loss, model, features(model, negatives)), (wanted, gradients))
+    assert_same(loss_and_gradients(loss, model, features(model, negatives)), (wanted, gradients))
 
 
 @pytest.mark.parametrize("budget", [1, 30, 100_000], ids=["one by one", "pieces", "whole"])
 def test_matryoshka_is_that_of_the_plain_loss_however_a_batch_is_run(model, budget):
     size = model.get_embedding_dimension()
     plain = MultipleNegativesRankingLoss(model, scale=5.0)
-    whole, _ = run(plain, model, features(model, negatives=False))
-    wanted, gradients = run(MatryoshkaLoss(model, plain, [size, 8, 4]), model, features(model, negatives=False))
+    whole, _ = loss_and_gradients(plain, model, features(model, negatives=False))
+    wanted, gradients = loss_and_gradients(
+        MatryoshkaLoss(model, plain, [size, 8, 4]), model, features(model, negatives=False)
+    )
     loss = TokenBudgetRankingLoss(model, scale=5.0, mini_batch_num_tokens=budget).matryoshka([size, 8, 4])
-    found = run(loss, model, features(model, negatives=False))
+    found = loss_and_gradients(loss, model, features(model, negatives=False))
     assert found[0] > 1.5 * whole  # three sizes' losses, not the whole one's alone
     assert_same(found, (wanted, gradients))
 
@@ -71,11 +62,13 @@ def test_a_whole_batch_is_one_pass_where_padding_is_free(model, monkeypatch, dim
         CausalBackbone, "forward", lambda self, batch: sizes.append(len(batch["input_ids"])) or real(self, batch)
     )
     loss = TokenBudgetRankingLoss(model)
-    run(loss.matryoshka([model.get_embedding_dimension(), *dims]) if dims else loss, model, features(model, True))
+    loss_and_gradients(
+        loss.matryoshka([model.get_embedding_dimension(), *dims]) if dims else loss, model, features(model, True)
+    )
     assert sizes == [len(QUERIES) + len(DOCUMENTS) + len(NEGATIVES)]
     sizes.clear()
     monkeypatch.setattr(CausalBackbone, "packs_on", lambda self, device: False)  # as on a GPU
-    run(loss, model, features(model, True))
+    loss_and_gradients(loss, model, features(model, True))
     assert sizes[0] == len(QUERIES)  # and then Sentence Transformers' own way
 
 
@@ -92,7 +85,7 @@ def test_no_piece_has_more_tokens_than_the_budget(model, monkeypatch, budget):
         return real(self, batch, **options)
 
     monkeypatch.setattr(CausalBackbone, "forward", forward)
-    run(TokenBudgetRankingLoss(model, mini_batch_num_tokens=budget), model, columns)
+    loss_and_gradients(TokenBudgetRankingLoss(model, mini_batch_num_tokens=budget), model, columns)
     assert all(tokens <= budget or rows == 1 for tokens, rows in pieces)
     longest = int(columns[1]["attention_mask"].sum(dim=1).max())
     assert longest > 30  # so that a text of its own is among them

@@ -16,6 +16,7 @@ from datasets import Dataset
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MultipleNegativesRankingLoss
 from sentence_transformers.util import pairwise_cos_sim
+from tiny_models import assert_same, loss_and_gradients
 from transformers import BertConfig, BertForSequenceClassification
 
 from lbr_st.errors import LBRError
@@ -94,20 +95,6 @@ def loss_of(model, teacher, budget=100_000, weight=WEIGHT):
     )
 
 
-def run(loss, model, pairs):
-    model.zero_grad()
-    value = loss(*batch_of(model, pairs))
-    value.backward()
-    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same(found, wanted):
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-6)
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-
 class Reference(torch.nn.Module):
     """The definition, a query and a document at a time, on texts."""
 
@@ -147,20 +134,23 @@ class Reference(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["embedder", "embedder, negatives", "scorer"])
 def test_loss_and_gradients_are_those_of_the_definition(model, embedder, scorer, kind, budget):
     name, pairs = scorer() if kind == "scorer" else embedder(), WITHOUT if kind == "embedder" else PAIRS
-    wanted = run(Reference(model, pairs, load_teacher(name)), model, pairs)
-    plain, _ = run(MultipleNegativesRankingLoss(model, scale=SCALE), model, pairs)
+    wanted = loss_and_gradients(Reference(model, pairs, load_teacher(name)), model, *batch_of(model, pairs))
+    plain, _ = loss_and_gradients(MultipleNegativesRankingLoss(model, scale=SCALE), model, *batch_of(model, pairs))
     assert abs(wanted[0] - plain) > 0.05  # the teacher has a part in it
-    found = run(loss_of(model, ask(name, pairs), budget), model, pairs)
+    found = loss_and_gradients(loss_of(model, ask(name, pairs), budget), model, *batch_of(model, pairs))
     assert_same(found, wanted)
 
 
 @BUDGETS
 def test_each_matryoshka_size_follows_the_whole_teacher(model, embedder, budget):
     name, sizes = embedder(), [model.get_embedding_dimension(), 8, 4]
-    parts = [run(Reference(model, PAIRS, load_teacher(name), size), model, PAIRS) for size in sizes]
+    parts = [
+        loss_and_gradients(Reference(model, PAIRS, load_teacher(name), size), model, *batch_of(model, PAIRS))
+        for size in sizes
+    ]
     gradients = {key: sum(part[1][key] for part in parts) for key in parts[0][1]}
     loss = loss_of(model, ask(name, PAIRS), budget).matryoshka(sizes)
-    assert_same(run(loss, model, PAIRS), (sum(part[0] for part in parts), gradients))
+    assert_same(loss_and_gradients(loss, model, *batch_of(model, PAIRS)), (sum(part[0] for part in parts), gradients))
 
 
 def test_a_scorer_is_sentence_transformers_own_distillation(model, scorer):
@@ -176,8 +166,8 @@ def test_a_scorer_is_sentence_transformers_own_distillation(model, scorer):
 
 def test_a_scorer_says_nothing_of_a_batch_without_negatives(model, scorer):
     teacher = ask(scorer(), PAIRS)
-    plain, _ = run(MultipleNegativesRankingLoss(model, scale=SCALE), model, WITHOUT)
-    found, _ = run(loss_of(model, teacher), model, WITHOUT)
+    plain, _ = loss_and_gradients(MultipleNegativesRankingLoss(model, scale=SCALE), model, *batch_of(model, WITHOUT))
+    found, _ = loss_and_gradients(loss_of(model, teacher), model, *batch_of(model, WITHOUT))
     torch.testing.assert_close(found, (1 - WEIGHT) * plain)
 
 
