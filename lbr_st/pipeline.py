@@ -26,6 +26,7 @@ from lbr_st.evaluation.scores import TaskScore, format_table, write_results
 from lbr_st.evaluation.suites import evaluate, held_out
 from lbr_st.evaluation.verdict import verdict
 from lbr_st.files import UNTRAINED, new_folder, notice, only_run, refuse_existing, refuse_nameless
+from lbr_st.model.bases import refuse_unaccepted
 from lbr_st.model.load import load_by_name, load_model, safe_name
 from lbr_st.model.lora import check_quantize
 from lbr_st.publish.card import RESULTS, provenance, run_card, write_card, write_origin
@@ -324,6 +325,7 @@ def _alone(recipe: Recipe, output: Path, work: Path | None = None, *, overwrite:
     if recipe.model.quantize and shards():
         fix = "Launch with ddp.yaml, where each process has the base whole, or set it to null."
         raise LBRError("4-bit weights cannot be spread over processes.", where="model.quantize", fix=fix)
+    refuse_unaccepted(recipe.model.base, accepted=recipe.model.accept_licence)
     refuse_no_data(recipe)
     start_processes()
     with quiet_libraries(), only_run(*filter(None, (output, work))) if is_first() else nullcontext():

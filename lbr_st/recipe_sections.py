@@ -47,7 +47,9 @@ class ModelConfig:
 
     Args:
         base: Causal language model to start from, or embedder that pools its last token: the embedded smollm2-135m, a
-            hub id or a local folder.
+            hub id or a local folder; or gemma3-270m.
+        accept_licence: You accept the base's licence, where it is not an open one: gemma3-270m is under Google's Gemma
+            terms, https://ai.google.dev/gemma/terms, and so is what is made of it.
         num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 appends the end-of-text token.
         token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random. An
             embedder's closing tokens are copied instead.
@@ -65,6 +67,7 @@ class ModelConfig:
     """
 
     base: str = "smollm2-135m"
+    accept_licence: bool = False
     num_bottleneck_tokens: NonNegativeInt = 4
     token_init: Literal["mean", "eos", "random"] = "mean"
     projection_dim: PositiveInt | None = None

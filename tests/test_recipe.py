@@ -127,7 +127,7 @@ def test_keys_of_older_recipes_are_ignored_with_one_notice(tmp_path, capsys):
     [notice] = capsys.readouterr().err.splitlines()
     assert all(part in notice for part in ["recipe.yaml", "ignored", *RETIRED])
     assert not set(RETIRED) & set(field_types())
-    assert len(field_types()) == 78
+    assert len(field_types()) == 79
 
 
 @pytest.mark.parametrize(

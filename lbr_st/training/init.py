@@ -16,6 +16,7 @@ import yaml
 
 from lbr_st.errors import Interrupted
 from lbr_st.files import notice, refuse_existing, write_whole
+from lbr_st.model.bases import refuse_unaccepted
 from lbr_st.recipe import SECTIONS, Recipe, RunConfig, with_steps
 from lbr_st.recipe_sections import MATTER_MOST
 from lbr_st.training.data import prepare
@@ -46,6 +47,7 @@ def init(recipe: Recipe, source: str, output: Path, *, overwrite: bool = False) 
     """
     recipe.data.source = source
     recipe.validate()
+    refuse_unaccepted(recipe.model.base, accepted=recipe.model.accept_licence)
     refuse_existing(output, overwrite=overwrite)
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     aside = tempfile.TemporaryDirectory(prefix=".lbr-st-init-", dir=output.absolute().parent)

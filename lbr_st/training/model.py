@@ -83,6 +83,7 @@ def done_before(folder: Path, quantize: Quantize | None = None) -> SentenceTrans
 def model_from_recipe(recipe: Recipe) -> SentenceTransformer:
     """Build the training model that a recipe describes."""
     options = asdict(recipe.model)
+    del options["accept_licence"]  # asked before anything was read
     if not options.pop("lora"):
         options["lora_rank"] = None
     model = build_model(**options, seed=recipe.seed)

