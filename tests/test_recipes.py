@@ -1,5 +1,6 @@
 """The scripts in recipes/: each is a valid run of a domain task, in a full and a quick form that one flag chooses."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -72,11 +73,49 @@ def test_older_scripts_still_find_it():
     assert found["recipe_script"] is recipe_script
 
 
-def test_the_law_example_is_a_recipe(tmp_path):
+SECTION = """
+[Previous](./m.md) | [Root of Title](./../)
+
+## § 5. Fair use
+
+(a)  __In General__  __.—__
+
+The fair use of a work under [section 4][/us/s4] is <sup>[1]</sup> <sup><sup> 1 So in original. </sup></sup> no
+infringement of the copyright in it, or it would be no use to say so at all here.
+
+([Pub. L. 94][/us/pl/94], Oct. 19, 1976.)
+
+ __Historical and Revision Notes__
+
+What a committee said.
+"""
+
+
+def test_law_writes_the_text_of_sections_and_asks_for_half_of_their_headings(tmp_path, monkeypatch):
+    place = tmp_path / "archive"
+    place.mkdir()
+    (tmp_path / "law-documents").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        (place / f"m__us_usc_t1_s{number}.md").write_text(SECTION, encoding="utf-8")
+    gone = SECTION.replace("Fair use", r"\[Repealed\]")
+    (place / "m__us_usc_t1_s9.md").write_text(gone.replace("\\", ""), encoding="utf-8")
+    write = runpy.run_path(str(ROOT / "recipes" / "law.py"))["write_documents"]
+    monkeypatch.setitem(write.__globals__, "archive_folder", lambda name, archive: place)
+    write()
+    text = "(a) In General. The fair use of a work under section 4 is no\n\n"
+    text += "infringement of the copyright in it, or it would be no use to say so at all here.\n"
+    files = sorted((tmp_path / "law-documents").iterdir())
+    assert [file.read_text(encoding="utf-8") for file in files] == ["# Fair use\n\n" + text, text] * 2
+    asked = [json.loads(line) for line in (tmp_path / "law-queries.jsonl").open(encoding="utf-8")]
+    assert asked == [{"query": "Fair use", "file": files[number].name} for number in (1, 3)]
+
+
+def test_the_example_in_the_readme_is_a_recipe(tmp_path):
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
-    names = {"__name__": "law"}
-    exec(compile(code, "law.py", "exec"), names)
+    names = {"__name__": "mine"}
+    exec(compile(code, "mine.py", "exec"), names)
     for recipe in (names["FULL"], names["QUICK"]):
         recipe.validate()
-        assert recipe.data.source == "law_pairs.jsonl"
+        assert recipe.data.source == "my_pairs.jsonl"

@@ -66,8 +66,7 @@ def archive_tables(name: str) -> tuple[dict[str, Dataset], Dataset]:
         LBRError: The archive is unknown, cannot be fetched, or has other bytes than those that are pinned.
     """
     archive = archive_named(name)
-    pinned = hashlib.sha256("".join(archive.files.values()).encode()).hexdigest()[:8]
-    folder = make_once(cache_dir() / "archives" / f"{name}-{pinned}", lambda target: _fill(archive, target))
+    folder = archive_folder(name, archive)
     forms: dict[str, list[tuple[str, str]]] = {}
     texts: dict[str, None] = {}
     for form, query, document in READERS[archive.read](folder, **archive.options):
@@ -76,6 +75,16 @@ def archive_tables(name: str) -> tuple[dict[str, Dataset], Dataset]:
             forms.setdefault(form, []).append((query, document))
     pairs = {form: table(rows, "query", "document") for form, rows in forms.items()}
     return pairs, table(((text,) for text in texts), "text")
+
+
+def archive_folder(name: str, archive: Archive) -> Path:
+    """Return the folder of an archive's files, fetched once and kept under this name.
+
+    Raises:
+        LBRError: The archive cannot be fetched, or has other bytes than those that are pinned.
+    """
+    pinned = hashlib.sha256("".join(archive.files.values()).encode()).hexdigest()[:8]
+    return make_once(cache_dir() / "archives" / f"{name}-{pinned}", lambda target: _fill(archive, target))
 
 
 def _fill(archive: Archive, target: Path) -> None:
