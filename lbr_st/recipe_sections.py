@@ -91,7 +91,8 @@ class DataConfig:
             a domain task such as chebi.
         make_pairs: Kinds of pairs made of documents: heading (headings to a passage), crop (a sentence to the rest of
             its passage), terms (a passage's rarest words to it), defines (a term to what defines it), question (queries
-            that a language model writes). null takes all, question only with a writer.
+            that a language model writes). null takes all, question only with a writer. Of other sources they are made,
+            of their plain texts, only where kinds are named.
         writer: What writes questions: a local causal language model, or the address (http://...) of a server with
             OpenAI's interface.
         queries: Your own queries over the documents, to judge by: a .jsonl or .csv file with the column query, and file

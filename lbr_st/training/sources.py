@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +25,14 @@ from lbr_st.model.bases import licence_of, resolve_base
 from lbr_st.model.embedder import embedder_prompts, prompts_for
 from lbr_st.model.tokens import with_bottleneck_tokens
 from lbr_st.recipe import DATA_PLACES, DataConfig, Recipe, refuse_no_data, refuse_unpublished
+from lbr_st.training.forms import Part, balanced, made_of
 from lbr_st.training.made_pairs import KINDS, held_out_queries, judged_by, leave_out, make_pairs
 from lbr_st.training.questions import questions
 
 EXAMPLES = 5
 """Of a person's own queries, which show a writer their form."""
+OWN = "the source's own"
+"""The form of the pairs that a source brings."""
 FEWEST_PAIRS_TO_HOLD_OUT = 50
 """With fewer pairs a held-out set would say nothing, and nothing is evaluated."""
 
@@ -89,20 +91,21 @@ def read_sources(recipe: Recipe) -> Sources:
         licences.append(_with_licence(config.texts))
     if pairs is not None:
         pairs = joined([pairs, *(_task_pairs(task, config.synonyms) for task in also)])
-    found = [("pairs", short_name(config.pairs or config.source), pairs), ("texts", own, texts)]
-    found.append(("texts", ", ".join(names), joined(more)))
+    found = [("texts", own, texts), ("texts", ", ".join(names), joined(more))]
     if RECORDS in learn_kinds(recipe):
         found += [(RECORDS, own, records), (RECORDS, ", ".join(config.also), joined(task.records for task in also))]
-    forms = Counter({"the source's own": len(pairs or ())})
+    forms = [] if pairs is None else [Part(OWN, short_name(config.pairs or config.source), pairs)]
     for name in config.archives:
         by_form, passages = archive_tables(name)
         found.append(("texts", name, passages))
         licences.append(archive_named(name).attribution)
-        for form, rows in by_form.items() if pairs is not None else ():
-            found.append(("pairs", f"{name} ({form})", rows))
-            forms[form] += len(rows)
-    if config.archives and pairs is not None:
-        say(f"Pairs by form: {', '.join(f'{form} {count:,}' for form, count in forms.most_common())}.")
+        forms += [Part(form, f"{name} ({form})", rows) for form, rows in by_form.items() if pairs is not None]
+    if config.make_pairs and pairs is not None and not from_documents(recipe):
+        plain = [rows for kind, _, rows in found if kind == "texts" and rows is not None]
+        forms += made_of(plain, config.make_pairs, recipe.seed, say)
+    if len(forms) > 1:
+        forms = balanced(forms, recipe.seed, say)
+    found = [*(("pairs", part.source, part.rows) for part in forms), *found]
     parts = [(kind, name, rows) for kind, name, rows in found if rows is not None]
     others = [one for task in also for one in (task.test, task.dev)]
     return Sources(parts, test, dev, others, list(dict.fromkeys(licences)), notes, made)
