@@ -1,5 +1,6 @@
 """What the proof's arms read (benchmarks/proof/reading.py), and how what they then know is measured (knowledge.py)."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,3 +105,19 @@ def test_knowledge_is_what_a_querys_own_bottleneck_saves_against_anothers(proof,
     for query, document, saved in zip(queries, documents, found, strict=True):
         others = [nll[other, document] - nll[query, document] for other in queries if other != query]
         assert any(saved == pytest.approx(one, abs=1e-4) for one in others)
+
+
+def test_a_held_out_set_asks_one_form_of_a_source_for_its_documents(proof, tmp_path, monkeypatch):
+    folder = tmp_path / "field" / "source"
+    folder.mkdir(parents=True)
+    rows = [{"query": f"term {n}", "document": f"text {n}", "form": "glossary"} for n in range(9)]
+    rows += [{"query": "term 3", "document": "text 8", "form": "glossary"}]
+    rows += [{"query": "heading", "document": "passage", "form": "heading"}]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    monkeypatch.setattr(proof.suite, "QUERIES", 4)
+    monkeypatch.setattr(proof.suite, "DOCUMENTS", 6)
+    found = proof.suite.held_out(tmp_path, "field/source glossary")
+    assert (len(found.queries), len(found.corpus)) == (4, 6)
+    for key, query in found.queries.items():
+        answers = {found.corpus[document] for document in found.qrels[key]}
+        assert answers == {row["document"] for row in rows if row["query"] == query}

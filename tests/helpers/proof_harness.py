@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 PROOF = Path(__file__).parents[2] / "benchmarks" / "proof"
-MODULES = ("arms", "documents", "fewer_kernels", "knowledge", "reading", "rows", "run", "studies", "tables", "trial")
+MODULES = ("arms", "documents", "fewer_kernels", "knowledge", "lent", "reading", "rows", "run", "studies", "suite")
+MODULES += ("tables", "trial")
 
 
 @pytest.fixture(scope="module")
