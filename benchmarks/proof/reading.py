@@ -6,8 +6,10 @@ import json
 import random
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from datasets import Dataset
 
@@ -18,6 +20,7 @@ from lbr_st.files import write_whole
 from lbr_st.recipe import Recipe
 from lbr_st.training.data import RunData, prepare
 from lbr_st.training.data import pairs_to_learn as learn_pairs
+from lbr_st.training.made_pairs import make_pairs
 
 DOCUMENTS = "documents"
 """Of the option ``texts``: stage 1 reads the documents that are searched, their text and nothing else.
@@ -45,6 +48,10 @@ def prepared(recipe: Recipe, options: dict[str, Any], work: Path) -> RunData:
         recipe = deepcopy(recipe)
         recipe.data.texts = str(_texts(recipe.data.source, beside, work))
         recipe.data.contamination = "report"  # they name what is asked for
+    if within := options.get("found_within"):
+        make = partial(make_pairs, found_within=within)
+        with patch("lbr_st.training.sources.make_pairs", make):
+            return prepare(recipe, work / "data" / short(made_of, within))
     data = prepare(recipe, work / "data" / made_of)
     if documents:
         texts = Dataset.from_json(str(_texts(recipe.data.source, DOCUMENTS, work)))

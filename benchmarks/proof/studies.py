@@ -164,6 +164,8 @@ def ablations(source: str) -> list[Trial]:
 
 
 KINDS = ("heading", "crop", "terms", "defines")
+EVERYWHERE = 1_000_000
+"""How far down BM25's ranking a made query may find its passage, where that is no condition."""
 
 
 def on_dev(name: str) -> list[Trial]:
@@ -189,6 +191,10 @@ def on_dev(name: str) -> list[Trial]:
         *(
             embedder(of_kinds(*(one for one in KINDS if one != kind)), f"general embedder, all but {kind}", 2e-5, 40)
             for kind in KINDS
+        ),
+        *(
+            embedder(own, f"general embedder, found within {number}", 2e-5, 40, found_within=number)
+            for number in (1, 3, 30, EVERYWHERE)
         ),
         Trial("base", own),
         Trial("no stage 1", alone),

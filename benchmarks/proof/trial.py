@@ -54,6 +54,7 @@ class Trial:
         options: What no recipe says:
 
             - Of the embedder: ``learning_rate``, ``steps``, and ``max_seq_length`` if it cuts texts sooner.
+            - Of pairs that are made: ``found_within``, how far down BM25's ranking a query may find its passage.
             - Of stage 1: ``texts``, what it reads ("documents": those that are searched and nothing else; "records":
               the records as plain sentences, next to its recipe's texts); ``share`` of the things whose records it is
               given; ``short_first``, a number of first steps with short targets.
