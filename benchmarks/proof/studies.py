@@ -222,7 +222,7 @@ def on_dev(name: str) -> list[Trial]:
 
 def from_documents(name: str, chosen: Chosen) -> list[Trial]:
     """Return every arm with the settings that dev chose, seed by seed; each is also fused with BM25."""
-    first = of_documents(name)
+    first = changed(of_documents(name), learn__max_steps=100)
     trials = [
         Trial("BM25", contrastive_only(first), "bm25"),
         embedder(first, "general embedder, as it is", 0.0, 0),
@@ -241,9 +241,10 @@ def from_documents(name: str, chosen: Chosen) -> list[Trial]:
 
 
 DOCUMENTS = dict.fromkeys(
-    ("medquad", "pydoc", "chebi", "nursing"), Chosen((1e-3, 40), (1e-3, 40), (1e-3, 80), (2e-5, 40))
+    ("medquad", "pydoc", "chebi", "nursing"), Chosen((1e-3, 40), (1e-3, 40), (1e-3, 100), (2e-5, 40))
 )
-"""The settings that dev chose for each corpus."""
+"""The settings that dev chose. A step of stage 1 takes 4.2 s and one of stage 2 7.5 s, so that 100 and 40 take as long
+as 100 of stage 2 alone: 12 minutes on two cores of an AMD EPYC without AMX."""
 
 STUDIES: dict[str, Callable[[], list[Trial]]] = {
     "compounds-tune": lambda: tune_names("compounds"),
