@@ -46,10 +46,10 @@ class ModelConfig:
     """The base model, its bottleneck and how much of it is trained.
 
     Args:
-        base: Causal language model to start from, or embedder that pools its last token: the embedded smollm2-135m, a
-            hub id or a local folder; or gemma3-270m.
-        accept_licence: You accept the base's licence, where it is not an open one: gemma3-270m is under Google's Gemma
-            terms, https://ai.google.dev/gemma/terms, and so is what is made of it.
+        base: Causal language model to start from, or embedder that pools its last token: smollm2-135m or
+            gemma3-270m from the package registry, a hub id or a local folder.
+        accept_licence: Accept the base's licence, where it is not an open one. Google's Gemma terms
+            (https://ai.google.dev/gemma/terms) cover gemma3-270m and what is made of it.
         num_bottleneck_tokens: Number k of bottleneck tokens appended to every text; 0 appends the end-of-text token.
         token_init: Start value of the new token rows: mean of the vocabulary, the end-of-text row, or random. An
             embedder's closing tokens are copied instead.
@@ -91,8 +91,8 @@ class DataConfig:
             a domain task such as chebi.
         make_pairs: Kinds of pairs made of documents: heading (headings to a passage), crop (a sentence to the rest of
             its passage), terms (a passage's rarest words to it), defines (a term to what defines it), question (queries
-            that a language model writes). null takes all, question only with a writer. Of other sources they are made,
-            of their plain texts, only where kinds are named.
+            that a language model writes). null takes all, question only with a writer. For other sources, naming kinds
+            makes pairs of their plain texts, too.
         writer: What writes questions: a local causal language model, or the address (http://...) of a server with
             OpenAI's interface.
         queries: Your own queries over the documents, to judge by: a .jsonl or .csv file with the column query, and file

@@ -61,7 +61,7 @@ def write_documents() -> None:
 
 
 if __name__ == "__main__":
-    if not FOLDER.is_dir():
-        FOLDER.mkdir()
+    if not QUERIES.is_file():  # written last
+        FOLDER.mkdir(exist_ok=True)
         write_documents()
     sys.exit(recipe_script(__doc__, RECIPE, RECIPE))

@@ -37,7 +37,7 @@ RECIPE = Recipe(
 HEADING = re.compile(r"^## §\s*(\S+)\. +(.+)$", re.MULTILINE)  # with narrow spaces
 # Sources and notes of the editors, or a rule, end the text of the law.
 END = re.compile(r"^(\(\[?(Pub\. L\.|Added|June|July|Aug|Mar|Oct)|-{5,}| __)", re.MULTILINE)
-GONE = re.compile(r"(?i)\[?(repealed|omitted|renumbered|reserved|transferred)")
+GONE = re.compile(r"(?i)\W*(repealed|omitted|renumbered|reserved|transferred)")
 LINK, NOTE = re.compile(r"\[([^]\[]+)\]\[[^]]*\]"), re.compile(r"\s*<sup>.*</sup>")
 LABEL = re.compile(r"^(\(\w+\))\s+__(.+?)__\s*(?:__)?\.?—?(?:__)?$\s*", re.MULTILINE)  # of a paragraph, on its own line
 FEWEST_WORDS = 20
@@ -65,7 +65,7 @@ def write_documents() -> None:
 
 
 if __name__ == "__main__":
-    if not FOLDER.is_dir():
-        FOLDER.mkdir()
+    if not QUERIES.is_file():  # written last
+        FOLDER.mkdir(exist_ok=True)
         write_documents()
     sys.exit(recipe_script(__doc__, RECIPE, RECIPE))

@@ -98,8 +98,7 @@ def test_law_writes_the_text_of_sections_and_asks_for_half_of_their_headings(tmp
     monkeypatch.chdir(tmp_path)
     for number in range(4):
         (place / f"m__us_usc_t1_s{number}.md").write_text(SECTION, encoding="utf-8")
-    gone = SECTION.replace("Fair use", r"\[Repealed\]")
-    (place / "m__us_usc_t1_s9.md").write_text(gone.replace("\\", ""), encoding="utf-8")
+    (place / "m__us_usc_t1_s9.md").write_text(SECTION.replace("Fair use", r"\[Repealed\]"), encoding="utf-8")
     write = runpy.run_path(str(ROOT / "recipes" / "law.py"))["write_documents"]
     monkeypatch.setitem(write.__globals__, "archive_folder", lambda name, archive: place)
     write()

@@ -76,11 +76,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("proof-work"))
     arguments = parser.parse_args()
     scores: dict[str, list[TaskScore]] = {}
+    systems = {model: load_system(model, precision="auto") for model in arguments.models}
     for name in SETS[arguments.domain]:
         data = held_out(arguments.shared / "sources", name)
         scores[name] = []
-        for model in arguments.models:
-            system, output = load_system(model, precision="auto"), arguments.work / "suite"
+        for model, system in systems.items():
+            output = arguments.work / "suite"
             scores[name].append(evaluate_task(system, retrieval_task(data), output_folder=output, name=data.name))
             print(f"{name}: {model} {scores[name][-1].ndcg_at_10:.3f}", flush=True)
     columns = {"set": "---", **dict.fromkeys(arguments.models, "---:")}

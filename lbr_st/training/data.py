@@ -111,7 +111,10 @@ def evaluation_set(recipe: Recipe) -> RetrievalSet | None:
     Raises:
         LBRError: As for :func:`prepare`, of what is read.
     """
-    sources = read_sources(replace(recipe, data=replace(recipe.data, texts=None, also=[], archives=[])))
+    data = replace(recipe.data, texts=None, also=[], archives=[])
+    if not from_documents(recipe):
+        data.make_pairs = None  # of other sources they are trained on alone
+    sources = read_sources(replace(recipe, data=data))
     return _evaluated(sources.test, sources.dev, recipe.evaluate)
 
 

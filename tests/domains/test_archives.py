@@ -21,7 +21,7 @@ from lbr_st.domains.forms import abstracts, commands, snippets, terms
 from lbr_st.domains.textbooks import book, passages
 from lbr_st.errors import LBRError
 from lbr_st.recipe import EvaluateConfig, LearnConfig, ModelConfig, Recipe, RepresentConfig, load_recipe
-from lbr_st.training.data import prepare
+from lbr_st.training.data import evaluation_set, prepare
 
 NAMED = os.environ.get(LOCAL)
 """A folder with the archives themselves, given by whoever runs these tests."""
@@ -371,6 +371,17 @@ def test_what_an_archive_repeats_of_the_evaluation_is_left_out(toy, toy_task, mo
         one for one in training_data(recipe_for("toy", archives=["toy"])).contamination if "glossary" in one.training
     )
     assert len(report.rows) == 2
+
+
+def test_pairs_that_are_made_to_train_on_are_not_made_to_evaluate(toy, toy_task, monkeypatch):
+    as_folder(toy())
+    recipe = recipe_for("toy", archives=["toy"], make_pairs=["terms"])
+    calls = []
+    monkeypatch.setattr("lbr_st.training.sources.made_of", lambda *given: calls.append(given) or [])
+    assert evaluation_set(recipe) is not None
+    assert not calls
+    training_data(recipe)
+    assert [kinds for _, kinds, *_ in calls] == [["terms"]]
 
 
 def test_pairs_of_ones_own_are_trained_with_archives(toy, tmp_path):
